@@ -1,0 +1,392 @@
+//! The store of compiled components, and the disposable process that fills it.
+//!
+//! An entry is a folder named by what the native code in it depends on: the component's bytes, the wasmtime version,
+//! the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
+//! compilers that work on the same component cannot trip over each other, and a reader never sees half an entry.
+//!
+//! An artifact is native code: the store belongs to one user, and nobody else may write to it.
+
+use std::fs::{self, DirBuilder, File};
+use std::hash::{Hash, Hasher};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, bail, ensure};
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::component::{Refusal, Surface, WasiHttp, to_binary};
+use crate::engine;
+use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
+
+/// Largest component that is read, in bytes.
+const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
+const ARTIFACT: &str = "component.cwasm";
+const MANIFEST: &str = "manifest.json";
+
+/// What is written beside an artifact.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Manifest {
+    schema: u32,
+    /// Of the component.
+    digest: String,
+    http: WasiHttp,
+    /// Of the artifact, to notice one that was damaged on disk.
+    artifact_digest: String,
+    /// Where the component was read from, for people who look into the store.
+    source: PathBuf,
+}
+
+/// The compiler process: answers one request on its standard input, an IPC channel, and ends.
+pub(crate) fn compiler_main() -> anyhow::Result<()> {
+    let fd = io::stdin().as_fd().try_clone_to_owned()?;
+    let primary = std::sync::Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
+    let request = primary
+        .receive(Wait::Yes)
+        .context("this command is started by wasmcluster itself")?;
+    let Received::Message(ToCompiler::Compile { source, store }, _) = request else {
+        return Ok(());
+    };
+    end_with(primary.clone());
+    match compile(&source, &store) {
+        Ok((compiled, artifact)) => primary.send(&FromCompiler::Done(compiled), &[artifact.as_fd()])?,
+        Err(error) => {
+            let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
+            primary.send(&FromCompiler::Refused { reason }, &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends this process as soon as the primary is gone: nobody waits for the artifact any more.
+fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
+    std::thread::spawn(move || {
+        while let Ok(Received::Message(..)) = primary.receive(Wait::Yes) {}
+        #[expect(
+            clippy::exit,
+            reason = "the compiler holds nothing that a destructor would have to save"
+        )]
+        std::process::exit(1);
+    });
+}
+
+/// Finds or makes the artifact of the component at `source`.
+fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
+    let bytes = snapshot(source)?;
+    let bytes = to_binary(&bytes)?;
+    let http = Surface::read(&bytes)?.handler()?;
+    let digest = sha256(&bytes);
+    let engine = engine::for_compiler(http)?;
+    let store = Store::open(store)?;
+    let key = key(&digest, &engine);
+
+    if let Some(artifact) = store.find(&key) {
+        return Ok((
+            Compiled {
+                digest,
+                http,
+                cached: true,
+            },
+            artifact,
+        ));
+    }
+    let native = engine
+        .precompile_component(&bytes)
+        .map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    check_links(&engine, http, &bytes, &native)?;
+    let manifest = Manifest {
+        schema: 1,
+        digest: digest.clone(),
+        http,
+        artifact_digest: sha256(&native),
+        source: std::path::absolute(source)?,
+    };
+    let artifact = store.insert(&key, &manifest, &native)?;
+    Ok((
+        Compiled {
+            digest,
+            http,
+            cached: false,
+        },
+        artifact,
+    ))
+}
+
+/// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
+fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = File::open(source).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow::anyhow!("no such file"),
+        _ => error.into(),
+    })?;
+    let before = file.metadata()?;
+    if before.is_dir() {
+        bail!("it is a folder; give the component in it, for a Rust guest target/wasm32-wasip2/release/NAME.wasm");
+    }
+    ensure!(before.is_file(), "it is not a regular file");
+    ensure!(
+        before.len() <= MAX_COMPONENT,
+        "it has {} bytes; the limit is {MAX_COMPONENT}",
+        before.len()
+    );
+    let mut bytes = Vec::new();
+    (&file).take(MAX_COMPONENT + 1).read_to_end(&mut bytes)?;
+    let after = file.metadata()?;
+    let unchanged = bytes.len() as u64 == before.len() && modified(&before) == modified(&after);
+    ensure!(
+        unchanged,
+        "the file changed while it was read; try again when it is complete"
+    );
+    Ok(bytes)
+}
+
+fn modified(metadata: &fs::Metadata) -> (u64, Option<SystemTime>) {
+    (metadata.len(), metadata.modified().ok())
+}
+
+/// Links the component as a worker will, to name what is missing before a worker is started.
+fn check_links(engine: &Engine, http: WasiHttp, bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
+    // SAFETY: `native` was made by this process, from this engine, a moment ago.
+    let component = unsafe { Component::deserialize(engine, native) }?;
+    let linked = engine::linker(engine, http)?
+        .instantiate_pre(&component)
+        .and_then(|pre| match http {
+            WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
+            WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
+        });
+    let imports = Surface::read(bytes)?.imports.len();
+    linked.map_err(|error| anyhow::anyhow!("one of its {imports} imports, or its handler, does not fit: {error:#}"))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// The name of an entry: everything that native code depends on. The engine's hash covers wasmtime's version, the
+/// settings of the engine and of the code generator, and the CPU features that the code may use.
+fn key(digest: &str, engine: &Engine) -> String {
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+
+        fn finish(&self) -> u64 {
+            unreachable!("only the digest is used")
+        }
+    }
+    let mut hasher = Sha(Sha256::new());
+    digest.hash(&mut hasher);
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hex(&hasher.0.finalize())
+}
+
+/// A folder of entries that only its owner can write to.
+#[derive(Debug)]
+struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    fn open(folder: &Path) -> anyhow::Result<Self> {
+        let of = || format!("artifact store {} (choose another with --store)", folder.display());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(of)?;
+        let metadata = fs::metadata(folder).with_context(of)?;
+        ensure!(
+            is_private(&metadata),
+            "{}: it must belong to you and be writable by nobody else",
+            of()
+        );
+        Ok(Self { folder: folder.into() })
+    }
+
+    /// The artifact under `key`, if it is there and whole. A damaged entry is removed, to be made anew.
+    fn find(&self, key: &str) -> Option<OwnedFd> {
+        let entry = self.folder.join(key);
+        match read_entry(&entry) {
+            Ok(artifact) => Some(artifact),
+            Err(error) => {
+                if entry.exists() {
+                    tracing::debug!("dropping the damaged entry {}: {error:#}", entry.display());
+                    // If it stays, `insert` says why it cannot be replaced.
+                    let _ = fs::remove_dir_all(&entry);
+                }
+                None
+            }
+        }
+    }
+
+    /// Writes an entry, unless another compiler was first, and opens its artifact.
+    fn insert(&self, key: &str, manifest: &Manifest, native: &[u8]) -> anyhow::Result<OwnedFd> {
+        let of = || format!("artifact store {}", self.folder.display());
+        let entry = self.folder.join(key);
+        let draft = tempfile::Builder::new()
+            .prefix(".draft-")
+            .tempdir_in(&self.folder)
+            .with_context(of)?;
+        write_synced(&draft.path().join(ARTIFACT), native).with_context(of)?;
+        write_synced(&draft.path().join(MANIFEST), &serde_json::to_vec_pretty(manifest)?).with_context(of)?;
+        match fs::rename(draft.path(), &entry) {
+            Ok(()) => {
+                // It has another name now: nothing is left to remove.
+                let _ = draft.keep();
+                File::open(&self.folder)?.sync_all().with_context(of)?;
+            }
+            // The other compiler's entry has the same contents; the draft is dropped.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) => {}
+            Err(error) => return Err(error).with_context(of),
+        }
+        read_entry(&entry).with_context(of)
+    }
+}
+
+fn read_entry(entry: &Path) -> anyhow::Result<OwnedFd> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
+    ensure!(manifest.schema == 1, "unknown schema {}", manifest.schema);
+    let mut artifact = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(entry.join(ARTIFACT))?;
+    ensure!(
+        is_private(&artifact.metadata()?),
+        "the artifact is not private to its owner"
+    );
+    let mut hasher = Sha256::new();
+    io::copy(&mut artifact, &mut HashWriter(&mut hasher))?;
+    ensure!(
+        format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest,
+        "the artifact was changed"
+    );
+    Ok(artifact.into())
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Ours, and writable by nobody else.
+fn is_private(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o022 == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn manifest(native: &[u8]) -> Manifest {
+        Manifest {
+            schema: 1,
+            digest: sha256(b"component"),
+            http: WasiHttp::V0_2,
+            artifact_digest: sha256(native),
+            source: "/app.wasm".into(),
+        }
+    }
+
+    fn contents(fd: OwnedFd) -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let file = File::from(fd);
+        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn entries_are_kept_and_the_first_writer_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("new/store")).unwrap();
+        assert!(store.find("key").is_none());
+        assert_eq!(
+            contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
+            b"native"
+        );
+        assert_eq!(
+            contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
+            b"native"
+        );
+        assert_eq!(contents(store.find("key").unwrap()), b"native");
+        assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn damaged_entries_are_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let damage: [fn(&Path); 3] = [
+            |entry| fs::write(entry.join(ARTIFACT), b"nativ").unwrap(),
+            |entry| fs::write(entry.join(MANIFEST), b"{").unwrap(),
+            |entry| fs::set_permissions(entry.join(ARTIFACT), fs::Permissions::from_mode(0o666)).unwrap(),
+        ];
+        for damage in damage {
+            store.insert("key", &manifest(b"native"), b"native").unwrap();
+            damage(&store.folder.join("key"));
+            assert!(store.find("key").is_none());
+            assert_eq!(
+                contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
+                b"native"
+            );
+        }
+    }
+
+    #[test]
+    fn a_store_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(
+            Store::open(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("writable by nobody else")
+        );
+    }
+
+    #[test]
+    fn the_key_depends_on_component_and_engine() {
+        let v2 = engine::for_compiler(WasiHttp::V0_2).unwrap();
+        let v3 = engine::for_compiler(WasiHttp::V0_3).unwrap();
+        assert_eq!(key("a", &v2), key("a", &engine::for_compiler(WasiHttp::V0_2).unwrap()));
+        assert_ne!(key("a", &v2), key("b", &v2));
+        assert_ne!(key("a", &v2), key("a", &v3));
+    }
+}

@@ -1,0 +1,114 @@
+//! `wasmcluster status`: a table for people, or the primary's own JSON.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::primary::{self, Status};
+
+pub(super) fn fetch(path: &Path) -> anyhow::Result<Option<Status>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(primary::status(path))
+}
+
+pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
+    let text = if json {
+        format!("{}\n", serde_json::to_string(status)?)
+    } else {
+        table(status)
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn table(status: &Status) -> String {
+    let Status {
+        name,
+        pid,
+        state,
+        generation,
+        totals,
+        ..
+    } = status;
+    let mut text = format!(
+        "{name}: {state} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
+        duration(status.uptime_ms),
+        status.listen.join(", "),
+        generation.source.display(),
+        generation.current,
+        generation.digest.get(..19).unwrap_or(&generation.digest),
+    );
+    let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
+    let mut rows = vec![
+        [
+            "SLOT",
+            "WORKER",
+            "PID",
+            "STATE",
+            "UPTIME",
+            "REQUESTS",
+            "IN FLIGHT",
+            "CONNECTIONS",
+            "RESTARTS",
+        ]
+        .map(String::from),
+    ];
+    rows.extend(status.workers.iter().map(|worker| {
+        [
+            worker.slot.to_string(),
+            number(worker.id),
+            number(worker.pid.map(|pid| pid.unsigned_abs().into())),
+            worker.state.clone(),
+            duration(worker.uptime_ms),
+            worker.requests.to_string(),
+            worker.in_flight.to_string(),
+            worker.connections.to_string(),
+            worker.restarts.to_string(),
+        ]
+    }));
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text.push_str(&format!(
+        "\n{} requests, {} errors, {} traps, {} rejected, {} aborted, {} crashes\n",
+        totals.requests, totals.errors, totals.traps, totals.rejected, totals.aborted, totals.crashes
+    ));
+    text
+}
+
+/// The two largest units of a time.
+fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+        (days, hours, ..) => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m01s"),
+            (3600, "1h00m"),
+            (90_000, "1d01h"),
+        ] {
+            assert_eq!(duration(seconds * 1000), text);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a file is, read from its outermost layer before anything is compiled: a component or not, which HTTP handler
+//! it exports, and whether it imports only what a worker provides.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use wasmparser::{Parser, Payload};
+
+/// The version of wasi:http whose handler a component exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WasiHttp {
+    /// `wasi:http/incoming-handler@0.2.x`
+    #[serde(rename = "0.2")]
+    V0_2,
+    /// `wasi:http/handler@0.3.x`
+    #[serde(rename = "0.3")]
+    V0_3,
+}
+
+impl fmt::Display for WasiHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V0_2 => "0.2",
+            Self::V0_3 => "0.3",
+        })
+    }
+}
+
+/// Packages whose interfaces a worker provides, with the versions (major and minor) it provides them in.
+const PROVIDED: &[(&str, &[&str])] = &[
+    ("wasi:cli", &["0.2", "0.3"]),
+    ("wasi:clocks", &["0.2", "0.3"]),
+    ("wasi:filesystem", &["0.2", "0.3"]),
+    ("wasi:http", &["0.2", "0.3"]),
+    ("wasi:io", &["0.2"]),
+    ("wasi:random", &["0.2", "0.3"]),
+    ("wasi:sockets", &["0.2", "0.3"]),
+    ("wasmcluster:worker", &["0.1"]),
+];
+
+/// Why a file cannot be served.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("it is not WebAssembly (neither the binary nor the text format): {0}")]
+    NotWasm(String),
+    #[error(
+        "it is a core module, and only components can be served. Build the component directly with \
+         `cargo build --target wasm32-wasip2`, or wrap the module with `wasm-tools component new`"
+    )]
+    CoreModule,
+    #[error("it is precompiled native code; give the component it was made from")]
+    Precompiled,
+    #[error(
+        "it is a component, but exports no HTTP handler (neither wasi:http/incoming-handler@0.2 nor \
+         wasi:http/handler@0.3){}. Build it for the world wasi:http/proxy (0.2) or wasi:http/service (0.3)",
+        exported(.0)
+    )]
+    NoHandler(Vec<String>),
+    #[error(
+        "it imports {}, which wasmcluster does not provide and no flag grants. It provides: {}",
+        .0.join(", "),
+        provided()
+    )]
+    UnknownImports(Vec<String>),
+    #[error("it is not a valid component: {0}")]
+    Invalid(String),
+}
+
+fn exported(names: &[String]) -> String {
+    match names {
+        [] => "; it exports nothing".into(),
+        names => format!("; it exports {}", names.join(", ")),
+    }
+}
+
+fn provided() -> String {
+    let packages: Vec<String> = PROVIDED
+        .iter()
+        .map(|(package, versions)| format!("{package} ({})", versions.join(", ")))
+        .collect();
+    packages.join(", ")
+}
+
+/// The outermost imports and exports of a component.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surface {
+    pub(crate) imports: Vec<String>,
+    pub(crate) exports: Vec<String>,
+}
+
+impl Surface {
+    /// Reads the surface of a component in binary form; nested components are passed over.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Refusal> {
+        if wasmtime::Engine::detect_precompiled(bytes).is_some() {
+            return Err(Refusal::Precompiled);
+        }
+        if Parser::is_core_wasm(bytes) {
+            return Err(Refusal::CoreModule);
+        }
+        if !Parser::is_component(bytes) {
+            return Err(Refusal::NotWasm("the header is missing".into()));
+        }
+        Self::parse(bytes).map_err(|error| Refusal::Invalid(error.to_string()))
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
+        let mut surface = Self::default();
+        let mut depth = 0_usize;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        surface.imports.push(import?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        surface.exports.push(export?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(surface)
+    }
+
+    /// The handler to call, if the component exports one and imports nothing that is not provided.
+    pub(crate) fn handler(&self) -> Result<WasiHttp, Refusal> {
+        let exports = |prefix: &str| self.exports.iter().any(|name| name.starts_with(prefix));
+        let http = if exports("wasi:http/handler@0.3.") {
+            WasiHttp::V0_3
+        } else if exports("wasi:http/incoming-handler@0.2.") {
+            WasiHttp::V0_2
+        } else {
+            return Err(Refusal::NoHandler(self.exports.clone()));
+        };
+        let unknown: Vec<String> = self.imports.iter().filter(|name| !is_provided(name)).cloned().collect();
+        if unknown.is_empty() {
+            Ok(http)
+        } else {
+            Err(Refusal::UnknownImports(unknown))
+        }
+    }
+}
+
+/// Whether an import such as `wasi:io/poll@0.2.6` is of a package and version that workers provide.
+fn is_provided(import: &str) -> bool {
+    let Some((interface, version)) = import.split_once('@') else {
+        return false;
+    };
+    let package = interface.split_once('/').map_or(interface, |(package, _)| package);
+    let is_version = |wanted: &&str| version.strip_prefix(*wanted).is_some_and(|rest| rest.starts_with('.'));
+    // A pre-release is another interface under the same number.
+    !version.contains('-')
+        && PROVIDED
+            .iter()
+            .any(|(name, versions)| *name == package && versions.iter().any(is_version))
+}
+
+/// The binary form of a component given in binary or text form.
+pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Refusal> {
+    if bytes.is_empty() {
+        return Err(Refusal::NotWasm("the file is empty".into()));
+    }
+    let is_text = !bytes.starts_with(b"\0asm") && !bytes.starts_with(b"\x7fELF");
+    if is_text && bytes.contains(&0) {
+        return Err(Refusal::NotWasm("it is some other binary file".into()));
+    }
+    wat::parse_bytes(bytes).map_err(|error| Refusal::NotWasm(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<WasiHttp, &str>) {
+        let outcome = to_binary(text.as_bytes()).and_then(|bytes| Surface::read(&bytes)?.handler());
+        match (outcome, expected) {
+            (Ok(http), Ok(wanted)) => assert_eq!(http, wanted, "{text}"),
+            (Err(refusal), Err(wanted)) => {
+                assert!(refusal.to_string().contains(wanted), "{text}: {refusal}");
+            }
+            (outcome, expected) => panic!("{text}: {outcome:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn files_are_told_apart() {
+        let v2 = r#"(instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i))"#;
+        let v3 = r#"(instance $i) (export "wasi:http/handler@0.3.0" (instance $i))"#;
+        check(&format!("(component {v2})"), Ok(WasiHttp::V0_2));
+        check(&format!("(component {v3})"), Ok(WasiHttp::V0_3));
+        check(
+            &format!("(component (component) (core module) {v2})"),
+            Ok(WasiHttp::V0_2),
+        );
+        check("(module)", Err("core module"));
+        check("(component)", Err("exports nothing"));
+        check(
+            r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#,
+            Err("wasi:cli/run@0.2.0"),
+        );
+        // What is inside a nested component is its own affair.
+        check(&format!("(component (component {v2}))"), Err("exports nothing"));
+        check("hello", Err("not WebAssembly"));
+        check("", Err("the file is empty"));
+        check("\0\0\0", Err("not WebAssembly"));
+    }
+
+    #[test]
+    fn imports_are_checked() {
+        let check_import = |name: &str, expected| {
+            let text = format!(
+                r#"(component (import "{name}" (instance)) (instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#
+            );
+            check(&text, expected);
+        };
+        check_import("wasi:io/poll@0.2.12", Ok(WasiHttp::V0_2));
+        check_import("wasmcluster:worker/identity@0.1.0", Ok(WasiHttp::V0_2));
+        check_import("acme:db/query@1.0.0", Err("imports acme:db/query@1.0.0"));
+        check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
+        check_import(
+            "wasi:keyvalue/store@0.2.0-draft",
+            Err("wasi:keyvalue/store@0.2.0-draft"),
+        );
+        check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
+    }
+
+    #[test]
+    fn broken_binaries_are_refused() {
+        let whole = wat::parse_str("(component (core module (func)))").unwrap();
+        for length in 8..whole.len() {
+            let outcome = Surface::read(&whole[..length]).and_then(|surface| surface.handler());
+            assert!(outcome.is_err(), "cut at {length}");
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! What a user asks for: the flags of `serve` and the file that says the same, merged and checked.
+//!
+//! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::component::WasiHttp;
+use crate::listener::ListenAddr;
+use crate::logging::{LogFormat, LogLevel, Logging};
+use crate::memfd;
+
+/// Read when no `--config` is given.
+const DEFAULT_FILE: &str = "wasmcluster.toml";
+/// More workers than any machine has cores are a typing error.
+const MAX_WORKERS: u32 = 1024;
+/// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
+const MAX_LISTENERS: usize = 32;
+/// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
+const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
+
+/// Everything that flags and the file can say; `None` and empty mean unsaid.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 picks a free one. Can be repeated.
+    /// [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Vec<ListenAddr>,
+
+    /// Connections that the kernel queues per address until a worker accepts them [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub(crate) backlog: Option<NonZeroU32>,
+
+    /// Worker processes [default: the CPUs this process may use]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) workers: Option<NonZeroU32>,
+
+    /// Name of this cluster, for the commands that talk to it [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Path of the control socket [default: $WASMCLUSTER_CONTROL, or NAME.sock in the user's runtime folder]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Folder for compiled components [default: wasmcluster in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+
+    /// Environment variable that the guests see. Can be repeated. In the file: a table [env]
+    #[arg(long, value_name = "K=V", value_parser = parse_variable)]
+    #[serde(deserialize_with = "variables")]
+    pub(crate) env: Vec<(String, String)>,
+
+    /// What to log [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+
+    /// How to log: lines for people, or a JSON object a line [default: pretty]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    check_variable(name, value)?;
+    Ok((name.into(), value.into()))
+}
+
+fn check_variable(name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "" => Err("the variable has no name".into()),
+        _ if name.contains(['=', '\0']) || value.contains('\0') => Err(format!("{name:?} cannot be a variable")),
+        _ => Ok(()),
+    }
+}
+
+fn variables<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    let table = BTreeMap::<String, String>::deserialize(from)?;
+    for (name, value) in &table {
+        check_variable(name, value).map_err(serde::de::Error::custom)?;
+    }
+    Ok(table.into_iter().collect())
+}
+
+impl Options {
+    /// What the file says: `path`, or else the default file if there is one.
+    pub(crate) fn from_file(path: Option<&Path>) -> anyhow::Result<Self> {
+        let text = match (path, Path::new(DEFAULT_FILE)) {
+            (Some(path), _) => {
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+            (None, default) if default.exists() => {
+                std::fs::read_to_string(default).with_context(|| format!("cannot read {}", default.display()))?
+            }
+            _ => return Ok(Self::default()),
+        };
+        let name = path.unwrap_or(Path::new(DEFAULT_FILE)).display();
+        // The parser's message shows the place in several lines.
+        toml::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {}", error.to_string().trim_end()))
+    }
+
+    /// These options, and from `other` what they leave unsaid; environment variables are merged by name.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let mut env: BTreeMap<String, String> = other.env.into_iter().collect();
+        env.extend(self.env);
+        Self {
+            listen: if self.listen.is_empty() {
+                other.listen
+            } else {
+                self.listen
+            },
+            backlog: self.backlog.or(other.backlog),
+            workers: self.workers.or(other.workers),
+            name: self.name.or(other.name),
+            control: self.control.or(other.control),
+            store: self.store.or(other.store),
+            env: env.into_iter().collect(),
+            log_level: self.log_level.or(other.log_level),
+            log_format: self.log_format.or(other.log_format),
+        }
+    }
+}
+
+/// What `serve` runs with: options checked, defaults filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) app: PathBuf,
+    pub(crate) listen: Vec<ListenAddr>,
+    pub(crate) backlog: i32,
+    pub(crate) workers: u32,
+    pub(crate) name: String,
+    pub(crate) control: PathBuf,
+    pub(crate) store: PathBuf,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) logging: Logging,
+}
+
+impl Settings {
+    pub(crate) fn new(app: PathBuf, options: Options) -> anyhow::Result<Self> {
+        let workers = match options.workers {
+            Some(workers) => workers.get(),
+            None => std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+        };
+        ensure!(
+            workers <= MAX_WORKERS,
+            "--workers {workers} is over the limit of {MAX_WORKERS}"
+        );
+        let listen = match options.listen {
+            empty if empty.is_empty() => vec![ListenAddr::Tcp("127.0.0.1:8080".into())],
+            listen => listen,
+        };
+        ensure!(
+            listen.len() <= MAX_LISTENERS,
+            "--listen is given {} times; the limit is {MAX_LISTENERS}",
+            listen.len()
+        );
+        let name = options.name.unwrap_or_else(|| DEFAULT_NAME.into());
+        check_name(&name)?;
+        let format = options.log_format.unwrap_or_default();
+        let logging = Logging {
+            format,
+            level: options.log_level.unwrap_or_default(),
+            colour: format == LogFormat::Pretty && colours(),
+        };
+        Ok(Self {
+            app,
+            listen,
+            backlog: options
+                .backlog
+                .map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
+            workers,
+            control: control_path(&name, options.control)?,
+            name,
+            store: options.store.map_or_else(default_store, Ok)?,
+            env: options.env,
+            logging,
+        })
+    }
+}
+
+/// The name of a cluster that was given none.
+pub(crate) const DEFAULT_NAME: &str = "default";
+
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with('.');
+    ensure!(
+        good,
+        "--name {name:?}: expected up to 64 letters, digits, '-', '_' or '.', not beginning with '.'"
+    );
+    Ok(())
+}
+
+/// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
+pub(crate) fn colours() -> bool {
+    use std::io::IsTerminal;
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Where the control socket of the cluster `name` is.
+pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let given = given.or_else(|| {
+        std::env::var_os("WASMCLUSTER_CONTROL")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    });
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    let uid = nix::unistd::geteuid();
+    let folder = match absolute_variable("XDG_RUNTIME_DIR") {
+        Some(runtime) => runtime.join("wasmcluster"),
+        None if uid.is_root() => PathBuf::from("/run/wasmcluster"),
+        None => std::env::temp_dir().join(format!("wasmcluster-{uid}")),
+    };
+    Ok(folder.join(format!("{name}.sock")))
+}
+
+fn default_store() -> anyhow::Result<PathBuf> {
+    let cache =
+        absolute_variable("XDG_CACHE_HOME").or_else(|| absolute_variable("HOME").map(|home| home.join(".cache")));
+    match cache {
+        Some(cache) => Ok(cache.join("wasmcluster")),
+        None => bail!("neither XDG_CACHE_HOME nor HOME is set; say with --store where compiled components may be kept"),
+    }
+}
+
+/// XDG's rule: a relative path in such a variable is ignored.
+fn absolute_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
+/// What a worker runs with. A generation's workers all read the same sealed file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerSettings {
+    pub(crate) http: WasiHttp,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) logging: Logging,
+}
+
+impl WorkerSettings {
+    /// As a sealed file, to be handed to every worker of a generation.
+    pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
+        let bytes = serde_json::to_vec(self)?;
+        ensure!(
+            bytes.len() as u64 <= MAX_SETTINGS,
+            "the environment for the guests is over {MAX_SETTINGS} bytes"
+        );
+        Ok(memfd::constant(c"wasmcluster-settings", &bytes)?)
+    }
+
+    /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.
+    pub(crate) fn read(fd: OwnedFd) -> anyhow::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let mut bytes = Vec::new();
+        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        file.take(MAX_SETTINGS).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Options, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_file_says_what_the_flags_say() {
+        let options = parse(
+            r#"
+            listen = ["127.0.0.1:0", "unix:/run/app.sock"]
+            workers = 3
+            log-level = "debug"
+            log-format = "json"
+            [env]
+            GREETING = "hello"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(
+            options.listen,
+            ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]
+        );
+        assert_eq!(options.workers, NonZeroU32::new(3));
+        assert_eq!(options.env, [("GREETING".into(), "hello".into())]);
+        assert_eq!(
+            (options.log_level, options.log_format),
+            (Some(LogLevel::Debug), Some(LogFormat::Json))
+        );
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_errors() {
+        for (text, message) in [
+            ("worker = 3", "unknown field `worker`"),
+            ("workers = 0", "nonzero"),
+            ("workers = \"two\"", "invalid type"),
+            ("listen = [\"8080\"]", "expected HOST:PORT"),
+            ("[env]\n\"A=B\" = \"c\"", "cannot be a variable"),
+            ("log-level = \"loud\"", "unknown variant"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = parse("listen = [\"a:1\"]\nworkers = 2\nname = \"file\"\n[env]\nA = \"1\"\nB = \"2\"").unwrap();
+        let flags = Options {
+            workers: NonZeroU32::new(8),
+            env: vec![("B".into(), "3".into())],
+            ..Options::default()
+        };
+        let merged = flags.or(file);
+        assert_eq!(merged.workers, NonZeroU32::new(8));
+        assert_eq!(merged.name.as_deref(), Some("file"));
+        assert_eq!(merged.listen, ["a:1".parse().unwrap()]);
+        assert_eq!(merged.env, [("A".into(), "1".into()), ("B".into(), "3".into())]);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let check = |options: Options, message: &str| {
+            let error = Settings::new("app.wasm".into(), options).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check(
+            Options {
+                workers: NonZeroU32::new(5000),
+                ..Options::default()
+            },
+            "over the limit",
+        );
+        check(
+            Options {
+                name: Some("../x".into()),
+                ..Options::default()
+            },
+            "--name",
+        );
+        let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
+        check(
+            Options {
+                listen,
+                ..Options::default()
+            },
+            "the limit is",
+        );
+    }
+
+    #[test]
+    fn worker_settings_survive_the_way() {
+        let settings = WorkerSettings {
+            http: WasiHttp::V0_3,
+            env: vec![("A".into(), "ä\n".into())],
+            logging: Logging {
+                format: LogFormat::Json,
+                level: LogLevel::Warn,
+                colour: false,
+            },
+        };
+        let fd = settings.write().unwrap();
+        for _ in 0..2 {
+            let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
+            assert_eq!((read.http, read.env), (settings.http, settings.env.clone()));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The wasmtime engines: what compiler and workers must agree on, and what each adds for itself.
+//!
+//! Every setting that the compiled code depends on is in [`shared`], so that an artifact which the compiler wrote is
+//! one that a worker can load.
+
+use wasmtime::component::Linker;
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi_http::WasiHttpView;
+
+use crate::component::WasiHttp;
+use crate::worker::Guest;
+
+/// Instances that may live at the same time in one worker, from its pool.
+const MAX_INSTANCES: u32 = 1000;
+/// Core modules a component may consist of, on average over the instances of a pool: a Rust guest has four, adapter
+/// and shims included.
+const CORE_INSTANCES_EACH: u32 = 8;
+/// Bytes of an instance's memory that stay mapped between two requests, where the kernel can tell which were touched.
+const KEEP_RESIDENT: usize = 2 * 1024 * 1024;
+
+/// What the code in an artifact depends on.
+fn shared(http: WasiHttp) -> Config {
+    let mut config = Config::new();
+    config.epoch_interruption(true);
+    // Line numbers would need DWARF that production guests do not carry; an environment variable must not decide.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    match http {
+        // A 0.2 component cannot use it, and a request costs a quarter less without.
+        WasiHttp::V0_2 => config.concurrency_support(false),
+        WasiHttp::V0_3 => config.wasm_component_model_async(true),
+    };
+    config
+}
+
+/// An engine to compile with.
+pub(crate) fn for_compiler(http: WasiHttp) -> wasmtime::Result<Engine> {
+    Engine::new(&shared(http))
+}
+
+/// An engine to run with: instances come from a pool, or, on a machine that cannot reserve the address space for one,
+/// are mapped on demand, which is slower but gives the same answers.
+pub(crate) fn for_worker(http: WasiHttp) -> wasmtime::Result<Engine> {
+    let mut config = shared(http);
+    let mut instances = MAX_INSTANCES;
+    while instances >= 16 {
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
+        match Engine::new(&config) {
+            Ok(engine) => return Ok(engine),
+            Err(error) => tracing::debug!(instances, "cannot reserve a pool: {error:#}"),
+        }
+        instances /= 2;
+    }
+    tracing::warn!(
+        "cannot reserve address space for a pool of instances; instances are mapped on demand, which is slower"
+    );
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    Engine::new(&config)
+}
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances * CORE_INSTANCES_EACH)
+        .total_memories(instances)
+        .total_tables(instances * 4)
+        .total_stacks(instances)
+        .total_gc_heaps(instances)
+        .max_core_instances_per_component(200)
+        .max_memories_per_component(20)
+        .max_tables_per_component(40)
+        .max_component_instance_size(4 * 1024 * 1024)
+        .max_core_instance_size(4 * 1024 * 1024);
+    // Resetting a used memory by asking the kernel which pages were written beats dropping and faulting them all in.
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
+        pool.pagemap_scan(Enabled::Yes)
+            .linear_memory_keep_resident(KEEP_RESIDENT)
+            .table_keep_resident(64 * 1024);
+    }
+    pool
+}
+
+/// Everything a guest may import.
+pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker<Guest>>
+where
+    Guest: WasiView + WasiHttpView,
+{
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    if http == WasiHttp::V0_3 {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
+    crate::worker::add_identity(&mut linker)?;
+    Ok(linker)
+}

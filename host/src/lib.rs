@@ -1,0 +1,19 @@
+//! wasmcluster serves a WebAssembly component on every core: a primary process that owns the listening sockets and
+//! keeps one worker process per core alive, each running the component behind the shared port.
+//!
+//! This library is the program; `main.rs` only turns its result into an exit code. ARCHITECTURE.md is the map.
+
+mod artifact;
+pub mod cli;
+mod component;
+mod config;
+mod engine;
+mod ids;
+mod ipc;
+mod listener;
+mod logging;
+mod memfd;
+mod pipe;
+mod primary;
+mod stats;
+mod worker;

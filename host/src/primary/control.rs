@@ -1,0 +1,278 @@
+//! The control socket: how commands talk to a running primary, as HTTP/1.1 with JSON over a Unix socket.
+//!
+//! The socket is in a folder of its owner's, guarded by a lock that a primary holds for life: who has the lock owns the
+//! name, so a socket file found beside it is a leftover. Whoever connects must be the same user, or root.
+
+use std::convert::Infallible;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Commands that may be connected at the same time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a command waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Largest answer that a command reads, in bytes.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// What `GET /status` answers; DESIGN calls its shape part of the contract.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) schema: u32,
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    /// `starting`, `running` or `stopping`.
+    pub(crate) state: String,
+    pub(crate) uptime_ms: u64,
+    pub(crate) listen: Vec<String>,
+    pub(crate) generation: GenerationStatus,
+    pub(crate) workers: Vec<WorkerStatus>,
+    pub(crate) totals: Totals,
+}
+
+/// What is deployed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct GenerationStatus {
+    pub(crate) current: u64,
+    pub(crate) digest: String,
+    pub(crate) source: PathBuf,
+}
+
+/// One worker, or a slot that waits for one.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerStatus {
+    /// None while the slot waits in back-off.
+    pub(crate) id: Option<u64>,
+    pub(crate) slot: u32,
+    pub(crate) pid: Option<i32>,
+    pub(crate) generation: u64,
+    /// `starting`, `ready`, `draining` or `backoff`.
+    pub(crate) state: String,
+    pub(crate) uptime_ms: u64,
+    pub(crate) requests: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) connections: u64,
+    pub(crate) restarts: u64,
+}
+
+/// Sums over all workers that ever lived.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Totals {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) traps: u64,
+    pub(crate) rejected: u64,
+    pub(crate) aborted: u64,
+    pub(crate) crashes: u64,
+}
+
+/// A question to the driver, with the way back.
+#[derive(Debug)]
+pub(super) enum Query {
+    Status(oneshot::Sender<Status>),
+}
+
+/// The bound control socket of a running primary.
+#[derive(Debug)]
+pub(super) struct Control {
+    path: PathBuf,
+    listener: std::os::unix::net::UnixListener,
+    _lock: Flock<File>,
+}
+
+impl Control {
+    /// Takes the name, or says who has it.
+    pub(super) fn bind(name: &str, path: &Path) -> anyhow::Result<Self> {
+        let of = || format!("control socket {} (choose another with --control)", path.display());
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        if !folder.exists() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .with_context(of)?;
+        }
+        check_folder(folder).with_context(of)?;
+        let lock = lock(&path.with_added_extension("lock")).with_context(of)?;
+        let Some(lock) = lock else {
+            bail!(
+                "a cluster named '{name}' is running already (its control socket is {}). \
+                 Give this one another --name, or stop the other",
+                path.display()
+            );
+        };
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(of),
+            _ => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            path: path.into(),
+            listener,
+            _lock: lock,
+        })
+    }
+
+    /// Answers commands for as long as the primary lives; to be spawned on the executor.
+    pub(super) fn serve(&self, queries: mpsc::Sender<Query>) -> io::Result<()> {
+        let listener = UnixListener::from_std(self.listener.try_clone()?)?;
+        tokio::spawn(async move {
+            let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            loop {
+                let Ok(place) = places.clone().acquire_owned().await else {
+                    return;
+                };
+                match listener.accept().await {
+                    Ok((stream, _)) if is_permitted(&stream) => {
+                        let queries = queries.clone();
+                        tokio::spawn(async move {
+                            let service = service_fn(|request| answer(request, &queries));
+                            let connection = hyper::server::conn::http1::Builder::new()
+                                .serve_connection(TokioIo::new(stream), service);
+                            // A command that hangs up, or dawdles, is its own affair.
+                            let _ = tokio::time::timeout(PATIENCE, connection).await;
+                            drop(place);
+                        });
+                    }
+                    Ok(_) => tracing::warn!("another user's process tried the control socket"),
+                    Err(error) => {
+                        tracing::warn!("control socket: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // While the lock is held, the file is ours. The lock's own file stays: removing it would race with the next
+        // primary.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Nobody but the owner, or root, may be able to put something else in the socket's place.
+fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(folder)?;
+    ensure!(metadata.is_dir(), "{} is not a folder", folder.display());
+    let owner = metadata.uid();
+    let ours = owner == nix::unistd::geteuid().as_raw() || owner == 0;
+    // In a folder like /tmp, where everybody can write, the sticky bit keeps others from replacing the file.
+    let safe = metadata.mode() & 0o022 == 0 || metadata.mode() & 0o1000 != 0;
+    ensure!(ours && safe, "other users can write to the folder {}", folder.display());
+    Ok(())
+}
+
+/// The lock, unless another process has it.
+fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+fn is_permitted(peer: &UnixStream) -> bool {
+    peer.peer_cred()
+        .is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    queries: &mpsc::Sender<Query>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (status, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/status") => match ask(queries).await {
+            Some(status) => (StatusCode::OK, serde_json::to_value(status).unwrap_or_default()),
+            None => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                serde_json::json!({"error": "the primary is ending"}),
+            ),
+        },
+        (_, "/status") => (StatusCode::METHOD_NOT_ALLOWED, serde_json::json!({"error": "use GET"})),
+        _ => (
+            StatusCode::NOT_FOUND,
+            serde_json::json!({"error": "no such resource; there is GET /status"}),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+async fn ask(queries: &mpsc::Sender<Query>) -> Option<Status> {
+    let (back, status) = oneshot::channel();
+    queries.send(Query::Status(back)).await.ok()?;
+    status.await.ok()
+}
+
+/// Asks the primary behind `path` for its status; `None` when there is no primary.
+pub(crate) async fn status(path: &Path) -> anyhow::Result<Option<Status>> {
+    let stream = match UnixStream::connect(path).await {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
+    };
+    ensure!(
+        is_permitted(&stream),
+        "the process behind {} belongs to another user",
+        path.display()
+    );
+    let answered = tokio::time::timeout(PATIENCE, get(stream, "/status")).await;
+    let body = answered.map_err(|_| anyhow!("the primary did not answer within {PATIENCE:?}"))??;
+    Ok(Some(
+        serde_json::from_slice(&body).context("the primary's answer does not parse")?,
+    ))
+}
+
+async fn get(stream: UnixStream, path: &str) -> anyhow::Result<Bytes> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(http::header::HOST, "localhost")
+        .body(Full::<Bytes>::default())?;
+    let response = sender.send_request(request).await?;
+    ensure!(
+        response.status().is_success(),
+        "the primary answered {}",
+        response.status()
+    );
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    Ok(body
+        .map_err(|error| anyhow!("reading the primary's answer: {error}"))?
+        .to_bytes())
+}

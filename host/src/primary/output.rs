@@ -1,0 +1,303 @@
+//! The thread that carries lines out: what guests print, what workers and the primary log.
+//!
+//! It alone may block when nobody reads the primary's standard output or error; the pipes then fill and their writers
+//! drop lines, but supervision goes on. Each source gets a bounded share of a round, so a flood delays its siblings by
+//! one share at most. Until [`Output::release`] nothing is carried, so that the line which announces the server is the
+//! first.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+use crate::ids::{Generation, WorkerId};
+use crate::logging::{LogFormat, Logging};
+use crate::pipe::{LineBuffer, LineWriter, output_pipe};
+
+/// Bytes that are taken from a source in one round.
+const SHARE: usize = 64 * 1024;
+/// Sources that wait to be taken over; past that, a worker's lines are dropped.
+const MAX_WAITING: usize = 1024;
+/// How long [`Output::finish`] waits for the last lines to be carried out.
+const FINISH: Duration = Duration::from_secs(1);
+
+/// A pipe to read from.
+#[derive(Debug)]
+pub(super) struct Source {
+    reader: std::fs::File,
+    kind: Kind,
+    lines: LineBuffer,
+}
+
+/// Whose lines they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// Log lines, formatted already.
+    Log,
+    /// What a guest printed.
+    Guest {
+        stream: Stream,
+        worker: WorkerId,
+        generation: Generation,
+    },
+}
+
+/// Where a guest printed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Source {
+    pub(super) fn new(reader: OwnedFd, kind: Kind) -> Self {
+        Self {
+            reader: reader.into(),
+            kind,
+            lines: LineBuffer::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Order {
+    Add(Source),
+    Release,
+    Finish,
+}
+
+/// The handle to the thread.
+#[derive(Debug)]
+pub(super) struct Output {
+    orders: SyncSender<Order>,
+    /// A byte in this pipe makes the thread look at its orders.
+    wake: PipeWriter,
+    /// Disconnects when the thread has ended.
+    done: Receiver<()>,
+}
+
+impl Output {
+    /// Starts the thread, and lets this process log through it.
+    pub(super) fn start(logging: Logging) -> io::Result<Self> {
+        let (orders, received) = sync_channel(MAX_WAITING);
+        let (wakened, wake) = io::pipe()?;
+        let (ending, done) = sync_channel(0);
+        std::thread::Builder::new().name("output".into()).spawn(move || {
+            Carrier {
+                format: logging.format,
+                sources: Vec::new(),
+                orders: received,
+                wakened,
+            }
+            .run();
+            drop(ending);
+        })?;
+        let output = Self { orders, wake, done };
+
+        let (reader, writer) = output_pipe()?;
+        output.add(Source::new(reader, Kind::Log));
+        let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(writer)));
+        logging.install(move || log);
+        Ok(output)
+    }
+
+    /// Carries what `source` says from now on, until its end.
+    pub(super) fn add(&self, source: Source) {
+        self.order(Order::Add(source));
+    }
+
+    /// Lets lines through.
+    pub(super) fn release(&self) {
+        self.order(Order::Release);
+    }
+
+    /// Carries out what has been said so far; waits for it, but not for long.
+    pub(super) fn finish(self) {
+        self.order(Order::Finish);
+        let _ = self.done.recv_timeout(FINISH);
+    }
+
+    fn order(&self, order: Order) {
+        // With so many orders waiting, the thread is stuck on a reader who stopped: the source is dropped, and its
+        // writers notice that nobody listens.
+        if self.orders.try_send(order).is_ok() {
+            // The pipe holds more bytes than the queue holds orders.
+            let _ = (&self.wake).write(&[0]);
+        }
+    }
+}
+
+struct Carrier {
+    format: LogFormat,
+    sources: Vec<Source>,
+    orders: Receiver<Order>,
+    wakened: PipeReader,
+}
+
+impl Carrier {
+    fn run(mut self) {
+        // Held back until the server is announced, or has failed to start.
+        while let Ok(order) = self.orders.recv() {
+            match order {
+                Order::Add(source) => self.sources.push(source),
+                Order::Release => break,
+                Order::Finish => return self.carry_the_rest(),
+            }
+        }
+        loop {
+            let readable = self.wait(PollTimeout::NONE);
+            self.carry(&readable);
+            for order in self.take_orders() {
+                match order {
+                    Order::Add(source) => self.sources.push(source),
+                    Order::Release => {}
+                    Order::Finish => return self.carry_the_rest(),
+                }
+            }
+        }
+    }
+
+    fn take_orders(&mut self) -> Vec<Order> {
+        self.orders.try_iter().collect()
+    }
+
+    /// What is in the pipes already; whoever still holds a write end is not waited for.
+    fn carry_the_rest(mut self) {
+        let deadline = Instant::now() + FINISH;
+        while Instant::now() < deadline {
+            let readable = self.wait(PollTimeout::ZERO);
+            if readable.is_empty() {
+                return;
+            }
+            self.carry(&readable);
+        }
+    }
+
+    /// The sources that have something to say, by index.
+    fn wait(&mut self, timeout: PollTimeout) -> Vec<usize> {
+        let woken = PollFd::new(self.wakened.as_fd(), PollFlags::POLLIN);
+        let sources = self
+            .sources
+            .iter()
+            .map(|source| PollFd::new(source.reader.as_fd(), PollFlags::POLLIN));
+        let mut polled: Vec<PollFd<'_>> = std::iter::once(woken).chain(sources).collect();
+        // An interrupted or failed poll reports nothing, and is tried again by the caller.
+        if poll(&mut polled, timeout).is_err() {
+            return Vec::new();
+        }
+        let said: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        drop(polled);
+        if said[0] {
+            let mut bytes = [0; MAX_WAITING];
+            let _ = self.wakened.read(&mut bytes);
+        }
+        said[1..]
+            .iter()
+            .enumerate()
+            .filter(|(_, said)| **said)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Takes one share from each of these sources and writes it out.
+    fn carry(&mut self, readable: &[usize]) {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut ended = Vec::new();
+        let mut share = vec![0; SHARE];
+        for &index in readable {
+            let source = &mut self.sources[index];
+            let out = match source.kind {
+                Kind::Guest {
+                    stream: Stream::Stdout, ..
+                } => &mut stdout,
+                Kind::Guest {
+                    stream: Stream::Stderr, ..
+                }
+                | Kind::Log => &mut stderr,
+            };
+            let (kind, format) = (source.kind, self.format);
+            match source.reader.read(&mut share) {
+                Ok(0) | Err(_) => {
+                    source.lines.finish(|line| render(format, kind, line, out));
+                    ended.push(index);
+                }
+                Ok(taken) => source
+                    .lines
+                    .push(&share[..taken], |line| render(format, kind, line, out)),
+            }
+        }
+        for index in ended.into_iter().rev() {
+            self.sources.swap_remove(index);
+        }
+        // Whoever closed our output does not want it.
+        let _ = io::stdout().write_all(&stdout).and_then(|()| io::stdout().flush());
+        let _ = io::stderr().write_all(&stderr);
+    }
+}
+
+/// One line, newline included, as it goes out.
+fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
+    match (kind, format) {
+        (Kind::Log, _) => out.extend_from_slice(line),
+        (Kind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
+            out.extend_from_slice(format!("[worker {worker} g {generation}] ").as_bytes());
+            out.extend_from_slice(line);
+        }
+        (
+            Kind::Guest {
+                stream,
+                worker,
+                generation,
+            },
+            LogFormat::Json,
+        ) => {
+            let mut timestamp = String::new();
+            // Writing to a String cannot fail.
+            let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+            let text = String::from_utf8_lossy(line);
+            let event = serde_json::json!({
+                "timestamp": timestamp,
+                "stream": match stream { Stream::Stdout => "stdout", Stream::Stderr => "stderr" },
+                "worker": worker,
+                "generation": generation,
+                "message": text.trim_end_matches('\n'),
+            });
+            out.extend_from_slice(event.to_string().as_bytes());
+            out.push(b'\n');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_rendered_with_their_worker() {
+        let guest = Kind::Guest {
+            stream: Stream::Stderr,
+            worker: WorkerId(3),
+            generation: Generation(2),
+        };
+        let mut out = Vec::new();
+        render(LogFormat::Pretty, guest, b"hello\n", &mut out);
+        assert_eq!(out, b"[worker 3 g 2] hello\n");
+
+        out.clear();
+        render(LogFormat::Json, guest, b"say \"hi\"\xff\n", &mut out);
+        let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(event["message"], "say \"hi\"\u{fffd}");
+        assert_eq!(
+            (&event["worker"], &event["generation"], &event["stream"]),
+            (&3.into(), &2.into(), &"stderr".into())
+        );
+
+        out.clear();
+        render(LogFormat::Json, Kind::Log, b"{}\n", &mut out);
+        assert_eq!(out, b"{}\n");
+    }
+}

@@ -1,0 +1,195 @@
+//! Child processes of the primary: how they are started, and how their ends are noticed.
+//!
+//! A child is this very binary, executed anew: its own address space, no inherited thread or lock, an environment of
+//! one variable, and an IPC channel as its standard input.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
+
+use super::output::{Kind, Output, Source, Stream};
+use crate::config::WorkerSettings;
+use crate::ids::Generation;
+use crate::ipc::{
+    self, Channel, Compiled, FromCompiler, Identity, IpcError, PrimaryEnd, Received, ToCompiler, ToPrimary, ToWorker,
+    Wait,
+};
+use crate::listener::Listener;
+use crate::pipe::output_pipe;
+use crate::stats::Page;
+
+/// One deployed version: what its workers are given. The descriptors stay open for as long as it may be needed.
+#[derive(Debug)]
+pub(super) struct Deployment {
+    pub(super) generation: Generation,
+    pub(super) compiled: Compiled,
+    pub(super) artifact: OwnedFd,
+    settings: OwnedFd,
+}
+
+impl Deployment {
+    pub(super) fn new(
+        generation: Generation,
+        compiled: Compiled,
+        artifact: OwnedFd,
+        settings: &WorkerSettings,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            generation,
+            compiled,
+            artifact,
+            settings: settings.write()?,
+        })
+    }
+}
+
+/// A running worker process. Its pid stays ours until [`reap`] has told of its end.
+#[derive(Debug)]
+pub(super) struct WorkerProcess {
+    pub(super) pid: Pid,
+    pub(super) stats: Page,
+    channel: AsyncFd<PrimaryEnd>,
+}
+
+impl WorkerProcess {
+    /// Starts a worker and hands it everything it needs. Must be called on the executor.
+    pub(super) fn spawn(
+        identity: &Identity,
+        deployment: &Deployment,
+        listeners: &[Listener],
+        output: &Output,
+    ) -> io::Result<Self> {
+        let (ours, theirs): (PrimaryEnd, Channel<ToPrimary, ToWorker>) = ipc::pair()?;
+        let (stats, stats_fd) = Page::create()?;
+        let (stdout, stdout_writer) = output_pipe()?;
+        let (stderr, stderr_writer) = output_pipe()?;
+        let (log, log_writer) = output_pipe()?;
+        let given = [
+            stats_fd.as_fd(),
+            deployment.settings.as_fd(),
+            deployment.artifact.as_fd(),
+            log_writer.as_fd(),
+        ];
+        let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
+        ours.send(&ToWorker::Start(identity.clone()), &descriptors)
+            .map_err(io::Error::other)?;
+
+        let pid = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
+        let guest = |stream| Kind::Guest {
+            stream,
+            worker: identity.worker,
+            generation: identity.generation,
+        };
+        output.add(Source::new(stdout, guest(Stream::Stdout)));
+        output.add(Source::new(stderr, guest(Stream::Stderr)));
+        output.add(Source::new(log, Kind::Log));
+        Ok(Self {
+            pid,
+            stats,
+            channel: ours.into_async()?,
+        })
+    }
+
+    pub(super) fn send(&self, message: &ToWorker) -> Result<(), IpcError> {
+        self.channel.get_ref().send(message, &[])
+    }
+
+    /// The next message; `None` when the worker has closed its end.
+    pub(super) async fn receive(&self) -> Result<Option<ToPrimary>, IpcError> {
+        loop {
+            let mut ready = self.channel.readable().await?;
+            match self.channel.get_ref().receive(Wait::No)? {
+                Received::Message(message, _) => return Ok(Some(message)),
+                Received::Closed => return Ok(None),
+                Received::Nothing => ready.clear_ready(),
+            }
+        }
+    }
+
+    /// A message that is here already.
+    pub(super) fn receive_now(&self) -> Option<ToPrimary> {
+        match self.channel.get_ref().receive(Wait::No) {
+            Ok(Received::Message(message, _)) => Some(message),
+            _ => None,
+        }
+    }
+
+    pub(super) fn kill(&self) {
+        // It may be dead already, which is what we want.
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+}
+
+/// A running compiler process.
+#[derive(Debug)]
+pub(super) struct CompilerProcess {
+    pub(super) pid: Pid,
+    channel: AsyncFd<Channel<ToCompiler, FromCompiler>>,
+}
+
+impl CompilerProcess {
+    pub(super) fn spawn(request: &ToCompiler) -> io::Result<Self> {
+        let (ours, theirs) = ipc::pair()?;
+        ours.send(request, &[]).map_err(io::Error::other)?;
+        let pid = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
+        Ok(Self {
+            pid,
+            channel: ours.into_async()?,
+        })
+    }
+
+    /// The answer, with the artifact beside it; `None` when the compiler died without one.
+    pub(super) async fn answer(&self) -> Result<Option<(FromCompiler, Option<OwnedFd>)>, IpcError> {
+        loop {
+            let mut ready = self.channel.readable().await?;
+            match self.channel.get_ref().receive(Wait::No)? {
+                Received::Message(answer, descriptors) => return Ok(Some((answer, descriptors.into_iter().next()))),
+                Received::Closed => return Ok(None),
+                Received::Nothing => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+/// Starts this binary anew as `role`.
+fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Pid> {
+    let child = Command::new("/proc/self/exe")
+        .arg0("wasmcluster")
+        .arg(role)
+        .env_clear()
+        // Errors on the ordinary path of a request would capture native backtraces; panics still can.
+        .env("RUST_LIB_BACKTRACE", "0")
+        // Out of the terminal's foreground group: Ctrl-C reaches the primary alone, which then drains its workers.
+        .process_group(0)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()?;
+    // Reaped by `reap`, with every other child.
+    Ok(Pid::from_raw(child.id().cast_signed()))
+}
+
+/// Children that have ended since the last call, and how. A primary that is process 1 of a container also inherits
+/// orphans that are none of its business: they are reaped like the others.
+pub(super) fn reap() -> Vec<(Pid, String)> {
+    let mut ended = Vec::new();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => ended.push((pid, format!("exited with code {code}"))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => ended.push((pid, format!("was killed by {signal}"))),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                tracing::error!("cannot wait for child processes: {errno}");
+                return ended;
+            }
+        }
+    }
+}

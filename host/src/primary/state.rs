@@ -1,0 +1,415 @@
+//! The supervisor: a pure state machine that decides what happens to workers. It does no I/O and reads no clock; the
+//! driver tells it what happened and when, and carries out what it answers.
+//!
+//! ```text
+//!                       all first workers ready
+//!   Booting ────────────────────────────────────────▶ Running
+//!      │ │                                              │
+//!      │ └── typed failure, or three deaths ──▶ Failing │ shutdown
+//!      │     before any worker was ready           │    ▼
+//!      └──────────── shutdown ─────────────────────┼─▶ Stopping ──▶ exit, when the last worker is gone
+//!                                                  └──────────────▶ exit with the worker's own error
+//!
+//!   a slot:  Spawn ─▶ starting ─▶ ready ─▶ (crash) ─▶ Spawn at once
+//!                        └─ (crash) ─▶ back-off: at once, 100 ms, doubling to 30 s ─▶ Spawn
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ids::{Slot, WorkerId};
+
+/// Time since the primary started.
+pub(crate) type Time = Duration;
+
+/// Deaths before any worker was ever ready after which the boot has failed.
+const BOOT_DEATHS: u32 = 3;
+/// The second wait of a slot whose workers die before they are ready; the first is none.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest such wait, before jitter.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// How far a wait is moved at random, up or down.
+const JITTER: f64 = 0.2;
+/// A worker that was ready for so long clears its slot's history.
+const HEALTHY: Duration = Duration::from_secs(30);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A [`Action::Spawn`] could not be carried out.
+    SpawnFailed { worker: WorkerId, reason: String },
+    /// The worker loaded and instantiated the component.
+    BecameReady { worker: WorkerId },
+    /// The worker says that the component cannot be loaded or instantiated.
+    LoadFailed { worker: WorkerId, reason: String },
+    /// The worker said something that no worker says, or does not read what it is told.
+    Misbehaved { worker: WorkerId, reason: String },
+    /// The process is gone.
+    Exited { worker: WorkerId, how: String },
+    /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
+    ShutdownRequested(Haste),
+    /// The time that [`Supervisor::next_deadline`] named has come.
+    DeadlinePassed,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// Finish what was begun.
+    Drain,
+    /// Kill.
+    Now,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Start the worker process.
+    Spawn { worker: WorkerId, slot: Slot },
+    /// Let the worker accept connections.
+    StartAccepting { worker: WorkerId },
+    /// Let the worker finish what it has begun and exit.
+    SendDrain { worker: WorkerId },
+    /// End the worker process now.
+    Kill { worker: WorkerId },
+    /// Every first worker is ready: tell the user.
+    AnnounceServing,
+    /// Tell the user of a death that was not planned, and when the slot gets another worker.
+    ReportCrash {
+        worker: WorkerId,
+        slot: Slot,
+        reason: String,
+        retry_in: Option<Duration>,
+    },
+    /// Everything is over.
+    Exit(Outcome),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was asked to stop, and did.
+    Stopped,
+    /// No worker could be made to serve; why.
+    BootFailed(String),
+}
+
+/// What the driver may want to show of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WorkerState {
+    Starting,
+    Ready,
+    Draining,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Booting,
+    Running,
+    /// No worker can serve: the others are killed, then the primary ends with `reason`.
+    Failing {
+        reason: String,
+    },
+    /// Workers that still live at `kill_at` are killed.
+    Stopping {
+        kill_at: Option<Time>,
+    },
+    Exited,
+}
+
+#[derive(Debug, Default)]
+struct SlotState {
+    incumbent: Option<WorkerId>,
+    /// Deaths before ready since a worker was last healthy here.
+    failures: u32,
+    /// Workers that were started here after the first.
+    restarts: u64,
+    restart_at: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    slot: Slot,
+    state: WorkerState,
+    ready_since: Option<Time>,
+    /// Why it will be gone soon, if it or the driver said so already.
+    last_words: Option<String>,
+}
+
+/// The supervisor of one cluster.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    stage: Stage,
+    slots: Vec<SlotState>,
+    workers: BTreeMap<WorkerId, Worker>,
+    next_worker: u64,
+    boot_deaths: u32,
+    /// From the first ready worker on, the cluster never gives up.
+    ever_ready: bool,
+    shutdown_timeout: Duration,
+    random: fastrand::Rng,
+}
+
+impl Supervisor {
+    /// A supervisor of `slots` workers, which must be at least one. Equal seeds make equal decisions.
+    pub(crate) fn new(slots: u32, shutdown_timeout: Duration, seed: u64) -> Self {
+        Self {
+            stage: Stage::Booting,
+            slots: (0..slots).map(|_| SlotState::default()).collect(),
+            workers: BTreeMap::new(),
+            next_worker: 1,
+            boot_deaths: 0,
+            ever_ready: false,
+            shutdown_timeout,
+            random: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    /// The first actions: a worker for every slot.
+    pub(crate) fn start(&mut self) -> Vec<Action> {
+        let slots = self.slots.len() as u32;
+        (0..slots).map(|slot| self.spawn(Slot(slot))).collect()
+    }
+
+    /// Takes note of what happened at `now` and answers what is to be done. Events of workers that are gone already
+    /// are ignored.
+    pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = match event {
+            Event::BecameReady { worker } => self.became_ready(now, worker),
+            Event::LoadFailed { worker, reason } => self.load_failed(worker, reason),
+            Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
+            Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
+            Event::ShutdownRequested(haste) => self.shut_down(now, haste),
+            Event::DeadlinePassed => self.deadline_passed(now),
+        };
+        actions.extend(self.exit_if_alone());
+        actions
+    }
+
+    /// When to send [`Event::DeadlinePassed`], if at all.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        let kill_at = match self.stage {
+            Stage::Stopping { kill_at } => kill_at,
+            _ => None,
+        };
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.restart_at)
+            .chain(kill_at)
+            .min()
+    }
+
+    /// The worker's state and the workers that its slot had before it.
+    pub(crate) fn describe(&self, worker: WorkerId) -> Option<(Slot, WorkerState, u64)> {
+        let found = self.workers.get(&worker)?;
+        Some((found.slot, found.state, self.slot(found.slot).restarts))
+    }
+
+    /// Slots that wait for a new worker, with the time it is due and the workers they had.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (Slot, Time, u64)> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(index, slot)| Some((Slot(index as u32), slot.restart_at?, slot.restarts)))
+    }
+
+    pub(crate) fn is_booting(&self) -> bool {
+        matches!(self.stage, Stage::Booting)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        !matches!(self.stage, Stage::Booting | Stage::Running)
+    }
+
+    fn slot(&self, slot: Slot) -> &SlotState {
+        &self.slots[slot.0 as usize]
+    }
+
+    fn slot_mut(&mut self, slot: Slot) -> &mut SlotState {
+        &mut self.slots[slot.0 as usize]
+    }
+
+    fn spawn(&mut self, slot: Slot) -> Action {
+        let worker = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        let state = self.slot_mut(slot);
+        state.incumbent = Some(worker);
+        state.restart_at = None;
+        let starting = Worker {
+            slot,
+            state: WorkerState::Starting,
+            ready_since: None,
+            last_words: None,
+        };
+        self.workers.insert(worker, starting);
+        Action::Spawn { worker, slot }
+    }
+
+    fn became_ready(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        let Some(found) = self.workers.get_mut(&worker) else {
+            return Vec::new();
+        };
+        if found.state != WorkerState::Starting {
+            return Vec::new();
+        }
+        found.state = WorkerState::Ready;
+        found.ready_since = Some(now);
+        self.ever_ready = true;
+        let mut actions = vec![Action::StartAccepting { worker }];
+        let all_ready = self
+            .workers
+            .values()
+            .filter(|worker| worker.ready_since.is_some())
+            .count()
+            == self.slots.len();
+        if self.is_booting() && all_ready {
+            self.stage = Stage::Running;
+            actions.push(Action::AnnounceServing);
+        }
+        actions
+    }
+
+    /// The worker exits by itself; until then nothing more is expected of it.
+    fn load_failed(&mut self, worker: WorkerId, reason: String) -> Vec<Action> {
+        let Some(found) = self.workers.get_mut(&worker) else {
+            return Vec::new();
+        };
+        found.last_words = Some(reason.clone());
+        if self.ever_ready || self.is_stopping() {
+            Vec::new()
+        } else {
+            self.fail(reason)
+        }
+    }
+
+    fn misbehaved(&mut self, worker: WorkerId, reason: String) -> Vec<Action> {
+        let Some(found) = self.workers.get_mut(&worker) else {
+            return Vec::new();
+        };
+        found.last_words = Some(reason);
+        vec![Action::Kill { worker }]
+    }
+
+    fn exited(&mut self, now: Time, worker: WorkerId, how: String) -> Vec<Action> {
+        let Some(gone) = self.workers.remove(&worker) else {
+            return Vec::new();
+        };
+        let slot = gone.slot;
+        self.slot_mut(slot).incumbent = None;
+        if self.is_stopping() {
+            return Vec::new();
+        }
+        let reason = gone.last_words.unwrap_or(how);
+        let wait = match gone.ready_since {
+            Some(since) => {
+                if now.saturating_sub(since) >= HEALTHY {
+                    self.slot_mut(slot).failures = 0;
+                }
+                Duration::ZERO
+            }
+            None => {
+                if !self.ever_ready {
+                    self.boot_deaths += 1;
+                    if self.boot_deaths >= BOOT_DEATHS {
+                        return self.fail(reason);
+                    }
+                }
+                self.backoff(slot)
+            }
+        };
+        let mut actions = vec![Action::ReportCrash {
+            worker,
+            slot,
+            reason,
+            retry_in: Some(wait),
+        }];
+        self.slot_mut(slot).restarts += 1;
+        if wait.is_zero() {
+            actions.push(self.spawn(slot));
+        } else {
+            self.slot_mut(slot).restart_at = Some(now + wait);
+        }
+        actions
+    }
+
+    /// The slot's next wait; counts one more failure.
+    fn backoff(&mut self, slot: Slot) -> Duration {
+        let failures = self.slot(slot).failures;
+        self.slot_mut(slot).failures = failures.saturating_add(1);
+        let Some(doublings) = failures.checked_sub(1) else {
+            return Duration::ZERO;
+        };
+        // Thirty doublings are far beyond the cap.
+        let wait = FIRST_BACKOFF.saturating_mul(1 << doublings.min(30)).min(MAX_BACKOFF);
+        let jitter = 1.0 + JITTER * (2.0 * self.random.f64() - 1.0);
+        wait.mul_f64(jitter)
+    }
+
+    fn fail(&mut self, reason: String) -> Vec<Action> {
+        self.stage = Stage::Failing { reason };
+        self.forget_restarts();
+        self.kill_all()
+    }
+
+    fn shut_down(&mut self, now: Time, haste: Haste) -> Vec<Action> {
+        match (&self.stage, haste) {
+            (Stage::Booting | Stage::Running, Haste::Drain) => {
+                self.stage = Stage::Stopping {
+                    kill_at: Some(now + self.shutdown_timeout),
+                };
+                self.forget_restarts();
+                let drain = self.workers.iter_mut().map(|(&worker, state)| {
+                    state.state = WorkerState::Draining;
+                    Action::SendDrain { worker }
+                });
+                drain.collect()
+            }
+            (Stage::Exited | Stage::Failing { .. }, _) => Vec::new(),
+            // Asked again, or asked to hurry.
+            (Stage::Booting | Stage::Running | Stage::Stopping { .. }, _) => {
+                self.stage = Stage::Stopping { kill_at: None };
+                self.forget_restarts();
+                self.kill_all()
+            }
+        }
+    }
+
+    fn forget_restarts(&mut self) {
+        for slot in &mut self.slots {
+            slot.restart_at = None;
+        }
+    }
+
+    fn kill_all(&self) -> Vec<Action> {
+        self.workers.keys().map(|&worker| Action::Kill { worker }).collect()
+    }
+
+    fn deadline_passed(&mut self, now: Time) -> Vec<Action> {
+        if let Stage::Stopping { kill_at: Some(kill_at) } = self.stage
+            && kill_at <= now
+        {
+            self.stage = Stage::Stopping { kill_at: None };
+            return self.kill_all();
+        }
+        let due: Vec<Slot> = self
+            .waiting()
+            .filter(|&(_, at, _)| at <= now)
+            .map(|(slot, ..)| slot)
+            .collect();
+        due.into_iter().map(|slot| self.spawn(slot)).collect()
+    }
+
+    fn exit_if_alone(&mut self) -> Option<Action> {
+        if !self.workers.is_empty() {
+            return None;
+        }
+        let outcome = match &mut self.stage {
+            Stage::Failing { reason } => Outcome::BootFailed(std::mem::take(reason)),
+            Stage::Stopping { .. } => Outcome::Stopped,
+            Stage::Booting | Stage::Running | Stage::Exited => return None,
+        };
+        self.stage = Stage::Exited;
+        Some(Action::Exit(outcome))
+    }
+}
+
+#[cfg(test)]
+mod tests;

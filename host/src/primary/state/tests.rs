@@ -1,0 +1,364 @@
+//! The supervisor's policies: by script, and by properties over random histories in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SHUTDOWN: Duration = Duration::from_secs(15);
+
+fn ms(milliseconds: u64) -> Time {
+    Duration::from_millis(milliseconds)
+}
+
+fn ready(worker: u64) -> Event {
+    Event::BecameReady {
+        worker: WorkerId(worker),
+    }
+}
+
+fn exited(worker: u64) -> Event {
+    Event::Exited {
+        worker: WorkerId(worker),
+        how: "signal 9".into(),
+    }
+}
+
+fn load_failed(worker: u64) -> Event {
+    Event::LoadFailed {
+        worker: WorkerId(worker),
+        reason: "no".into(),
+    }
+}
+
+/// Feeds a script to a supervisor of two slots and compares what it does, one line an action.
+fn check(script: &[(u64, Event, &str)]) {
+    let mut supervisor = Supervisor::new(2, SHUTDOWN, 0);
+    assert_eq!(text(&supervisor.start()), "spawn 1 in 0, spawn 2 in 1");
+    for (at, event, expected) in script {
+        let actions = supervisor.step(ms(*at), event.clone());
+        assert_eq!(text(&actions), *expected, "at {at} ms, after {event:?}");
+    }
+}
+
+fn text(actions: &[Action]) -> String {
+    let one = |action: &Action| match action {
+        Action::Spawn { worker, slot } => format!("spawn {worker} in {slot}"),
+        Action::StartAccepting { worker } => format!("accept {worker}"),
+        Action::SendDrain { worker } => format!("drain {worker}"),
+        Action::Kill { worker } => format!("kill {worker}"),
+        Action::AnnounceServing => "announce".into(),
+        Action::ReportCrash { worker, retry_in, .. } => match retry_in {
+            Some(wait) if wait.is_zero() => format!("crash {worker}"),
+            Some(_) => format!("crash {worker}, wait"),
+            None => format!("crash {worker}, give up"),
+        },
+        Action::Exit(Outcome::Stopped) => "stopped".into(),
+        Action::Exit(Outcome::BootFailed(reason)) => format!("failed: {reason}"),
+    };
+    actions.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn serving_is_announced_when_every_first_worker_is_ready() {
+    check(&[
+        (1, ready(2), "accept 2"),
+        (2, ready(1), "accept 1, announce"),
+        (3, ready(1), ""),
+    ]);
+}
+
+#[test]
+fn a_worker_that_crashes_after_ready_is_replaced_at_once_however_often() {
+    let mut script = vec![(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    script.push((2, exited(1), "crash 1, spawn 3 in 0"));
+    script.push((3, ready(3), "accept 3"));
+    script.push((4, exited(3), "crash 3, spawn 4 in 0"));
+    script.push((5, ready(4), "accept 4"));
+    script.push((6, exited(4), "crash 4, spawn 5 in 0"));
+    check(&script);
+}
+
+#[test]
+fn a_component_that_cannot_be_loaded_fails_the_boot_with_its_own_error() {
+    check(&[
+        (1, load_failed(2), "kill 1, kill 2"),
+        (2, exited(2), ""),
+        (3, exited(1), "failed: no"),
+    ]);
+}
+
+#[test]
+fn three_deaths_before_any_worker_was_ready_fail_the_boot() {
+    check(&[
+        (1, exited(1), "crash 1, spawn 3 in 0"),
+        (2, exited(2), "crash 2, spawn 4 in 1"),
+        (3, exited(4), "kill 3"),
+        (4, exited(3), "failed: signal 9"),
+    ]);
+}
+
+#[test]
+fn once_a_worker_was_ready_the_cluster_never_gives_up() {
+    check(&[
+        (1, ready(1), "accept 1"),
+        (2, load_failed(2), ""),
+        (3, exited(2), "crash 2, spawn 3 in 1"),
+        (4, exited(3), "crash 3, wait"),
+        (5, exited(1), "crash 1, spawn 4 in 0"),
+        (500, Event::DeadlinePassed, "spawn 5 in 1"),
+        (501, exited(5), "crash 5, wait"),
+    ]);
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_is_killed_and_replaced() {
+    let misbehaved = Event::Misbehaved {
+        worker: WorkerId(1),
+        reason: "frame".into(),
+    };
+    check(&[
+        (1, ready(1), "accept 1"),
+        (2, ready(2), "accept 2, announce"),
+        (3, misbehaved.clone(), "kill 1"),
+        (4, exited(1), "crash 1, spawn 3 in 0"),
+        (5, misbehaved, ""),
+    ]);
+}
+
+#[test]
+fn stopping_drains_then_kills() {
+    let stop = || Event::ShutdownRequested(Haste::Drain);
+    check(&[
+        (1, ready(1), "accept 1"),
+        (10, stop(), "drain 1, drain 2"),
+        (11, exited(1), ""),
+        (15_009, Event::DeadlinePassed, ""),
+        (15_010, Event::DeadlinePassed, "kill 2"),
+        (15_011, exited(2), "stopped"),
+        (15_012, stop(), ""),
+    ]);
+    check(&[
+        (10, stop(), "drain 1, drain 2"),
+        (11, stop(), "kill 1, kill 2"),
+        (12, exited(1), ""),
+        (13, exited(2), "stopped"),
+    ]);
+    check(&[(10, Event::ShutdownRequested(Haste::Now), "kill 1, kill 2")]);
+}
+
+#[test]
+fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
+    let mut supervisor = Supervisor::new(1, SHUTDOWN, 7);
+    supervisor.start();
+    supervisor.step(ms(0), ready(1));
+    let mut now = ms(1);
+    supervisor.step(now, exited(1));
+    let mut worker = 2;
+    let mut waits = Vec::new();
+    for _ in 0..14 {
+        supervisor.step(now, exited(worker));
+        worker += 1;
+        let due = supervisor.next_deadline().unwrap_or(now);
+        waits.push(due - now);
+        now = due;
+        supervisor.step(now, Event::DeadlinePassed);
+    }
+    let within = |wait: Duration, expected: u64| wait >= ms(expected).mul_f64(0.8) && wait <= ms(expected).mul_f64(1.2);
+    for (index, wait) in waits.iter().enumerate() {
+        let expected = if index == 0 {
+            0
+        } else {
+            (100 << (index - 1)).min(30_000)
+        };
+        assert!(
+            within(*wait, expected),
+            "wait {index}: {wait:?}, expected about {expected} ms"
+        );
+    }
+    // Ready for 30 s: the next death before ready is the first again.
+    supervisor.step(now, ready(worker));
+    now += HEALTHY;
+    supervisor.step(now, exited(worker));
+    let actions = supervisor.step(now, exited(worker + 1));
+    assert_eq!(
+        text(&actions),
+        format!("crash {}, spawn {} in 0", worker + 1, worker + 2)
+    );
+}
+
+/// What a random world does next.
+#[derive(Clone, Debug)]
+enum Turn {
+    Ready(prop::sample::Index),
+    LoadFails(prop::sample::Index),
+    Misbehaves(prop::sample::Index),
+    Dies(prop::sample::Index),
+    /// Something about a worker that is gone, or never was.
+    Ghost(u64),
+    Waits(u16),
+    Stops,
+}
+
+fn turns() -> impl Strategy<Value = Vec<Turn>> {
+    let any_index = any::<prop::sample::Index>;
+    let turn = prop_oneof![
+        8 => any_index().prop_map(Turn::Ready),
+        1 => any_index().prop_map(Turn::LoadFails),
+        1 => any_index().prop_map(Turn::Misbehaves),
+        6 => any_index().prop_map(Turn::Dies),
+        1 => (0..50_u64).prop_map(Turn::Ghost),
+        6 => any::<u16>().prop_map(Turn::Waits),
+        1 => Just(Turn::Stops),
+    ];
+    prop::collection::vec(turn, 0..120)
+}
+
+/// The world as the driver sees it: which processes live, and what the supervisor may do with them.
+#[derive(Default)]
+struct World {
+    now: Time,
+    /// Live workers, with their slot and whether they became ready.
+    alive: BTreeMap<WorkerId, (Slot, bool)>,
+    ever: BTreeSet<WorkerId>,
+    ever_ready: bool,
+    asked_to_stop: bool,
+    exit: Option<Outcome>,
+}
+
+impl World {
+    fn apply(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            assert!(self.exit.is_none(), "an action after the end: {action:?}");
+            match action {
+                Action::Spawn { worker, slot } => {
+                    assert!(!self.asked_to_stop, "spawned while stopping");
+                    assert!(self.ever.insert(worker), "worker {worker} was used before");
+                    assert!(
+                        self.alive.values().all(|&(other, _)| other != slot),
+                        "two incumbents in slot {slot}"
+                    );
+                    self.alive.insert(worker, (slot, false));
+                }
+                Action::StartAccepting { worker } => assert!(self.alive[&worker].1, "accepting before ready"),
+                Action::SendDrain { worker } | Action::Kill { worker } => {
+                    assert!(self.alive.contains_key(&worker), "an action for dead worker {worker}");
+                }
+                Action::AnnounceServing => assert!(self.alive.values().all(|&(_, ready)| ready)),
+                Action::ReportCrash { worker, retry_in, .. } => {
+                    assert!(!self.alive.contains_key(&worker));
+                    assert!(retry_in.unwrap() <= MAX_BACKOFF.mul_f64(1.0 + JITTER));
+                }
+                Action::Exit(outcome) => {
+                    assert!(self.alive.is_empty(), "left workers behind");
+                    self.exit = Some(outcome);
+                }
+            }
+        }
+    }
+}
+
+fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
+    let mut supervisor = Supervisor::new(slots, SHUTDOWN, 1);
+    let mut world = World::default();
+    world.apply(supervisor.start());
+    for turn in turns {
+        let ids: Vec<WorkerId> = world.alive.keys().copied().collect();
+        let pick = |index: &prop::sample::Index| (!ids.is_empty()).then(|| *index.get(&ids));
+        let event = match turn {
+            Turn::Ready(index) => pick(index).map(|worker| {
+                world.alive.get_mut(&worker).unwrap().1 = true;
+                // One that is to be killed, because the boot failed already, comes too late.
+                world.ever_ready |= !supervisor.is_stopping();
+                Event::BecameReady { worker }
+            }),
+            Turn::LoadFails(index) => {
+                pick(index)
+                    .filter(|worker| !world.alive[worker].1)
+                    .map(|worker| Event::LoadFailed {
+                        worker,
+                        reason: "load".into(),
+                    })
+            }
+            Turn::Misbehaves(index) => pick(index).map(|worker| Event::Misbehaved {
+                worker,
+                reason: "frame".into(),
+            }),
+            Turn::Dies(index) => pick(index).map(|worker| {
+                world.alive.remove(&worker);
+                Event::Exited {
+                    worker,
+                    how: "died".into(),
+                }
+            }),
+            Turn::Ghost(id) => Some(WorkerId(*id))
+                .filter(|worker| !world.alive.contains_key(worker))
+                .map(|worker| Event::Exited {
+                    worker,
+                    how: "ghost".into(),
+                }),
+            Turn::Waits(milliseconds) => {
+                world.now += ms(u64::from(*milliseconds));
+                Some(Event::DeadlinePassed)
+            }
+            Turn::Stops => {
+                world.asked_to_stop = true;
+                Some(Event::ShutdownRequested(Haste::Drain))
+            }
+        };
+        if let Some(event) = event {
+            world.apply(supervisor.step(world.now, event));
+        }
+    }
+    (world, supervisor)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// At no time two workers in a slot, no action for a dead worker, no worker left behind, no end without a reason.
+    #[test]
+    fn histories_keep_the_rules(slots in 1..5_u32, turns in turns()) {
+        let (world, supervisor) = run(slots, &turns);
+        match &world.exit {
+            Some(Outcome::BootFailed(_)) => prop_assert!(!world.ever_ready, "gave up after a worker was ready"),
+            Some(Outcome::Stopped) => prop_assert!(world.asked_to_stop),
+            None if supervisor.is_stopping() => prop_assert!(!world.alive.is_empty(), "waits for nobody"),
+            None => {
+                // Every slot has a worker or will get one, within the longest back-off.
+                let waiting: Vec<_> = supervisor.waiting().collect();
+                prop_assert_eq!(world.alive.len() + waiting.len(), slots as usize);
+                for (_, due, _) in waiting {
+                    prop_assert!(due <= world.now + MAX_BACKOFF.mul_f64(1.0 + JITTER));
+                }
+            }
+        }
+    }
+
+    /// Whatever came before, a stop ends: drained, or killed at the timeout.
+    #[test]
+    fn a_stop_always_ends(slots in 1..5_u32, turns in turns()) {
+        let (mut world, mut supervisor) = run(slots, &turns);
+        if world.exit.is_none() && !supervisor.is_stopping() {
+            world.asked_to_stop = true;
+            let actions = supervisor.step(world.now, Event::ShutdownRequested(Haste::Drain));
+            world.apply(actions);
+        }
+        world.now += SHUTDOWN;
+        let killed: BTreeSet<WorkerId> = supervisor
+            .step(world.now, Event::DeadlinePassed)
+            .into_iter()
+            .filter_map(|action| match action { Action::Kill { worker } => Some(worker), _ => None })
+            .collect();
+        if let Stage::Stopping { .. } = supervisor.stage {
+            prop_assert!(killed.is_empty() || killed.len() == world.alive.len());
+        }
+        for worker in world.alive.keys().copied().collect::<Vec<_>>() {
+            world.alive.remove(&worker);
+            let actions = supervisor.step(world.now, Event::Exited { worker, how: "killed".into() });
+            world.apply(actions);
+        }
+        prop_assert!(world.exit.is_some());
+    }
+}

@@ -1,0 +1,350 @@
+//! HTTP/1.1 on one connection: each request becomes a guest's call, each call an answer.
+//!
+//! The guest is polled in the connection's own task: first while its head is awaited, then, inside the answer's body,
+//! whenever the connection can take more. So a client that reads slowly slows its guest down, and one that leaves
+//! cancels it. Only a guest that outlives its last frame gets a task of its own.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot, watch};
+use wasmtime_wasi_http::Error;
+
+use super::accept::{Connection, Stream};
+use super::instance::{Call, Failure, Head, Instances};
+use super::{IDLE_GRACE, Phase};
+use crate::stats::{Held, Stats};
+
+/// Largest request head, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+/// Most header fields of a request.
+const MAX_HEADERS: usize = 100;
+
+/// What connections share.
+pub(super) struct Server {
+    instances: Rc<Instances>,
+    phases: watch::Receiver<Phase>,
+    stats: &'static Stats,
+}
+
+type Answer = Response<Body>;
+
+impl Server {
+    pub(super) fn new(instances: Rc<Instances>, phases: watch::Receiver<Phase>, stats: &'static Stats) -> Self {
+        Self {
+            instances,
+            phases,
+            stats,
+        }
+    }
+
+    /// Serves a connection to its end. `alive` is held as long as anything of it lives.
+    pub(super) async fn serve(self: Rc<Self>, connection: Connection, alive: mpsc::Sender<()>) {
+        let _connection = self.stats.connections.hold();
+        match connection.into_stream() {
+            Ok(Stream::Tcp(stream)) => self.serve_stream(stream, alive).await,
+            Ok(Stream::Unix(stream)) => self.serve_stream(stream, alive).await,
+            // The client reset it while it was queued.
+            Err(error) => tracing::debug!("a connection was lost: {error}"),
+        }
+    }
+
+    async fn serve_stream<S>(self: Rc<Self>, stream: S, alive: mpsc::Sender<()>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut phases = self.phases.clone();
+        let service = service_fn(move |request| {
+            let server = self.clone();
+            let alive = alive.clone();
+            async move { Ok::<_, Infallible>(server.answer(request, alive).await) }
+        });
+        let mut http = http1::Builder::new();
+        http.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).half_close(false);
+        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = grace_is_over(&mut phases) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!("a connection ended early: {error}");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, alive: mpsc::Sender<()>) -> Answer {
+        self.stats.requests.increment();
+        let in_flight = self.stats.in_flight.hold();
+        let mut answer = match authority(request.uri(), request.headers()) {
+            Some(authority) => {
+                let method = request.method().clone();
+                let (head, call) = self.instances.call(request, authority);
+                let tail = Tail {
+                    stats: self.stats,
+                    _in_flight: in_flight,
+                    _alive: alive,
+                };
+                drive(head, call, tail, &method).await
+            }
+            None => plain(
+                StatusCode::BAD_REQUEST,
+                "the request needs exactly one valid Host header\n",
+            ),
+        };
+        if answer.status().is_server_error() {
+            self.stats.errors.increment();
+        }
+        if *self.phases.borrow() == Phase::Draining {
+            answer
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+}
+
+/// Resolves when the worker drains and an idle connection has been kept long enough for a request that may have been
+/// on its way.
+async fn grace_is_over(phases: &mut watch::Receiver<Phase>) {
+    // The sender lives as long as the process.
+    let _ = phases.wait_for(|&phase| phase == Phase::Draining).await;
+    tokio::time::sleep(IDLE_GRACE).await;
+}
+
+/// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in
+/// absolute form overrides it.
+fn authority(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return None;
+    }
+    match uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => host?.to_str().ok()?.parse().ok(),
+    }
+}
+
+/// Polls the guest until its head is there, or it is clear that none will come.
+async fn drive(head: oneshot::Receiver<Head>, mut call: Call, tail: Tail, method: &Method) -> Answer {
+    let mut head = pin!(head);
+    let mut ended = None;
+    let head = poll_fn(|context| {
+        if ended.is_none()
+            && let Poll::Ready(end) = call.as_mut().poll(context)
+        {
+            ended = Some(end);
+        }
+        // The sender lives inside the call: when that has ended, the head is there or never comes.
+        head.as_mut().poll(context)
+    })
+    .await;
+    match (ended, head) {
+        (Some(Err(Failure::Full)), _) => {
+            tail.stats.rejected.increment();
+            let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "all instances are busy\n");
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
+        }
+        // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
+        (Some(Err(Failure::Trap(error))), _) => {
+            tail.trapped(&error);
+            internal_error()
+        }
+        (ended, Ok(Ok(head))) => {
+            let call = if ended.is_some() { None } else { Some(call) };
+            let (head, frames) = head.into_parts();
+            let body = Body::of_guest(&head, frames, call, tail, method);
+            Response::from_parts(head, body)
+        }
+        (_, Ok(Err(code))) => {
+            tracing::warn!("the guest answered with an error: {code}");
+            internal_error()
+        }
+        (_, Err(_)) => {
+            tracing::warn!("the guest gave up its chance to answer without setting a response");
+            internal_error()
+        }
+    }
+}
+
+fn internal_error() -> Answer {
+    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = Response::new(Body::text(text));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer
+}
+
+/// What belongs to a request until its guest is done, whichever task that happens in.
+struct Tail {
+    stats: &'static Stats,
+    _in_flight: Held,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Tail {
+    fn trapped(&self, error: &wasmtime::Error) {
+        self.stats.traps.increment();
+        tracing::error!("the guest trapped: {error:?}");
+    }
+}
+
+/// The body of an answer, with the guest that is still writing it.
+struct Body {
+    /// What the guest writes; `None` after its end.
+    frames: Option<UnsyncBoxBody<Bytes, Error>>,
+    call: Option<Call>,
+    tail: Option<Tail>,
+    /// How much of the declared content-length is still to come.
+    remaining: Option<u64>,
+}
+
+impl Body {
+    fn text(text: &'static str) -> Self {
+        let frames = Full::new(Bytes::from_static(text.as_bytes()))
+            .map_err(|never| match never {})
+            .boxed_unsync();
+        Self {
+            frames: Some(frames),
+            call: None,
+            tail: None,
+            remaining: None,
+        }
+    }
+
+    fn of_guest(
+        head: &http::response::Parts,
+        frames: UnsyncBoxBody<Bytes, Error>,
+        call: Option<Call>,
+        tail: Tail,
+        method: &Method,
+    ) -> Self {
+        let bodyless =
+            method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let declared = head
+            .headers
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let remaining = if bodyless { Some(0) } else { declared };
+        Self {
+            frames: Some(frames),
+            call,
+            tail: Some(tail),
+            remaining,
+        }
+    }
+
+    /// Lets the guest work. An error means that the answer can no longer become whole.
+    fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        let Poll::Ready(ended) = call.as_mut().poll(context) else {
+            return Ok(());
+        };
+        self.call = None;
+        match ended {
+            Ok(()) => Ok(()),
+            Err(Failure::Full) => Err(Error::InternalError(None)),
+            Err(Failure::Trap(error)) => {
+                if let Some(tail) = &self.tail {
+                    tail.trapped(&error);
+                }
+                Err(Error::InternalError(None))
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.frames.is_none() || self.remaining == Some(0)
+    }
+
+    /// Gives up: hyper closes the connection without a well-formed end.
+    fn cut(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(tail) = &self.tail {
+            tail.stats.aborted.increment();
+            tail.stats.errors.increment();
+        }
+        (self.frames, self.call) = (None, None);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Err(error) = self.poll_guest(context) {
+            return self.cut(error);
+        }
+        let Some(frames) = &mut self.frames else {
+            return Poll::Ready(None);
+        };
+        match ready!(Pin::new(frames).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                if let (Some(remaining), Some(data)) = (&mut self.remaining, frame.data_ref()) {
+                    *remaining = remaining.saturating_sub(data.len() as u64);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => self.cut(error),
+            None => {
+                self.frames = None;
+                // A 0.3 guest may be waiting for just this, and then needs no task of its own.
+                let _ = self.poll_guest(context);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.is_none() && self.frames.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.frames
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let (Some(mut call), Some(tail)) = (self.call.take(), self.tail.take()) else {
+            return;
+        };
+        if !self.is_complete() {
+            // The client is gone: so is the guest, as soon as `call` drops.
+            tail.stats.aborted.increment();
+            return;
+        }
+        self.frames = None;
+        tokio::task::spawn_local(async move {
+            if let Err(Failure::Trap(error)) = call.as_mut().await {
+                tail.trapped(&error);
+            }
+        });
+    }
+}

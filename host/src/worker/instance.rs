@@ -1,0 +1,343 @@
+//! Instances of the component: what one may see of the world, and how a request is handed to a fresh one.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
+use wasmtime_wasi_http::p3;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{
+    Error, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
+
+use super::stdio::{GuestOutput, Sink};
+use crate::component::WasiHttp;
+use crate::config::WorkerSettings;
+use crate::engine;
+use crate::ipc::Identity;
+use crate::pipe::LineWriter;
+use crate::stats::Stats;
+
+/// How often running guests give way to the executor.
+const EPOCH: Duration = Duration::from_millis(10);
+/// Largest linear memory of an instance, in bytes.
+const MAX_MEMORY: usize = 128 * 1024 * 1024;
+
+mod bindings {
+    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+}
+use bindings::wasmcluster::worker::identity;
+
+/// What one instance may see of the world: the data of its store.
+pub(crate) struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    hooks: Hooks,
+    limits: StoreLimits,
+    identity: Arc<Identity>,
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.hooks,
+        }
+    }
+}
+
+impl identity::Host for Guest {
+    fn current(&mut self) -> identity::Worker {
+        let identity = &self.identity;
+        identity::Worker {
+            id: identity.worker.0,
+            slot: identity.slot.0,
+            pid: std::process::id(),
+            generation: identity.generation.0,
+            digest: identity.digest.clone(),
+            workers: identity.workers,
+        }
+    }
+}
+
+/// Adds `wasmcluster:worker/identity`.
+pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
+}
+
+/// Outbound requests: none, as long as no host can be granted.
+struct Hooks;
+
+type Sent = Result<(), Error>;
+
+impl WasiHttpHooks for Hooks {
+    fn send_request(
+        &mut self,
+        _: Request<WasiBody>,
+        _: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Sent> + Send>,
+    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Box<dyn Future<Output = Sent> + Send>), Error>> + Send>
+    {
+        Box::new(async { Err(Error::HttpRequestDenied) })
+    }
+}
+
+/// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
+pub(super) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
+
+/// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
+pub(super) type Call = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+/// Why a guest did not end well.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// All instances of the pool are in use.
+    Full,
+    /// It trapped, or broke a rule of its interfaces.
+    Trap(wasmtime::Error),
+}
+
+impl From<wasmtime::Error> for Failure {
+    fn from(error: wasmtime::Error) -> Self {
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+            Self::Full
+        } else {
+            Self::Trap(error)
+        }
+    }
+}
+
+enum Linked {
+    V0_2(ProxyPre<Guest>),
+    V0_3(ServicePre<Guest>),
+}
+
+/// The component, ready to be instantiated for each request.
+pub(super) struct Instances {
+    engine: Engine,
+    linked: Linked,
+    env: Vec<(String, String)>,
+    identity: Arc<Identity>,
+    stdout: Arc<Sink>,
+    stderr: Arc<Sink>,
+}
+
+impl Instances {
+    /// Maps the artifact behind `artifact` and links it.
+    pub(super) fn load(
+        settings: &WorkerSettings,
+        artifact: &OwnedFd,
+        identity: Identity,
+        stats: &'static Stats,
+    ) -> anyhow::Result<Self> {
+        let engine = engine::for_worker(settings.http)?;
+        let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
+        // SAFETY: the primary hands over only what its own compiler wrote or verified in a store that nobody else may
+        // write to.
+        let component = unsafe { Component::deserialize_file(&engine, path) }?;
+        let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
+        let linked = match settings.http {
+            WasiHttp::V0_2 => Linked::V0_2(ProxyPre::new(pre)?),
+            WasiHttp::V0_3 => Linked::V0_3(ServicePre::new(pre)?),
+        };
+        tick(engine.clone())?;
+        let sink = |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::new(fd), stats)));
+        Ok(Self {
+            engine,
+            linked,
+            env: settings.env.clone(),
+            identity: Arc::new(identity),
+            stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
+            stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
+        })
+    }
+
+    /// Instantiates once and drops the instance.
+    pub(super) async fn probe(&self) -> wasmtime::Result<()> {
+        let mut store = self.store();
+        match &self.linked {
+            Linked::V0_2(pre) => pre.instantiate_async(&mut store).await.map(drop),
+            Linked::V0_3(pre) => pre.instantiate_async(&mut store).await.map(drop),
+        }
+    }
+
+    /// Starts a fresh instance on `request`, which must have an authority or a Host that is one. The head comes through
+    /// the receiver, at some poll of the call.
+    pub(super) fn call(&self, request: Request<Incoming>, authority: Authority) -> (oneshot::Receiver<Head>, Call) {
+        let (head, receiver) = oneshot::channel();
+        let call: Call = match &self.linked {
+            Linked::V0_2(pre) => Box::pin(call_v0_2(self.store(), pre.clone(), request, head)),
+            Linked::V0_3(pre) => Box::pin(call_v0_3(self.store(), pre.clone(), request, authority, head)),
+        };
+        (receiver, call)
+    }
+
+    fn store(&self) -> Store<Guest> {
+        let guest = Guest {
+            wasi: self.wasi(),
+            http: WasiHttpCtx::new(),
+            table: ResourceTable::new(),
+            hooks: Hooks,
+            limits: StoreLimitsBuilder::new().memory_size(MAX_MEMORY).build(),
+            identity: self.identity.clone(),
+        };
+        let mut store = Store::new(&self.engine, guest);
+        store.limiter(|guest| &mut guest.limits);
+        store.set_epoch_deadline(1);
+        // `yield_now` lets the executor look at its sockets and timers before the guest goes on; a plain yield wakes
+        // itself at once, and tokio would look only every 61 turns.
+        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+        store
+    }
+
+    fn wasi(&self) -> WasiCtx {
+        WasiCtxBuilder::new()
+            .envs(&self.env)
+            .stdout(GuestOutput::new(self.stdout.clone()))
+            .stderr(GuestOutput::new(self.stderr.clone()))
+            .build()
+    }
+}
+
+/// A plain thread, since a task could not tick while a guest holds the executor.
+fn tick(engine: Engine) -> io::Result<()> {
+    std::thread::Builder::new().name("epoch".into()).spawn(move || {
+        loop {
+            std::thread::sleep(EPOCH);
+            engine.increment_epoch();
+        }
+    })?;
+    Ok(())
+}
+
+async fn call_v0_2(
+    mut store: Store<Guest>,
+    pre: ProxyPre<Guest>,
+    request: Request<Incoming>,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure> {
+    let proxy = pre.instantiate_async(&mut store).await?;
+    let mut view = store.data_mut().http();
+    let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
+    let out = view.new_response_outparam_from_callback(move |answer| {
+        // The connection may be gone.
+        let _ = head.send(answer.map_err(|code| format!("{code:?}")));
+    })?;
+    let result = proxy
+        .wasi_http_incoming_handler()
+        .call_handle(&mut store, request, out)
+        .await;
+    abort_open_bodies(store.data_mut());
+    Ok(result?)
+}
+
+/// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
+/// would end it well.
+fn abort_open_bodies(guest: &mut Guest) {
+    for body in guest
+        .table
+        .iter_mut()
+        .filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>())
+    {
+        let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+        std::mem::replace(body, closed).abort();
+    }
+}
+
+async fn call_v0_3(
+    mut store: Store<Guest>,
+    pre: ServicePre<Guest>,
+    request: Request<Incoming>,
+    authority: Authority,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure> {
+    let service = pre.instantiate_async(&mut store).await?;
+    let (parts, body) = request.into_parts();
+    let headers = FieldMap::new_immutable(&mut store.data_mut().hooks, parts.headers);
+    let path = parts.uri.into_parts().path_and_query;
+    let (request, _sent) = p3::Request::new(
+        parts.method,
+        Some(Scheme::HTTP),
+        Some(authority),
+        path,
+        headers,
+        None,
+        body,
+    );
+    store
+        .run_concurrent(async |accessor| -> wasmtime::Result<()> {
+            let answer = match service.handle(accessor, request).await? {
+                Ok(answer) => answer,
+                Err(code) => {
+                    let _ = head.send(Err(format!("{code:?}")));
+                    return Ok(());
+                }
+            };
+            let answer = accessor.with(|access| answer.into_http(access, async { Ok(()) }))?;
+            // Ends when the connection has taken the last frame, or is gone.
+            let (taking, taken) = oneshot::channel::<std::convert::Infallible>();
+            let _ = head.send(Ok(answer.map(|frames| {
+                UnsyncBoxBody::new(Guarded {
+                    frames,
+                    _taking: taking,
+                })
+            })));
+            let _ = taken.await;
+            poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+            Ok(())
+        })
+        .await??;
+    Ok(())
+}
+
+/// A body that tells when it is dropped.
+struct Guarded {
+    frames: UnsyncBoxBody<Bytes, Error>,
+    _taking: oneshot::Sender<std::convert::Infallible>,
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.frames).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.frames.size_hint()
+    }
+}

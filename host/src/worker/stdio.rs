@@ -1,0 +1,122 @@
+//! What guests print: cut into lines, and written to the worker's output pipes, which never block.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use crate::pipe::{LineBuffer, LineWriter, MAX_LINE, Written};
+use crate::stats::Stats;
+
+/// One of the worker's output pipes.
+#[derive(Debug)]
+pub(super) struct Sink {
+    writer: LineWriter,
+    stats: &'static Stats,
+}
+
+impl Sink {
+    pub(super) fn new(writer: LineWriter, stats: &'static Stats) -> Self {
+        Self { writer, stats }
+    }
+
+    fn write(&self, line: &[u8]) {
+        if self.writer.write(line) == Written::Dropped {
+            self.stats.lines_dropped.increment();
+        }
+    }
+}
+
+/// The standard output or error of one instance. What it printed after its last newline is passed on when the
+/// instance ends.
+#[derive(Clone, Debug)]
+pub(super) struct GuestOutput(Arc<Lines>);
+
+#[derive(Debug)]
+struct Lines {
+    buffer: Mutex<LineBuffer>,
+    sink: Arc<Sink>,
+}
+
+impl GuestOutput {
+    pub(super) fn new(sink: Arc<Sink>) -> Self {
+        Self(Arc::new(Lines {
+            buffer: Mutex::default(),
+            sink,
+        }))
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        let lines = &*self.0;
+        let mut buffer = lines.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.push(bytes, |line| lines.sink.write(line));
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let sink = &self.sink;
+        self.buffer
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .finish(|line| sink.write(line));
+    }
+}
+
+impl IsTerminal for GuestOutput {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for GuestOutput {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+/// For WASI 0.2.
+impl OutputStream for GuestOutput {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.push(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(MAX_LINE)
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for GuestOutput {
+    async fn ready(&mut self) {}
+}
+
+/// For WASI 0.3.
+impl AsyncWrite for GuestOutput {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.push(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
