@@ -1,0 +1,46 @@
+//! Which worker process answers: the interface `wasmcluster:worker/identity`, which no standard covers.
+//!
+//! A guest that calls [`current`] runs on wasmcluster only. One that does not has no trace of it in its component.
+
+/// The generated bindings of `wit/worker.wit`.
+mod bindings {
+    wit_bindgen::generate!({ path: "../wit/worker.wit", world: "imports" });
+}
+
+/// A worker process of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Worker {
+    /// Number of the worker process, from 1; never used again while the server lives.
+    pub id: u64,
+    /// Place of the worker in the cluster, 0 to `workers` - 1; a replacement takes over the place.
+    pub slot: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Number of the deployed version, from 1; each reload brings the next.
+    pub generation: u64,
+    /// SHA-256 of the component, as `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    /// How many workers the cluster was asked for.
+    pub workers: u32,
+}
+
+/// The worker that runs this instance.
+pub fn current() -> Worker {
+    let bindings::wasmcluster::worker::identity::Worker {
+        id,
+        slot,
+        pid,
+        generation,
+        digest,
+        workers,
+    } = bindings::wasmcluster::worker::identity::current();
+    Worker {
+        id,
+        slot,
+        pid,
+        generation,
+        digest,
+        workers,
+    }
+}
