@@ -1,0 +1,47 @@
+# What a person types, and what CI runs. Guests are WebAssembly components: scripts/ finds or prepares the toolchain
+# that builds them. `make serve ARGS="--listen 127.0.0.1:3000 --workers 2"` passes flags on.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+# Under `make -j` cargo would look for a job server that recipes do not get.
+unexport MAKEFLAGS MFLAGS
+.PHONY: help serve test check lint build guests hello install fmt clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
+
+serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS="…")
+	exec $(TARGET)/release/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
+
+test: guests ## Run every test
+	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros
+
+check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
+
+lint: ## What check does before the tests
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	scripts/build-guests --clippy
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace
+
+build: ## Build the server, optimised
+	$(CARGO) build --release -p wasmcluster
+
+guests: ## Build all guests: examples/ and tests/guests/
+	scripts/build-guests
+
+hello:
+	scripts/build-guests hello
+
+install: ## Install the wasmcluster command
+	$(CARGO) install --path host --locked
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
