@@ -59,10 +59,7 @@ impl Body {
     /// When the body ends before it is complete, because the client left for example.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
-            match poll_fn(|context| Pin::new(&mut *self).poll_frame(context))
-                .await
-                .transpose()?
-            {
+            match poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await.transpose()? {
                 None => return Ok(None),
                 Some(frame) => {
                     if let Ok(chunk) = frame.into_data()

@@ -22,14 +22,8 @@ pub(crate) fn request(incoming: IncomingRequest) -> Option<Request> {
     *request.method_mut() = method(incoming.method())?;
     *request.uri_mut() = uri(&incoming)?;
     *request.headers_mut() = header_map(incoming.headers().entries())?;
-    let length = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
-    *request.body_mut() = Body::incoming(Incoming {
-        state: State::Unopened(incoming),
-        left: length,
-    });
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    *request.body_mut() = Body::incoming(Incoming { state: State::Unopened(incoming), left: length });
     Some(request)
 }
 
@@ -88,15 +82,8 @@ pub(crate) struct Incoming {
 /// Fields drop in order: a waiter before what it waits for, a stream before its body.
 enum State {
     Unopened(IncomingRequest),
-    Data {
-        waiter: Option<Waiter>,
-        stream: InputStream,
-        body: IncomingBody,
-    },
-    Trailers {
-        waiter: Option<Waiter>,
-        trailers: FutureTrailers,
-    },
+    Data { waiter: Option<Waiter>, stream: InputStream, body: IncomingBody },
+    Trailers { waiter: Option<Waiter>, trailers: FutureTrailers },
     End,
 }
 
@@ -145,10 +132,7 @@ impl Incoming {
         if let State::Data { waiter, stream, body } = std::mem::replace(&mut self.state, State::End) {
             drop(waiter);
             drop(stream);
-            self.state = State::Trailers {
-                waiter: None,
-                trailers: IncomingBody::finish(body),
-            };
+            self.state = State::Trailers { waiter: None, trailers: IncomingBody::finish(body) };
         }
     }
 }
@@ -165,29 +149,19 @@ enum Step {
 fn open(request: &IncomingRequest) -> Result<Step> {
     let body = request.consume().map_err(|()| "the request's body was taken already")?;
     let stream = body.stream().map_err(|()| "the request's body was opened already")?;
-    Ok(Step::Opened(State::Data {
-        waiter: None,
-        stream,
-        body,
-    }))
+    Ok(Step::Opened(State::Data { waiter: None, stream, body }))
 }
 
 fn poll_data(waiter: &mut Option<Waiter>, stream: &InputStream, context: &Context<'_>) -> Poll<Result<Step>> {
     loop {
         match stream.read(CHUNK_BYTES) {
             Ok(chunk) if chunk.is_empty() => {
-                ready!(
-                    waiter
-                        .get_or_insert_with(|| Waiter::new(stream.subscribe()))
-                        .poll(context)
-                );
+                ready!(waiter.get_or_insert_with(|| Waiter::new(stream.subscribe())).poll(context));
             }
             Ok(chunk) => return Poll::Ready(Ok(Step::Chunk(chunk.into()))),
             Err(StreamError::Closed) => return Poll::Ready(Ok(Step::Data)),
             Err(StreamError::LastOperationFailed(error)) => {
-                return Poll::Ready(Err(
-                    format!("reading the request's body: {}", error.to_debug_string()).into()
-                ));
+                return Poll::Ready(Err(format!("reading the request's body: {}", error.to_debug_string()).into()));
             }
         }
     }
@@ -196,11 +170,7 @@ fn poll_data(waiter: &mut Option<Waiter>, stream: &InputStream, context: &Contex
 fn poll_trailers(waiter: &mut Option<Waiter>, trailers: &FutureTrailers, context: &Context<'_>) -> Poll<Result<Step>> {
     loop {
         let Some(result) = trailers.get() else {
-            ready!(
-                waiter
-                    .get_or_insert_with(|| Waiter::new(trailers.subscribe()))
-                    .poll(context)
-            );
+            ready!(waiter.get_or_insert_with(|| Waiter::new(trailers.subscribe())).poll(context));
             continue;
         };
         return Poll::Ready(match result {

@@ -22,10 +22,7 @@ pub(crate) async fn send(method: &Method, mut response: Response, out: ResponseO
         Ok(outgoing) => outgoing,
         Err(error) => {
             // A response of our own, whose head is known to be good.
-            response = failure(
-                "response refused",
-                &format!("the host does not take its headers: {error:?}").into(),
-            );
+            response = failure("response refused", &format!("the host does not take its headers: {error:?}").into());
             set_content_length(&mut response);
             head(&response).expect("the host takes two plain headers")
         }
@@ -52,28 +49,20 @@ fn set_content_length(response: &mut Response) {
         && !forbids_body(response.status())
         && !response.headers().contains_key(header::TRAILER)
     {
-        response
-            .headers_mut()
-            .entry(header::CONTENT_LENGTH)
-            .or_insert_with(|| HeaderValue::from(length));
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
 }
 
 fn head(response: &Response) -> Result<OutgoingResponse, HeaderError> {
     let outgoing = OutgoingResponse::new(fields(response.headers())?);
     if response.status() != StatusCode::OK {
-        outgoing
-            .set_status_code(response.status().as_u16())
-            .expect("the status is one of HTTP");
+        outgoing.set_status_code(response.status().as_u16()).expect("the status is one of HTTP");
     }
     Ok(outgoing)
 }
 
 fn fields(headers: &HeaderMap) -> Result<Fields, HeaderError> {
-    let entries: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str().into(), value.as_bytes().into()))
-        .collect();
+    let entries: Vec<_> = headers.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().into())).collect();
     Fields::from_list(&entries)
 }
 
@@ -149,10 +138,7 @@ struct Sink {
 
 impl Sink {
     fn new(body: &OutgoingBody) -> Self {
-        Self {
-            waiter: None,
-            stream: body.write().expect("the stream is opened once"),
-        }
+        Self { waiter: None, stream: body.write().expect("the stream is opened once") }
     }
 
     /// Writes all of it, waiting whenever the host permits no more.
@@ -179,18 +165,12 @@ mod tests {
     #[track_caller]
     fn check(mut response: Response, expected: Option<&str>) {
         set_content_length(&mut response);
-        let length = response
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .map(|value| value.to_str().expect("digits"));
+        let length = response.headers().get(header::CONTENT_LENGTH).map(|value| value.to_str().expect("digits"));
         assert_eq!(length, expected);
     }
 
     fn with_status(status: u16, body: impl Into<Body>) -> Response {
-        http::Response::builder()
-            .status(status)
-            .body(body.into())
-            .expect("a valid head")
+        http::Response::builder().status(status).body(body.into()).expect("a valid head")
     }
 
     #[test]
@@ -203,17 +183,13 @@ mod tests {
 
     #[test]
     fn announced_trailers_keep_the_length_unsaid() {
-        let response = http::Response::builder()
-            .header(header::TRAILER, "x-sum")
-            .body("abc".into());
+        let response = http::Response::builder().header(header::TRAILER, "x-sum").body("abc".into());
         check(response.expect("a valid head"), None);
     }
 
     #[test]
     fn the_handler_s_own_length_stays() {
-        let response = http::Response::builder()
-            .header(header::CONTENT_LENGTH, 9)
-            .body("".into());
+        let response = http::Response::builder().header(header::CONTENT_LENGTH, 9).body("".into());
         check(response.expect("a valid head"), Some("9"));
     }
 }

@@ -32,11 +32,7 @@ pub(crate) struct Waiter(usize);
 
 impl Waiter {
     pub(crate) fn new(pollable: Pollable) -> Self {
-        let place = Some(Place {
-            pollable,
-            waker: None,
-            ready: false,
-        });
+        let place = Some(Place { pollable, waker: None, ready: false });
         PLACES.with_borrow_mut(|places| match places.iter().position(Option::is_none) {
             Some(free) => {
                 places[free] = place;
@@ -52,9 +48,7 @@ impl Waiter {
     /// Ready once for each time that the host found the pollable ready.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<()> {
         PLACES.with_borrow_mut(|places| {
-            let place = places[self.0]
-                .as_mut()
-                .expect("a waiter has its place until it is dropped");
+            let place = places[self.0].as_mut().expect("a waiter has its place until it is dropped");
             if std::mem::take(&mut place.ready) {
                 return Poll::Ready(());
             }
@@ -85,11 +79,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             return output;
         }
         // A future that wakes itself, as one that yields does, must not keep the others from their pollables.
-        let wait = if woken.0.swap(false, Ordering::Relaxed) {
-            Wait::No
-        } else {
-            Wait::Yes
-        };
+        let wait = if woken.0.swap(false, Ordering::Relaxed) { Wait::No } else { Wait::Yes };
         wake_ready(wait);
         woken.0.store(false, Ordering::Relaxed);
     }
@@ -116,20 +106,11 @@ enum Wait {
 /// Asks the host which of the awaited pollables are ready and wakes those who wait for them.
 fn wake_ready(wait: Wait) {
     let wakers: Vec<Waker> = PLACES.with_borrow_mut(|places| {
-        let mut awaited: Vec<&mut Place> = places
-            .iter_mut()
-            .flatten()
-            .filter(|place| place.waker.is_some())
-            .collect();
+        let mut awaited: Vec<&mut Place> = places.iter_mut().flatten().filter(|place| place.waker.is_some()).collect();
         let ready: Vec<usize> = match wait {
-            Wait::No => (0..awaited.len())
-                .filter(|&index| awaited[index].pollable.ready())
-                .collect(),
+            Wait::No => (0..awaited.len()).filter(|&index| awaited[index].pollable.ready()).collect(),
             Wait::Yes => {
-                assert!(
-                    !awaited.is_empty(),
-                    "the handler waits for something that can never happen"
-                );
+                assert!(!awaited.is_empty(), "the handler waits for something that can never happen");
                 let pollables: Vec<&Pollable> = awaited.iter().map(|place| &place.pollable).collect();
                 poll::poll(&pollables).into_iter().map(|index| index as usize).collect()
             }

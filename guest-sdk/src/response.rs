@@ -59,10 +59,7 @@ impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
 /// An error becomes status 500 with a body that tells nothing of it, and a line on stderr that does.
 impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
     fn into_response(self) -> Response {
-        self.map_or_else(
-            |error| failure("handler failed", &error.into()),
-            IntoResponse::into_response,
-        )
+        self.map_or_else(|error| failure("handler failed", &error.into()), IntoResponse::into_response)
     }
 }
 
@@ -105,27 +102,16 @@ mod tests {
         check(Response::new("d"), 200, "d");
         check(Ok::<_, Error>("e"), 200, "e");
         check((StatusCode::ACCEPTED, Ok::<_, Error>("f")), 202, "f");
-        check(
-            (StatusCode::ACCEPTED, Err::<&'static str, _>("g")),
-            500,
-            "Internal Server Error\n",
-        );
+        check((StatusCode::ACCEPTED, Err::<&'static str, _>("g")), 500, "Internal Server Error\n");
     }
 
     #[test]
     fn an_error_says_nothing_of_the_inside() {
-        check(
-            Err::<&'static str, _>("the password is x"),
-            500,
-            "Internal Server Error\n",
-        );
+        check(Err::<&'static str, _>("the password is x"), 500, "Internal Server Error\n");
     }
 
     #[test]
     fn strings_are_plain_text() {
-        assert_eq!(
-            "a".into_response().headers()[header::CONTENT_TYPE],
-            "text/plain; charset=utf-8"
-        );
+        assert_eq!("a".into_response().headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8");
     }
 }

@@ -27,20 +27,7 @@ pub struct Worker {
 
 /// The worker that runs this instance.
 pub fn current() -> Worker {
-    let bindings::wasmcluster::worker::identity::Worker {
-        id,
-        slot,
-        pid,
-        generation,
-        digest,
-        workers,
-    } = bindings::wasmcluster::worker::identity::current();
-    Worker {
-        id,
-        slot,
-        pid,
-        generation,
-        digest,
-        workers,
-    }
+    let bindings::wasmcluster::worker::identity::Worker { id, slot, pid, generation, digest, workers } =
+        bindings::wasmcluster::worker::identity::current();
+    Worker { id, slot, pid, generation, digest, workers }
 }

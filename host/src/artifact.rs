@@ -47,9 +47,7 @@ struct Manifest {
 pub(crate) fn compiler_main() -> anyhow::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     let primary = std::sync::Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
-    let request = primary
-        .receive(Wait::Yes)
-        .context("this command is started by wasmcluster itself")?;
+    let request = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
     let Received::Message(ToCompiler::Compile { source, store }, _) = request else {
         return Ok(());
     };
@@ -68,10 +66,7 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
 fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
     std::thread::spawn(move || {
         while let Ok(Received::Message(..)) = primary.receive(Wait::Yes) {}
-        #[expect(
-            clippy::exit,
-            reason = "the compiler holds nothing that a destructor would have to save"
-        )]
+        #[expect(clippy::exit, reason = "the compiler holds nothing that a destructor would have to save")]
         std::process::exit(1);
     });
 }
@@ -87,18 +82,9 @@ fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
     let key = key(&digest, &engine);
 
     if let Some(artifact) = store.find(&key) {
-        return Ok((
-            Compiled {
-                digest,
-                http,
-                cached: true,
-            },
-            artifact,
-        ));
+        return Ok((Compiled { digest, http, cached: true }, artifact));
     }
-    let native = engine
-        .precompile_component(&bytes)
-        .map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    let native = engine.precompile_component(&bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
     check_links(&engine, http, &bytes, &native)?;
     let manifest = Manifest {
         schema: 1,
@@ -108,14 +94,7 @@ fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
         source: std::path::absolute(source)?,
     };
     let artifact = store.insert(&key, &manifest, &native)?;
-    Ok((
-        Compiled {
-            digest,
-            http,
-            cached: false,
-        },
-        artifact,
-    ))
+    Ok((Compiled { digest, http, cached: false }, artifact))
 }
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
@@ -129,19 +108,12 @@ fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
         bail!("it is a folder; give the component in it, for a Rust guest target/wasm32-wasip2/release/NAME.wasm");
     }
     ensure!(before.is_file(), "it is not a regular file");
-    ensure!(
-        before.len() <= MAX_COMPONENT,
-        "it has {} bytes; the limit is {MAX_COMPONENT}",
-        before.len()
-    );
+    ensure!(before.len() <= MAX_COMPONENT, "it has {} bytes; the limit is {MAX_COMPONENT}", before.len());
     let mut bytes = Vec::new();
     (&file).take(MAX_COMPONENT + 1).read_to_end(&mut bytes)?;
     let after = file.metadata()?;
     let unchanged = bytes.len() as u64 == before.len() && modified(&before) == modified(&after);
-    ensure!(
-        unchanged,
-        "the file changed while it was read; try again when it is complete"
-    );
+    ensure!(unchanged, "the file changed while it was read; try again when it is complete");
     Ok(bytes)
 }
 
@@ -153,12 +125,10 @@ fn modified(metadata: &fs::Metadata) -> (u64, Option<SystemTime>) {
 fn check_links(engine: &Engine, http: WasiHttp, bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
     // SAFETY: `native` was made by this process, from this engine, a moment ago.
     let component = unsafe { Component::deserialize(engine, native) }?;
-    let linked = engine::linker(engine, http)?
-        .instantiate_pre(&component)
-        .and_then(|pre| match http {
-            WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
-            WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
-        });
+    let linked = engine::linker(engine, http)?.instantiate_pre(&component).and_then(|pre| match http {
+        WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
+        WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
+    });
     let imports = Surface::read(bytes)?.imports.len();
     linked.map_err(|error| anyhow::anyhow!("one of its {imports} imports, or its handler, does not fit: {error:#}"))
 }
@@ -169,13 +139,11 @@ fn sha256(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The name of an entry: everything that native code depends on. The engine's hash covers wasmtime's version, the
@@ -206,17 +174,9 @@ struct Store {
 impl Store {
     fn open(folder: &Path) -> anyhow::Result<Self> {
         let of = || format!("artifact store {} (choose another with --store)", folder.display());
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .with_context(of)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
         let metadata = fs::metadata(folder).with_context(of)?;
-        ensure!(
-            is_private(&metadata),
-            "{}: it must belong to you and be writable by nobody else",
-            of()
-        );
+        ensure!(is_private(&metadata), "{}: it must belong to you and be writable by nobody else", of());
         Ok(Self { folder: folder.into() })
     }
 
@@ -240,10 +200,7 @@ impl Store {
     fn insert(&self, key: &str, manifest: &Manifest, native: &[u8]) -> anyhow::Result<OwnedFd> {
         let of = || format!("artifact store {}", self.folder.display());
         let entry = self.folder.join(key);
-        let draft = tempfile::Builder::new()
-            .prefix(".draft-")
-            .tempdir_in(&self.folder)
-            .with_context(of)?;
+        let draft = tempfile::Builder::new().prefix(".draft-").tempdir_in(&self.folder).with_context(of)?;
         write_synced(&draft.path().join(ARTIFACT), native).with_context(of)?;
         write_synced(&draft.path().join(MANIFEST), &serde_json::to_vec_pretty(manifest)?).with_context(of)?;
         match fs::rename(draft.path(), &entry) {
@@ -253,11 +210,7 @@ impl Store {
                 File::open(&self.folder)?.sync_all().with_context(of)?;
             }
             // The other compiler's entry has the same contents; the draft is dropped.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
             Err(error) => return Err(error).with_context(of),
         }
         read_entry(&entry).with_context(of)
@@ -267,20 +220,11 @@ impl Store {
 fn read_entry(entry: &Path) -> anyhow::Result<OwnedFd> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
     ensure!(manifest.schema == 1, "unknown schema {}", manifest.schema);
-    let mut artifact = File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(entry.join(ARTIFACT))?;
-    ensure!(
-        is_private(&artifact.metadata()?),
-        "the artifact is not private to its owner"
-    );
+    let mut artifact = File::options().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(entry.join(ARTIFACT))?;
+    ensure!(is_private(&artifact.metadata()?), "the artifact is not private to its owner");
     let mut hasher = Sha256::new();
     io::copy(&mut artifact, &mut HashWriter(&mut hasher))?;
-    ensure!(
-        format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest,
-        "the artifact was changed"
-    );
+    ensure!(format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest, "the artifact was changed");
     Ok(artifact.into())
 }
 
@@ -337,14 +281,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("new/store")).unwrap();
         assert!(store.find("key").is_none());
-        assert_eq!(
-            contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
-            b"native"
-        );
-        assert_eq!(
-            contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
-            b"native"
-        );
+        assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
+        assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
         assert_eq!(contents(store.find("key").unwrap()), b"native");
         assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "no draft is left");
     }
@@ -362,10 +300,7 @@ mod tests {
             store.insert("key", &manifest(b"native"), b"native").unwrap();
             damage(&store.folder.join("key"));
             assert!(store.find("key").is_none());
-            assert_eq!(
-                contents(store.insert("key", &manifest(b"native"), b"native").unwrap()),
-                b"native"
-            );
+            assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
         }
     }
 
@@ -373,12 +308,7 @@ mod tests {
     fn a_store_that_others_can_write_to_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(
-            Store::open(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("writable by nobody else")
-        );
+        assert!(Store::open(folder.path()).unwrap_err().to_string().contains("writable by nobody else"));
     }
 
     #[test]

@@ -74,10 +74,8 @@ fn exported(names: &[String]) -> String {
 }
 
 fn provided() -> String {
-    let packages: Vec<String> = PROVIDED
-        .iter()
-        .map(|(package, versions)| format!("{package} ({})", versions.join(", ")))
-        .collect();
+    let packages: Vec<String> =
+        PROVIDED.iter().map(|(package, versions)| format!("{package} ({})", versions.join(", "))).collect();
     packages.join(", ")
 }
 
@@ -137,11 +135,7 @@ impl Surface {
             return Err(Refusal::NoHandler(self.exports.clone()));
         };
         let unknown: Vec<String> = self.imports.iter().filter(|name| !is_provided(name)).cloned().collect();
-        if unknown.is_empty() {
-            Ok(http)
-        } else {
-            Err(Refusal::UnknownImports(unknown))
-        }
+        if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown)) }
     }
 }
 
@@ -154,9 +148,7 @@ fn is_provided(import: &str) -> bool {
     let is_version = |wanted: &&str| version.strip_prefix(*wanted).is_some_and(|rest| rest.starts_with('.'));
     // A pre-release is another interface under the same number.
     !version.contains('-')
-        && PROVIDED
-            .iter()
-            .any(|(name, versions)| *name == package && versions.iter().any(is_version))
+        && PROVIDED.iter().any(|(name, versions)| *name == package && versions.iter().any(is_version))
 }
 
 /// The binary form of a component given in binary or text form.
@@ -192,16 +184,10 @@ mod tests {
         let v3 = r#"(instance $i) (export "wasi:http/handler@0.3.0" (instance $i))"#;
         check(&format!("(component {v2})"), Ok(WasiHttp::V0_2));
         check(&format!("(component {v3})"), Ok(WasiHttp::V0_3));
-        check(
-            &format!("(component (component) (core module) {v2})"),
-            Ok(WasiHttp::V0_2),
-        );
+        check(&format!("(component (component) (core module) {v2})"), Ok(WasiHttp::V0_2));
         check("(module)", Err("core module"));
         check("(component)", Err("exports nothing"));
-        check(
-            r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#,
-            Err("wasi:cli/run@0.2.0"),
-        );
+        check(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#, Err("wasi:cli/run@0.2.0"));
         // What is inside a nested component is its own affair.
         check(&format!("(component (component {v2}))"), Err("exports nothing"));
         check("hello", Err("not WebAssembly"));
@@ -221,10 +207,7 @@ mod tests {
         check_import("wasmcluster:worker/identity@0.1.0", Ok(WasiHttp::V0_2));
         check_import("acme:db/query@1.0.0", Err("imports acme:db/query@1.0.0"));
         check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
-        check_import(
-            "wasi:keyvalue/store@0.2.0-draft",
-            Err("wasi:keyvalue/store@0.2.0-draft"),
-        );
+        check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
     }
 

@@ -113,11 +113,7 @@ impl Options {
         let mut env: BTreeMap<String, String> = other.env.into_iter().collect();
         env.extend(self.env);
         Self {
-            listen: if self.listen.is_empty() {
-                other.listen
-            } else {
-                self.listen
-            },
+            listen: if self.listen.is_empty() { other.listen } else { self.listen },
             backlog: self.backlog.or(other.backlog),
             workers: self.workers.or(other.workers),
             name: self.name.or(other.name),
@@ -150,10 +146,7 @@ impl Settings {
             Some(workers) => workers.get(),
             None => std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
         };
-        ensure!(
-            workers <= MAX_WORKERS,
-            "--workers {workers} is over the limit of {MAX_WORKERS}"
-        );
+        ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
         let listen = match options.listen {
             empty if empty.is_empty() => vec![ListenAddr::Tcp("127.0.0.1:8080".into())],
             listen => listen,
@@ -174,9 +167,7 @@ impl Settings {
         Ok(Self {
             app,
             listen,
-            backlog: options
-                .backlog
-                .map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
+            backlog: options.backlog.map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,
             control: control_path(&name, options.control)?,
             name,
@@ -193,10 +184,7 @@ pub(crate) const DEFAULT_NAME: &str = "default";
 fn check_name(name: &str) -> anyhow::Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with('.');
-    ensure!(
-        good,
-        "--name {name:?}: expected up to 64 letters, digits, '-', '_' or '.', not beginning with '.'"
-    );
+    ensure!(good, "--name {name:?}: expected up to 64 letters, digits, '-', '_' or '.', not beginning with '.'");
     Ok(())
 }
 
@@ -208,11 +196,8 @@ pub(crate) fn colours() -> bool {
 
 /// Where the control socket of the cluster `name` is.
 pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    let given = given.or_else(|| {
-        std::env::var_os("WASMCLUSTER_CONTROL")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    });
+    let given =
+        given.or_else(|| std::env::var_os("WASMCLUSTER_CONTROL").filter(|path| !path.is_empty()).map(PathBuf::from));
     if let Some(path) = given {
         return Ok(path);
     }
@@ -236,9 +221,7 @@ fn default_store() -> anyhow::Result<PathBuf> {
 
 /// XDG's rule: a relative path in such a variable is ignored.
 fn absolute_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// What a worker runs with. A generation's workers all read the same sealed file.
@@ -253,10 +236,7 @@ impl WorkerSettings {
     /// As a sealed file, to be handed to every worker of a generation.
     pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
         let bytes = serde_json::to_vec(self)?;
-        ensure!(
-            bytes.len() as u64 <= MAX_SETTINGS,
-            "the environment for the guests is over {MAX_SETTINGS} bytes"
-        );
+        ensure!(bytes.len() as u64 <= MAX_SETTINGS, "the environment for the guests is over {MAX_SETTINGS} bytes");
         Ok(memfd::constant(c"wasmcluster-settings", &bytes)?)
     }
 
@@ -291,16 +271,10 @@ mod tests {
             "#,
         )
         .unwrap();
-        assert_eq!(
-            options.listen,
-            ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]
-        );
+        assert_eq!(options.listen, ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]);
         assert_eq!(options.workers, NonZeroU32::new(3));
         assert_eq!(options.env, [("GREETING".into(), "hello".into())]);
-        assert_eq!(
-            (options.log_level, options.log_format),
-            (Some(LogLevel::Debug), Some(LogFormat::Json))
-        );
+        assert_eq!((options.log_level, options.log_format), (Some(LogLevel::Debug), Some(LogFormat::Json)));
     }
 
     #[test]
@@ -321,11 +295,7 @@ mod tests {
     #[test]
     fn the_command_line_wins_over_the_file() {
         let file = parse("listen = [\"a:1\"]\nworkers = 2\nname = \"file\"\n[env]\nA = \"1\"\nB = \"2\"").unwrap();
-        let flags = Options {
-            workers: NonZeroU32::new(8),
-            env: vec![("B".into(), "3".into())],
-            ..Options::default()
-        };
+        let flags = Options { workers: NonZeroU32::new(8), env: vec![("B".into(), "3".into())], ..Options::default() };
         let merged = flags.or(file);
         assert_eq!(merged.workers, NonZeroU32::new(8));
         assert_eq!(merged.name.as_deref(), Some("file"));
@@ -339,28 +309,10 @@ mod tests {
             let error = Settings::new("app.wasm".into(), options).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         };
-        check(
-            Options {
-                workers: NonZeroU32::new(5000),
-                ..Options::default()
-            },
-            "over the limit",
-        );
-        check(
-            Options {
-                name: Some("../x".into()),
-                ..Options::default()
-            },
-            "--name",
-        );
+        check(Options { workers: NonZeroU32::new(5000), ..Options::default() }, "over the limit");
+        check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
-        check(
-            Options {
-                listen,
-                ..Options::default()
-            },
-            "the limit is",
-        );
+        check(Options { listen, ..Options::default() }, "the limit is");
     }
 
     #[test]
@@ -368,11 +320,7 @@ mod tests {
         let settings = WorkerSettings {
             http: WasiHttp::V0_3,
             env: vec![("A".into(), "ä\n".into())],
-            logging: Logging {
-                format: LogFormat::Json,
-                level: LogLevel::Warn,
-                colour: false,
-            },
+            logging: Logging { format: LogFormat::Json, level: LogLevel::Warn, colour: false },
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {

@@ -73,9 +73,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .max_core_instance_size(4 * 1024 * 1024);
     // Resetting a used memory by asking the kernel which pages were written beats dropping and faulting them all in.
     if PoolingAllocationConfig::is_pagemap_scan_available() {
-        pool.pagemap_scan(Enabled::Yes)
-            .linear_memory_keep_resident(KEEP_RESIDENT)
-            .table_keep_resident(64 * 1024);
+        pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(KEEP_RESIDENT).table_keep_resident(64 * 1024);
     }
     pool
 }

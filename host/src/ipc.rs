@@ -158,10 +158,7 @@ pub(crate) fn pair<A, B>() -> io::Result<(Channel<A, B>, Channel<B, A>)> {
 
 impl<S, R> From<OwnedFd> for Channel<S, R> {
     fn from(fd: OwnedFd) -> Self {
-        Self {
-            fd,
-            messages: PhantomData,
-        }
+        Self { fd, messages: PhantomData }
     }
 }
 
@@ -240,11 +237,7 @@ fn take_descriptors<A>(message: &nix::sys::socket::RecvMsg<'_, '_, A>) -> Result
 fn encode(message: &impl Serialize) -> Result<Vec<u8>, IpcError> {
     let mut frame = vec![VERSION];
     serde_json::to_writer(&mut frame, message)?;
-    if frame.len() > MAX_FRAME {
-        Err(IpcError::TooLong(frame.len()))
-    } else {
-        Ok(frame)
-    }
+    if frame.len() > MAX_FRAME { Err(IpcError::TooLong(frame.len())) } else { Ok(frame) }
 }
 
 fn decode<R: DeserializeOwned>(frame: &[u8]) -> Result<R, IpcError> {
@@ -285,9 +278,7 @@ mod tests {
             workers: 4,
         };
         let (reader, _writer) = std::io::pipe().unwrap();
-        primary
-            .send(&ToWorker::Start(identity.clone()), &[reader.as_fd(), reader.as_fd()])
-            .unwrap();
+        primary.send(&ToWorker::Start(identity.clone()), &[reader.as_fd(), reader.as_fd()]).unwrap();
         match worker.receive(Wait::Yes).unwrap() {
             Received::Message(ToWorker::Start(got), descriptors) => {
                 assert_eq!(got, identity);

@@ -42,8 +42,7 @@ impl FromStr for ListenAddr {
         }
         let form = "expected HOST:PORT, [IPV6]:PORT or unix:PATH";
         let (host, port) = text.rsplit_once(':').ok_or(form)?;
-        port.parse::<u16>()
-            .map_err(|_| format!("'{port}' is not a port (0 to 65535); {form}"))?;
+        port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {form}"))?;
         let bracketed = host.starts_with('[') && host.ends_with(']');
         if host.is_empty() || (host.contains(':') && !bracketed) {
             return Err(form.into());
@@ -153,11 +152,7 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     socket.bind(&address.into())?;
     listen(&socket, backlog)?;
     let bound = socket.local_addr()?.as_socket().ok_or(Errno::EAFNOSUPPORT)?;
-    Ok(Listener {
-        socket: socket.into(),
-        url: format!("http://{bound}"),
-        socket_file: None,
-    })
+    Ok(Listener { socket: socket.into(), url: format!("http://{bound}"), socket_file: None })
 }
 
 fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
@@ -171,11 +166,7 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
         bound => bound?,
     }
     listen(&socket, backlog)?;
-    Ok(Listener {
-        socket: socket.into(),
-        url: format!("unix:{}", path.display()),
-        socket_file: Some(path.into()),
-    })
+    Ok(Listener { socket: socket.into(), url: format!("unix:{}", path.display()), socket_file: Some(path.into()) })
 }
 
 fn listen(socket: &Socket, backlog: i32) -> io::Result<()> {
@@ -201,16 +192,7 @@ mod tests {
         check("localhost:0", Some(ListenAddr::Tcp("localhost:0".into())));
         check("[::]:80", Some(ListenAddr::Tcp("[::]:80".into())));
         check("unix:/run/app.sock", Some(ListenAddr::Unix("/run/app.sock".into())));
-        for bad in [
-            "",
-            "8080",
-            ":8080",
-            "::1:80",
-            "localhost",
-            "localhost:http",
-            "localhost:65536",
-            "unix:",
-        ] {
+        for bad in ["", "8080", ":8080", "::1:80", "localhost", "localhost:http", "localhost:65536", "unix:"] {
             check(bad, None);
         }
     }
@@ -230,9 +212,7 @@ mod tests {
         let address = ListenAddr::Unix(folder.path().join("app.sock"));
         let live = Listener::bind(&address, 16).unwrap();
         assert!(matches!(Listener::bind(&address, 16), Err(BindError::InUse(_))));
-        let ListenAddr::Unix(path) = &address else {
-            unreachable!()
-        };
+        let ListenAddr::Unix(path) = &address else { unreachable!() };
         drop(live);
         assert!(!path.exists());
         // What a killed primary leaves behind: a bound file without a listener.

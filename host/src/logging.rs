@@ -63,22 +63,13 @@ impl Logging {
         let own = LevelFilter::from(self.level);
         let libraries = own.min(LevelFilter::WARN);
         let filter = Targets::new().with_default(libraries).with_target("wasmcluster", own);
-        let layer = tracing_subscriber::fmt::layer()
-            .with_writer(writer)
-            .with_target(false)
-            .with_ansi(self.colour);
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false).with_ansi(self.colour);
         let registry = tracing_subscriber::registry().with(filter);
         let installed = match self.format {
             LogFormat::Pretty => registry.with(layer).try_init(),
-            LogFormat::Json => registry
-                .with(
-                    layer
-                        .json()
-                        .flatten_event(true)
-                        .with_current_span(true)
-                        .with_span_list(false),
-                )
-                .try_init(),
+            LogFormat::Json => {
+                registry.with(layer.json().flatten_event(true).with_current_span(true).with_span_list(false)).try_init()
+            }
         };
         debug_assert!(installed.is_ok(), "logging is installed once");
     }

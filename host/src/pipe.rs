@@ -40,10 +40,7 @@ pub(crate) enum Written {
 
 impl LineWriter {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self {
-            fd,
-            broken: Mutex::new(false),
-        }
+        Self { fd, broken: Mutex::new(false) }
     }
 
     /// Writes `line`, which must end in a newline.
@@ -59,11 +56,7 @@ impl LineWriter {
         }
         let taken = self.try_write(line);
         *broken = taken > 0 && taken < line.len();
-        if taken == line.len() {
-            Written::Whole
-        } else {
-            Written::Dropped
-        }
+        if taken == line.len() { Written::Whole } else { Written::Dropped }
     }
 
     fn try_write(&self, bytes: &[u8]) -> usize {
@@ -140,10 +133,7 @@ mod tests {
 
     #[test]
     fn lines_are_cut_at_newlines_wherever_the_writes_fall() {
-        assert_eq!(
-            lines(&[b"a\nb", b"c\n", b"\n", b"d"]),
-            [&b"a\n"[..], b"bc\n", b"\n", b"d\n"]
-        );
+        assert_eq!(lines(&[b"a\nb", b"c\n", b"\n", b"d"]), [&b"a\n"[..], b"bc\n", b"\n", b"d\n"]);
         assert!(lines(&[]).is_empty());
     }
 
@@ -155,10 +145,7 @@ mod tests {
             for chunk in [1, 7, MAX_LINE, text.len()] {
                 let pieces: Vec<&[u8]> = text.chunks(chunk).collect();
                 let out = lines(&pieces);
-                assert!(
-                    out.iter()
-                        .all(|line| line.len() <= MAX_LINE + 1 && line.ends_with(b"\n"))
-                );
+                assert!(out.iter().all(|line| line.len() <= MAX_LINE + 1 && line.ends_with(b"\n")));
                 let kept: usize = out.iter().map(|line| line.len() - 1).sum();
                 assert_eq!(kept, length, "length {length}, chunk {chunk}");
                 assert_eq!(out.len(), length.div_ceil(MAX_LINE), "length {length}, chunk {chunk}");

@@ -167,15 +167,8 @@ mod tests {
 
     #[test]
     fn sums_saturate() {
-        let mut sum = Snapshot {
-            requests: u64::MAX,
-            ..Snapshot::default()
-        };
-        sum.add(&Snapshot {
-            requests: 5,
-            traps: 1,
-            ..Snapshot::default()
-        });
+        let mut sum = Snapshot { requests: u64::MAX, ..Snapshot::default() };
+        sum.add(&Snapshot { requests: 5, traps: 1, ..Snapshot::default() });
         assert_eq!((sum.requests, sum.traps), (u64::MAX, 1));
     }
 

@@ -6,20 +6,10 @@ use wasmcluster_guest::{Request, Response, Result};
 
 #[wasmcluster_guest::main]
 async fn handle(_: Request) -> Result<Response> {
-    let Worker {
-        id,
-        slot,
-        pid,
-        generation,
-        digest,
-        workers,
-        ..
-    } = worker::current();
+    let Worker { id, slot, pid, generation, digest, workers, .. } = worker::current();
     // Numbers, and a digest of hexadecimal digits: nothing that JSON would have to escape.
     let json = format!(
         "{{\"id\":{id},\"slot\":{slot},\"pid\":{pid},\"generation\":{generation},\"digest\":\"{digest}\",\"workers\":{workers}}}\n"
     );
-    Ok(Response::builder()
-        .header(CONTENT_TYPE, "application/json")
-        .body(json.into())?)
+    Ok(Response::builder().header(CONTENT_TYPE, "application/json").body(json.into())?)
 }

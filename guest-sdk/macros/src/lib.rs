@@ -12,17 +12,12 @@ use syn::{Error, FnArg, ItemFn, Result};
 /// The function is `async`, takes the request and returns whatever implements `IntoResponse`. There is one per crate.
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    expand(attribute.into(), item.into())
-        .unwrap_or_else(Error::into_compile_error)
-        .into()
+    expand(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
 }
 
 fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
     if !attribute.is_empty() {
-        return Err(Error::new_spanned(
-            attribute,
-            "`#[wasmcluster_guest::main]` takes no arguments",
-        ));
+        return Err(Error::new_spanned(attribute, "`#[wasmcluster_guest::main]` takes no arguments"));
     }
     let handler: ItemFn = syn::parse2(item)?;
     check(&handler)?;
@@ -62,10 +57,7 @@ fn check(handler: &ItemFn) -> Result<()> {
     match signature.inputs.iter().collect::<Vec<_>>()[..] {
         [FnArg::Typed(_)] => Ok(()),
         [FnArg::Receiver(receiver)] => Err(Error::new_spanned(receiver, "the handler is a function, not a method")),
-        _ => Err(Error::new_spanned(
-            &signature.ident,
-            "the handler takes one argument, the request",
-        )),
+        _ => Err(Error::new_spanned(&signature.ident, "the handler takes one argument, the request")),
     }
 }
 
@@ -80,10 +72,7 @@ mod tests {
 
     #[track_caller]
     fn refused(attribute: &str, item: &str, expected: &str) {
-        assert_eq!(
-            expand(attribute, item).expect_err("must not expand").to_string(),
-            expected
-        );
+        assert_eq!(expand(attribute, item).expect_err("must not expand").to_string(), expected);
     }
 
     #[test]
@@ -96,23 +85,11 @@ mod tests {
     #[test]
     fn other_shapes_are_refused() {
         let one_argument = "the handler takes one argument, the request";
-        refused(
-            "",
-            "fn handle(_: Request) -> Response {}",
-            "the handler must be `async`",
-        );
+        refused("", "fn handle(_: Request) -> Response {}", "the handler must be `async`");
         refused("", "async fn handle() -> Response {}", one_argument);
         refused("", "async fn handle(a: A, b: B) -> Response {}", one_argument);
-        refused(
-            "",
-            "async fn handle(&self) -> Response {}",
-            "the handler is a function, not a method",
-        );
-        refused(
-            "",
-            "async fn handle<T>(_: T) -> Response {}",
-            "the handler cannot be generic",
-        );
+        refused("", "async fn handle(&self) -> Response {}", "the handler is a function, not a method");
+        refused("", "async fn handle<T>(_: T) -> Response {}", "the handler cannot be generic");
     }
 
     #[test]

@@ -11,24 +11,13 @@ pub(super) fn fetch(path: &Path) -> anyhow::Result<Option<Status>> {
 }
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
-    let text = if json {
-        format!("{}\n", serde_json::to_string(status)?)
-    } else {
-        table(status)
-    };
+    let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 
 fn table(status: &Status) -> String {
-    let Status {
-        name,
-        pid,
-        state,
-        generation,
-        totals,
-        ..
-    } = status;
+    let Status { name, pid, state, generation, totals, .. } = status;
     let mut text = format!(
         "{name}: {state} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
         duration(status.uptime_ms),
@@ -39,18 +28,8 @@ fn table(status: &Status) -> String {
     );
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
     let mut rows = vec![
-        [
-            "SLOT",
-            "WORKER",
-            "PID",
-            "STATE",
-            "UPTIME",
-            "REQUESTS",
-            "IN FLIGHT",
-            "CONNECTIONS",
-            "RESTARTS",
-        ]
-        .map(String::from),
+        ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "IN FLIGHT", "CONNECTIONS", "RESTARTS"]
+            .map(String::from),
     ];
     rows.extend(status.workers.iter().map(|worker| {
         [
@@ -65,15 +44,10 @@ fn table(status: &Status) -> String {
             worker.restarts.to_string(),
         ]
     }));
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
+    let widths: Vec<usize> =
+        (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
     for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:<width$}"))
-            .collect();
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -101,13 +75,7 @@ mod tests {
 
     #[test]
     fn times_are_short() {
-        for (seconds, text) in [
-            (0, "0s"),
-            (59, "59s"),
-            (61, "1m01s"),
-            (3600, "1h00m"),
-            (90_000, "1d01h"),
-        ] {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "1d01h")] {
             assert_eq!(duration(seconds * 1000), text);
         }
     }

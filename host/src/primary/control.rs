@@ -103,11 +103,7 @@ impl Control {
             _ => Path::new("."),
         };
         if !folder.exists() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .with_context(of)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
         }
         check_folder(folder).with_context(of)?;
         let lock = lock(&path.with_added_extension("lock")).with_context(of)?;
@@ -125,11 +121,7 @@ impl Control {
         let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
         listener.set_nonblocking(true)?;
-        Ok(Self {
-            path: path.into(),
-            listener,
-            _lock: lock,
-        })
+        Ok(Self { path: path.into(), listener, _lock: lock })
     }
 
     /// Answers commands for as long as the primary lives; to be spawned on the executor.
@@ -187,12 +179,7 @@ fn check_folder(folder: &Path) -> anyhow::Result<()> {
 
 /// The lock, unless another process has it.
 fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
@@ -201,8 +188,7 @@ fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
 }
 
 fn is_permitted(peer: &UnixStream) -> bool {
-    peer.peer_cred()
-        .is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
+    peer.peer_cred().is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
 }
 
 async fn answer(
@@ -212,23 +198,14 @@ async fn answer(
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => match ask(queries).await {
             Some(status) => (StatusCode::OK, serde_json::to_value(status).unwrap_or_default()),
-            None => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                serde_json::json!({"error": "the primary is ending"}),
-            ),
+            None => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({"error": "the primary is ending"})),
         },
         (_, "/status") => (StatusCode::METHOD_NOT_ALLOWED, serde_json::json!({"error": "use GET"})),
-        _ => (
-            StatusCode::NOT_FOUND,
-            serde_json::json!({"error": "no such resource; there is GET /status"}),
-        ),
+        _ => (StatusCode::NOT_FOUND, serde_json::json!({"error": "no such resource; there is GET /status"})),
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -247,32 +224,18 @@ pub(crate) async fn status(path: &Path) -> anyhow::Result<Option<Status>> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
     };
-    ensure!(
-        is_permitted(&stream),
-        "the process behind {} belongs to another user",
-        path.display()
-    );
+    ensure!(is_permitted(&stream), "the process behind {} belongs to another user", path.display());
     let answered = tokio::time::timeout(PATIENCE, get(stream, "/status")).await;
     let body = answered.map_err(|_| anyhow!("the primary did not answer within {PATIENCE:?}"))??;
-    Ok(Some(
-        serde_json::from_slice(&body).context("the primary's answer does not parse")?,
-    ))
+    Ok(Some(serde_json::from_slice(&body).context("the primary's answer does not parse")?))
 }
 
 async fn get(stream: UnixStream, path: &str) -> anyhow::Result<Bytes> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(http::header::HOST, "localhost")
-        .body(Full::<Bytes>::default())?;
+    let request = Request::get(path).header(http::header::HOST, "localhost").body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
-    ensure!(
-        response.status().is_success(),
-        "the primary answered {}",
-        response.status()
-    );
+    ensure!(response.status().is_success(), "the primary answered {}", response.status());
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    Ok(body
-        .map_err(|error| anyhow!("reading the primary's answer: {error}"))?
-        .to_bytes())
+    Ok(body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes())
 }

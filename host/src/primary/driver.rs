@@ -45,9 +45,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
             };
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            Driver::new(&settings, deployment, &listeners, &output)
-                .run(signals, asked)
-                .await
+            Driver::new(&settings, deployment, listeners, &output).run(signals, asked).await
         }
         .await;
         output.finish();
@@ -120,36 +118,17 @@ async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Re
 }
 
 async fn compile(settings: &Settings, generation: Generation, children: &mut Signal) -> anyhow::Result<Deployment> {
-    let request = ToCompiler::Compile {
-        source: settings.app.clone(),
-        store: settings.store.clone(),
-    };
+    let request = ToCompiler::Compile { source: settings.app.clone(), store: settings.store.clone() };
     let compiler = CompilerProcess::spawn(&request).context("cannot start the compiler")?;
-    let (compiled, artifact) = match compiler
-        .answer()
-        .await
-        .context("the compiler's answer makes no sense")?
-    {
+    let (compiled, artifact) = match compiler.answer().await.context("the compiler's answer makes no sense")? {
         Some((FromCompiler::Done(compiled), Some(artifact))) => (compiled, artifact),
         Some((FromCompiler::Done(_), None)) => bail!("the compiler's answer came without an artifact"),
         Some((FromCompiler::Refused { reason }, _)) => bail!(reason),
-        None => bail!(
-            "cannot serve {}: the compiler {}",
-            settings.app.display(),
-            end_of(compiler.pid, children).await
-        ),
+        None => bail!("cannot serve {}: the compiler {}", settings.app.display(), end_of(compiler.pid, children).await),
     };
-    tracing::debug!(
-        digest = compiled.digest,
-        cached = compiled.cached,
-        "the component is compiled"
-    );
+    tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
     let http = compiled.http;
-    let worker_settings = WorkerSettings {
-        http,
-        env: settings.env.clone(),
-        logging: settings.logging,
-    };
+    let worker_settings = WorkerSettings { http, env: settings.env.clone(), logging: settings.logging };
     Deployment::new(generation, compiled, artifact, &worker_settings)
 }
 
@@ -215,7 +194,9 @@ enum News {
 struct Driver<'a> {
     settings: &'a Settings,
     deployment: Deployment,
-    listeners: &'a [Listener],
+    /// Empty once the cluster stops.
+    listeners: Vec<Listener>,
+    urls: Vec<String>,
     output: &'a Output,
     started: Instant,
     supervisor: Supervisor,
@@ -230,11 +211,12 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(settings: &'a Settings, deployment: Deployment, listeners: &'a [Listener], output: &'a Output) -> Self {
+    fn new(settings: &'a Settings, deployment: Deployment, listeners: Vec<Listener>, output: &'a Output) -> Self {
         let (says, said) = mpsc::channel(MAX_QUEUED);
         Self {
             settings,
             deployment,
+            urls: listeners.iter().map(|listener| listener.url().to_owned()).collect(),
             listeners,
             output,
             started: Instant::now(),
@@ -317,6 +299,7 @@ impl<'a> Driver<'a> {
                 });
             }
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
+            Action::CloseListeners => self.listeners.clear(),
             Action::SendDrain { worker } => return self.send(worker, &ToWorker::Drain),
             Action::Kill { worker } => {
                 if let Some(running) = self.workers.get(&worker) {
@@ -324,12 +307,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::AnnounceServing => self.announce(),
-            Action::ReportCrash {
-                worker,
-                slot,
-                reason,
-                retry_in,
-            } => {
+            Action::ReportCrash { worker, slot, reason, retry_in } => {
                 self.crashes += 1;
                 let retry_ms = retry_in.map(|wait| wait.as_millis() as u64);
                 tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: {reason}");
@@ -347,62 +325,33 @@ impl<'a> Driver<'a> {
             digest: self.deployment.compiled.digest.clone(),
             workers: self.settings.workers,
         };
-        let process = Arc::new(WorkerProcess::spawn(
-            &identity,
-            &self.deployment,
-            self.listeners,
-            self.output,
-        )?);
-        tracing::debug!(
-            worker = worker.0,
-            slot = slot.0,
-            pid = process.pid.as_raw(),
-            "started a worker"
-        );
+        let process = Arc::new(WorkerProcess::spawn(&identity, &self.deployment, &self.listeners, self.output)?);
+        tracing::debug!(worker = worker.0, slot = slot.0, pid = process.pid.as_raw(), "started a worker");
         let listening = tokio::spawn(listen(worker, process.clone(), self.says.clone())).abort_handle();
-        self.workers.insert(
-            worker,
-            Running {
-                process,
-                since: Instant::now(),
-                listening,
-            },
-        );
+        self.workers.insert(worker, Running { process, since: Instant::now(), listening });
         Ok(())
     }
 
     fn send(&mut self, worker: WorkerId, message: &ToWorker) -> Option<Event> {
         let error = self.workers.get(&worker)?.process.send(message).err()?;
         // One that has just died will be reaped in a moment, and the kill changes nothing.
-        Some(Event::Misbehaved {
-            worker,
-            reason: format!("it does not take orders: {error}"),
-        })
+        Some(Event::Misbehaved { worker, reason: format!("it does not take orders: {error}") })
     }
 
     fn announce(&self) {
-        for listener in self.listeners {
-            let slash = if listener.url().starts_with("http") { "/" } else { "" };
+        for url in &self.urls {
+            let slash = if url.starts_with("http") { "/" } else { "" };
             // Whoever closed our standard error does not want to know.
-            let _ = writeln!(io::stderr(), "Serving HTTP on {}{slash}", listener.url());
+            let _ = writeln!(io::stderr(), "Serving HTTP on {url}{slash}");
         }
         self.output.release();
         let workers = self.settings.workers;
-        tracing::info!(
-            workers,
-            digest = self.deployment.compiled.digest,
-            "serving {}",
-            self.settings.app.display()
-        );
+        tracing::info!(workers, digest = self.deployment.compiled.digest, "serving {}", self.settings.app.display());
     }
 
     fn children_ended(&mut self) {
         for (pid, how) in reap() {
-            let found = self
-                .workers
-                .iter()
-                .find(|(_, running)| running.process.pid == pid)
-                .map(|(&worker, _)| worker);
+            let found = self.workers.iter().find(|(_, running)| running.process.pid == pid).map(|(&worker, _)| worker);
             // A compiler, or an orphan that was left to us.
             let Some(worker) = found else { continue };
             self.hear_out(worker);
@@ -418,11 +367,7 @@ impl<'a> Driver<'a> {
         while let Ok((worker, event)) = self.said.try_recv() {
             self.tell_if_alive(worker, event);
         }
-        while let Some(event) = self
-            .workers
-            .get(&dead)
-            .and_then(|running| running.process.receive_now())
-        {
+        while let Some(event) = self.workers.get(&dead).and_then(|running| running.process.receive_now()) {
             self.tell(understand(dead, event));
         }
     }
@@ -430,11 +375,7 @@ impl<'a> Driver<'a> {
     /// Keeps what a worker counted; its gauges end with it.
     fn remember(&mut self, gone: &Running) {
         let counted = gone.process.stats.snapshot();
-        self.past.add(&Snapshot {
-            in_flight: 0,
-            connections: 0,
-            ..counted
-        });
+        self.past.add(&Snapshot { in_flight: 0, connections: 0, ..counted });
     }
 
     fn status(&self) -> Status {
@@ -467,11 +408,7 @@ impl<'a> Driver<'a> {
             pid: std::process::id(),
             state: state.into(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
-            listen: self
-                .listeners
-                .iter()
-                .map(|listener| listener.url().to_owned())
-                .collect(),
+            listen: self.urls.clone(),
             generation: GenerationStatus {
                 current: self.deployment.generation.0,
                 digest: self.deployment.compiled.digest.clone(),
@@ -519,13 +456,7 @@ async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sende
         let (event, last) = match process.receive().await {
             Ok(Some(message)) => (understand(worker, message), false),
             Ok(None) => return,
-            Err(error) => (
-                Event::Misbehaved {
-                    worker,
-                    reason: format!("it broke the protocol: {error}"),
-                },
-                true,
-            ),
+            Err(error) => (Event::Misbehaved { worker, reason: format!("it broke the protocol: {error}") }, true),
         };
         if says.send((worker, event)).await.is_err() || last {
             return;

@@ -39,11 +39,7 @@ pub(super) enum Kind {
     /// Log lines, formatted already.
     Log,
     /// What a guest printed.
-    Guest {
-        stream: Stream,
-        worker: WorkerId,
-        generation: Generation,
-    },
+    Guest { stream: Stream, worker: WorkerId, generation: Generation },
 }
 
 /// Where a guest printed it.
@@ -55,11 +51,7 @@ pub(super) enum Stream {
 
 impl Source {
     pub(super) fn new(reader: OwnedFd, kind: Kind) -> Self {
-        Self {
-            reader: reader.into(),
-            kind,
-            lines: LineBuffer::default(),
-        }
+        Self { reader: reader.into(), kind, lines: LineBuffer::default() }
     }
 }
 
@@ -87,13 +79,7 @@ impl Output {
         let (wakened, wake) = io::pipe()?;
         let (ending, done) = sync_channel(0);
         std::thread::Builder::new().name("output".into()).spawn(move || {
-            Carrier {
-                format: logging.format,
-                sources: Vec::new(),
-                orders: received,
-                wakened,
-            }
-            .run();
+            Carrier { format: logging.format, sources: Vec::new(), orders: received, wakened }.run();
             drop(ending);
         })?;
         let output = Self { orders, wake, done };
@@ -180,10 +166,7 @@ impl Carrier {
     /// The sources that have something to say, by index.
     fn wait(&mut self, timeout: PollTimeout) -> Vec<usize> {
         let woken = PollFd::new(self.wakened.as_fd(), PollFlags::POLLIN);
-        let sources = self
-            .sources
-            .iter()
-            .map(|source| PollFd::new(source.reader.as_fd(), PollFlags::POLLIN));
+        let sources = self.sources.iter().map(|source| PollFd::new(source.reader.as_fd(), PollFlags::POLLIN));
         let mut polled: Vec<PollFd<'_>> = std::iter::once(woken).chain(sources).collect();
         // An interrupted or failed poll reports nothing, and is tried again by the caller.
         if poll(&mut polled, timeout).is_err() {
@@ -195,12 +178,7 @@ impl Carrier {
             let mut bytes = [0; MAX_WAITING];
             let _ = self.wakened.read(&mut bytes);
         }
-        said[1..]
-            .iter()
-            .enumerate()
-            .filter(|(_, said)| **said)
-            .map(|(index, _)| index)
-            .collect()
+        said[1..].iter().enumerate().filter(|(_, said)| **said).map(|(index, _)| index).collect()
     }
 
     /// Takes one share from each of these sources and writes it out.
@@ -211,13 +189,8 @@ impl Carrier {
         for &index in readable {
             let source = &mut self.sources[index];
             let out = match source.kind {
-                Kind::Guest {
-                    stream: Stream::Stdout, ..
-                } => &mut stdout,
-                Kind::Guest {
-                    stream: Stream::Stderr, ..
-                }
-                | Kind::Log => &mut stderr,
+                Kind::Guest { stream: Stream::Stdout, .. } => &mut stdout,
+                Kind::Guest { stream: Stream::Stderr, .. } | Kind::Log => &mut stderr,
             };
             let (kind, format) = (source.kind, self.format);
             match source.reader.read(&mut share) {
@@ -225,9 +198,7 @@ impl Carrier {
                     source.lines.finish(|line| render(format, kind, line, out));
                     ended.push(index);
                 }
-                Ok(taken) => source
-                    .lines
-                    .push(&share[..taken], |line| render(format, kind, line, out)),
+                Ok(taken) => source.lines.push(&share[..taken], |line| render(format, kind, line, out)),
             }
         }
         for index in ended.into_iter().rev() {
@@ -247,14 +218,7 @@ fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
             out.extend_from_slice(format!("[worker {worker} g {generation}] ").as_bytes());
             out.extend_from_slice(line);
         }
-        (
-            Kind::Guest {
-                stream,
-                worker,
-                generation,
-            },
-            LogFormat::Json,
-        ) => {
+        (Kind::Guest { stream, worker, generation }, LogFormat::Json) => {
             let mut timestamp = String::new();
             // Writing to a String cannot fail.
             let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
@@ -278,11 +242,7 @@ mod tests {
 
     #[test]
     fn lines_are_rendered_with_their_worker() {
-        let guest = Kind::Guest {
-            stream: Stream::Stderr,
-            worker: WorkerId(3),
-            generation: Generation(2),
-        };
+        let guest = Kind::Guest { stream: Stream::Stderr, worker: WorkerId(3), generation: Generation(2) };
         let mut out = Vec::new();
         render(LogFormat::Pretty, guest, b"hello\n", &mut out);
         assert_eq!(out, b"[worker 3 g 2] hello\n");

@@ -41,12 +41,7 @@ impl Deployment {
         artifact: OwnedFd,
         settings: &WorkerSettings,
     ) -> anyhow::Result<Self> {
-        Ok(Self {
-            generation,
-            compiled,
-            artifact,
-            settings: settings.write()?,
-        })
+        Ok(Self { generation, compiled, artifact, settings: settings.write()? })
     }
 }
 
@@ -71,30 +66,16 @@ impl WorkerProcess {
         let (stdout, stdout_writer) = output_pipe()?;
         let (stderr, stderr_writer) = output_pipe()?;
         let (log, log_writer) = output_pipe()?;
-        let given = [
-            stats_fd.as_fd(),
-            deployment.settings.as_fd(),
-            deployment.artifact.as_fd(),
-            log_writer.as_fd(),
-        ];
+        let given = [stats_fd.as_fd(), deployment.settings.as_fd(), deployment.artifact.as_fd(), log_writer.as_fd()];
         let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
-        ours.send(&ToWorker::Start(identity.clone()), &descriptors)
-            .map_err(io::Error::other)?;
+        ours.send(&ToWorker::Start(identity.clone()), &descriptors).map_err(io::Error::other)?;
 
         let pid = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
-        let guest = |stream| Kind::Guest {
-            stream,
-            worker: identity.worker,
-            generation: identity.generation,
-        };
+        let guest = |stream| Kind::Guest { stream, worker: identity.worker, generation: identity.generation };
         output.add(Source::new(stdout, guest(Stream::Stdout)));
         output.add(Source::new(stderr, guest(Stream::Stderr)));
         output.add(Source::new(log, Kind::Log));
-        Ok(Self {
-            pid,
-            stats,
-            channel: ours.into_async()?,
-        })
+        Ok(Self { pid, stats, channel: ours.into_async()? })
     }
 
     pub(super) fn send(&self, message: &ToWorker) -> Result<(), IpcError> {
@@ -139,10 +120,7 @@ impl CompilerProcess {
         let (ours, theirs) = ipc::pair()?;
         ours.send(request, &[]).map_err(io::Error::other)?;
         let pid = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
-        Ok(Self {
-            pid,
-            channel: ours.into_async()?,
-        })
+        Ok(Self { pid, channel: ours.into_async()? })
     }
 
     /// The answer, with the artifact beside it; `None` when the compiler died without one.

@@ -68,6 +68,8 @@ pub(crate) enum Action {
     Spawn { worker: WorkerId, slot: Slot },
     /// Let the worker accept connections.
     StartAccepting { worker: WorkerId },
+    /// Close the primary's listening sockets: when the workers have closed theirs, connections are refused.
+    CloseListeners,
     /// Let the worker finish what it has begun and exit.
     SendDrain { worker: WorkerId },
     /// End the worker process now.
@@ -75,12 +77,7 @@ pub(crate) enum Action {
     /// Every first worker is ready: tell the user.
     AnnounceServing,
     /// Tell the user of a death that was not planned, and when the slot gets another worker.
-    ReportCrash {
-        worker: WorkerId,
-        slot: Slot,
-        reason: String,
-        retry_in: Option<Duration>,
-    },
+    ReportCrash { worker: WorkerId, slot: Slot, reason: String, retry_in: Option<Duration> },
     /// Everything is over.
     Exit(Outcome),
 }
@@ -192,11 +189,7 @@ impl Supervisor {
             Stage::Stopping { kill_at } => kill_at,
             _ => None,
         };
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.restart_at)
-            .chain(kill_at)
-            .min()
+        self.slots.iter().filter_map(|slot| slot.restart_at).chain(kill_at).min()
     }
 
     /// The worker's state and the workers that its slot had before it.
@@ -233,12 +226,7 @@ impl Supervisor {
         let state = self.slot_mut(slot);
         state.incumbent = Some(worker);
         state.restart_at = None;
-        let starting = Worker {
-            slot,
-            state: WorkerState::Starting,
-            ready_since: None,
-            last_words: None,
-        };
+        let starting = Worker { slot, state: WorkerState::Starting, ready_since: None, last_words: None };
         self.workers.insert(worker, starting);
         Action::Spawn { worker, slot }
     }
@@ -254,12 +242,7 @@ impl Supervisor {
         found.ready_since = Some(now);
         self.ever_ready = true;
         let mut actions = vec![Action::StartAccepting { worker }];
-        let all_ready = self
-            .workers
-            .values()
-            .filter(|worker| worker.ready_since.is_some())
-            .count()
-            == self.slots.len();
+        let all_ready = self.workers.values().filter(|worker| worker.ready_since.is_some()).count() == self.slots.len();
         if self.is_booting() && all_ready {
             self.stage = Stage::Running;
             actions.push(Action::AnnounceServing);
@@ -273,11 +256,7 @@ impl Supervisor {
             return Vec::new();
         };
         found.last_words = Some(reason.clone());
-        if self.ever_ready || self.is_stopping() {
-            Vec::new()
-        } else {
-            self.fail(reason)
-        }
+        if self.ever_ready || self.is_stopping() { Vec::new() } else { self.fail(reason) }
     }
 
     fn misbehaved(&mut self, worker: WorkerId, reason: String) -> Vec<Action> {
@@ -315,12 +294,7 @@ impl Supervisor {
                 self.backoff(slot)
             }
         };
-        let mut actions = vec![Action::ReportCrash {
-            worker,
-            slot,
-            reason,
-            retry_in: Some(wait),
-        }];
+        let mut actions = vec![Action::ReportCrash { worker, slot, reason, retry_in: Some(wait) }];
         self.slot_mut(slot).restarts += 1;
         if wait.is_zero() {
             actions.push(self.spawn(slot));
@@ -352,15 +326,13 @@ impl Supervisor {
     fn shut_down(&mut self, now: Time, haste: Haste) -> Vec<Action> {
         match (&self.stage, haste) {
             (Stage::Booting | Stage::Running, Haste::Drain) => {
-                self.stage = Stage::Stopping {
-                    kill_at: Some(now + self.shutdown_timeout),
-                };
+                self.stage = Stage::Stopping { kill_at: Some(now + self.shutdown_timeout) };
                 self.forget_restarts();
                 let drain = self.workers.iter_mut().map(|(&worker, state)| {
                     state.state = WorkerState::Draining;
                     Action::SendDrain { worker }
                 });
-                drain.collect()
+                std::iter::once(Action::CloseListeners).chain(drain).collect()
             }
             (Stage::Exited | Stage::Failing { .. }, _) => Vec::new(),
             // Asked again, or asked to hurry.
@@ -389,11 +361,7 @@ impl Supervisor {
             self.stage = Stage::Stopping { kill_at: None };
             return self.kill_all();
         }
-        let due: Vec<Slot> = self
-            .waiting()
-            .filter(|&(_, at, _)| at <= now)
-            .map(|(slot, ..)| slot)
-            .collect();
+        let due: Vec<Slot> = self.waiting().filter(|&(_, at, _)| at <= now).map(|(slot, ..)| slot).collect();
         due.into_iter().map(|slot| self.spawn(slot)).collect()
     }
 

@@ -83,10 +83,7 @@ impl Acceptor {
 
 fn accept_all(listener: &Socket, connections: &mpsc::Sender<Connection>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        match listener
-            .accept()
-            .and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket))
-        {
+        match listener.accept().and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket)) {
             Ok(socket) => {
                 if connections.blocking_send(Connection(socket)).is_err() {
                     return;

@@ -46,11 +46,7 @@ type Answer = Response<Body>;
 
 impl Server {
     pub(super) fn new(instances: Rc<Instances>, phases: watch::Receiver<Phase>, stats: &'static Stats) -> Self {
-        Self {
-            instances,
-            phases,
-            stats,
-        }
+        Self { instances, phases, stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -96,25 +92,16 @@ impl Server {
             Some(authority) => {
                 let method = request.method().clone();
                 let (head, call) = self.instances.call(request, authority);
-                let tail = Tail {
-                    stats: self.stats,
-                    _in_flight: in_flight,
-                    _alive: alive,
-                };
+                let tail = Tail { stats: self.stats, _in_flight: in_flight, _alive: alive };
                 drive(head, call, tail, &method).await
             }
-            None => plain(
-                StatusCode::BAD_REQUEST,
-                "the request needs exactly one valid Host header\n",
-            ),
+            None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header\n"),
         };
         if answer.status().is_server_error() {
             self.stats.errors.increment();
         }
         if *self.phases.borrow() == Phase::Draining {
-            answer
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }
@@ -192,9 +179,7 @@ fn internal_error() -> Answer {
 fn plain(status: StatusCode, text: &'static str) -> Answer {
     let mut answer = Response::new(Body::text(text));
     *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     answer
 }
 
@@ -224,15 +209,8 @@ struct Body {
 
 impl Body {
     fn text(text: &'static str) -> Self {
-        let frames = Full::new(Bytes::from_static(text.as_bytes()))
-            .map_err(|never| match never {})
-            .boxed_unsync();
-        Self {
-            frames: Some(frames),
-            call: None,
-            tail: None,
-            remaining: None,
-        }
+        let frames = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
+        Self { frames: Some(frames), call: None, tail: None, remaining: None }
     }
 
     fn of_guest(
@@ -244,17 +222,9 @@ impl Body {
     ) -> Self {
         let bodyless =
             method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let declared = head
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let declared = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let remaining = if bodyless { Some(0) } else { declared };
-        Self {
-            frames: Some(frames),
-            call,
-            tail: Some(tail),
-            remaining,
-        }
+        Self { frames: Some(frames), call, tail: Some(tail), remaining }
     }
 
     /// Lets the guest work. An error means that the answer can no longer become whole.
@@ -324,9 +294,7 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.frames
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+        self.frames.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
     }
 }
 

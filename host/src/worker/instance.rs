@@ -55,20 +55,13 @@ pub(crate) struct Guest {
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView {
-            ctx: &mut self.http,
-            table: &mut self.table,
-            hooks: &mut self.hooks,
-        }
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
     }
 }
 
@@ -125,11 +118,7 @@ pub(super) enum Failure {
 
 impl From<wasmtime::Error> for Failure {
     fn from(error: wasmtime::Error) -> Self {
-        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
-            Self::Full
-        } else {
-            Self::Trap(error)
-        }
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() { Self::Full } else { Self::Trap(error) }
     }
 }
 
@@ -249,10 +238,7 @@ async fn call_v0_2(
         // The connection may be gone.
         let _ = head.send(answer.map_err(|code| format!("{code:?}")));
     })?;
-    let result = proxy
-        .wasi_http_incoming_handler()
-        .call_handle(&mut store, request, out)
-        .await;
+    let result = proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await;
     abort_open_bodies(store.data_mut());
     Ok(result?)
 }
@@ -260,11 +246,7 @@ async fn call_v0_2(
 /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
 /// would end it well.
 fn abort_open_bodies(guest: &mut Guest) {
-    for body in guest
-        .table
-        .iter_mut()
-        .filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>())
-    {
+    for body in guest.table.iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>()) {
         let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
         std::mem::replace(body, closed).abort();
     }
@@ -281,15 +263,8 @@ async fn call_v0_3(
     let (parts, body) = request.into_parts();
     let headers = FieldMap::new_immutable(&mut store.data_mut().hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
-    let (request, _sent) = p3::Request::new(
-        parts.method,
-        Some(Scheme::HTTP),
-        Some(authority),
-        path,
-        headers,
-        None,
-        body,
-    );
+    let (request, _sent) =
+        p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
     store
         .run_concurrent(async |accessor| -> wasmtime::Result<()> {
             let answer = match service.handle(accessor, request).await? {
@@ -302,12 +277,7 @@ async fn call_v0_3(
             let answer = accessor.with(|access| answer.into_http(access, async { Ok(()) }))?;
             // Ends when the connection has taken the last frame, or is gone.
             let (taking, taken) = oneshot::channel::<std::convert::Infallible>();
-            let _ = head.send(Ok(answer.map(|frames| {
-                UnsyncBoxBody::new(Guarded {
-                    frames,
-                    _taking: taking,
-                })
-            })));
+            let _ = head.send(Ok(answer.map(|frames| UnsyncBoxBody::new(Guarded { frames, _taking: taking }))));
             let _ = taken.await;
             poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
             Ok(())

@@ -58,32 +58,19 @@ struct Handover {
 
 impl Handover {
     fn receive(primary: &WorkerEnd) -> anyhow::Result<Self> {
-        let start = primary
-            .receive(Wait::Yes)
-            .context("this command is started by wasmcluster itself")?;
+        let start = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
         let Received::Message(ToWorker::Start(identity), descriptors) = start else {
             return Err(anyhow!("the first frame was not Start"));
         };
         let mut descriptors = descriptors.into_iter();
-        let mut next = |what: &str| {
-            descriptors
-                .next()
-                .with_context(|| format!("the first frame came without {what}"))
-        };
+        let mut next = |what: &str| descriptors.next().with_context(|| format!("the first frame came without {what}"));
         let stats = Page::open(&next("the stats page")?)?;
         let settings = WorkerSettings::read(next("the settings")?)?;
         let artifact = next("the artifact")?;
         let log = next("the log pipe")?;
         let listeners: Vec<OwnedFd> = descriptors.collect();
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
-        Ok(Self {
-            identity,
-            stats,
-            settings,
-            artifact,
-            log,
-            listeners,
-        })
+        Ok(Self { identity, stats, settings, artifact, log, listeners })
     }
 }
 
@@ -91,14 +78,7 @@ impl Handover {
 /// error.
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let primary = Arc::new(WorkerEnd::from(io::stdin().as_fd().try_clone_to_owned()?));
-    let Handover {
-        identity,
-        stats,
-        settings,
-        artifact,
-        log,
-        listeners,
-    } = Handover::receive(&primary)?;
+    let Handover { identity, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(log)));
     settings.logging.install(move || log);
@@ -163,10 +143,7 @@ async fn load(
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
     let instances = Instances::load(settings, &artifact, identity, stats).context("cannot load the component")?;
-    instances
-        .probe()
-        .await
-        .map_err(|error| anyhow!("the component fails while it is instantiated: {error:?}"))?;
+    instances.probe().await.map_err(|error| anyhow!("the component fails while it is instantiated: {error:?}"))?;
     Ok(Rc::new(instances))
 }
 

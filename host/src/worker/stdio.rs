@@ -45,10 +45,7 @@ struct Lines {
 
 impl GuestOutput {
     pub(super) fn new(sink: Arc<Sink>) -> Self {
-        Self(Arc::new(Lines {
-            buffer: Mutex::default(),
-            sink,
-        }))
+        Self(Arc::new(Lines { buffer: Mutex::default(), sink }))
     }
 
     fn push(&self, bytes: &[u8]) {
@@ -61,10 +58,7 @@ impl GuestOutput {
 impl Drop for Lines {
     fn drop(&mut self) {
         let sink = &self.sink;
-        self.buffer
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .finish(|line| sink.write(line));
+        self.buffer.get_mut().unwrap_or_else(PoisonError::into_inner).finish(|line| sink.write(line));
     }
 }
 

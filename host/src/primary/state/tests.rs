@@ -13,23 +13,15 @@ fn ms(milliseconds: u64) -> Time {
 }
 
 fn ready(worker: u64) -> Event {
-    Event::BecameReady {
-        worker: WorkerId(worker),
-    }
+    Event::BecameReady { worker: WorkerId(worker) }
 }
 
 fn exited(worker: u64) -> Event {
-    Event::Exited {
-        worker: WorkerId(worker),
-        how: "signal 9".into(),
-    }
+    Event::Exited { worker: WorkerId(worker), how: "signal 9".into() }
 }
 
 fn load_failed(worker: u64) -> Event {
-    Event::LoadFailed {
-        worker: WorkerId(worker),
-        reason: "no".into(),
-    }
+    Event::LoadFailed { worker: WorkerId(worker), reason: "no".into() }
 }
 
 /// Feeds a script to a supervisor of two slots and compares what it does, one line an action.
@@ -46,6 +38,7 @@ fn text(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
         Action::Spawn { worker, slot } => format!("spawn {worker} in {slot}"),
         Action::StartAccepting { worker } => format!("accept {worker}"),
+        Action::CloseListeners => "close".into(),
         Action::SendDrain { worker } => format!("drain {worker}"),
         Action::Kill { worker } => format!("kill {worker}"),
         Action::AnnounceServing => "announce".into(),
@@ -62,11 +55,7 @@ fn text(actions: &[Action]) -> String {
 
 #[test]
 fn serving_is_announced_when_every_first_worker_is_ready() {
-    check(&[
-        (1, ready(2), "accept 2"),
-        (2, ready(1), "accept 1, announce"),
-        (3, ready(1), ""),
-    ]);
+    check(&[(1, ready(2), "accept 2"), (2, ready(1), "accept 1, announce"), (3, ready(1), "")]);
 }
 
 #[test]
@@ -82,11 +71,7 @@ fn a_worker_that_crashes_after_ready_is_replaced_at_once_however_often() {
 
 #[test]
 fn a_component_that_cannot_be_loaded_fails_the_boot_with_its_own_error() {
-    check(&[
-        (1, load_failed(2), "kill 1, kill 2"),
-        (2, exited(2), ""),
-        (3, exited(1), "failed: no"),
-    ]);
+    check(&[(1, load_failed(2), "kill 1, kill 2"), (2, exited(2), ""), (3, exited(1), "failed: no")]);
 }
 
 #[test]
@@ -114,10 +99,7 @@ fn once_a_worker_was_ready_the_cluster_never_gives_up() {
 
 #[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_replaced() {
-    let misbehaved = Event::Misbehaved {
-        worker: WorkerId(1),
-        reason: "frame".into(),
-    };
+    let misbehaved = Event::Misbehaved { worker: WorkerId(1), reason: "frame".into() };
     check(&[
         (1, ready(1), "accept 1"),
         (2, ready(2), "accept 2, announce"),
@@ -132,7 +114,7 @@ fn stopping_drains_then_kills() {
     let stop = || Event::ShutdownRequested(Haste::Drain);
     check(&[
         (1, ready(1), "accept 1"),
-        (10, stop(), "drain 1, drain 2"),
+        (10, stop(), "close, drain 1, drain 2"),
         (11, exited(1), ""),
         (15_009, Event::DeadlinePassed, ""),
         (15_010, Event::DeadlinePassed, "kill 2"),
@@ -140,7 +122,7 @@ fn stopping_drains_then_kills() {
         (15_012, stop(), ""),
     ]);
     check(&[
-        (10, stop(), "drain 1, drain 2"),
+        (10, stop(), "close, drain 1, drain 2"),
         (11, stop(), "kill 1, kill 2"),
         (12, exited(1), ""),
         (13, exited(2), "stopped"),
@@ -167,25 +149,15 @@ fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
     }
     let within = |wait: Duration, expected: u64| wait >= ms(expected).mul_f64(0.8) && wait <= ms(expected).mul_f64(1.2);
     for (index, wait) in waits.iter().enumerate() {
-        let expected = if index == 0 {
-            0
-        } else {
-            (100 << (index - 1)).min(30_000)
-        };
-        assert!(
-            within(*wait, expected),
-            "wait {index}: {wait:?}, expected about {expected} ms"
-        );
+        let expected = if index == 0 { 0 } else { (100 << (index - 1)).min(30_000) };
+        assert!(within(*wait, expected), "wait {index}: {wait:?}, expected about {expected} ms");
     }
     // Ready for 30 s: the next death before ready is the first again.
     supervisor.step(now, ready(worker));
     now += HEALTHY;
     supervisor.step(now, exited(worker));
     let actions = supervisor.step(now, exited(worker + 1));
-    assert_eq!(
-        text(&actions),
-        format!("crash {}, spawn {} in 0", worker + 1, worker + 2)
-    );
+    assert_eq!(text(&actions), format!("crash {}, spawn {} in 0", worker + 1, worker + 2));
 }
 
 /// What a random world does next.
@@ -235,16 +207,14 @@ impl World {
                 Action::Spawn { worker, slot } => {
                     assert!(!self.asked_to_stop, "spawned while stopping");
                     assert!(self.ever.insert(worker), "worker {worker} was used before");
-                    assert!(
-                        self.alive.values().all(|&(other, _)| other != slot),
-                        "two incumbents in slot {slot}"
-                    );
+                    assert!(self.alive.values().all(|&(other, _)| other != slot), "two incumbents in slot {slot}");
                     self.alive.insert(worker, (slot, false));
                 }
                 Action::StartAccepting { worker } => assert!(self.alive[&worker].1, "accepting before ready"),
                 Action::SendDrain { worker } | Action::Kill { worker } => {
                     assert!(self.alive.contains_key(&worker), "an action for dead worker {worker}");
                 }
+                Action::CloseListeners => assert!(self.asked_to_stop),
                 Action::AnnounceServing => assert!(self.alive.values().all(|&(_, ready)| ready)),
                 Action::ReportCrash { worker, retry_in, .. } => {
                     assert!(!self.alive.contains_key(&worker));
@@ -273,31 +243,17 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
                 world.ever_ready |= !supervisor.is_stopping();
                 Event::BecameReady { worker }
             }),
-            Turn::LoadFails(index) => {
-                pick(index)
-                    .filter(|worker| !world.alive[worker].1)
-                    .map(|worker| Event::LoadFailed {
-                        worker,
-                        reason: "load".into(),
-                    })
-            }
-            Turn::Misbehaves(index) => pick(index).map(|worker| Event::Misbehaved {
-                worker,
-                reason: "frame".into(),
-            }),
+            Turn::LoadFails(index) => pick(index)
+                .filter(|worker| !world.alive[worker].1)
+                .map(|worker| Event::LoadFailed { worker, reason: "load".into() }),
+            Turn::Misbehaves(index) => pick(index).map(|worker| Event::Misbehaved { worker, reason: "frame".into() }),
             Turn::Dies(index) => pick(index).map(|worker| {
                 world.alive.remove(&worker);
-                Event::Exited {
-                    worker,
-                    how: "died".into(),
-                }
+                Event::Exited { worker, how: "died".into() }
             }),
             Turn::Ghost(id) => Some(WorkerId(*id))
                 .filter(|worker| !world.alive.contains_key(worker))
-                .map(|worker| Event::Exited {
-                    worker,
-                    how: "ghost".into(),
-                }),
+                .map(|worker| Event::Exited { worker, how: "ghost".into() }),
             Turn::Waits(milliseconds) => {
                 world.now += ms(u64::from(*milliseconds));
                 Some(Event::DeadlinePassed)

@@ -1,7 +1,7 @@
 //! A guest of WASI 0.3 on the bare bindings: the plain answer, a stream in both directions, and both ways to trap.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -27,7 +27,7 @@ fn answer(request: Request<IncomingRequestBody>) -> Response<Answer> {
         (_, "/") => plain(StatusCode::OK, "Hello from WASI 0.3!\n"),
         (&Method::POST, "/echo") => Response::new(Answer::Echo(request.into_body())),
         (_, "/trap") => panic!("asked to trap"),
-        (_, "/trap-after-head") => Response::new(Answer::Trap { sent: false }),
+        (_, "/trap-after-head") => Response::new(Answer::Trap { sent: false, told: request.into_body() }),
         _ => plain(StatusCode::NOT_FOUND, "404 Not Found\n"),
     }
 }
@@ -46,9 +46,10 @@ enum Answer {
     /// What is left of it.
     Text(Bytes),
     Echo(IncomingRequestBody),
-    /// One chunk, then a panic.
+    /// One chunk, and a panic as soon as the request's body goes on or ends.
     Trap {
         sent: bool,
+        told: IncomingRequestBody,
     },
 }
 
@@ -64,8 +65,11 @@ impl Body for Answer {
             Self::Text(text) if text.is_empty() => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Self::Echo(body) => Pin::new(body).poll_frame(context),
-            Self::Trap { sent: true } => panic!("asked to trap after the head"),
-            Self::Trap { sent } => {
+            Self::Trap { sent: true, told } => {
+                ready!(Pin::new(told).poll_frame(context));
+                panic!("asked to trap after the head")
+            }
+            Self::Trap { sent, .. } => {
                 *sent = true;
                 Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"tick\n")))))
             }

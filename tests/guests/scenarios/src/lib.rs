@@ -19,7 +19,7 @@ async fn handle(request: Request) -> Result<Response> {
         }
         (&Method::GET, "/drip") => Response::new(drip(query.number("chunks")?, query.milliseconds("ms")?)),
         (&Method::GET, "/trap") => panic!("asked to trap"),
-        (&Method::GET, "/trap-after-head") => Response::new(trap_after_first_chunk()),
+        (_, "/trap-after-head") => Response::new(trap_when_told(request.into_body())),
         (&Method::GET, "/error") => return Err("asked to fail".into()),
         (&Method::GET, "/env") => env(&query.text("name")),
         (&Method::GET, "/print") => print(&query.text("out"), &query.text("err"))?,
@@ -48,10 +48,14 @@ fn drip(chunks: u64, pause: Duration) -> Body {
     }))
 }
 
-fn trap_after_first_chunk() -> Body {
-    Body::from_stream(stream::unfold(false, |sent| async move {
-        assert!(!sent, "asked to trap after the head");
-        Some((Ok::<_, wasmcluster_guest::Error>("tick\n"), true))
+/// One chunk, and a panic as soon as the request's body goes on or ends.
+fn trap_when_told(told: Body) -> Body {
+    Body::from_stream(stream::unfold((false, told), |(sent, mut told)| async move {
+        if sent {
+            told.chunk().await.expect("the client is there");
+            panic!("asked to trap after the head");
+        }
+        Some((Ok::<_, wasmcluster_guest::Error>("tick\n"), (true, told)))
     }))
 }
 
@@ -113,10 +117,7 @@ struct Query(String);
 impl Query {
     fn text(&self, name: &str) -> String {
         let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
-        pairs
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| decode(value))
-            .unwrap_or_default()
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| decode(value)).unwrap_or_default()
     }
 
     fn number(&self, name: &str) -> Result<u64> {
@@ -134,9 +135,7 @@ fn decode(value: &str) -> String {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = value
-            .get(at + 1..at + 3)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = value.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (bytes[at], hex) {
             (b'%', Some(byte)) => {
                 decoded.push(byte);

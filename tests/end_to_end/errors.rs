@@ -1,0 +1,190 @@
+//! What goes wrong is said once, in one message, with the right exit code, and nothing is left running.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use crate::harness::{Ended, Setup, fixture, guest};
+
+/// Backtraces stay out even for people who ask for them everywhere.
+fn outcome(setup: Setup) -> Ended {
+    setup.env("RUST_BACKTRACE", "1").run()
+}
+
+#[track_caller]
+fn check(ended: &Ended, code: i32, parts: &[&str]) {
+    let Ended { code: got, stdout, stderr } = ended;
+    assert_eq!(*got, Some(code), "{stderr}");
+    assert_eq!(stdout, "", "errors belong on stderr");
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert_eq!(stderr.matches("\nerror: ").count(), 0, "more than one message: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "expected {part:?} in: {stderr}");
+    }
+    for inside in ["panicked", "stack backtrace", ".rs:"] {
+        assert!(!stderr.contains(inside), "{inside:?} in: {stderr}");
+    }
+}
+
+/// Serves a file with these contents and expects a refusal.
+#[track_caller]
+fn check_file(name: &str, contents: &[u8], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, contents).unwrap();
+    check(&outcome(Setup::new(&path)), 1, &[&["cannot serve", name], parts].concat());
+}
+
+#[test]
+fn a_file_that_is_not_there() {
+    check(&outcome(Setup::new(Path::new("no.wasm"))), 1, &["cannot serve no.wasm: no such file"]);
+}
+
+#[test]
+fn a_folder() {
+    check(&outcome(Setup::new(Path::new("."))), 1, &["it is a folder", "NAME.wasm"]);
+}
+
+#[test]
+fn a_core_module() {
+    let parts = ["core module, and only components can be served", "--target wasm32-wasip2"];
+    check_file("core.wat", b"(module)", &parts);
+    check_file("core.wasm", b"\0asm\x01\0\0\0", &parts);
+}
+
+#[test]
+fn a_component_of_another_world() {
+    let command = br#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#;
+    check_file("command.wat", command, &["exports no HTTP handler", "wasi:cli/run@0.2.0", "wasi:http/proxy"]);
+    check_file("empty.wat", b"(component)", &["exports no HTTP handler", "exports nothing"]);
+}
+
+#[test]
+fn an_import_that_nobody_provides() {
+    let text = br#"(component
+        (import "acme:db/query@1.0.0" (instance))
+        (instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#;
+    check_file("import.wat", text, &["imports acme:db/query@1.0.0", "no flag grants", "wasi:clocks"]);
+}
+
+#[test]
+fn an_import_of_the_wrong_shape() {
+    let text = br#"(component
+        (import "wasi:clocks/monotonic-clock@0.2.0" (instance (export "now" (func (result string)))))
+        (instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#;
+    check_file("shape.wat", text, &["wasi:clocks/monotonic-clock@0.2.0"]);
+}
+
+#[test]
+fn files_that_are_no_components_at_all() {
+    check_file("text.wasm", b"hello", &["not WebAssembly"]);
+    check_file("empty.wasm", b"", &["the file is empty"]);
+    check_file("zeros.wasm", &[0; 100], &["not WebAssembly"]);
+    check_file("native.cwasm", b"\x7fELF\x02\x01\x01\0", &["not WebAssembly"]);
+    let whole = std::fs::read(guest("hello")).unwrap();
+    check_file("cut.wasm", &whole[..whole.len() / 2], &["not a valid component"]);
+    let mut broken = whole;
+    let middle = broken.len() / 2;
+    broken[middle..middle + 64].fill(0xff);
+    check_file("broken.wasm", &broken, &["not a valid component"]);
+}
+
+#[test]
+fn a_component_that_traps_while_it_is_instantiated() {
+    let ended = outcome(Setup::new(&fixture("traps-at-start.wat")));
+    check(&ended, 1, &["cannot serve", "fails while it is instantiated", "unreachable"]);
+}
+
+/// The other server stays for the whole three seconds in which a busy port is tried again.
+#[test]
+fn a_port_in_use() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let setup = Setup::bare(&["serve", guest("hello").to_str().unwrap(), "--listen", &address]);
+    check(&outcome(setup), 1, &[&format!("cannot listen on {address}: the address is in use"), "--listen"]);
+}
+
+/// A server that is about to go gives its port to the next.
+#[test]
+fn a_port_that_is_in_use_for_a_moment() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let cluster = Setup::bare(&["serve", guest("hello").to_str().unwrap(), "--listen", &address]).launch();
+    crate::harness::until("it has started", || {
+        cluster.folder.path().join("wasmcluster/default.sock").exists().then_some(())
+    });
+    drop(other);
+    assert_eq!(cluster.stderr.find("Serving"), format!("Serving HTTP on http://{address}/"));
+}
+
+#[test]
+fn a_privileged_port() {
+    let first_free = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first_free.trim().parse::<u16>().unwrap() <= 80 {
+        println!("skipped: this machine lets everybody bind port 80");
+        return;
+    }
+    let mut setup = Setup::bare(&["serve", "app.wasm", "--listen", "127.0.0.1:80"]);
+    if nix::unistd::geteuid().is_root() {
+        // As somebody else, who can reach neither the target folder nor root's files.
+        let binary = setup.folder.path().join("wasmcluster");
+        std::fs::copy(env!("CARGO_BIN_EXE_wasmcluster"), &binary).unwrap();
+        let mut command = std::process::Command::new(&binary);
+        command.args(setup.command.get_args()).uid(65_534).gid(65_534).current_dir("/");
+        command.env("XDG_RUNTIME_DIR", setup.folder.path().join("run"));
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        setup.command = command;
+        std::fs::set_permissions(setup.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let run = setup.folder.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        std::os::unix::fs::chown(&run, Some(65_534), Some(65_534)).unwrap();
+    }
+    let parts = ["cannot listen on 127.0.0.1:80: permission denied", "below 1024", "setcap"];
+    check(&outcome(setup), 1, &parts);
+}
+
+#[test]
+fn wrong_usage() {
+    for (args, part) in [
+        (&["serve"][..], "<APP>"),
+        (&["serve", "app.wasm", "--wokers", "2"], "--workers"),
+        (&["serve", "app.wasm", "--workers", "0"], "--workers"),
+        (&["serve", "app.wasm", "--workers", "9999"], "over the limit"),
+        (&["serve", "app.wasm", "--listen", "8080"], "expected HOST:PORT"),
+        (&["serve", "app.wasm", "--env", "NOVALUE"], "NAME=VALUE"),
+        (&["serve", "app.wasm", "--log-level", "loud"], "possible values"),
+        (&["serve", "app.wasm", "--request-timeout", "1s"], "unexpected argument"),
+        (&["serve", "app.wasm", "--config", "missing.toml"], "cannot read missing.toml"),
+        (&["frobnicate"], "unrecognized subcommand"),
+    ] {
+        let ended = outcome(Setup::bare(args));
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains("error: ") && ended.stderr.contains(part), "{args:?}: {}", ended.stderr);
+    }
+    assert_eq!(outcome(Setup::bare(&["--help"])).code, Some(0));
+    assert_eq!(outcome(Setup::bare(&["serve", "--help"])).code, Some(0));
+}
+
+#[test]
+fn mistakes_in_the_configuration_file() {
+    let setup = Setup::bare(&["serve", "app.wasm"]);
+    std::fs::write(setup.folder.path().join("wasmcluster.toml"), "workers = 2\nworker = 3\n").unwrap();
+    check(&outcome(setup), 2, &["wasmcluster.toml", "unknown field `worker`", "line 2"]);
+}
+
+#[test]
+fn a_store_that_others_can_write_to() {
+    let setup = Setup::new(&guest("hello")).args(&["--store", "store"]);
+    let store = setup.folder.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o777)).unwrap();
+    check(&outcome(setup), 1, &["artifact store", "writable by nobody else", "--store"]);
+}
+
+#[test]
+fn an_internal_command_by_hand() {
+    for role in ["worker", "compiler"] {
+        check(&outcome(Setup::bare(&[role])), 1, &["started by wasmcluster itself"]);
+    }
+}

@@ -1,0 +1,295 @@
+//! `Cluster`: the real binary, started for one test and gone with it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a condition may take to become true. Far more than it ever needs: no test passes or fails by speed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The component of a guest crate in examples/ or tests/guests/.
+pub(crate) fn guest(package: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let path = target.join("wasm32-wasip2/guest").join(format!("{}.wasm", package.replace('-', "_")));
+    assert!(path.exists(), "{} is missing: run `make guests`", path.display());
+    path
+}
+
+/// A file in tests/fixtures/.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ has a parent").into()
+}
+
+/// Waits until `look` finds something.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The command line of a cluster that is yet to be started.
+pub(crate) struct Setup {
+    pub(crate) command: Command,
+    workers: Option<u32>,
+    pub(crate) folder: TempDir,
+}
+
+impl Setup {
+    /// `wasmcluster serve APP` on a free port, with two workers, a control socket of its own, and a store that all
+    /// tests share.
+    pub(crate) fn new(app: &Path) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wasmcluster"));
+        command
+            .current_dir(folder.path())
+            .env("XDG_RUNTIME_DIR", folder.path())
+            .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
+            .env_remove("WASMCLUSTER_CONTROL")
+            .arg("serve")
+            .arg(app)
+            .args(["--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self { command, workers: Some(2), folder }
+    }
+
+    /// Without the flags that [`Setup::new`] gives.
+    pub(crate) fn bare(args: &[&str]) -> Self {
+        let setup = Self::new(Path::new("-"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wasmcluster"));
+        command.current_dir(setup.folder.path()).args(args);
+        for (name, value) in setup.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command, workers: None, folder: setup.folder }
+    }
+
+    pub(crate) fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// How many workers, instead of two.
+    pub(crate) fn workers(mut self, workers: u32) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(self) -> Cluster {
+        let cluster = self.launch();
+        until("the cluster serves", || {
+            let lines = cluster.stderr.lines();
+            assert!(!cluster.has_exited() || !lines.is_empty(), "it exited without a word");
+            let first = lines.first()?;
+            assert!(first.starts_with("Serving HTTP on "), "instead of serving: {lines:#?}");
+            Some(())
+        });
+        cluster
+    }
+
+    /// Starts it, whatever comes of it.
+    pub(crate) fn launch(mut self) -> Cluster {
+        if let Some(workers) = self.workers {
+            self.command.args(["--workers", &workers.to_string()]);
+        }
+        let mut child = self.command.spawn().expect("the binary starts");
+        let stdout = Lines::read(child.stdout.take().expect("stdout is piped"));
+        let stderr = Lines::read(child.stderr.take().expect("stderr is piped"));
+        Cluster { child: Mutex::new(child), stdout, stderr, folder: self.folder }
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub(crate) fn run(self) -> Ended {
+        let cluster = self.launch();
+        let status = cluster.wait();
+        until("its output ends", || (cluster.stdout.ended() && cluster.stderr.ended()).then_some(()));
+        Ended {
+            code: status.code(),
+            stdout: cluster.stdout.lines().join("\n"),
+            stderr: cluster.stderr.lines().join("\n"),
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A running cluster; dropped, it is gone with all its processes.
+pub(crate) struct Cluster {
+    child: Mutex<Child>,
+    pub(crate) stdout: Lines,
+    pub(crate) stderr: Lines,
+    pub(crate) folder: TempDir,
+}
+
+impl Cluster {
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.lock().expect("no test panics with the lock").id().cast_signed())
+    }
+
+    /// Where the first listener is, from the first line that it printed.
+    #[track_caller]
+    pub(crate) fn address(&self) -> SocketAddr {
+        let lines = self.stderr.lines();
+        let url = lines[0].strip_prefix("Serving HTTP on http://").expect("a TCP listener");
+        url.trim_end_matches('/').parse().expect("an address")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the primary lives");
+    }
+
+    pub(crate) fn has_exited(&self) -> bool {
+        self.child.lock().expect("no test panics with the lock").try_wait().expect("it can be waited for").is_some()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(&self) -> ExitStatus {
+        until("the primary exits", || {
+            self.child.lock().expect("no test panics with the lock").try_wait().expect("it can be waited for")
+        })
+    }
+
+    /// Its child processes: workers, and a compiler while there is one.
+    pub(crate) fn children(&self) -> Vec<Pid> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a pid"))).collect()
+    }
+
+    /// What another command prints about this cluster.
+    pub(crate) fn command(&self, args: &[&str]) -> Ended {
+        let output = Command::new(env!("CARGO_BIN_EXE_wasmcluster"))
+            .args(args)
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .env_remove("WASMCLUSTER_CONTROL")
+            .output()
+            .expect("the binary starts");
+        Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// `wasmcluster status --json`.
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        let ended = self.command(&["status", "--json"]);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        serde_json::from_str(&ended.stdout).expect("JSON")
+    }
+
+    /// Pids of the ready workers, by slot.
+    pub(crate) fn ready(&self) -> Vec<i64> {
+        let status = self.status();
+        let workers = status["workers"].as_array().expect("a list");
+        let ready = workers.iter().filter(|worker| worker["state"] == "ready");
+        ready.map(|worker| worker["pid"].as_i64().expect("a pid")).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let children = self.children();
+        if !self.has_exited() {
+            // Kills the workers first, and is quick.
+            self.signal(Signal::SIGQUIT);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !self.has_exited() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // It has exited, or is stuck.
+        let _ = child.kill();
+        let _ = child.wait();
+        drop(child);
+        if std::thread::panicking() {
+            eprintln!("--- stderr of the cluster\n{}\n---", self.stderr.lines().join("\n"));
+        } else {
+            until("every process is gone", || children.iter().all(|&pid| is_gone(pid)).then_some(()));
+        }
+    }
+}
+
+/// Whether there is no such process any more. One that has ended but was not waited for is gone too.
+pub(crate) fn is_gone(pid: Pid) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')),
+        Err(_) => true,
+    }
+}
+
+/// The lines of a pipe, collected as they come.
+#[derive(Clone)]
+pub(crate) struct Lines(Arc<Mutex<(Vec<String>, bool)>>);
+
+impl Lines {
+    fn read(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self(Arc::default());
+        let shared = lines.0.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                shared.lock().expect("no reader panics").0.push(line);
+            }
+            shared.lock().expect("no reader panics").1 = true;
+        });
+        lines
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().expect("no reader panics").0.clone()
+    }
+
+    /// Whether the last writer is gone.
+    pub(crate) fn ended(&self) -> bool {
+        self.0.lock().expect("no reader panics").1
+    }
+
+    /// Waits for a line that contains `text`.
+    #[track_caller]
+    pub(crate) fn find(&self, text: &str) -> String {
+        until(&format!("a line with {text:?}"), || self.lines().into_iter().find(|line| line.contains(text)))
+    }
+}

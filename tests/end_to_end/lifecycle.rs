@@ -1,0 +1,191 @@
+//! Processes: their start, their deaths, their replacement, and the end of all.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use http_body_util::BodyExt;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::net::TcpStream;
+
+use crate::client::{Connection, get};
+use crate::harness::{Setup, guest, is_gone, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_worker_is_replaced_and_the_server_keeps_answering() {
+    let cluster = Setup::new(&guest("whoami")).start();
+    for round in 1..=3 {
+        let before = cluster.ready();
+        kill(Pid::from_raw(before[0] as i32), Signal::SIGKILL).unwrap();
+        // The other worker goes on: not one request fails.
+        while cluster.ready().len() < 2 || cluster.ready()[0] == before[0] {
+            assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+        }
+        let status = cluster.status();
+        assert_eq!(status["workers"][0]["restarts"], round);
+        assert_eq!(status["workers"][1]["pid"], before[1], "the other worker was left alone");
+        assert_eq!(status["totals"]["crashes"], round);
+    }
+    cluster.stderr.find("SIGKILL");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_outlive_every_worker_in_the_totals() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    for round in 1..=3 {
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+        let pid = cluster.ready()[0];
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        until("it is replaced", || cluster.ready().first().is_some_and(|&new| new != pid).then_some(()));
+        assert_eq!(cluster.status()["totals"]["requests"], round);
+    }
+}
+
+/// SIGTERM or Ctrl-C in the middle of an answer.
+async fn stops_after_the_answer(signal: Signal) {
+    let cluster = Setup::new(&guest("scenarios")).start();
+    let address = cluster.address();
+    let mut connection = Connection::open(address).await;
+    let mut body = connection.begin("/drip?chunks=20&ms=50").await;
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "tick\n");
+    cluster.signal(signal);
+    refuses_connections(address);
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert_eq!(rest.len() / "tick\n".len(), 19);
+    assert_eq!(cluster.wait().code(), Some(0));
+    assert!(cluster.children().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_lets_a_slow_answer_finish() {
+    stops_after_the_answer(Signal::SIGTERM).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigint_lets_a_slow_answer_finish() {
+    stops_after_the_answer(Signal::SIGINT).await;
+}
+
+/// A request that was on its way when the drain began is answered, and told that the connection ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_served_during_the_grace() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let mut connection = Connection::open(cluster.address()).await;
+    let answer = connection.get("/").await.unwrap();
+    assert!(!answer.headers.contains_key("connection"));
+    cluster.signal(Signal::SIGTERM);
+    refuses_connections(cluster.address());
+    let answer = connection.get("/").await.unwrap();
+    assert_eq!((answer.status, &answer.headers["connection"]), (200, &"close".parse().unwrap()));
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// Waits until nobody listens any more.
+#[track_caller]
+fn refuses_connections(address: SocketAddr) {
+    until("new connections are refused", || {
+        let refusal = std::net::TcpStream::connect(address).err()?;
+        (refusal.kind() == ErrorKind::ConnectionRefused).then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_and_sigquit_stop_at_once() {
+    for signals in [&[Signal::SIGTERM, Signal::SIGTERM][..], &[Signal::SIGQUIT]] {
+        let cluster = Setup::new(&guest("scenarios")).start();
+        let address = cluster.address();
+        let asleep = tokio::spawn(async move { get(address, "/sleep?ms=600000").await });
+        until("it sleeps", || {
+            let status = cluster.status();
+            status["workers"].as_array().unwrap().iter().any(|worker| worker["in_flight"] == 1).then_some(())
+        });
+        for &signal in signals {
+            cluster.signal(signal);
+            // Two pending signals of a kind are one.
+            cluster.stderr.find("stopping");
+        }
+        assert_eq!(cluster.wait().code(), Some(0));
+        assert!(asleep.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_process_survives_a_killed_primary() {
+    let cluster = Setup::new(&guest("scenarios")).workers(3).start();
+    let address = cluster.address();
+    let asleep = tokio::spawn(async move { get(address, "/sleep?ms=600000").await });
+    until("it sleeps", || {
+        let status = cluster.status();
+        status["workers"].as_array().unwrap().iter().any(|worker| worker["in_flight"] == 1).then_some(())
+    });
+    let workers = cluster.children();
+    assert_eq!(workers.len(), 3);
+    let killed = Instant::now();
+    cluster.signal(Signal::SIGKILL);
+    refuses_connections(address);
+    println!("listeners closed {:?} after SIGKILL of the primary", killed.elapsed());
+    until("no worker is left", || workers.iter().all(|&pid| is_gone(pid)).then_some(()));
+    println!("last worker gone {:?} after SIGKILL of the primary", killed.elapsed());
+    assert!(asleep.await.unwrap().is_err());
+    // Its name and its port are free again.
+    let again = Setup::new(&guest("hello")).args(&["--listen", &address.to_string()]);
+    let again = again.env("XDG_RUNTIME_DIR", cluster.folder.path().to_str().unwrap()).start();
+    assert_eq!(get(address, "/").await.unwrap().status, 200);
+    drop(again);
+}
+
+/// SIGTERM sent to one worker is a planned drain of that worker: its answer is finished, and it is replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_to_a_worker_drains_it() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).start();
+    let worker = cluster.ready()[0];
+    let mut connection = Connection::open(cluster.address()).await;
+    let mut body = connection.begin("/drip?chunks=10&ms=50").await;
+    body.frame().await.unwrap().unwrap();
+    kill(Pid::from_raw(worker as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(body.collect().await.unwrap().to_bytes().len(), 9 * "tick\n".len());
+    until("it is replaced", || cluster.ready().first().is_some_and(|&pid| pid != worker).then_some(()));
+    assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_wait_while_no_worker_is_ready() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    for _ in 0..5 {
+        kill(cluster.children()[0], Signal::SIGKILL).unwrap();
+        // Whether the kernel queues it before or after the new worker accepts, it is answered.
+        let stream = TcpStream::connect(cluster.address()).await.unwrap();
+        match Connection::over(stream).await.get("/").await {
+            Ok(answer) => assert_eq!(answer.status, 200),
+            // Only the worker that was killed may have had it in its hands.
+            Err(error) => println!("accepted by the dying worker: {error}"),
+        }
+        until("there is a new worker", || cluster.ready().first().copied());
+    }
+}
+
+#[test]
+fn a_second_cluster_of_the_same_name_is_refused() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let runtime = cluster.folder.path().to_str().unwrap();
+    let second = Setup::new(&guest("hello")).env("XDG_RUNTIME_DIR", runtime).run();
+    assert_eq!(second.code, Some(1));
+    assert!(second.stderr.contains("a cluster named 'default' is running already"), "{}", second.stderr);
+    let _third = Setup::new(&guest("hello")).env("XDG_RUNTIME_DIR", runtime).args(&["--name", "other"]).start();
+    assert_eq!(cluster.status()["name"], "default", "the first is undisturbed");
+    let status = cluster.command(&["status", "--name", "other", "--json"]);
+    assert!(status.stdout.contains("\"name\":\"other\""), "{status:?}");
+}
+
+#[test]
+fn status_shows_a_table_and_says_when_there_is_nobody() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let table = cluster.command(&["status"]);
+    assert_eq!(table.code, Some(0));
+    assert!(table.stdout.starts_with("default: running for "), "{}", table.stdout);
+    assert_eq!(table.stdout.lines().filter(|line| line.contains(" ready ")).count(), 2, "{}", table.stdout);
+    let nobody = cluster.command(&["status", "--name", "nobody"]);
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (Some(7), ""));
+    assert!(nobody.stderr.contains("no cluster is running"), "{}", nobody.stderr);
+}

@@ -1,0 +1,10 @@
+//! The whole, through the real binary: each test starts a cluster of its own on a free port, in a temporary folder, and
+//! leaves no process behind. The guests are built by `make guests`.
+
+mod client;
+mod errors;
+mod harness;
+mod lifecycle;
+mod output;
+mod serving;
+mod store;

@@ -1,0 +1,67 @@
+//! What guests print, and what the cluster logs.
+
+use serde_json::Value;
+
+use crate::client::get;
+use crate::harness::{Setup, guest, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_of_guests_carry_their_worker() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).start();
+    get(cluster.address(), "/print?out=to-stdout&err=to-stderr").await.unwrap();
+    assert_eq!(cluster.stdout.find("to-stdout"), "[worker 1 g 1] to-stdout");
+    assert_eq!(cluster.stderr.find("to-stderr"), "[worker 1 g 1] to-stderr");
+    get(cluster.address(), "/print-partial?out=no-newline").await.unwrap();
+    assert_eq!(cluster.stdout.find("no-newline"), "[worker 1 g 1] no-newline");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_line_is_json_when_asked() {
+    let cluster =
+        Setup::new(&guest("scenarios")).workers(1).args(&["--log-format", "json", "--log-level", "debug"]).start();
+    get(cluster.address(), "/print?out=to-stdout&err=to-stderr").await.unwrap();
+    get(cluster.address(), "/trap").await.unwrap();
+    let parse = |line: &str| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let printed = parse(&cluster.stdout.find("to-stdout"));
+    assert_eq!((&printed["worker"], &printed["generation"]), (&1.into(), &1.into()));
+    assert_eq!((&printed["stream"], &printed["message"]), (&"stdout".into(), &"to-stdout".into()));
+    let trapped = parse(&cluster.stderr.find("the guest trapped"));
+    assert_eq!((&trapped["level"], &trapped["span"]["id"]), (&"ERROR".into(), &1.into()));
+    cluster.signal(nix::sys::signal::Signal::SIGTERM);
+    cluster.wait();
+    until("its output ends", || cluster.stderr.ended().then_some(()));
+    let lines = cluster.stderr.lines();
+    assert!(lines[0].starts_with("Serving HTTP on "));
+    lines[1..].iter().for_each(|line| drop(parse(line)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_level_is_obeyed() {
+    let quiet = Setup::new(&guest("scenarios")).args(&["--log-level", "off"]).start();
+    get(quiet.address(), "/trap").await.unwrap();
+    get(quiet.address(), "/print?out=x&err=only-this").await.unwrap();
+    quiet.stderr.find("only-this");
+    assert!(!quiet.stderr.lines().iter().any(|line| line.contains("trapped") || line.contains("INFO")));
+}
+
+/// Nobody reads what the primary prints, and its pipes fill: requests are answered all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_that_nobody_reads_stops_nobody() {
+    let mut setup = Setup::new(&guest("scenarios")).workers(1);
+    let (reader, writer) = std::io::pipe().unwrap();
+    setup.command.stdout(writer);
+    let mut child = setup.command.spawn().unwrap();
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut stderr, &mut first).unwrap();
+    let address = first.trim().strip_prefix("Serving HTTP on http://").unwrap().trim_end_matches('/').parse().unwrap();
+    let text = "x".repeat(4000);
+    // Far more than the pipes on the way hold.
+    for _ in 0..200 {
+        assert_eq!(get(address, &format!("/print?out={text}&err=")).await.unwrap().status, 200);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "it stops although its output is stuck");
+    drop(reader);
+}
