@@ -47,20 +47,22 @@ impl Waiter {
 
     /// Ready once for each time that the host found the pollable ready.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<()> {
-        PLACES.with_borrow_mut(|places| {
+        let waker = context.waker().clone();
+        // What was there drops outside the borrow: a waker is foreign code, and may hold a waiter of its own.
+        let (poll, _previous) = PLACES.with_borrow_mut(|places| {
             let place = places[self.0].as_mut().expect("a waiter has its place until it is dropped");
             if std::mem::take(&mut place.ready) {
-                return Poll::Ready(());
+                return (Poll::Ready(()), Some(waker));
             }
-            place.waker = Some(context.waker().clone());
-            Poll::Pending
-        })
+            (Poll::Pending, place.waker.replace(waker))
+        });
+        poll
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        PLACES.with_borrow_mut(|places| places[self.0] = None);
+        let _place = PLACES.with_borrow_mut(|places| places[self.0].take());
     }
 }
 

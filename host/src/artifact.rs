@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use nix::fcntl::OFlag;
@@ -29,6 +29,9 @@ use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bo
 const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 const ARTIFACT: &str = "component.cwasm";
 const MANIFEST: &str = "manifest.json";
+const DRAFT: &str = ".draft-";
+/// No compiler works for so long.
+const MAX_DRAFT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is written beside an artifact.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +78,8 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
 fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
-    let http = Surface::read(&bytes)?.handler()?;
+    let surface = Surface::read(&bytes)?;
+    let http = surface.handler()?;
     let digest = sha256(&bytes);
     let engine = engine::for_compiler(http)?;
     let store = Store::open(store)?;
@@ -84,8 +88,9 @@ fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
     if let Some(artifact) = store.find(&key) {
         return Ok((Compiled { digest, http, cached: true }, artifact));
     }
-    let native = engine.precompile_component(&bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
-    check_links(&engine, http, &bytes, &native)?;
+    let component = Component::new(&engine, &bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    check_links(&component, http)?;
+    let native = component.serialize()?;
     let manifest = Manifest {
         schema: 1,
         digest: digest.clone(),
@@ -121,16 +126,13 @@ fn modified(metadata: &fs::Metadata) -> (u64, Option<SystemTime>) {
     (metadata.len(), metadata.modified().ok())
 }
 
-/// Links the component as a worker will, to name what is missing before a worker is started.
-fn check_links(engine: &Engine, http: WasiHttp, bytes: &[u8], native: &[u8]) -> anyhow::Result<()> {
-    // SAFETY: `native` was made by this process, from this engine, a moment ago.
-    let component = unsafe { Component::deserialize(engine, native) }?;
-    let linked = engine::linker(engine, http)?.instantiate_pre(&component).and_then(|pre| match http {
+/// Links the component as a worker will, to say what does not fit before a worker is started.
+fn check_links(component: &Component, http: WasiHttp) -> anyhow::Result<()> {
+    let linked = engine::linker(component.engine(), http)?.instantiate_pre(component).and_then(|pre| match http {
         WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
         WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
     });
-    let imports = Surface::read(bytes)?.imports.len();
-    linked.map_err(|error| anyhow::anyhow!("one of its {imports} imports, or its handler, does not fit: {error:#}"))
+    linked.map_err(|error| anyhow::anyhow!("one of its imports, or its handler, does not fit: {error:#}"))
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -177,43 +179,61 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
         let metadata = fs::metadata(folder).with_context(of)?;
         ensure!(is_private(&metadata), "{}: it must belong to you and be writable by nobody else", of());
-        Ok(Self { folder: folder.into() })
+        let store = Self { folder: folder.into() };
+        store.remove_old_drafts();
+        Ok(store)
     }
 
-    /// The artifact under `key`, if it is there and whole. A damaged entry is removed, to be made anew.
+    /// The artifact under `key`, if it is there and whole. A damaged entry is moved out of the way, to be made anew.
     fn find(&self, key: &str) -> Option<OwnedFd> {
         let entry = self.folder.join(key);
-        match read_entry(&entry) {
-            Ok(artifact) => Some(artifact),
-            Err(error) => {
-                if entry.exists() {
-                    tracing::debug!("dropping the damaged entry {}: {error:#}", entry.display());
-                    // If it stays, `insert` says why it cannot be replaced.
-                    let _ = fs::remove_dir_all(&entry);
-                }
-                None
-            }
+        let damage = match read_entry(&entry) {
+            Ok(artifact) => return Some(artifact),
+            Err(error) => error,
+        };
+        if entry.exists() {
+            tracing::debug!("dropping the damaged entry {}: {damage:#}", entry.display());
+            // Moved first: another compiler may be about to put a whole one in its place. If it stays, `insert` says
+            // why it cannot be replaced.
+            let _ = self.draft().and_then(|draft| fs::rename(&entry, draft.path().join("damaged")));
         }
+        None
     }
 
-    /// Writes an entry, unless another compiler was first, and opens its artifact.
+    /// Writes an entry, unless another compiler was first, and opens the artifact. The artifact that was written here
+    /// is as good as the other's, and nobody can have touched it.
     fn insert(&self, key: &str, manifest: &Manifest, native: &[u8]) -> anyhow::Result<OwnedFd> {
         let of = || format!("artifact store {}", self.folder.display());
-        let entry = self.folder.join(key);
-        let draft = tempfile::Builder::new().prefix(".draft-").tempdir_in(&self.folder).with_context(of)?;
+        let draft = self.draft().with_context(of)?;
         write_synced(&draft.path().join(ARTIFACT), native).with_context(of)?;
         write_synced(&draft.path().join(MANIFEST), &serde_json::to_vec_pretty(manifest)?).with_context(of)?;
-        match fs::rename(draft.path(), &entry) {
+        let artifact = read_entry(draft.path()).with_context(of)?;
+        match fs::rename(draft.path(), self.folder.join(key)) {
             Ok(()) => {
                 // It has another name now: nothing is left to remove.
                 let _ = draft.keep();
                 File::open(&self.folder)?.sync_all().with_context(of)?;
             }
-            // The other compiler's entry has the same contents; the draft is dropped.
             Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
             Err(error) => return Err(error).with_context(of),
         }
-        read_entry(&entry).with_context(of)
+        Ok(artifact)
+    }
+
+    fn draft(&self) -> io::Result<tempfile::TempDir> {
+        tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.folder)
+    }
+
+    /// What compilers left behind that were killed.
+    fn remove_old_drafts(&self) {
+        let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let is_draft = entry.file_name().to_string_lossy().starts_with(DRAFT);
+            if is_draft && age(&entry).is_some_and(|age| age > MAX_DRAFT_AGE) {
+                // One that stays costs space, nothing else.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
@@ -302,6 +322,19 @@ mod tests {
             assert!(store.find("key").is_none());
             assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
         }
+    }
+
+    #[test]
+    fn drafts_of_killed_compilers_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join(".draft-old");
+        fs::create_dir(&old).unwrap();
+        fs::write(old.join(ARTIFACT), "half").unwrap();
+        File::open(&old).unwrap().set_modified(SystemTime::now() - 2 * MAX_DRAFT_AGE).unwrap();
+        let young = folder.path().join(".draft-young");
+        fs::create_dir(&young).unwrap();
+        Store::open(folder.path()).unwrap();
+        assert!(!old.exists() && young.exists());
     }
 
     #[test]

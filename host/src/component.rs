@@ -1,8 +1,6 @@
 //! What a file is, read from its outermost layer before anything is compiled: a component or not, which HTTP handler
 //! it exports, and whether it imports only what a worker provides.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
 
@@ -15,15 +13,6 @@ pub(crate) enum WasiHttp {
     /// `wasi:http/handler@0.3.x`
     #[serde(rename = "0.3")]
     V0_3,
-}
-
-impl fmt::Display for WasiHttp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V0_2 => "0.2",
-            Self::V0_3 => "0.3",
-        })
-    }
 }
 
 /// Packages whose interfaces a worker provides, with the versions (major and minor) it provides them in.
@@ -89,9 +78,6 @@ pub(crate) struct Surface {
 impl Surface {
     /// Reads the surface of a component in binary form; nested components are passed over.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, Refusal> {
-        if wasmtime::Engine::detect_precompiled(bytes).is_some() {
-            return Err(Refusal::Precompiled);
-        }
         if Parser::is_core_wasm(bytes) {
             return Err(Refusal::CoreModule);
         }
@@ -156,7 +142,10 @@ pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Refu
     if bytes.is_empty() {
         return Err(Refusal::NotWasm("the file is empty".into()));
     }
-    let is_text = !bytes.starts_with(b"\0asm") && !bytes.starts_with(b"\x7fELF");
+    if wasmtime::Engine::detect_precompiled(bytes).is_some() {
+        return Err(Refusal::Precompiled);
+    }
+    let is_text = !bytes.starts_with(b"\0asm");
     if is_text && bytes.contains(&0) {
         return Err(Refusal::NotWasm("it is some other binary file".into()));
     }

@@ -23,11 +23,32 @@ use crate::ids::{Generation, Slot, WorkerId};
 
 /// Longest frame, version byte included.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
-/// Most descriptors beside one frame; the kernel's own bound is 253.
-const MAX_DESCRIPTORS: usize = 64;
 /// Longest error text in a frame; what is longer is cut.
-pub(crate) const MAX_ERROR: usize = 16 * 1024;
+pub(crate) const MAX_ERROR: usize = 4 * 1024;
 const VERSION: u8 = 1;
+
+/// A message, with the number of descriptors that may come beside it. Where none are expected the kernel discards
+/// them; the frame then counts as truncated.
+pub(crate) trait Message: DeserializeOwned {
+    const MAX_DESCRIPTORS: usize;
+}
+
+impl Message for ToWorker {
+    // The kernel's own bound is 253.
+    const MAX_DESCRIPTORS: usize = 64;
+}
+
+impl Message for ToPrimary {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for ToCompiler {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for FromCompiler {
+    const MAX_DESCRIPTORS: usize = 1;
+}
 
 /// What a primary tells a worker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +67,8 @@ pub(crate) enum ToWorker {
 pub(crate) enum ToPrimary {
     /// The component is loaded and was instantiated once.
     Ready,
+    /// Somebody else told the worker to drain: it exits when it has finished what it began.
+    Draining,
     /// The component cannot be loaded or instantiated; the worker exits.
     LoadFailed {
         /// What failed and why, for a person.
@@ -97,7 +120,7 @@ pub(crate) struct Identity {
 /// Why a frame could not be sent or understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IpcError {
-    #[error("the other side does not read its frames")]
+    #[error("does not take its orders: its queue is full")]
     Full,
     #[error("a frame of {0} bytes is over the limit of {MAX_FRAME}")]
     TooLong(usize),
@@ -182,7 +205,7 @@ impl<S, R> Channel<S, R> {
     }
 }
 
-impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
+impl<S: Serialize, R: Message> Channel<S, R> {
     /// Sends without waiting: a side that does not read is an error, not a stop.
     pub(crate) fn send(&self, message: &S, descriptors: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
         let frame = encode(message)?;
@@ -197,18 +220,20 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// The next message.
     pub(crate) fn receive(&self, wait: Wait) -> Result<Received<R>, IpcError> {
         let mut frame = vec![0; MAX_FRAME];
-        let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+        // One header, which has room for a descriptor, and the further descriptors behind it.
+        let mut space = vec![0; cmsg_space!(RawFd).len() + R::MAX_DESCRIPTORS * size_of::<RawFd>()];
         let mut flags = MsgFlags::MSG_CMSG_CLOEXEC;
         if wait == Wait::No {
             flags |= MsgFlags::MSG_DONTWAIT;
         }
         let (length, received_flags, descriptors) = loop {
             let mut buffers = [IoSliceMut::new(&mut frame)];
-            match recvmsg::<()>(self.fd.as_fd().as_raw_fd(), &mut buffers, Some(&mut space), flags) {
+            let beside = if R::MAX_DESCRIPTORS > 0 { Some(&mut space[..]) } else { None };
+            match recvmsg::<()>(self.fd.as_fd().as_raw_fd(), &mut buffers, beside, flags) {
                 Ok(message) => break (message.bytes, message.flags, take_descriptors(&message)?),
-                Err(Errno::EINTR) => {}
+                // A side that died with unread frames is reported once, before the frames that it had sent.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::EAGAIN) => return Ok(Received::Nothing),
-                Err(Errno::ECONNRESET) => return Ok(Received::Closed),
                 Err(errno) => return Err(errno.into()),
             }
         };
@@ -224,7 +249,9 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
 
 fn take_descriptors<A>(message: &nix::sys::socket::RecvMsg<'_, '_, A>) -> Result<Vec<OwnedFd>, IpcError> {
     let mut descriptors = Vec::new();
-    // A truncated control message still delivers the descriptors that fitted: they must be owned, or they leak.
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(IpcError::Truncated);
+    }
     for control in message.cmsgs().map_err(|_| IpcError::Truncated)? {
         if let ControlMessageOwned::ScmRights(raw) = control {
             // SAFETY: the kernel made these descriptors for this message, and nothing else knows them.
@@ -310,6 +337,27 @@ mod tests {
         assert!(matches!(received(&primary), Err(IpcError::Truncated)));
         worker.send(&ToPrimary::Ready, &[]).unwrap();
         assert!(matches!(received(&primary), Ok(Received::Message(ToPrimary::Ready, _))));
+    }
+
+    #[test]
+    fn descriptors_that_nobody_expects_are_not_kept() {
+        let (primary, worker): (PrimaryEnd, WorkerEnd) = pair().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        worker.send(&ToPrimary::Ready, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        assert!(matches!(received(&primary), Err(IpcError::Truncated)));
+        // The last writer is gone: reading ends.
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "");
+    }
+
+    #[test]
+    fn last_words_are_heard() {
+        let (primary, worker): (PrimaryEnd, WorkerEnd) = pair().unwrap();
+        primary.send(&ToWorker::StartAccepting, &[]).unwrap();
+        worker.send(&ToPrimary::Ready, &[]).unwrap();
+        drop(worker);
+        assert!(matches!(received(&primary), Ok(Received::Message(ToPrimary::Ready, _))));
+        assert!(matches!(received(&primary), Ok(Received::Closed)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod config;
 mod engine;
 mod ids;
 mod ipc;
+mod limits;
 mod listener;
 mod logging;
 mod memfd;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -133,19 +134,21 @@ impl Drop for Listener {
 }
 
 fn bind_tcp(text: &str, backlog: i32) -> io::Result<Listener> {
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut failure = None;
     for address in text.to_socket_addrs()? {
         match bind_address(address, backlog) {
             Ok(listener) => return Ok(listener),
-            Err(error) => failure = error,
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
-    Err(failure)
+    Err(failure.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
 }
 
 fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    // Inherited by every connection: an answer that comes in pieces must not wait for the client's acknowledgements.
+    socket.set_tcp_nodelay(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
@@ -160,7 +163,7 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<Listener> {
     let address = SockAddr::unix(path)?;
     match socket.bind(&address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
-            std::fs::remove_file(path)?;
+            remove_socket(path)?;
             socket.bind(&address)?;
         }
         bound => bound?,
@@ -174,8 +177,18 @@ fn listen(socket: &Socket, backlog: i32) -> io::Result<()> {
     socket.listen(backlog)
 }
 
+/// Removes a socket file that was left behind. Whatever else has that name is not ours to remove.
+pub(crate) fn remove_socket(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file of that name exists, and is no socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// A socket file that nobody listens on any more.
-pub(crate) fn is_stale(path: &Path) -> bool {
+fn is_stale(path: &Path) -> bool {
     matches!(UnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
@@ -218,6 +231,10 @@ mod tests {
         // What a killed primary leaves behind: a bound file without a listener.
         drop(std::os::unix::net::UnixListener::bind(path).unwrap());
         assert!(path.exists());
-        Listener::bind(&address, 16).unwrap();
+        drop(Listener::bind(&address, 16).unwrap());
+        // A slip of the keyboard must not cost a file.
+        std::fs::write(path, "precious").unwrap();
+        assert!(Listener::bind(&address, 16).is_err());
+        assert_eq!(std::fs::read(path).unwrap(), b"precious");
     }
 }

@@ -1,6 +1,8 @@
 //! An HTTP client for tests: hyper, one connection at a time.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -11,6 +13,14 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+
+/// How long an answer may take, head and each further piece: a server that is stuck fails the test that it is stuck in.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What comes of `waiting`, unless it takes for ever.
+pub(crate) async fn soon<T>(waiting: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the server answers")
+}
 
 /// A whole answer.
 #[derive(Debug)]
@@ -35,7 +45,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        Self::over(TcpStream::connect(address).await.expect("a connection")).await
+        Self::over(soon(TcpStream::connect(address)).await.expect("a connection")).await
     }
 
     pub(crate) async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
@@ -47,8 +57,8 @@ where
     /// Sends a request; the answer's body is still to come.
     pub(crate) async fn send(&mut self, method: Method, path: &str, body: B) -> hyper::Result<Response<Incoming>> {
         let request = Request::builder().method(method).uri(path).header("host", "test").body(body).expect("a request");
-        self.0.ready().await?;
-        self.0.send_request(request).await
+        soon(self.0.ready()).await?;
+        soon(self.0.send_request(request)).await
     }
 }
 
@@ -69,7 +79,7 @@ impl Connection<Full<Bytes>> {
 
 async fn whole(response: Response<Incoming>) -> hyper::Result<Answer> {
     let (head, body) = response.into_parts();
-    let body = body.collect().await?.to_bytes();
+    let body = soon(body.collect()).await?.to_bytes();
     Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
 }
 

@@ -81,13 +81,36 @@ fn files_that_are_no_components_at_all() {
     check_file("text.wasm", b"hello", &["not WebAssembly"]);
     check_file("empty.wasm", b"", &["the file is empty"]);
     check_file("zeros.wasm", &[0; 100], &["not WebAssembly"]);
-    check_file("native.cwasm", b"\x7fELF\x02\x01\x01\0", &["not WebAssembly"]);
+    check_file("other.wasm", b"\x7fELF\x02\x01\x01\0", &["not WebAssembly"]);
     let whole = std::fs::read(guest("hello")).unwrap();
     check_file("cut.wasm", &whole[..whole.len() / 2], &["not a valid component"]);
     let mut broken = whole;
     let middle = broken.len() / 2;
     broken[middle..middle + 64].fill(0xff);
     check_file("broken.wasm", &broken, &["not a valid component"]);
+}
+
+#[test]
+fn native_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Setup::new(&guest("hello")).args(&["--store", folder.path().join("store").to_str().unwrap()]).start();
+    let entry = std::fs::read_dir(folder.path().join("store")).unwrap().next().unwrap().unwrap();
+    let native = std::fs::read(entry.path().join("component.cwasm")).unwrap();
+    drop(cluster);
+    check_file("native.cwasm", &native, &["precompiled native code; give the component"]);
+}
+
+#[test]
+fn names_that_other_files_have() {
+    for (flag, value) in [("--control", "precious"), ("--listen", "unix:precious")] {
+        let setup = Setup::new(&guest("hello")).args(&[flag, value]);
+        let path = setup.folder.path().join("precious");
+        std::fs::write(&path, "precious").unwrap();
+        let cluster = setup.launch();
+        assert_eq!(cluster.wait().code(), Some(1));
+        cluster.stderr.find("a file of that name exists, and is no socket");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! `Cluster`: the real binary, started for one test and gone with it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -19,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The component of a guest crate in examples/ or tests/guests/.
 pub(crate) fn guest(package: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder");
     let path = target.join("wasm32-wasip2/guest").join(format!("{}.wasm", package.replace('-', "_")));
     assert!(path.exists(), "{} is missing: run `make guests`", path.display());
     path
@@ -125,9 +126,9 @@ impl Setup {
             self.command.args(["--workers", &workers.to_string()]);
         }
         let mut child = self.command.spawn().expect("the binary starts");
-        let stdout = Lines::read(child.stdout.take().expect("stdout is piped"));
+        let stdout = child.stdout.take().map_or_else(Lines::none, Lines::read);
         let stderr = Lines::read(child.stderr.take().expect("stderr is piped"));
-        Cluster { child: Mutex::new(child), stdout, stderr, folder: self.folder }
+        Cluster { child: Mutex::new(child), seen: Mutex::default(), stdout, stderr, folder: self.folder }
     }
 
     /// Runs it to its end.
@@ -155,6 +156,8 @@ pub(crate) struct Ended {
 /// A running cluster; dropped, it is gone with all its processes.
 pub(crate) struct Cluster {
     child: Mutex<Child>,
+    /// Every child process that was ever seen.
+    seen: Mutex<BTreeSet<Pid>>,
     pub(crate) stdout: Lines,
     pub(crate) stderr: Lines,
     pub(crate) folder: TempDir,
@@ -181,10 +184,18 @@ impl Cluster {
         self.child.lock().expect("no test panics with the lock").try_wait().expect("it can be waited for").is_some()
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and that of every process it started.
     #[track_caller]
     pub(crate) fn wait(&self) -> ExitStatus {
+        let status = self.wait_for_primary();
+        until("every process is gone", || self.seen().iter().all(|&pid| is_gone(pid)).then_some(()));
+        status
+    }
+
+    #[track_caller]
+    fn wait_for_primary(&self) -> ExitStatus {
         until("the primary exits", || {
+            self.children();
             self.child.lock().expect("no test panics with the lock").try_wait().expect("it can be waited for")
         })
     }
@@ -193,7 +204,14 @@ impl Cluster {
     pub(crate) fn children(&self) -> Vec<Pid> {
         let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a pid"))).collect()
+        let children: Vec<Pid> =
+            children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a pid"))).collect();
+        self.seen.lock().expect("no test panics with the lock").extend(&children);
+        children
+    }
+
+    fn seen(&self) -> BTreeSet<Pid> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What another command prints about this cluster.
@@ -230,7 +248,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let children = self.children();
+        self.children();
         if !self.has_exited() {
             // Kills the workers first, and is quick.
             self.signal(Signal::SIGQUIT);
@@ -239,7 +257,7 @@ impl Drop for Cluster {
                 std::thread::sleep(LOOK_EVERY);
             }
         }
-        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         // It has exited, or is stuck.
         let _ = child.kill();
         let _ = child.wait();
@@ -247,7 +265,7 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("--- stderr of the cluster\n{}\n---", self.stderr.lines().join("\n"));
         } else {
-            until("every process is gone", || children.iter().all(|&pid| is_gone(pid)).then_some(()));
+            until("every process is gone", || self.seen().iter().all(|&pid| is_gone(pid)).then_some(()));
         }
     }
 }
@@ -276,6 +294,11 @@ impl Lines {
             shared.lock().expect("no reader panics").1 = true;
         });
         lines
+    }
+
+    /// Of a pipe that somebody else reads, or nobody.
+    fn none() -> Self {
+        Self::read(std::io::empty())
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {

@@ -1,13 +1,12 @@
 //! Processes: their start, their deaths, their replacement, and the end of all.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use http_body_util::BodyExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::net::TcpStream;
 
 use crate::client::{Connection, get};
 use crate::harness::{Setup, guest, is_gone, until};
@@ -147,22 +146,43 @@ async fn sigterm_to_a_worker_drains_it() {
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 9 * "tick\n".len());
     until("it is replaced", || cluster.ready().first().is_some_and(|&pid| pid != worker).then_some(()));
     assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200);
+    assert_eq!(cluster.status()["totals"]["crashes"], 0, "a planned exit is no crash");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_wait_while_no_worker_is_ready() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
     for _ in 0..5 {
-        kill(cluster.children()[0], Signal::SIGKILL).unwrap();
-        // Whether the kernel queues it before or after the new worker accepts, it is answered.
-        let stream = TcpStream::connect(cluster.address()).await.unwrap();
-        match Connection::over(stream).await.get("/").await {
-            Ok(answer) => assert_eq!(answer.status, 200),
-            // Only the worker that was killed may have had it in its hands.
-            Err(error) => println!("accepted by the dying worker: {error}"),
-        }
-        until("there is a new worker", || cluster.ready().first().copied());
+        let worker = cluster.ready()[0];
+        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+        until("it is dead", || is_gone(Pid::from_raw(worker as i32)).then_some(()));
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+        until("it is replaced", || cluster.ready().first().is_some_and(|&new| new != worker).then_some(()));
     }
+}
+
+/// Connections that the kernel has queued when the stop comes are served, requests and all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_queued_at_a_stop_is_served() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    // A stopped worker accepts nothing, but what is queued is its to accept when it goes on.
+    let worker = Pid::from_raw(cluster.ready()[0] as i32);
+    kill(worker, Signal::SIGSTOP).unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..50 {
+        let mut stream = std::net::TcpStream::connect(cluster.address()).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+        waiting.push(stream);
+    }
+    cluster.signal(Signal::SIGTERM);
+    cluster.stderr.find("stopping");
+    kill(worker, Signal::SIGCONT).unwrap();
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer:?}");
+    }
+    assert_eq!(cluster.wait().code(), Some(0));
 }
 
 #[test]

@@ -50,18 +50,14 @@ async fn output_that_nobody_reads_stops_nobody() {
     let mut setup = Setup::new(&guest("scenarios")).workers(1);
     let (reader, writer) = std::io::pipe().unwrap();
     setup.command.stdout(writer);
-    let mut child = setup.command.spawn().unwrap();
-    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
-    let mut first = String::new();
-    std::io::BufRead::read_line(&mut stderr, &mut first).unwrap();
-    let address = first.trim().strip_prefix("Serving HTTP on http://").unwrap().trim_end_matches('/').parse().unwrap();
+    let cluster = setup.start();
+    let address = cluster.address();
     let text = "x".repeat(4000);
     // Far more than the pipes on the way hold.
     for _ in 0..200 {
         assert_eq!(get(address, &format!("/print?out={text}&err=")).await.unwrap().status, 200);
     }
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
-        .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0), "it stops although its output is stuck");
+    cluster.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0), "it stops although its output is stuck");
     drop(reader);
 }

@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::listener::remove_socket;
+
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
 /// How long a command waits for an answer.
@@ -114,10 +116,7 @@ impl Control {
                 path.display()
             );
         };
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(of),
-            _ => {}
-        }
+        remove_socket(path).with_context(of)?;
         let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
         listener.set_nonblocking(true)?;

@@ -19,7 +19,8 @@ use super::process::{CompilerProcess, Deployment, WorkerProcess, reap};
 use super::state::{Action, Event, Haste, Outcome, Supervisor, WorkerState};
 use crate::config::{Settings, WorkerSettings};
 use crate::ids::{Generation, Slot, WorkerId};
-use crate::ipc::{FromCompiler, Identity, ToCompiler, ToPrimary, ToWorker};
+use crate::ipc::{FromCompiler, Identity, IpcError, ToCompiler, ToPrimary, ToWorker};
+use crate::limits;
 use crate::listener::{BindError, ListenAddr, Listener};
 use crate::stats::Snapshot;
 
@@ -33,6 +34,7 @@ const MAX_QUEUED: usize = 64;
 
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
 pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
+    limits::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let control = Control::bind(&settings.name, &settings.control)?;
@@ -184,7 +186,7 @@ impl Drop for Running {
 
 /// Something the driver learned.
 enum News {
-    Said(WorkerId, Event),
+    Said(Event),
     ChildEnded,
     Stop(Haste),
     DeadlinePassed,
@@ -202,8 +204,8 @@ struct Driver<'a> {
     supervisor: Supervisor,
     workers: BTreeMap<WorkerId, Running>,
     /// Where the workers' messages come together.
-    says: mpsc::Sender<(WorkerId, Event)>,
-    said: mpsc::Receiver<(WorkerId, Event)>,
+    says: mpsc::Sender<Event>,
+    said: mpsc::Receiver<Event>,
     /// What workers counted that are gone.
     past: Snapshot,
     crashes: u64,
@@ -242,7 +244,7 @@ impl<'a> Driver<'a> {
                 None => {}
             }
             let news = tokio::select! {
-                Some((worker, event)) = self.said.recv() => News::Said(worker, event),
+                Some(event) = self.said.recv() => News::Said(event),
                 _ = signals.child.recv() => News::ChildEnded,
                 haste = signals.stop.next() => News::Stop(haste),
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
@@ -254,7 +256,7 @@ impl<'a> Driver<'a> {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Said(worker, event) => self.tell_if_alive(worker, event),
+            News::Said(event) => self.tell(event),
             News::ChildEnded => self.children_ended(),
             News::Stop(haste) => {
                 tracing::info!("stopping");
@@ -265,12 +267,6 @@ impl<'a> Driver<'a> {
                 // The command may have given up.
                 let _ = back.send(self.status());
             }
-        }
-    }
-
-    fn tell_if_alive(&mut self, worker: WorkerId, event: Event) {
-        if self.workers.contains_key(&worker) {
-            self.tell(event);
         }
     }
 
@@ -307,10 +303,11 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::AnnounceServing => self.announce(),
+            Action::ReleaseOutput => self.output.release(),
             Action::ReportCrash { worker, slot, reason, retry_in } => {
                 self.crashes += 1;
-                let retry_ms = retry_in.map(|wait| wait.as_millis() as u64);
-                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: {reason}");
+                let retry_ms = retry_in.as_millis() as u64;
+                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: it {reason}");
             }
             Action::Exit(outcome) => self.outcome = Some(outcome),
         }
@@ -333,9 +330,11 @@ impl<'a> Driver<'a> {
     }
 
     fn send(&mut self, worker: WorkerId, message: &ToWorker) -> Option<Event> {
-        let error = self.workers.get(&worker)?.process.send(message).err()?;
-        // One that has just died will be reaped in a moment, and the kill changes nothing.
-        Some(Event::Misbehaved { worker, reason: format!("it does not take orders: {error}") })
+        match self.workers.get(&worker)?.process.send(message) {
+            Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
+            // It has just died, which is about to be noticed.
+            Err(_) | Ok(()) => None,
+        }
     }
 
     fn announce(&self) {
@@ -350,25 +349,25 @@ impl<'a> Driver<'a> {
     }
 
     fn children_ended(&mut self) {
+        // All that have ended are taken out first: from here on nothing is sent to them, least of all a signal.
+        let mut ended = Vec::new();
         for (pid, how) in reap() {
             let found = self.workers.iter().find(|(_, running)| running.process.pid == pid).map(|(&worker, _)| worker);
-            // A compiler, or an orphan that was left to us.
-            let Some(worker) = found else { continue };
-            self.hear_out(worker);
-            if let Some(running) = self.workers.remove(&worker) {
-                self.remember(&running);
+            // Otherwise a compiler, or an orphan that was left to us.
+            if let Some(running) = found.and_then(|worker| self.workers.remove_entry(&worker)) {
+                ended.push((running, how));
+            }
+        }
+        for ((worker, running), how) in ended {
+            self.remember(&running);
+            // Its last words may still be on their way.
+            while let Ok(event) = self.said.try_recv() {
+                self.tell(event);
+            }
+            while let Some(message) = running.process.receive_now() {
+                self.tell(understand(worker, message));
             }
             self.tell(Event::Exited { worker, how });
-        }
-    }
-
-    /// A worker's last words may still be on their way when its end is noticed.
-    fn hear_out(&mut self, dead: WorkerId) {
-        while let Ok((worker, event)) = self.said.try_recv() {
-            self.tell_if_alive(worker, event);
-        }
-        while let Some(event) = self.workers.get(&dead).and_then(|running| running.process.receive_now()) {
-            self.tell(understand(dead, event));
         }
     }
 
@@ -451,14 +450,14 @@ impl<'a> Driver<'a> {
 }
 
 /// Passes on what a worker says until it says no more.
-async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sender<(WorkerId, Event)>) {
+async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sender<Event>) {
     loop {
         let (event, last) = match process.receive().await {
             Ok(Some(message)) => (understand(worker, message), false),
             Ok(None) => return,
-            Err(error) => (Event::Misbehaved { worker, reason: format!("it broke the protocol: {error}") }, true),
+            Err(error) => (Event::Misbehaved { worker, reason: format!("broke the protocol: {error}") }, true),
         };
-        if says.send((worker, event)).await.is_err() || last {
+        if says.send(event).await.is_err() || last {
             return;
         }
     }
@@ -467,6 +466,7 @@ async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sende
 fn understand(worker: WorkerId, message: ToPrimary) -> Event {
     match message {
         ToPrimary::Ready => Event::BecameReady { worker },
+        ToPrimary::Draining => Event::BeganDraining { worker },
         ToPrimary::LoadFailed { reason } => Event::LoadFailed { worker, reason },
     }
 }

@@ -10,7 +10,7 @@
 //!      └──────────── shutdown ─────────────────────┼─▶ Stopping ──▶ exit, when the last worker is gone
 //!                                                  └──────────────▶ exit with the worker's own error
 //!
-//!   a slot:  Spawn ─▶ starting ─▶ ready ─▶ (crash) ─▶ Spawn at once
+//!   a slot:  Spawn ─▶ starting ─▶ ready ─▶ (crash, or drained by somebody else) ─▶ Spawn at once
 //!                        └─ (crash) ─▶ back-off: at once, 100 ms, doubling to 30 s ─▶ Spawn
 //! ```
 
@@ -28,8 +28,12 @@ const BOOT_DEATHS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// The longest such wait, before jitter.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Workers that die right after they were ready are not started faster than this, one after the other.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How far a wait is moved at random, up or down.
 const JITTER: f64 = 0.2;
+/// A boot that takes so long must not hold back any longer what its workers say.
+const BOOT_PATIENCE: Duration = Duration::from_secs(10);
 /// A worker that was ready for so long clears its slot's history.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -40,6 +44,8 @@ pub(crate) enum Event {
     SpawnFailed { worker: WorkerId, reason: String },
     /// The worker loaded and instantiated the component.
     BecameReady { worker: WorkerId },
+    /// Somebody else told the worker to drain. It exits when it is done, and that is no crash.
+    BeganDraining { worker: WorkerId },
     /// The worker says that the component cannot be loaded or instantiated.
     LoadFailed { worker: WorkerId, reason: String },
     /// The worker said something that no worker says, or does not read what it is told.
@@ -76,8 +82,10 @@ pub(crate) enum Action {
     Kill { worker: WorkerId },
     /// Every first worker is ready: tell the user.
     AnnounceServing,
+    /// Do not wait for the announcement with the lines that workers and primary write. Can be said more than once.
+    ReleaseOutput,
     /// Tell the user of a death that was not planned, and when the slot gets another worker.
-    ReportCrash { worker: WorkerId, slot: Slot, reason: String, retry_in: Option<Duration> },
+    ReportCrash { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
     /// Everything is over.
     Exit(Outcome),
 }
@@ -129,6 +137,8 @@ struct Worker {
     slot: Slot,
     state: WorkerState,
     ready_since: Option<Time>,
+    /// When it is killed if it still lives: it drains because somebody else said so.
+    kill_at: Option<Time>,
     /// Why it will be gone soon, if it or the driver said so already.
     last_words: Option<String>,
 }
@@ -143,6 +153,7 @@ pub(crate) struct Supervisor {
     boot_deaths: u32,
     /// From the first ready worker on, the cluster never gives up.
     ever_ready: bool,
+    release_output_at: Option<Time>,
     shutdown_timeout: Duration,
     random: fastrand::Rng,
 }
@@ -157,6 +168,7 @@ impl Supervisor {
             next_worker: 1,
             boot_deaths: 0,
             ever_ready: false,
+            release_output_at: Some(BOOT_PATIENCE),
             shutdown_timeout,
             random: fastrand::Rng::with_seed(seed),
         }
@@ -173,6 +185,7 @@ impl Supervisor {
     pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
         let mut actions = match event {
             Event::BecameReady { worker } => self.became_ready(now, worker),
+            Event::BeganDraining { worker } => self.began_draining(now, worker),
             Event::LoadFailed { worker, reason } => self.load_failed(worker, reason),
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
@@ -189,7 +202,9 @@ impl Supervisor {
             Stage::Stopping { kill_at } => kill_at,
             _ => None,
         };
-        self.slots.iter().filter_map(|slot| slot.restart_at).chain(kill_at).min()
+        let restarts = self.slots.iter().filter_map(|slot| slot.restart_at);
+        let kills = self.workers.values().filter_map(|worker| worker.kill_at);
+        restarts.chain(kills).chain(kill_at).chain(self.release_output_at).min()
     }
 
     /// The worker's state and the workers that its slot had before it.
@@ -226,7 +241,8 @@ impl Supervisor {
         let state = self.slot_mut(slot);
         state.incumbent = Some(worker);
         state.restart_at = None;
-        let starting = Worker { slot, state: WorkerState::Starting, ready_since: None, last_words: None };
+        let starting =
+            Worker { slot, state: WorkerState::Starting, ready_since: None, kill_at: None, last_words: None };
         self.workers.insert(worker, starting);
         Action::Spawn { worker, slot }
     }
@@ -245,9 +261,21 @@ impl Supervisor {
         let all_ready = self.workers.values().filter(|worker| worker.ready_since.is_some()).count() == self.slots.len();
         if self.is_booting() && all_ready {
             self.stage = Stage::Running;
+            self.release_output_at = None;
             actions.push(Action::AnnounceServing);
         }
         actions
+    }
+
+    fn began_draining(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        let kill_at = now + self.shutdown_timeout;
+        if let Some(found) = self.workers.get_mut(&worker)
+            && found.state != WorkerState::Draining
+        {
+            found.state = WorkerState::Draining;
+            found.kill_at = Some(kill_at);
+        }
+        Vec::new()
     }
 
     /// The worker exits by itself; until then nothing more is expected of it.
@@ -276,25 +304,36 @@ impl Supervisor {
         if self.is_stopping() {
             return Vec::new();
         }
+        if gone.state == WorkerState::Draining {
+            // It left as planned.
+            self.slot_mut(slot).restarts += 1;
+            return vec![self.spawn(slot)];
+        }
         let reason = gone.last_words.unwrap_or(how);
         let wait = match gone.ready_since {
             Some(since) => {
-                if now.saturating_sub(since) >= HEALTHY {
+                let lived = now.saturating_sub(since);
+                if lived >= HEALTHY {
                     self.slot_mut(slot).failures = 0;
                 }
-                Duration::ZERO
+                MIN_INTERVAL.saturating_sub(lived)
             }
             None => {
                 if !self.ever_ready {
                     self.boot_deaths += 1;
                     if self.boot_deaths >= BOOT_DEATHS {
-                        return self.fail(reason);
+                        return self.fail(format!("no worker became ready, and the last one {reason}"));
                     }
                 }
                 self.backoff(slot)
             }
         };
-        let mut actions = vec![Action::ReportCrash { worker, slot, reason, retry_in: Some(wait) }];
+        let mut actions = Vec::new();
+        if self.ever_ready && self.release_output_at.take().is_some() {
+            // The boot may never be complete now, and why must not stay a secret.
+            actions.push(Action::ReleaseOutput);
+        }
+        actions.push(Action::ReportCrash { worker, slot, reason, retry_in: wait });
         self.slot_mut(slot).restarts += 1;
         if wait.is_zero() {
             actions.push(self.spawn(slot));
@@ -319,7 +358,7 @@ impl Supervisor {
 
     fn fail(&mut self, reason: String) -> Vec<Action> {
         self.stage = Stage::Failing { reason };
-        self.forget_restarts();
+        self.forget_deadlines();
         self.kill_all()
     }
 
@@ -327,9 +366,10 @@ impl Supervisor {
         match (&self.stage, haste) {
             (Stage::Booting | Stage::Running, Haste::Drain) => {
                 self.stage = Stage::Stopping { kill_at: Some(now + self.shutdown_timeout) };
-                self.forget_restarts();
+                self.forget_deadlines();
                 let drain = self.workers.iter_mut().map(|(&worker, state)| {
                     state.state = WorkerState::Draining;
+                    state.kill_at = None;
                     Action::SendDrain { worker }
                 });
                 std::iter::once(Action::CloseListeners).chain(drain).collect()
@@ -338,13 +378,14 @@ impl Supervisor {
             // Asked again, or asked to hurry.
             (Stage::Booting | Stage::Running | Stage::Stopping { .. }, _) => {
                 self.stage = Stage::Stopping { kill_at: None };
-                self.forget_restarts();
+                self.forget_deadlines();
                 self.kill_all()
             }
         }
     }
 
-    fn forget_restarts(&mut self) {
+    fn forget_deadlines(&mut self) {
+        self.release_output_at = None;
         for slot in &mut self.slots {
             slot.restart_at = None;
         }
@@ -361,8 +402,18 @@ impl Supervisor {
             self.stage = Stage::Stopping { kill_at: None };
             return self.kill_all();
         }
+        let mut actions = Vec::new();
+        if self.release_output_at.take_if(|at| *at <= now).is_some() {
+            actions.push(Action::ReleaseOutput);
+        }
+        for (&worker, state) in &mut self.workers {
+            if state.kill_at.take_if(|at| *at <= now).is_some() {
+                actions.push(Action::Kill { worker });
+            }
+        }
         let due: Vec<Slot> = self.waiting().filter(|&(_, at, _)| at <= now).map(|(slot, ..)| slot).collect();
-        due.into_iter().map(|slot| self.spawn(slot)).collect()
+        actions.extend(due.into_iter().map(|slot| self.spawn(slot)));
+        actions
     }
 
     fn exit_if_alone(&mut self) -> Option<Action> {

@@ -5,7 +5,7 @@
 //! queue, so a worker whose executor does not turn soon stops taking connections away from its siblings.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc::{SOCK_CLOEXEC, SOCK_NONBLOCK};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use socket2::Socket;
@@ -23,6 +25,8 @@ use tokio::sync::mpsc;
 const WAKE: Signal = Signal::SIGUSR1;
 /// How often a thread that is to stop is woken until it has noticed.
 const WAKE_EVERY: Duration = Duration::from_millis(2);
+/// Connections that were queued before the stop and are still accepted, at most.
+const MAX_LAST: u32 = 4096;
 /// How long to wait when the process or the machine is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,7 +73,7 @@ impl Acceptor {
         Ok(Self { stop, thread })
     }
 
-    /// Wakes the thread until it has ended. It may still hand over one connection.
+    /// Wakes the thread until it has ended. It still hands over what was queued.
     pub(super) async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         while !self.thread.is_finished() {
@@ -82,9 +86,13 @@ impl Acceptor {
 }
 
 fn accept_all(listener: &Socket, connections: &mpsc::Sender<Connection>, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        match listener.accept().and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket)) {
-            Ok(socket) => {
+    let mut last_words = MAX_LAST;
+    while !stop.load(Ordering::Relaxed) || (last_words > 0 && is_queued(listener)) {
+        if stop.load(Ordering::Relaxed) {
+            last_words -= 1;
+        }
+        match listener.accept4(SOCK_NONBLOCK | SOCK_CLOEXEC) {
+            Ok((socket, _)) => {
                 if connections.blocking_send(Connection(socket)).is_err() {
                     return;
                 }
@@ -99,6 +107,13 @@ fn accept_all(listener: &Socket, connections: &mpsc::Sender<Connection>, stop: &
             },
         }
     }
+}
+
+/// Whether a connection waits that nobody would serve if this worker was the last. A sibling may still take it; then
+/// `accept` ends by the signal or by the listener's timeout.
+fn is_queued(listener: &Socket) -> bool {
+    let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// A handler that does nothing, without SA_RESTART, so that the signal interrupts `accept`.

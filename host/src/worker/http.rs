@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -28,12 +28,16 @@ use wasmtime_wasi_http::Error;
 use super::accept::{Connection, Stream};
 use super::instance::{Call, Failure, Head, Instances};
 use super::{IDLE_GRACE, Phase};
+use crate::ipc::bounded;
 use crate::stats::{Held, Stats};
 
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields of a request.
 const MAX_HEADERS: usize = 100;
+
+/// What a request of HTTP/1.0 is addressed to if it does not say.
+const NO_HOST: &str = "localhost";
 
 /// What connections share.
 pub(super) struct Server {
@@ -85,12 +89,16 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, alive: mpsc::Sender<()>) -> Answer {
+    async fn answer(&self, mut request: Request<Incoming>, alive: mpsc::Sender<()>) -> Answer {
         self.stats.requests.increment();
         let in_flight = self.stats.in_flight.hold();
-        let mut answer = match authority(request.uri(), request.headers()) {
+        let mut answer = match authority(&request) {
             Some(authority) => {
                 let method = request.method().clone();
+                // Where HTTP/1.0 has none: guests get their authority from it.
+                if !request.headers().contains_key(HOST) {
+                    request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
+                }
                 let (head, call) = self.instances.call(request, authority);
                 let tail = Tail { stats: self.stats, _in_flight: in_flight, _alive: alive };
                 drive(head, call, tail, &method).await
@@ -116,17 +124,15 @@ async fn grace_is_over(phases: &mut watch::Receiver<Phase>) {
 }
 
 /// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in
-/// absolute form overrides it.
-fn authority(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return None;
-    }
-    match uri.authority() {
-        Some(authority) => Some(authority.clone()),
-        None => host?.to_str().ok()?.parse().ok(),
-    }
+/// absolute form overrides it. HTTP/1.0 knows neither.
+fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok()?.parse().ok()?,
+        (None, None) if request.version() == Version::HTTP_10 => Authority::from_static(NO_HOST),
+        _ => return None,
+    };
+    Some(request.uri().authority().cloned().unwrap_or(host))
 }
 
 /// Polls the guest until its head is there, or it is clear that none will come.
@@ -193,7 +199,7 @@ struct Tail {
 impl Tail {
     fn trapped(&self, error: &wasmtime::Error) {
         self.stats.traps.increment();
-        tracing::error!("the guest trapped: {error:?}");
+        tracing::error!("the guest trapped: {}", bounded(format!("{error:?}")));
     }
 }
 

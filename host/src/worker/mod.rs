@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::WorkerSettings;
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
+use crate::limits;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
 use accept::{Acceptor, Connection};
@@ -85,32 +86,42 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);
     let _span = span.enter();
 
+    limits::raise_descriptor_limit();
+    if let Err(error) = run(&primary, settings, artifact, identity, listeners, stats) {
+        // If the primary is gone, nobody is left to be told.
+        let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
+    }
+    Ok(())
+}
+
+fn run(
+    primary: &Arc<WorkerEnd>,
+    settings: WorkerSettings,
+    artifact: OwnedFd,
+    identity: Identity,
+    listeners: Vec<OwnedFd>,
+    stats: &'static Stats,
+) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Waiting);
     let phase = Arc::new(phase);
     guardian::start(primary.clone(), phase.clone())?;
-
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        drain_on_sigterm(phase)?;
+        drain_on_sigterm(primary.clone(), phase)?;
         heartbeat(stats);
-        let instances = match load(&settings, artifact, identity, stats).await {
-            Ok(instances) => instances,
-            Err(error) => {
-                let reason = bounded(format!("{error:#}"));
-                primary.send(&ToPrimary::LoadFailed { reason }, &[])?;
-                return Ok(());
-            }
-        };
+        let instances = load(&settings, artifact, identity, stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
         serve(instances, listeners, phases, stats).await
     })
 }
 
 /// SIGTERM sent to a worker is a planned drain of that worker.
-fn drain_on_sigterm(phase: Arc<watch::Sender<Phase>>) -> io::Result<()> {
+fn drain_on_sigterm(primary: Arc<WorkerEnd>, phase: Arc<watch::Sender<Phase>>) -> io::Result<()> {
     let mut sigterm = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
         if sigterm.recv().await.is_some() {
+            // If the primary is gone, it does not matter what it believes.
+            let _ = primary.send(&ToPrimary::Draining, &[]);
             advance(&phase, Phase::Draining);
         }
     });
