@@ -248,10 +248,12 @@ impl Supervisor {
     }
 
     fn became_ready(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        let stopping = self.is_stopping();
         let Some(found) = self.workers.get_mut(&worker) else {
             return Vec::new();
         };
-        if found.state != WorkerState::Starting {
+        // One that is to be killed, or drains already, must not accept.
+        if stopping || found.state != WorkerState::Starting {
             return Vec::new();
         }
         found.state = WorkerState::Ready;
