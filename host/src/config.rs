@@ -8,6 +8,8 @@ use std::io::Read;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,7 @@ use crate::component::WasiHttp;
 use crate::listener::ListenAddr;
 use crate::logging::{LogFormat, LogLevel, Logging};
 use crate::memfd;
+use crate::primary::Policy;
 
 /// Read when no `--config` is given.
 const DEFAULT_FILE: &str = "wasmcluster.toml";
@@ -23,6 +26,10 @@ const DEFAULT_FILE: &str = "wasmcluster.toml";
 const MAX_WORKERS: u32 = 1024;
 /// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
 const MAX_LISTENERS: usize = 32;
+/// Longest time that can be asked for: no sum of such times overflows.
+const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// An executor shows twice a second that it turns.
+const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
@@ -60,6 +67,14 @@ pub(crate) struct Options {
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
 
+    /// How long workers may finish their requests when the cluster stops, before they are killed [default: 15s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) shutdown_timeout: Option<Span>,
+
+    /// A worker whose executor did not turn for so long is killed and replaced [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) hang_timeout: Option<Span>,
+
     /// What to log [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
@@ -67,6 +82,28 @@ pub(crate) struct Options {
     /// How to log: lines for people, or a JSON object a line [default: pretty]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+}
+
+/// A time as people write it: `500ms`, `30s`, `2m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Span(Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let span = humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s or 2m"))?;
+        if span > MAX_SPAN { Err(format!("the limit is {} days", MAX_SPAN.as_secs() / 86_400)) } else { Ok(Self(span)) }
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
@@ -120,6 +157,8 @@ impl Options {
             control: self.control.or(other.control),
             store: self.store.or(other.store),
             env: env.into_iter().collect(),
+            shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+            hang_timeout: self.hang_timeout.or(other.hang_timeout),
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
         }
@@ -137,6 +176,7 @@ pub(crate) struct Settings {
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
     pub(crate) env: Vec<(String, String)>,
+    pub(crate) policy: Policy,
     pub(crate) logging: Logging,
 }
 
@@ -158,6 +198,12 @@ impl Settings {
         );
         let name = options.name.unwrap_or_else(|| DEFAULT_NAME.into());
         check_name(&name)?;
+        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        let policy = Policy {
+            shutdown_timeout: or_seconds(options.shutdown_timeout, 15),
+            hang_timeout: or_seconds(options.hang_timeout, 10),
+        };
+        ensure!(policy.hang_timeout >= MIN_HANG_TIMEOUT, "--hang-timeout must be at least {MIN_HANG_TIMEOUT:?}");
         let format = options.log_format.unwrap_or_default();
         let logging = Logging {
             format,
@@ -173,6 +219,7 @@ impl Settings {
             name,
             store: options.store.map_or_else(default_store, Ok)?,
             env: options.env,
+            policy,
             logging,
         })
     }
@@ -286,6 +333,8 @@ mod tests {
             ("listen = [\"8080\"]", "expected HOST:PORT"),
             ("[env]\n\"A=B\" = \"c\"", "cannot be a variable"),
             ("log-level = \"loud\"", "unknown variant"),
+            ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
+            ("hang-timeout = 10", "invalid type"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
@@ -310,6 +359,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         };
         check(Options { workers: NonZeroU32::new(5000), ..Options::default() }, "over the limit");
+        check(Options { hang_timeout: "1999ms".parse().ok(), ..Options::default() }, "--hang-timeout");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use nix::sys::signal::{Signal, kill};
@@ -183,6 +183,68 @@ async fn what_is_queued_at_a_stop_is_served() {
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer:?}");
     }
     assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// A stopped process looks to its primary like one that hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_hangs_is_replaced() {
+    let cluster = Setup::new(&guest("hello")).args(&["--hang-timeout", "2s"]).start();
+    let before = cluster.ready();
+    let hung = Pid::from_raw(before[0] as i32);
+    kill(hung, Signal::SIGSTOP).unwrap();
+    until("it is replaced", || cluster.ready().first().is_some_and(|&pid| pid != before[0]).then_some(()));
+    assert!(is_gone(hung));
+    assert_eq!(cluster.ready()[1], before[1]);
+    cluster.stderr.find("hung: its executor did not turn for 2s");
+    for _ in 0..10 {
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_was_stopped_kills_nobody() {
+    let cluster = Setup::new(&guest("hello")).args(&["--hang-timeout", "2s"]).start();
+    let before = cluster.ready();
+    // The workers are stopped along, so that their hearts stand still as on a machine that was paused.
+    let everybody: Vec<Pid> = cluster.children().into_iter().chain([cluster.pid()]).collect();
+    everybody.iter().for_each(|&pid| kill(pid, Signal::SIGSTOP).unwrap());
+    let stopped = Instant::now();
+    until("more than the hang timeout has passed", || (stopped.elapsed() > Duration::from_secs(3)).then_some(()));
+    kill(cluster.pid(), Signal::SIGCONT).unwrap();
+    everybody.iter().for_each(|&pid| kill(pid, Signal::SIGCONT).unwrap());
+    let uptime = cluster.status()["uptime_ms"].as_u64().unwrap();
+    until("it had time to kill", || (cluster.status()["uptime_ms"].as_u64().unwrap() > uptime + 2500).then_some(()));
+    assert_eq!(cluster.ready(), before);
+    assert_eq!(cluster.status()["totals"]["crashes"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_crashes_is_shown_and_costs_no_capacity() {
+    let cluster = Setup::new(&guest("hello")).start();
+    assert_eq!(cluster.status()["degraded"], false);
+    for _ in 0..6 {
+        let worker = cluster.ready()[0];
+        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+        until("it is replaced", || {
+            let ready = cluster.ready();
+            (ready.len() == 2 && ready[0] != worker).then_some(())
+        });
+    }
+    assert_eq!(cluster.status()["degraded"], true);
+    cluster.stderr.find("degraded");
+    assert!(cluster.command(&["status"]).stdout.contains("degraded"));
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_no_longer_than_its_timeout() {
+    let cluster = Setup::new(&guest("scenarios")).args(&["--shutdown-timeout", "500ms"]).start();
+    let mut connection = Connection::open(cluster.address()).await;
+    let mut body = connection.begin("/drip?chunks=1000000&ms=50").await;
+    body.frame().await.unwrap().unwrap();
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+    assert!(body.collect().await.is_err(), "an answer that was cut is seen as cut");
 }
 
 #[test]

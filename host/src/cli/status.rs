@@ -19,7 +19,8 @@ pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
 fn table(status: &Status) -> String {
     let Status { name, pid, state, generation, totals, .. } = status;
     let mut text = format!(
-        "{name}: {state} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
+        "{name}: {state}{} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
+        if status.degraded { " (degraded: workers crash again and again)" } else { "" },
         duration(status.uptime_ms),
         status.listen.join(", "),
         generation.source.display(),

@@ -39,6 +39,8 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     /// `starting`, `running` or `stopping`.
     pub(crate) state: String,
+    /// Whether workers crash again and again.
+    pub(crate) degraded: bool,
     pub(crate) uptime_ms: u64,
     pub(crate) listen: Vec<String>,
     pub(crate) generation: GenerationStatus,

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use nix::sys::signal;
 use nix::unistd::Pid;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::control::{Control, GenerationStatus, Query, Status, Totals, WorkerStatus};
 use super::output::Output;
@@ -27,8 +29,8 @@ use crate::stats::Snapshot;
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
 const BIND_AGAIN: Duration = Duration::from_millis(100);
-/// How long workers may take to drain before they are killed.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often heartbeats are read within the hang timeout.
+const READS_PER_HANG_TIMEOUT: u32 = 10;
 /// Messages of workers, and questions of commands, that wait for the driver.
 const MAX_QUEUED: usize = 64;
 
@@ -86,12 +88,12 @@ struct StopSignals {
 impl Signals {
     fn install() -> io::Result<Self> {
         Ok(Self {
-            child: signal(SignalKind::child())?,
+            child: tokio::signal::unix::signal(SignalKind::child())?,
             stop: StopSignals {
-                hangup: signal(SignalKind::hangup())?,
-                interrupt: signal(SignalKind::interrupt())?,
-                quit: signal(SignalKind::quit())?,
-                terminate: signal(SignalKind::terminate())?,
+                hangup: tokio::signal::unix::signal(SignalKind::hangup())?,
+                interrupt: tokio::signal::unix::signal(SignalKind::interrupt())?,
+                quit: tokio::signal::unix::signal(SignalKind::quit())?,
+                terminate: tokio::signal::unix::signal(SignalKind::terminate())?,
             },
         })
     }
@@ -190,6 +192,7 @@ enum News {
     ChildEnded,
     Stop(Haste),
     DeadlinePassed,
+    HeartbeatsDue,
     Asked(Query),
 }
 
@@ -222,7 +225,7 @@ impl<'a> Driver<'a> {
             listeners,
             output,
             started: Instant::now(),
-            supervisor: Supervisor::new(settings.workers, SHUTDOWN_TIMEOUT, fastrand::u64(..)),
+            supervisor: Supervisor::new(settings.workers, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
             says,
             said,
@@ -233,6 +236,8 @@ impl<'a> Driver<'a> {
     }
 
     async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Query>) -> anyhow::Result<()> {
+        let mut heartbeats = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
+        heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let first = self.supervisor.start();
         self.carry_out(first);
         loop {
@@ -248,6 +253,7 @@ impl<'a> Driver<'a> {
                 _ = signals.child.recv() => News::ChildEnded,
                 haste = signals.stop.next() => News::Stop(haste),
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
+                _ = heartbeats.tick() => News::HeartbeatsDue,
                 Some(query) = asked.recv() => News::Asked(query),
             };
             self.take(news);
@@ -263,6 +269,11 @@ impl<'a> Driver<'a> {
                 self.tell(Event::ShutdownRequested(haste));
             }
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
+            News::HeartbeatsDue => {
+                let beats = self.workers.iter().map(|(&id, running)| (id, running.process.stats.heartbeats.get()));
+                let beats = beats.collect();
+                self.tell(Event::HeartbeatsRead(beats));
+            }
             News::Asked(Query::Status(back)) => {
                 // The command may have given up.
                 let _ = back.send(self.status());
@@ -297,11 +308,12 @@ impl<'a> Driver<'a> {
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
             Action::CloseListeners => self.listeners.clear(),
             Action::SendDrain { worker } => return self.send(worker, &ToWorker::Drain),
-            Action::Kill { worker } => {
-                if let Some(running) = self.workers.get(&worker) {
-                    running.process.kill();
-                }
+            Action::Abort { worker } => self.signal(worker, signal::Signal::SIGABRT),
+            Action::Kill { worker } => self.signal(worker, signal::Signal::SIGKILL),
+            Action::ReportDegraded(true) => {
+                tracing::error!("workers crash again and again: the cluster is degraded; those that are healthy go on");
             }
+            Action::ReportDegraded(false) => tracing::info!("the storm of crashes is over"),
             Action::AnnounceServing => self.announce(),
             Action::ReleaseOutput => self.output.release(),
             Action::ReportCrash { worker, slot, reason, retry_in } => {
@@ -334,6 +346,12 @@ impl<'a> Driver<'a> {
             Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
             // It has just died, which is about to be noticed.
             Err(_) | Ok(()) => None,
+        }
+    }
+
+    fn signal(&self, worker: WorkerId, signal: signal::Signal) {
+        if let Some(running) = self.workers.get(&worker) {
+            running.process.signal(signal);
         }
     }
 
@@ -406,6 +424,7 @@ impl<'a> Driver<'a> {
             name: self.settings.name.clone(),
             pid: std::process::id(),
             state: state.into(),
+            degraded: self.supervisor.is_degraded(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             listen: self.urls.clone(),
             generation: GenerationStatus {

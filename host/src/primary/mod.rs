@@ -9,3 +9,4 @@ mod state;
 
 pub(crate) use control::{Status, status};
 pub(crate) use driver::serve;
+pub(crate) use state::Policy;

@@ -102,9 +102,9 @@ impl WorkerProcess {
         }
     }
 
-    pub(super) fn kill(&self) {
-        // It may be dead already, which is what we want.
-        let _ = kill(self.pid, Signal::SIGKILL);
+    pub(super) fn signal(&self, signal: Signal) {
+        // It may be dead already, and a signal is meant to make it so.
+        let _ = kill(self.pid, signal);
     }
 }
 

@@ -14,7 +14,7 @@
 //!                        └─ (crash) ─▶ back-off: at once, 100 ms, doubling to 30 s ─▶ Spawn
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::ids::{Slot, WorkerId};
@@ -32,6 +32,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How far a wait is moved at random, up or down.
 const JITTER: f64 = 0.2;
+/// How long a worker that hangs may take to die of SIGABRT, before SIGKILL.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
+/// The time over which crashes are counted.
+const STORM_WINDOW: Duration = Duration::from_secs(60);
 /// A boot that takes so long must not hold back any longer what its workers say.
 const BOOT_PATIENCE: Duration = Duration::from_secs(10);
 /// A worker that was ready for so long clears its slot's history.
@@ -50,6 +54,8 @@ pub(crate) enum Event {
     LoadFailed { worker: WorkerId, reason: String },
     /// The worker said something that no worker says, or does not read what it is told.
     Misbehaved { worker: WorkerId, reason: String },
+    /// How often each worker's executor has turned, by its own account. To be sent several times within the hang timeout.
+    HeartbeatsRead(Vec<(WorkerId, u64)>),
     /// The process is gone.
     Exited { worker: WorkerId, how: String },
     /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
@@ -78,6 +84,8 @@ pub(crate) enum Action {
     CloseListeners,
     /// Let the worker finish what it has begun and exit.
     SendDrain { worker: WorkerId },
+    /// End the worker process, and let it leave a core dump.
+    Abort { worker: WorkerId },
     /// End the worker process now.
     Kill { worker: WorkerId },
     /// Every first worker is ready: tell the user.
@@ -86,6 +94,8 @@ pub(crate) enum Action {
     ReleaseOutput,
     /// Tell the user of a death that was not planned, and when the slot gets another worker.
     ReportCrash { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
+    /// Crashes have become a storm, or are none any more.
+    ReportDegraded(bool),
     /// Everything is over.
     Exit(Outcome),
 }
@@ -137,15 +147,28 @@ struct Worker {
     slot: Slot,
     state: WorkerState,
     ready_since: Option<Time>,
-    /// When it is killed if it still lives: it drains because somebody else said so.
+    /// When it is killed if it still lives: it drains because somebody else said so, or was aborted.
     kill_at: Option<Time>,
+    heartbeats: u64,
+    /// When `heartbeats` last grew.
+    beat_at: Time,
     /// Why it will be gone soon, if it or the driver said so already.
     last_words: Option<String>,
+}
+
+/// What a user may choose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Workers that live longer than this after a drain began are killed.
+    pub(crate) shutdown_timeout: Duration,
+    /// An executor that did not turn for so long hangs.
+    pub(crate) hang_timeout: Duration,
 }
 
 /// The supervisor of one cluster.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
+    policy: Policy,
     stage: Stage,
     slots: Vec<SlotState>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -154,14 +177,18 @@ pub(crate) struct Supervisor {
     /// From the first ready worker on, the cluster never gives up.
     ever_ready: bool,
     release_output_at: Option<Time>,
-    shutdown_timeout: Duration,
+    heartbeats_read_at: Time,
+    /// When workers crashed in the last minute; as many as make a storm, and one more.
+    crashes: VecDeque<Time>,
+    degraded: bool,
     random: fastrand::Rng,
 }
 
 impl Supervisor {
     /// A supervisor of `slots` workers, which must be at least one. Equal seeds make equal decisions.
-    pub(crate) fn new(slots: u32, shutdown_timeout: Duration, seed: u64) -> Self {
+    pub(crate) fn new(slots: u32, policy: Policy, seed: u64) -> Self {
         Self {
+            policy,
             stage: Stage::Booting,
             slots: (0..slots).map(|_| SlotState::default()).collect(),
             workers: BTreeMap::new(),
@@ -169,7 +196,9 @@ impl Supervisor {
             boot_deaths: 0,
             ever_ready: false,
             release_output_at: Some(BOOT_PATIENCE),
-            shutdown_timeout,
+            heartbeats_read_at: Time::ZERO,
+            crashes: VecDeque::new(),
+            degraded: false,
             random: fastrand::Rng::with_seed(seed),
         }
     }
@@ -177,7 +206,7 @@ impl Supervisor {
     /// The first actions: a worker for every slot.
     pub(crate) fn start(&mut self) -> Vec<Action> {
         let slots = self.slots.len() as u32;
-        (0..slots).map(|slot| self.spawn(Slot(slot))).collect()
+        (0..slots).map(|slot| self.spawn(Time::ZERO, Slot(slot))).collect()
     }
 
     /// Takes note of what happened at `now` and answers what is to be done. Events of workers that are gone already
@@ -188,6 +217,7 @@ impl Supervisor {
             Event::BeganDraining { worker } => self.began_draining(now, worker),
             Event::LoadFailed { worker, reason } => self.load_failed(worker, reason),
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
+            Event::HeartbeatsRead(heartbeats) => self.heartbeats_read(now, heartbeats),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
             Event::DeadlinePassed => self.deadline_passed(now),
@@ -204,7 +234,8 @@ impl Supervisor {
         };
         let restarts = self.slots.iter().filter_map(|slot| slot.restart_at);
         let kills = self.workers.values().filter_map(|worker| worker.kill_at);
-        restarts.chain(kills).chain(kill_at).chain(self.release_output_at).min()
+        let calm = self.crashes.front().filter(|_| self.degraded).map(|&oldest| oldest + STORM_WINDOW);
+        restarts.chain(kills).chain(kill_at).chain(self.release_output_at).chain(calm).min()
     }
 
     /// The worker's state and the workers that its slot had before it.
@@ -227,6 +258,11 @@ impl Supervisor {
         !matches!(self.stage, Stage::Booting | Stage::Running)
     }
 
+    /// Whether crashes have become a storm. Healthy workers go on.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded
+    }
+
     fn slot(&self, slot: Slot) -> &SlotState {
         &self.slots[slot.0 as usize]
     }
@@ -235,14 +271,21 @@ impl Supervisor {
         &mut self.slots[slot.0 as usize]
     }
 
-    fn spawn(&mut self, slot: Slot) -> Action {
+    fn spawn(&mut self, now: Time, slot: Slot) -> Action {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
         let state = self.slot_mut(slot);
         state.incumbent = Some(worker);
         state.restart_at = None;
-        let starting =
-            Worker { slot, state: WorkerState::Starting, ready_since: None, kill_at: None, last_words: None };
+        let starting = Worker {
+            slot,
+            state: WorkerState::Starting,
+            ready_since: None,
+            kill_at: None,
+            heartbeats: 0,
+            beat_at: now,
+            last_words: None,
+        };
         self.workers.insert(worker, starting);
         Action::Spawn { worker, slot }
     }
@@ -270,7 +313,7 @@ impl Supervisor {
     }
 
     fn began_draining(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let kill_at = now + self.shutdown_timeout;
+        let kill_at = now + self.policy.shutdown_timeout;
         if let Some(found) = self.workers.get_mut(&worker)
             && found.state != WorkerState::Draining
         {
@@ -309,7 +352,7 @@ impl Supervisor {
         if gone.state == WorkerState::Draining {
             // It left as planned.
             self.slot_mut(slot).restarts += 1;
-            return vec![self.spawn(slot)];
+            return vec![self.spawn(now, slot)];
         }
         let reason = gone.last_words.unwrap_or(how);
         let wait = match gone.ready_since {
@@ -336,11 +379,52 @@ impl Supervisor {
             actions.push(Action::ReleaseOutput);
         }
         actions.push(Action::ReportCrash { worker, slot, reason, retry_in: wait });
+        self.crashes.push_back(now);
+        if self.crashes.len() > self.storm() + 1 {
+            self.crashes.pop_front();
+        }
+        actions.extend(self.weigh_crashes(now));
         self.slot_mut(slot).restarts += 1;
         if wait.is_zero() {
-            actions.push(self.spawn(slot));
+            actions.push(self.spawn(now, slot));
         } else {
             self.slot_mut(slot).restart_at = Some(now + wait);
+        }
+        actions
+    }
+
+    /// More crashes than this within [`STORM_WINDOW`] are a storm.
+    fn storm(&self) -> usize {
+        (2 * self.slots.len()).max(5)
+    }
+
+    fn weigh_crashes(&mut self, now: Time) -> Option<Action> {
+        while self.crashes.pop_front_if(|at| *at + STORM_WINDOW <= now).is_some() {}
+        let degraded = self.crashes.len() > self.storm();
+        let changed = degraded != self.degraded;
+        self.degraded = degraded;
+        changed.then_some(Action::ReportDegraded(degraded))
+    }
+
+    /// Aborts workers whose executor stands still. Heartbeats that were read late prove nothing: the primary itself was
+    /// stopped, or the whole machine was.
+    fn heartbeats_read(&mut self, now: Time, heartbeats: Vec<(WorkerId, u64)>) -> Vec<Action> {
+        let Policy { hang_timeout, .. } = self.policy;
+        let late = now.saturating_sub(self.heartbeats_read_at) >= hang_timeout / 2;
+        self.heartbeats_read_at = now;
+        let mut actions = Vec::new();
+        for (id, count) in heartbeats {
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
+            if late || worker.heartbeats != count {
+                worker.heartbeats = count;
+                worker.beat_at = now;
+            } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
+                worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
+                worker.kill_at = Some(now + ABORT_GRACE);
+                actions.push(Action::Abort { worker: id });
+            }
         }
         actions
     }
@@ -367,7 +451,7 @@ impl Supervisor {
     fn shut_down(&mut self, now: Time, haste: Haste) -> Vec<Action> {
         match (&self.stage, haste) {
             (Stage::Booting | Stage::Running, Haste::Drain) => {
-                self.stage = Stage::Stopping { kill_at: Some(now + self.shutdown_timeout) };
+                self.stage = Stage::Stopping { kill_at: Some(now + self.policy.shutdown_timeout) };
                 self.forget_deadlines();
                 let drain = self.workers.iter_mut().map(|(&worker, state)| {
                     state.state = WorkerState::Draining;
@@ -388,6 +472,7 @@ impl Supervisor {
 
     fn forget_deadlines(&mut self) {
         self.release_output_at = None;
+        self.crashes.clear();
         for slot in &mut self.slots {
             slot.restart_at = None;
         }
@@ -413,8 +498,11 @@ impl Supervisor {
                 actions.push(Action::Kill { worker });
             }
         }
+        if !self.is_stopping() {
+            actions.extend(self.weigh_crashes(now));
+        }
         let due: Vec<Slot> = self.waiting().filter(|&(_, at, _)| at <= now).map(|(slot, ..)| slot).collect();
-        actions.extend(due.into_iter().map(|slot| self.spawn(slot)));
+        actions.extend(due.into_iter().map(|slot| self.spawn(now, slot)));
         actions
     }
 

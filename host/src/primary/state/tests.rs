@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 
 const SHUTDOWN: Duration = Duration::from_secs(15);
+const HANG: Duration = Duration::from_secs(10);
+const POLICY: Policy = Policy { shutdown_timeout: SHUTDOWN, hang_timeout: HANG };
 
 fn ms(milliseconds: u64) -> Time {
     Duration::from_millis(milliseconds)
@@ -26,7 +28,7 @@ fn load_failed(worker: u64) -> Event {
 
 /// Feeds a script to a supervisor of two slots and compares what it does, one line an action.
 fn check(script: &[(u64, Event, &str)]) {
-    let mut supervisor = Supervisor::new(2, SHUTDOWN, 0);
+    let mut supervisor = Supervisor::new(2, POLICY, 0);
     assert_eq!(text(&supervisor.start()), "spawn 1 in 0, spawn 2 in 1");
     for (at, event, expected) in script {
         let actions = supervisor.step(ms(*at), event.clone());
@@ -40,7 +42,9 @@ fn text(actions: &[Action]) -> String {
         Action::StartAccepting { worker } => format!("accept {worker}"),
         Action::CloseListeners => "close".into(),
         Action::SendDrain { worker } => format!("drain {worker}"),
+        Action::Abort { worker } => format!("abort {worker}"),
         Action::Kill { worker } => format!("kill {worker}"),
+        Action::ReportDegraded(degraded) => format!("degraded: {degraded}"),
         Action::AnnounceServing => "announce".into(),
         Action::ReleaseOutput => "release".into(),
         Action::ReportCrash { worker, retry_in, .. } if retry_in.is_zero() => format!("crash {worker}"),
@@ -89,6 +93,56 @@ fn a_worker_that_somebody_else_drains_is_replaced_and_no_crash() {
         (15_010, Event::DeadlinePassed, "kill 1"),
         (15_011, exited(1), "spawn 3 in 0"),
     ]);
+}
+
+fn beats(one: u64, two: u64) -> Event {
+    Event::HeartbeatsRead(vec![(WorkerId(1), one), (WorkerId(2), two), (WorkerId(99), 7)])
+}
+
+#[test]
+fn a_worker_whose_executor_stands_still_is_aborted_then_killed() {
+    let mut script = vec![(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    // Both turn once; then the first stands still.
+    script.extend((1..=10).map(|second| (second * 1000, beats(1, second), "")));
+    script.push((11_000, beats(1, 11), "abort 1"));
+    script.push((12_000, beats(1, 12), ""));
+    script.push((12_999, Event::DeadlinePassed, ""));
+    script.push((13_000, Event::DeadlinePassed, "kill 1"));
+    script.push((13_001, exited(1), "crash 1, spawn 3 in 0"));
+    check(&script);
+}
+
+#[test]
+fn a_primary_that_was_late_itself_blames_nobody() {
+    let mut script = vec![(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce"), (1000, beats(1, 1), "")];
+    // Stopped for an hour, as were the workers, or not.
+    script.push((3_600_000, beats(1, 1), ""));
+    script.extend((3601..3610).map(|second| (second * 1000, beats(1, 1), "")));
+    script.push((3_610_000, beats(1, 1), "abort 1, abort 2"));
+    check(&script);
+}
+
+#[test]
+fn many_crashes_in_a_minute_are_a_storm_until_it_is_over() {
+    let mut supervisor = Supervisor::new(2, POLICY, 0);
+    supervisor.start();
+    supervisor.step(ms(0), ready(1));
+    supervisor.step(ms(0), ready(2));
+    let mut worker = 2;
+    for crash in 1..=7_u64 {
+        let now = ms(crash * 1000);
+        let actions = supervisor.step(now, exited(worker));
+        let expected =
+            format!("crash {worker}, {}spawn {} in 1", if crash == 6 { "degraded: true, " } else { "" }, crash + 2);
+        assert_eq!(text(&actions), expected);
+        worker = crash + 2;
+        supervisor.step(now, ready(worker));
+    }
+    // The seventh pushed the first out: six remain, of which the oldest is from second 2.
+    assert!(supervisor.is_degraded());
+    assert_eq!(supervisor.next_deadline(), Some(ms(62_000)));
+    assert_eq!(text(&supervisor.step(ms(62_000), Event::DeadlinePassed)), "degraded: false");
+    assert!(!supervisor.is_degraded());
 }
 
 #[test]
@@ -166,7 +220,7 @@ fn stopping_drains_then_kills() {
 
 #[test]
 fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
-    let mut supervisor = Supervisor::new(1, SHUTDOWN, 7);
+    let mut supervisor = Supervisor::new(1, POLICY, 7);
     supervisor.start();
     supervisor.step(ms(0), ready(1));
     let mut now = ms(200);
@@ -176,7 +230,7 @@ fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
     for _ in 0..14 {
         supervisor.step(now, exited(worker));
         worker += 1;
-        let due = supervisor.next_deadline().unwrap_or(now);
+        let due = supervisor.waiting().next().map_or(now, |(_, due, _)| due);
         waits.push(due - now);
         now = due;
         supervisor.step(now, Event::DeadlinePassed);
@@ -214,6 +268,8 @@ enum Turn {
     /// Something about a worker that is gone, or never was.
     Ghost(u64),
     Waits(u16),
+    /// Heartbeats are read, and some of the workers stand still.
+    Beats(u8),
     Stops(Haste),
 }
 
@@ -227,6 +283,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         6 => any_index().prop_map(Turn::Dies),
         1 => (0..50_u64).prop_map(Turn::Ghost),
         6 => any::<u16>().prop_map(Turn::Waits),
+        4 => any::<u8>().prop_map(Turn::Beats),
         1 => prop_oneof![Just(Haste::Drain), Just(Haste::Now)].prop_map(Turn::Stops),
     ];
     prop::collection::vec(turn, 0..120)
@@ -264,7 +321,10 @@ impl World {
                     assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}");
                     self.killed.insert(worker);
                 }
-                Action::ReleaseOutput => {}
+                Action::Abort { worker } => {
+                    assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}")
+                }
+                Action::ReleaseOutput | Action::ReportDegraded(_) => {}
                 Action::CloseListeners => assert!(self.asked_to_stop),
                 Action::AnnounceServing => assert!(self.alive.values().all(|&(_, ready)| ready)),
                 Action::ReportCrash { worker, retry_in, .. } => {
@@ -281,7 +341,7 @@ impl World {
 }
 
 fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
-    let mut supervisor = Supervisor::new(slots, SHUTDOWN, 1);
+    let mut supervisor = Supervisor::new(slots, POLICY, 1);
     let mut world = World::default();
     world.apply(supervisor.start());
     for turn in turns {
@@ -310,6 +370,11 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
             Turn::Waits(milliseconds) => {
                 world.now += ms(u64::from(*milliseconds));
                 Some(Event::DeadlinePassed)
+            }
+            Turn::Beats(turning) => {
+                let now = world.now.as_millis() as u64;
+                let count = |worker: &WorkerId| if worker.0 % 8 < u64::from(turning % 8) { now } else { 0 };
+                Some(Event::HeartbeatsRead(ids.iter().map(|worker| (*worker, count(worker))).collect()))
             }
             Turn::Stops(haste) => {
                 world.asked_to_stop = true;
