@@ -23,7 +23,7 @@ use crate::primary::Policy;
 /// Read when no `--config` is given.
 const DEFAULT_FILE: &str = "wasmcluster.toml";
 /// More workers than any machine has cores are a typing error.
-const MAX_WORKERS: u32 = 1024;
+pub(crate) const MAX_WORKERS: u32 = 1024;
 /// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
 const MAX_LISTENERS: usize = 32;
 /// Longest time that can be asked for: no sum of such times overflows.

@@ -237,6 +237,21 @@ impl Cluster {
         serde_json::from_str(&ended.stdout).expect("JSON")
     }
 
+    /// Pid of the ready worker in `slot`, if there is one.
+    #[track_caller]
+    pub(crate) fn worker(&self, slot: u32) -> Option<Pid> {
+        let status = self.status();
+        let workers = status["workers"].as_array().expect("a list");
+        let found = workers.iter().find(|worker| worker["slot"] == slot && worker["state"] == "ready")?;
+        Some(Pid::from_raw(found["pid"].as_i64().expect("a pid") as i32))
+    }
+
+    /// Waits until `slot` has a ready worker that is not `old`.
+    #[track_caller]
+    pub(crate) fn replaced(&self, slot: u32, old: Pid) -> Pid {
+        until("the worker is replaced", || self.worker(slot).filter(|&new| new != old))
+    }
+
     /// Pids of the ready workers, by slot.
     pub(crate) fn ready(&self) -> Vec<i64> {
         let status = self.status();

@@ -14,17 +14,19 @@ use crate::harness::{Setup, guest, is_gone, until};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_worker_is_replaced_and_the_server_keeps_answering() {
     let cluster = Setup::new(&guest("whoami")).start();
+    let other = cluster.worker(1);
     for round in 1..=3 {
-        let before = cluster.ready();
-        kill(Pid::from_raw(before[0] as i32), Signal::SIGKILL).unwrap();
+        let killed = cluster.worker(0).unwrap();
+        kill(killed, Signal::SIGKILL).unwrap();
+        until("it is dead", || is_gone(killed).then_some(()));
         // The other worker goes on: not one request fails.
-        while cluster.ready().len() < 2 || cluster.ready()[0] == before[0] {
+        while cluster.worker(0).is_none_or(|pid| pid == killed) {
             assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
         }
         let status = cluster.status();
         assert_eq!(status["workers"][0]["restarts"], round);
-        assert_eq!(status["workers"][1]["pid"], before[1], "the other worker was left alone");
         assert_eq!(status["totals"]["crashes"], round);
+        assert_eq!(cluster.worker(1), other, "the other worker was left alone");
     }
     cluster.stderr.find("SIGKILL");
 }
@@ -34,9 +36,9 @@ async fn requests_outlive_every_worker_in_the_totals() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
     for round in 1..=3 {
         assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
-        let pid = cluster.ready()[0];
-        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
-        until("it is replaced", || cluster.ready().first().is_some_and(|&new| new != pid).then_some(()));
+        let killed = cluster.worker(0).unwrap();
+        kill(killed, Signal::SIGKILL).unwrap();
+        cluster.replaced(0, killed);
         assert_eq!(cluster.status()["totals"]["requests"], round);
     }
 }
@@ -138,13 +140,13 @@ async fn no_process_survives_a_killed_primary() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_to_a_worker_drains_it() {
     let cluster = Setup::new(&guest("scenarios")).workers(1).start();
-    let worker = cluster.ready()[0];
+    let worker = cluster.worker(0).unwrap();
     let mut connection = Connection::open(cluster.address()).await;
     let mut body = connection.begin("/drip?chunks=10&ms=50").await;
     body.frame().await.unwrap().unwrap();
-    kill(Pid::from_raw(worker as i32), Signal::SIGTERM).unwrap();
+    kill(worker, Signal::SIGTERM).unwrap();
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 9 * "tick\n".len());
-    until("it is replaced", || cluster.ready().first().is_some_and(|&pid| pid != worker).then_some(()));
+    cluster.replaced(0, worker);
     assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200);
     assert_eq!(cluster.status()["totals"]["crashes"], 0, "a planned exit is no crash");
 }
@@ -153,11 +155,11 @@ async fn sigterm_to_a_worker_drains_it() {
 async fn connections_wait_while_no_worker_is_ready() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
     for _ in 0..5 {
-        let worker = cluster.ready()[0];
-        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
-        until("it is dead", || is_gone(Pid::from_raw(worker as i32)).then_some(()));
+        let killed = cluster.worker(0).unwrap();
+        kill(killed, Signal::SIGKILL).unwrap();
+        until("it is dead", || is_gone(killed).then_some(()));
         assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
-        until("it is replaced", || cluster.ready().first().is_some_and(|&new| new != worker).then_some(()));
+        cluster.replaced(0, killed);
     }
 }
 
@@ -166,7 +168,7 @@ async fn connections_wait_while_no_worker_is_ready() {
 async fn what_is_queued_at_a_stop_is_served() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
     // A stopped worker accepts nothing, but what is queued is its to accept when it goes on.
-    let worker = Pid::from_raw(cluster.ready()[0] as i32);
+    let worker = cluster.worker(0).unwrap();
     kill(worker, Signal::SIGSTOP).unwrap();
     let mut waiting = Vec::new();
     for _ in 0..50 {
@@ -189,12 +191,11 @@ async fn what_is_queued_at_a_stop_is_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_hangs_is_replaced() {
     let cluster = Setup::new(&guest("hello")).args(&["--hang-timeout", "2s"]).start();
-    let before = cluster.ready();
-    let hung = Pid::from_raw(before[0] as i32);
+    let (hung, other) = (cluster.worker(0).unwrap(), cluster.worker(1));
     kill(hung, Signal::SIGSTOP).unwrap();
-    until("it is replaced", || cluster.ready().first().is_some_and(|&pid| pid != before[0]).then_some(()));
+    cluster.replaced(0, hung);
     assert!(is_gone(hung));
-    assert_eq!(cluster.ready()[1], before[1]);
+    assert_eq!(cluster.worker(1), other);
     cluster.stderr.find("hung: its executor did not turn for 2s");
     for _ in 0..10 {
         assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
@@ -223,12 +224,9 @@ async fn a_storm_of_crashes_is_shown_and_costs_no_capacity() {
     let cluster = Setup::new(&guest("hello")).start();
     assert_eq!(cluster.status()["degraded"], false);
     for _ in 0..6 {
-        let worker = cluster.ready()[0];
-        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
-        until("it is replaced", || {
-            let ready = cluster.ready();
-            (ready.len() == 2 && ready[0] != worker).then_some(())
-        });
+        let killed = cluster.worker(0).unwrap();
+        kill(killed, Signal::SIGKILL).unwrap();
+        cluster.replaced(0, killed);
     }
     assert_eq!(cluster.status()["degraded"], true);
     cluster.stderr.find("degraded");

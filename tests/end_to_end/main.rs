@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "tests tell what they measured, and why they failed")]
 
 mod client;
+mod commands;
 mod errors;
 mod harness;
 mod lifecycle;

@@ -46,9 +46,9 @@ async fn a_running_cluster_does_not_need_the_store() {
     let store = folder.path().join("store");
     let cluster = setup(&store).workers(1).start();
     fs::remove_dir_all(&store).unwrap();
-    let pid = cluster.ready()[0];
-    nix::sys::signal::kill(cluster.children()[0], nix::sys::signal::Signal::SIGKILL).unwrap();
-    crate::harness::until("it is replaced", || cluster.ready().first().is_some_and(|&new| new != pid).then_some(()));
+    let killed = cluster.worker(0).unwrap();
+    nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.replaced(0, killed);
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
 }
 

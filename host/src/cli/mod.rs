@@ -1,14 +1,18 @@
 //! The command line: what it looks like, and which part of the program each command is.
 
+mod commands;
 mod status;
 
+use std::future::Future;
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_NAME, Options, Settings, colours, control_path};
+use crate::primary::{Client, CommandError};
 use crate::{artifact, primary, worker};
 
 /// Exit codes; those of `reload` will be added here.
@@ -31,7 +35,9 @@ mod exit {
     after_help = "Examples:\n  \
                   wasmcluster serve app.wasm\n  \
                   wasmcluster serve --listen 0.0.0.0:80 --workers 4 app.wasm\n  \
-                  wasmcluster status",
+                  wasmcluster status\n  \
+                  wasmcluster scale 8\n  \
+                  wasmcluster stop",
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -46,6 +52,10 @@ enum Command {
     Serve(ServeArgs),
     /// Show what a running cluster does
     Status(StatusArgs),
+    /// Change the number of workers, and wait until it is so
+    Scale(ScaleArgs),
+    /// Stop a running cluster, and wait until it has stopped
+    Stop(StopArgs),
     /// A worker process; started by `serve`
     #[command(hide = true)]
     Worker,
@@ -77,8 +87,9 @@ struct ServeArgs {
     options: Options,
 }
 
+/// Which cluster a command is for.
 #[derive(Debug, Args)]
-struct StatusArgs {
+struct ClusterArgs {
     /// Name of the cluster
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
     name: String,
@@ -86,17 +97,51 @@ struct StatusArgs {
     /// Path of the control socket [default: $WASMCLUSTER_CONTROL, or NAME.sock in the user's runtime folder]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
 
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  wasmcluster scale 8\n  wasmcluster scale 2 --name shop")]
+struct ScaleArgs {
+    /// How many workers there shall be
+    #[arg(value_name = "N")]
+    workers: NonZeroU32,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Requests that were begun are finished, within the cluster's --shutdown-timeout.")]
+struct StopArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
+    /// Kill the workers without finishing requests
+    #[arg(long)]
+    now: bool,
+}
+
 /// How a command failed.
 enum Failure {
     Usage(anyhow::Error),
     Error(anyhow::Error),
-    NoServer(String),
+    Command(CommandError),
+}
+
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
+        Self::Command(error)
+    }
 }
 
 /// The whole program.
@@ -113,7 +158,8 @@ pub fn main() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => (format!("{error:#}"), exit::USAGE),
         Err(Failure::Error(error)) => (format!("{error:#}"), exit::ERROR),
-        Err(Failure::NoServer(message)) => (message, exit::NO_SERVER),
+        Err(Failure::Command(error @ CommandError::NoServer(_))) => (error.to_string(), exit::NO_SERVER),
+        Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
     let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
     let _ = writeln!(io::stderr(), "{label} {message}");
@@ -127,20 +173,23 @@ fn run(command: Command) -> Result<(), Failure> {
             primary::serve(settings).map_err(Failure::Error)
         }
         Command::Status(args) => {
-            let path = control_path(&args.name, args.control).map_err(Failure::Usage)?;
-            let status = status::fetch(&path).map_err(Failure::Error)?;
-            let status = status.ok_or_else(|| {
-                Failure::NoServer(format!(
-                    "no cluster is running with the control socket {}; start one with `wasmcluster serve`, or name \
-                     another with --name or --control",
-                    path.display()
-                ))
-            })?;
+            let status = block_on(client(args.cluster)?.status())?;
             status::print(&status, args.json).map_err(Failure::Error)
         }
+        Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
+        Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
         Command::Worker => worker::worker_main().map_err(Failure::Error),
         Command::Compiler => artifact::compiler_main().map_err(Failure::Error),
     }
+}
+
+fn client(cluster: ClusterArgs) -> Result<Client, Failure> {
+    control_path(&cluster.name, cluster.control).map(Client).map_err(Failure::Usage)
+}
+
+fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    runtime.block_on(command)
 }
 
 fn settings(args: ServeArgs) -> anyhow::Result<Settings> {

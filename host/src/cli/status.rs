@@ -1,14 +1,8 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
 use std::io::{self, Write};
-use std::path::Path;
 
-use crate::primary::{self, Status};
-
-pub(super) fn fetch(path: &Path) -> anyhow::Result<Option<Status>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(primary::status(path))
-}
+use crate::primary::Status;
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };

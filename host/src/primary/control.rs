@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -28,6 +31,8 @@ use crate::listener::remove_socket;
 const MAX_CONNECTIONS: usize = 16;
 /// How long a command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Largest body of a command, in bytes.
+const MAX_QUESTION: usize = 64 * 1024;
 /// Largest answer that a command reads, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -84,10 +89,29 @@ pub(crate) struct Totals {
     pub(crate) crashes: u64,
 }
 
-/// A question to the driver, with the way back.
+/// What a command wants of the driver, with the way back.
 #[derive(Debug)]
 pub(super) enum Query {
     Status(oneshot::Sender<Status>),
+    /// The answer says why it cannot be done now.
+    Scale(Scale, oneshot::Sender<Result<(), String>>),
+    Stop(Stop, oneshot::Sender<Result<(), String>>),
+}
+
+/// The body of `POST /scale`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scale {
+    pub(crate) workers: NonZeroU32,
+}
+
+/// The body of `POST /stop`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stop {
+    /// Without a drain.
+    #[serde(default)]
+    pub(crate) now: bool,
 }
 
 /// The bound control socket of a running primary.
@@ -196,13 +220,18 @@ async fn answer(
     request: Request<Incoming>,
     queries: &mpsc::Sender<Query>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (status, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/status") => match ask(queries).await {
-            Some(status) => (StatusCode::OK, serde_json::to_value(status).unwrap_or_default()),
-            None => (StatusCode::SERVICE_UNAVAILABLE, serde_json::json!({"error": "the primary is ending"})),
-        },
-        (_, "/status") => (StatusCode::METHOD_NOT_ALLOWED, serde_json::json!({"error": "use GET"})),
-        _ => (StatusCode::NOT_FOUND, serde_json::json!({"error": "no such resource; there is GET /status"})),
+    let (head, body) = request.into_parts();
+    let answered = match (&head.method, head.uri.path()) {
+        (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
+        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await,
+        (&Method::POST, "/stop") => change(body, queries, Query::Stop).await,
+        (_, "/status") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET".into())),
+        (_, "/scale" | "/stop") => Err((StatusCode::METHOD_NOT_ALLOWED, "use POST".into())),
+        _ => Err((StatusCode::NOT_FOUND, "there are GET /status, POST /scale and POST /stop".into())),
+    };
+    let (status, body) = match answered {
+        Ok(body) => (StatusCode::OK, body),
+        Err((status, error)) => (status, json!({ "error": error })),
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
@@ -210,33 +239,89 @@ async fn answer(
     Ok(response)
 }
 
-async fn ask(queries: &mpsc::Sender<Query>) -> Option<Status> {
-    let (back, status) = oneshot::channel();
-    queries.send(Query::Status(back)).await.ok()?;
-    status.await.ok()
+type Refusal = (StatusCode, String);
+
+/// Hands a change to the driver.
+async fn change<B: DeserializeOwned>(
+    body: Incoming,
+    queries: &mpsc::Sender<Query>,
+    query: impl FnOnce(B, oneshot::Sender<Result<(), String>>) -> Query,
+) -> Result<serde_json::Value, Refusal> {
+    let bad = |error: String| (StatusCode::BAD_REQUEST, error);
+    let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
+    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
+    ask(queries, |back| query(body, back)).await?.map_err(|reason| (StatusCode::CONFLICT, reason))?;
+    Ok(json!({}))
 }
 
-/// Asks the primary behind `path` for its status; `None` when there is no primary.
-pub(crate) async fn status(path: &Path) -> anyhow::Result<Option<Status>> {
-    let stream = match UnixStream::connect(path).await {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
+async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
+    let ending = || (StatusCode::SERVICE_UNAVAILABLE, "the primary is ending".to_owned());
+    let (back, answer) = oneshot::channel();
+    queries.send(query(back)).await.map_err(|_| ending())?;
+    answer.await.map_err(|_| ending())
+}
+
+/// Why a command got no answer that it can use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error(
+        "no cluster is running with the control socket {0}; start one with `wasmcluster serve`, or name another with \
+         --name or --control"
+    )]
+    NoServer(PathBuf),
+    #[error("the cluster refuses: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// The commands' end of a control socket.
+#[derive(Debug)]
+pub(crate) struct Client(pub(crate) PathBuf);
+
+impl Client {
+    pub(crate) async fn status(&self) -> Result<Status, CommandError> {
+        let body = self.request(Method::GET, "/status", Bytes::new()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
+    }
+
+    pub(crate) async fn scale(&self, scale: Scale) -> Result<(), CommandError> {
+        self.request(Method::POST, "/scale", json!(scale).to_string().into()).await.map(drop)
+    }
+
+    pub(crate) async fn stop(&self, stop: Stop) -> Result<(), CommandError> {
+        self.request(Method::POST, "/stop", json!(stop).to_string().into()).await.map(drop)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, CommandError> {
+        let stream = match UnixStream::connect(&self.0).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Err(CommandError::NoServer(self.0.clone()));
+            }
+            Err(error) => return Err(anyhow!("cannot connect to {}: {error}", self.0.display()).into()),
+        };
+        if !is_permitted(&stream) {
+            return Err(anyhow!("the process behind {} belongs to another user", self.0.display()).into());
         }
-        Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
-    };
-    ensure!(is_permitted(&stream), "the process behind {} belongs to another user", path.display());
-    let answered = tokio::time::timeout(PATIENCE, get(stream, "/status")).await;
-    let body = answered.map_err(|_| anyhow!("the primary did not answer within {PATIENCE:?}"))??;
-    Ok(Some(serde_json::from_slice(&body).context("the primary's answer does not parse")?))
+        let answered = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body)).await;
+        let (status, body) = answered.map_err(|_| anyhow!("the primary did not answer within {PATIENCE:?}"))??;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let reason = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+        Err(CommandError::Refused(reason))
+    }
 }
 
-async fn get(stream: UnixStream, path: &str) -> anyhow::Result<Bytes> {
+async fn exchange(stream: UnixStream, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header(http::header::HOST, "localhost").body(Full::<Bytes>::default())?;
+    let request =
+        Request::builder().method(method).uri(path).header(http::header::HOST, "localhost").body(Full::new(body))?;
     let response = sender.send_request(request).await?;
-    ensure!(response.status().is_success(), "the primary answered {}", response.status());
+    let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    Ok(body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes())
+    Ok((status, body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes()))
 }

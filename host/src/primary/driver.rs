@@ -19,7 +19,7 @@ use super::control::{Control, GenerationStatus, Query, Status, Totals, WorkerSta
 use super::output::Output;
 use super::process::{CompilerProcess, Deployment, WorkerProcess, reap};
 use super::state::{Action, Event, Haste, Outcome, Supervisor, WorkerState};
-use crate::config::{Settings, WorkerSettings};
+use crate::config::{MAX_WORKERS, Settings, WorkerSettings};
 use crate::ids::{Generation, Slot, WorkerId};
 use crate::ipc::{FromCompiler, Identity, IpcError, ToCompiler, ToPrimary, ToWorker};
 use crate::limits;
@@ -264,20 +264,51 @@ impl<'a> Driver<'a> {
         match news {
             News::Said(event) => self.tell(event),
             News::ChildEnded => self.children_ended(),
-            News::Stop(haste) => {
-                tracing::info!("stopping");
-                self.tell(Event::ShutdownRequested(haste));
-            }
+            News::Stop(haste) => self.stop(haste),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::HeartbeatsDue => {
                 let beats = self.workers.iter().map(|(&id, running)| (id, running.process.stats.heartbeats.get()));
                 let beats = beats.collect();
                 self.tell(Event::HeartbeatsRead(beats));
             }
-            News::Asked(Query::Status(back)) => {
-                // The command may have given up.
-                let _ = back.send(self.status());
+            News::Asked(query) => self.answer(query),
+        }
+    }
+
+    /// Answers a command, which may have given up by now.
+    fn answer(&mut self, query: Query) {
+        match query {
+            Query::Status(back) => drop(back.send(self.status())),
+            Query::Scale(scale, back) => drop(back.send(self.scale(scale.workers.get()))),
+            Query::Stop(stop, back) => {
+                self.stop(if stop.now { Haste::Now } else { Haste::Drain });
+                drop(back.send(Ok(())));
             }
+        }
+    }
+
+    fn stop(&mut self, haste: Haste) {
+        tracing::info!("stopping");
+        self.tell(Event::ShutdownRequested(haste));
+    }
+
+    fn scale(&mut self, workers: u32) -> Result<(), String> {
+        if workers > MAX_WORKERS {
+            return Err(format!("{workers} workers are over the limit of {MAX_WORKERS}"));
+        }
+        if self.supervisor.is_booting() || self.supervisor.is_stopping() {
+            return Err(format!("it is {} just now", self.state()));
+        }
+        tracing::info!(from = self.supervisor.slots(), to = workers, "scaling");
+        self.tell(Event::ScaleRequested { slots: workers });
+        Ok(())
+    }
+
+    fn state(&self) -> &'static str {
+        match (self.supervisor.is_booting(), self.supervisor.is_stopping()) {
+            (true, _) => "starting",
+            (_, true) => "stopping",
+            _ => "running",
         }
     }
 
@@ -332,7 +363,7 @@ impl<'a> Driver<'a> {
             slot,
             generation: self.deployment.generation,
             digest: self.deployment.compiled.digest.clone(),
-            workers: self.settings.workers,
+            workers: self.supervisor.slots(),
         };
         let process = Arc::new(WorkerProcess::spawn(&identity, &self.deployment, &self.listeners, self.output)?);
         tracing::debug!(worker = worker.0, slot = slot.0, pid = process.pid.as_raw(), "started a worker");
@@ -400,11 +431,6 @@ impl<'a> Driver<'a> {
         for running in self.workers.values() {
             totals.add(&running.process.stats.snapshot());
         }
-        let state = match (self.supervisor.is_booting(), self.supervisor.is_stopping()) {
-            (true, _) => "starting",
-            (_, true) => "stopping",
-            _ => "running",
-        };
         let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
         workers.extend(self.supervisor.waiting().map(|(slot, _, restarts)| WorkerStatus {
             id: None,
@@ -423,7 +449,7 @@ impl<'a> Driver<'a> {
             schema: 1,
             name: self.settings.name.clone(),
             pid: std::process::id(),
-            state: state.into(),
+            state: self.state().into(),
             degraded: self.supervisor.is_degraded(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             listen: self.urls.clone(),

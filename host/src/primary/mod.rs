@@ -7,6 +7,6 @@ mod output;
 mod process;
 mod state;
 
-pub(crate) use control::{Status, status};
+pub(crate) use control::{Client, CommandError, Scale, Status, Stop};
 pub(crate) use driver::serve;
 pub(crate) use state::Policy;

@@ -60,6 +60,8 @@ pub(crate) enum Event {
     Exited { worker: WorkerId, how: String },
     /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
     ShutdownRequested(Haste),
+    /// Somebody wants another number of workers, at least one.
+    ScaleRequested { slots: u32 },
     /// The time that [`Supervisor::next_deadline`] named has come.
     DeadlinePassed,
 }
@@ -205,8 +207,7 @@ impl Supervisor {
 
     /// The first actions: a worker for every slot.
     pub(crate) fn start(&mut self) -> Vec<Action> {
-        let slots = self.slots.len() as u32;
-        (0..slots).map(|slot| self.spawn(Time::ZERO, Slot(slot))).collect()
+        (0..self.slots()).map(|slot| self.spawn(Time::ZERO, Slot(slot))).collect()
     }
 
     /// Takes note of what happened at `now` and answers what is to be done. Events of workers that are gone already
@@ -219,6 +220,7 @@ impl Supervisor {
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
             Event::HeartbeatsRead(heartbeats) => self.heartbeats_read(now, heartbeats),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
+            Event::ScaleRequested { slots } => self.scale(now, slots),
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
             Event::DeadlinePassed => self.deadline_passed(now),
         };
@@ -241,13 +243,19 @@ impl Supervisor {
     /// The worker's state and the workers that its slot had before it.
     pub(crate) fn describe(&self, worker: WorkerId) -> Option<(Slot, WorkerState, u64)> {
         let found = self.workers.get(&worker)?;
-        Some((found.slot, found.state, self.slot(found.slot).restarts))
+        let restarts = self.slots.get(found.slot.0 as usize).map_or(0, |slot| slot.restarts);
+        Some((found.slot, found.state, restarts))
     }
 
     /// Slots that wait for a new worker, with the time it is due and the workers they had.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (Slot, Time, u64)> {
         let slots = self.slots.iter().enumerate();
         slots.filter_map(|(index, slot)| Some((Slot(index as u32), slot.restart_at?, slot.restarts)))
+    }
+
+    /// How many workers are asked for.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     pub(crate) fn is_booting(&self) -> bool {
@@ -345,10 +353,12 @@ impl Supervisor {
             return Vec::new();
         };
         let slot = gone.slot;
-        self.slot_mut(slot).incumbent = None;
-        if self.is_stopping() {
+        // One whose slot was given up, and perhaps to another since, has no successor.
+        let was_incumbent = self.slots.get(slot.0 as usize).is_some_and(|slot| slot.incumbent == Some(worker));
+        if !was_incumbent || self.is_stopping() {
             return Vec::new();
         }
+        self.slot_mut(slot).incumbent = None;
         if gone.state == WorkerState::Draining {
             // It left as planned.
             self.slot_mut(slot).restarts += 1;
@@ -446,6 +456,30 @@ impl Supervisor {
         self.stage = Stage::Failing { reason };
         self.forget_deadlines();
         self.kill_all()
+    }
+
+    /// Starts workers for new slots, or drains those of the highest.
+    fn scale(&mut self, now: Time, slots: u32) -> Vec<Action> {
+        debug_assert!(slots > 0, "a cluster has a worker");
+        if !matches!(self.stage, Stage::Running) {
+            return Vec::new();
+        }
+        let kill_at = now + self.policy.shutdown_timeout;
+        let mut actions = Vec::new();
+        for given_up in self.slots.drain((slots as usize).min(self.slots.len())..) {
+            if let Some(worker) = given_up.incumbent
+                && let Some(state) = self.workers.get_mut(&worker)
+            {
+                state.state = WorkerState::Draining;
+                state.kill_at = Some(kill_at);
+                actions.push(Action::SendDrain { worker });
+            }
+        }
+        for slot in self.slots()..slots {
+            self.slots.push(SlotState::default());
+            actions.push(self.spawn(now, Slot(slot)));
+        }
+        actions
     }
 
     fn shut_down(&mut self, now: Time, haste: Haste) -> Vec<Action> {

@@ -95,6 +95,43 @@ fn a_worker_that_somebody_else_drains_is_replaced_and_no_crash() {
     ]);
 }
 
+fn scale(slots: u32) -> Event {
+    Event::ScaleRequested { slots }
+}
+
+#[test]
+fn scaling_adds_slots_and_drains_the_highest() {
+    check(&[
+        (1, ready(1), "accept 1"),
+        // Not before the boot is complete.
+        (2, scale(4), ""),
+        (3, ready(2), "accept 2, announce"),
+        (4, scale(4), "spawn 3 in 2, spawn 4 in 3"),
+        (5, ready(3), "accept 3"),
+        (6, scale(4), ""),
+        (7, scale(1), "drain 2, drain 3, drain 4"),
+        // A slot that is given up can be taken again while its old worker still drains.
+        (8, scale(2), "spawn 5 in 1"),
+        (9, exited(2), ""),
+        (10, exited(4), ""),
+        (11, ready(5), "accept 5"),
+        (15_007, Event::DeadlinePassed, "kill 3"),
+        (15_008, exited(3), ""),
+        (15_009, exited(5), "crash 5, spawn 6 in 1"),
+    ]);
+}
+
+#[test]
+fn a_slot_in_back_off_can_be_given_up() {
+    check(&[
+        (1, ready(1), "accept 1"),
+        (1, ready(2), "accept 2, announce"),
+        (10, exited(2), "crash 2, wait"),
+        (11, scale(1), ""),
+        (500, Event::DeadlinePassed, ""),
+    ]);
+}
+
 fn beats(one: u64, two: u64) -> Event {
     Event::HeartbeatsRead(vec![(WorkerId(1), one), (WorkerId(2), two), (WorkerId(99), 7)])
 }
@@ -270,6 +307,7 @@ enum Turn {
     Waits(u16),
     /// Heartbeats are read, and some of the workers stand still.
     Beats(u8),
+    Scales(u8),
     Stops(Haste),
 }
 
@@ -284,6 +322,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         1 => (0..50_u64).prop_map(Turn::Ghost),
         6 => any::<u16>().prop_map(Turn::Waits),
         4 => any::<u8>().prop_map(Turn::Beats),
+        2 => (1..6_u8).prop_map(Turn::Scales),
         1 => prop_oneof![Just(Haste::Drain), Just(Haste::Now)].prop_map(Turn::Stops),
     ];
     prop::collection::vec(turn, 0..120)
@@ -297,6 +336,8 @@ struct World {
     alive: BTreeMap<WorkerId, (Slot, bool)>,
     ever: BTreeSet<WorkerId>,
     killed: BTreeSet<WorkerId>,
+    /// Told to drain by the supervisor.
+    drained: BTreeSet<WorkerId>,
     ever_ready: bool,
     asked_to_stop: bool,
     exit: Option<Outcome>,
@@ -310,12 +351,14 @@ impl World {
                 Action::Spawn { worker, slot } => {
                     assert!(!self.asked_to_stop, "spawned while stopping");
                     assert!(self.ever.insert(worker), "worker {worker} was used before");
-                    assert!(self.alive.values().all(|&(other, _)| other != slot), "two incumbents in slot {slot}");
+                    let mut others = self.alive.iter().filter(|(worker, _)| !self.drained.contains(worker));
+                    assert!(others.all(|(_, &(other, _))| other != slot), "two incumbents in slot {slot}");
                     self.alive.insert(worker, (slot, false));
                 }
                 Action::StartAccepting { worker } => assert!(self.alive[&worker].1, "accepting before ready"),
                 Action::SendDrain { worker } => {
                     assert!(self.alive.contains_key(&worker), "an order for dead worker {worker}");
+                    self.drained.insert(worker);
                 }
                 Action::Kill { worker } => {
                     assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}");
@@ -376,6 +419,7 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
                 let count = |worker: &WorkerId| if worker.0 % 8 < u64::from(turning % 8) { now } else { 0 };
                 Some(Event::HeartbeatsRead(ids.iter().map(|worker| (*worker, count(worker))).collect()))
             }
+            Turn::Scales(slots) => Some(Event::ScaleRequested { slots: (*slots).into() }),
             Turn::Stops(haste) => {
                 world.asked_to_stop = true;
                 Some(Event::ShutdownRequested(*haste))
@@ -402,7 +446,8 @@ proptest! {
             None => {
                 // Every slot has a worker or will get one, within the longest back-off.
                 let waiting: Vec<_> = supervisor.waiting().collect();
-                prop_assert_eq!(world.alive.len() + waiting.len(), slots as usize);
+                let kept = world.alive.keys().filter(|worker| !world.drained.contains(worker)).count();
+                prop_assert_eq!(kept + waiting.len(), supervisor.slots() as usize);
                 for (_, due, _) in waiting {
                     prop_assert!(due <= world.now + MAX_BACKOFF.mul_f64(1.0 + JITTER));
                 }
