@@ -149,7 +149,9 @@ pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Refu
     if is_text && bytes.contains(&0) {
         return Err(Refusal::NotWasm("it is some other binary file".into()));
     }
-    wat::parse_bytes(bytes).map_err(|error| Refusal::NotWasm(error.to_string()))
+    // The rest of the message is a picture of the place, which for some other file is that file's contents.
+    let reason = |error: wat::Error| error.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
+    wat::parse_bytes(bytes).map_err(|error| Refusal::NotWasm(reason(error)))
 }
 
 #[cfg(test)]
@@ -179,7 +181,7 @@ mod tests {
         check(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#, Err("wasi:cli/run@0.2.0"));
         // What is inside a nested component is its own affair.
         check(&format!("(component (component {v2}))"), Err("exports nothing"));
-        check("hello", Err("not WebAssembly"));
+        check("hello", Err("not WebAssembly (neither the binary nor the text format): expected `(` --> <anon>:1:1"));
         check("", Err("the file is empty"));
         check("\0\0\0", Err("not WebAssembly"));
     }

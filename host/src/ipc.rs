@@ -129,9 +129,15 @@ pub(crate) enum IpcError {
     #[error("a frame of version {0}, expected {VERSION}")]
     Version(u8),
     #[error("a frame does not parse: {0}")]
-    Malformed(#[from] serde_json::Error),
-    #[error("ipc: {0}")]
+    Malformed(String),
+    #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<serde_json::Error> for IpcError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 impl From<Errno> for IpcError {
