@@ -71,6 +71,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME")]
     pub(crate) shutdown_timeout: Option<Span>,
 
+    /// How long connections stay served after a drain began, for requests that are on their way [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drain_idle_grace: Option<Span>,
+
     /// A worker whose executor did not turn for so long is killed and replaced [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub(crate) hang_timeout: Option<Span>,
@@ -158,6 +162,7 @@ impl Options {
             store: self.store.or(other.store),
             env: env.into_iter().collect(),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+            drain_idle_grace: self.drain_idle_grace.or(other.drain_idle_grace),
             hang_timeout: self.hang_timeout.or(other.hang_timeout),
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
@@ -177,6 +182,7 @@ pub(crate) struct Settings {
     pub(crate) store: PathBuf,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) policy: Policy,
+    pub(crate) drain_idle_grace: Duration,
     pub(crate) logging: Logging,
 }
 
@@ -220,6 +226,7 @@ impl Settings {
             store: options.store.map_or_else(default_store, Ok)?,
             env: options.env,
             policy,
+            drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             logging,
         })
     }
@@ -276,6 +283,7 @@ fn absolute_variable(name: &str) -> Option<PathBuf> {
 pub(crate) struct WorkerSettings {
     pub(crate) http: WasiHttp,
     pub(crate) env: Vec<(String, String)>,
+    pub(crate) drain_idle_grace: Duration,
     pub(crate) logging: Logging,
 }
 
@@ -370,12 +378,14 @@ mod tests {
         let settings = WorkerSettings {
             http: WasiHttp::V0_3,
             env: vec![("A".into(), "ä\n".into())],
+            drain_idle_grace: Duration::from_millis(1500),
             logging: Logging { format: LogFormat::Json, level: LogLevel::Warn, colour: false },
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {
             let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
             assert_eq!((read.http, read.env), (settings.http, settings.env.clone()));
+            assert_eq!(read.drain_idle_grace, settings.drain_idle_grace);
         }
     }
 }

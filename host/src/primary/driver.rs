@@ -132,7 +132,12 @@ async fn compile(settings: &Settings, generation: Generation, children: &mut Sig
     };
     tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
     let http = compiled.http;
-    let worker_settings = WorkerSettings { http, env: settings.env.clone(), logging: settings.logging };
+    let worker_settings = WorkerSettings {
+        http,
+        env: settings.env.clone(),
+        drain_idle_grace: settings.drain_idle_grace,
+        logging: settings.logging,
+    };
     Deployment::new(generation, compiled, artifact, &worker_settings)
 }
 

@@ -9,6 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
@@ -25,9 +26,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 use wasmtime_wasi_http::Error;
 
+use super::Phase;
 use super::accept::{Connection, Stream};
 use super::instance::{Call, Failure, Head, Instances};
-use super::{IDLE_GRACE, Phase};
 use crate::ipc::bounded;
 use crate::stats::{Held, Stats};
 
@@ -43,14 +44,21 @@ const NO_HOST: &str = "localhost";
 pub(super) struct Server {
     instances: Rc<Instances>,
     phases: watch::Receiver<Phase>,
+    /// How long connections stay served after a drain began, for requests that are already on their way.
+    idle_grace: Duration,
     stats: &'static Stats,
 }
 
 type Answer = Response<Body>;
 
 impl Server {
-    pub(super) fn new(instances: Rc<Instances>, phases: watch::Receiver<Phase>, stats: &'static Stats) -> Self {
-        Self { instances, phases, stats }
+    pub(super) fn new(
+        instances: Rc<Instances>,
+        phases: watch::Receiver<Phase>,
+        idle_grace: Duration,
+        stats: &'static Stats,
+    ) -> Self {
+        Self { instances, phases, idle_grace, stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -68,7 +76,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let mut phases = self.phases.clone();
+        let (mut phases, idle_grace) = (self.phases.clone(), self.idle_grace);
         let service = service_fn(move |request| {
             let server = self.clone();
             let alive = alive.clone();
@@ -79,7 +87,7 @@ impl Server {
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = grace_is_over(&mut phases) => {
+            () = grace_is_over(&mut phases, idle_grace) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -117,10 +125,10 @@ impl Server {
 
 /// Resolves when the worker drains and an idle connection has been kept long enough for a request that may have been
 /// on its way.
-async fn grace_is_over(phases: &mut watch::Receiver<Phase>) {
+async fn grace_is_over(phases: &mut watch::Receiver<Phase>, idle_grace: Duration) {
     // The sender lives as long as the process.
     let _ = phases.wait_for(|&phase| phase == Phase::Draining).await;
-    tokio::time::sleep(IDLE_GRACE).await;
+    tokio::time::sleep(idle_grace).await;
 }
 
 /// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in

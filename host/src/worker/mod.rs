@@ -32,8 +32,6 @@ pub(crate) use instance::{Guest, add_identity};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long connections stay served after the drain began, for requests that are already on their way.
-const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// Connections that wait between the accept threads and the executor; with the one that an accept thread holds in its
 /// hand, a wedged worker swallows eight.
 const HAND_OFF: usize = 7;
@@ -111,7 +109,7 @@ fn run(
         heartbeat(stats);
         let instances = load(&settings, artifact, identity, stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
-        serve(instances, listeners, phases, stats).await
+        serve(instances, listeners, phases, settings.drain_idle_grace, stats).await
     })
 }
 
@@ -163,6 +161,7 @@ async fn serve(
     instances: Rc<Instances>,
     listeners: Vec<OwnedFd>,
     mut phases: watch::Receiver<Phase>,
+    idle_grace: Duration,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
     let local = tokio::task::LocalSet::new();
@@ -179,7 +178,7 @@ async fn serve(
                 .collect::<io::Result<Vec<_>>>()?;
             drop(sender);
             let (alive, mut all_done) = mpsc::channel::<()>(1);
-            let server = Rc::new(http::Server::new(instances, phases.clone(), stats));
+            let server = Rc::new(http::Server::new(instances, phases.clone(), idle_grace, stats));
             loop {
                 tokio::select! {
                     connection = connections.recv() => match connection {
