@@ -158,6 +158,13 @@ struct Worker {
     last_words: Option<String>,
 }
 
+impl Worker {
+    /// Kills it at `time`, or sooner if that was decided before.
+    fn kill_by(&mut self, time: Time) {
+        self.kill_at = Some(self.kill_at.map_or(time, |earlier| earlier.min(time)));
+    }
+}
+
 /// What a user may choose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
@@ -326,7 +333,7 @@ impl Supervisor {
             && found.state != WorkerState::Draining
         {
             found.state = WorkerState::Draining;
-            found.kill_at = Some(kill_at);
+            found.kill_by(kill_at);
         }
         Vec::new()
     }
@@ -432,7 +439,7 @@ impl Supervisor {
                 worker.beat_at = now;
             } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
                 worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
-                worker.kill_at = Some(now + ABORT_GRACE);
+                worker.kill_by(now + ABORT_GRACE);
                 actions.push(Action::Abort { worker: id });
             }
         }
@@ -471,7 +478,7 @@ impl Supervisor {
                 && let Some(state) = self.workers.get_mut(&worker)
             {
                 state.state = WorkerState::Draining;
-                state.kill_at = Some(kill_at);
+                state.kill_by(kill_at);
                 actions.push(Action::SendDrain { worker });
             }
         }
@@ -489,7 +496,6 @@ impl Supervisor {
                 self.forget_deadlines();
                 let drain = self.workers.iter_mut().map(|(&worker, state)| {
                     state.state = WorkerState::Draining;
-                    state.kill_at = None;
                     Action::SendDrain { worker }
                 });
                 std::iter::once(Action::CloseListeners).chain(drain).collect()
@@ -554,5 +560,7 @@ impl Supervisor {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

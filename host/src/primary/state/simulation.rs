@@ -1,0 +1,311 @@
+//! A cluster in virtual time: workers that start slowly or not at all, crash, hang, and ignore orders; people who scale
+//! and stop. Ten thousand histories, each from a seed of its own.
+//!
+//! A failure names its seed; `WASMCLUSTER_SEED=N cargo test -p wasmcluster simulation -- --nocapture` replays that one
+//! history and prints it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+
+use super::*;
+
+const HISTORIES: u64 = 10_000;
+/// Nobody asks for anything later than this; what goes on is then seen to its end.
+const LENGTH: Time = Duration::from_secs(60);
+const POLICY: Policy = Policy { shutdown_timeout: Duration::from_secs(15), hang_timeout: Duration::from_secs(10) };
+const READ_EVERY: Duration = Duration::from_secs(1);
+/// A worker that hangs is dead within this: the timeout, the grace after SIGABRT, and two readings.
+const FREED_WITHIN: Duration = Duration::from_secs(14);
+/// A slot whose ready worker crashed has a new one within this.
+const REPLACED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What is going to happen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    BecomesReady(WorkerId),
+    FailsToLoad(WorkerId),
+    Hangs(WorkerId),
+    BreaksTheProtocol(WorkerId),
+    IsToldToDrain(WorkerId),
+    Dies(WorkerId),
+    HeartbeatsAreRead,
+    Scale(u32),
+    Stop,
+}
+
+struct Process {
+    slot: Slot,
+    ready: bool,
+    draining: bool,
+    hung_at: Option<Time>,
+}
+
+struct Simulation {
+    random: fastrand::Rng,
+    supervisor: Supervisor,
+    now: Time,
+    future: BinaryHeap<Reverse<(Time, u64, Happening)>>,
+    planned: u64,
+    processes: BTreeMap<WorkerId, Process>,
+    never_started: BTreeSet<WorkerId>,
+    /// Slots that lost a ready worker, with the time by which they have another process.
+    owed: BTreeMap<Slot, Time>,
+    ever_ready: bool,
+    stopped_at: Option<Time>,
+    outcome: Option<Outcome>,
+    verbose: bool,
+}
+
+impl Simulation {
+    fn new(seed: u64, verbose: bool) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let slots = random.u32(1..=4);
+        let supervisor = Supervisor::new(slots, POLICY, seed);
+        let mut simulation = Self {
+            random,
+            supervisor,
+            now: Time::ZERO,
+            future: BinaryHeap::new(),
+            planned: 0,
+            processes: BTreeMap::new(),
+            never_started: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            ever_ready: false,
+            stopped_at: None,
+            outcome: None,
+            verbose,
+        };
+        simulation.plan(READ_EVERY, Happening::HeartbeatsAreRead);
+        for _ in 0..simulation.random.u32(0..4) {
+            let slots = simulation.random.u32(1..=6);
+            simulation.plan_within(LENGTH, Happening::Scale(slots));
+        }
+        for _ in 0..simulation.random.u32(0..3) {
+            simulation.plan_within(LENGTH, Happening::Stop);
+        }
+        let first = simulation.supervisor.start();
+        simulation.carry_out(first);
+        simulation
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.random.u32(0..100) < percent
+    }
+
+    fn plan(&mut self, after: Duration, happening: Happening) {
+        self.planned += 1;
+        self.future.push(Reverse((self.now + after, self.planned, happening)));
+    }
+
+    fn plan_within(&mut self, longest: Duration, happening: Happening) {
+        let after = longest.mul_f64(self.random.f64());
+        self.plan(after, happening);
+    }
+
+    fn run(mut self) {
+        loop {
+            let next = self.future.peek().map(|Reverse((time, ..))| *time);
+            let deadline = self.supervisor.next_deadline();
+            let Some(time) = next.into_iter().chain(deadline).min() else { break };
+            if self.outcome.is_some() || time > LENGTH + Duration::from_secs(120) {
+                break;
+            }
+            self.now = self.now.max(time);
+            for (slot, by) in &self.owed {
+                assert!(self.now <= *by, "slot {slot} waits for its worker since {by:?} at {:?}", self.now);
+            }
+            if deadline == Some(time) {
+                self.tell(Event::DeadlinePassed);
+            } else if let Some(Reverse((_, _, happening))) = self.future.pop() {
+                self.happen(happening);
+            }
+        }
+        self.check_end();
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let is_alive = |worker: &WorkerId| self.processes.contains_key(worker);
+        match happening {
+            Happening::HeartbeatsAreRead => {
+                let beat = self.now.as_millis() as u64;
+                let beats =
+                    self.processes.iter().map(|(&id, process)| (id, if process.hung_at.is_some() { 1 } else { beat }));
+                let beats = beats.collect();
+                for (worker, process) in &self.processes {
+                    let hung_for = process.hung_at.map_or(Time::ZERO, |at| self.now - at);
+                    assert!(hung_for <= FREED_WITHIN, "worker {worker} hangs for {hung_for:?}");
+                }
+                self.tell(Event::HeartbeatsRead(beats));
+                self.plan(READ_EVERY, Happening::HeartbeatsAreRead);
+            }
+            Happening::Scale(slots) => self.tell(Event::ScaleRequested { slots }),
+            Happening::Stop => {
+                self.stopped_at.get_or_insert(self.now);
+                self.tell(Event::ShutdownRequested(Haste::Drain));
+            }
+            Happening::BecomesReady(worker) if is_alive(&worker) => {
+                self.ever_ready |= !self.supervisor.is_stopping();
+                self.tell(Event::BecameReady { worker });
+                self.live(worker);
+            }
+            Happening::FailsToLoad(worker) if is_alive(&worker) => {
+                self.tell(Event::LoadFailed { worker, reason: "cannot load".into() });
+                self.plan_within(Duration::from_millis(50), Happening::Dies(worker));
+            }
+            Happening::BreaksTheProtocol(worker) if is_alive(&worker) => {
+                self.tell(Event::Misbehaved { worker, reason: "nonsense".into() });
+            }
+            Happening::IsToldToDrain(worker) if is_alive(&worker) => {
+                self.tell(Event::BeganDraining { worker });
+                self.drain(worker);
+            }
+            Happening::Hangs(worker) if is_alive(&worker) => {
+                self.processes.get_mut(&worker).expect("alive").hung_at = Some(self.now);
+            }
+            Happening::Dies(worker) if is_alive(&worker) => {
+                let dead = self.processes.remove(&worker).expect("alive");
+                let is_kept = dead.slot.0 < self.supervisor.slots() && !self.supervisor.is_stopping();
+                if dead.ready && !dead.draining && is_kept {
+                    self.owed.insert(dead.slot, self.now + REPLACED_WITHIN);
+                }
+                self.tell(Event::Exited { worker, how: "died".into() });
+            }
+            _ => {}
+        }
+    }
+
+    /// What becomes of a worker that accepts connections.
+    fn live(&mut self, worker: WorkerId) {
+        self.processes.get_mut(&worker).expect("alive").ready = true;
+        let happening = match self.random.u32(0..10) {
+            0..=2 => Happening::Dies(worker),
+            3 => Happening::Hangs(worker),
+            4 => Happening::BreaksTheProtocol(worker),
+            5 => Happening::IsToldToDrain(worker),
+            _ => return,
+        };
+        self.plan_within(Duration::from_secs(40), happening);
+    }
+
+    fn drain(&mut self, worker: WorkerId) {
+        self.processes.get_mut(&worker).expect("alive").draining = true;
+        // Some never come to an end by themselves.
+        if self.chance(80) {
+            self.plan_within(Duration::from_secs(20), Happening::Dies(worker));
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if self.verbose && !matches!(event, Event::HeartbeatsRead(_)) {
+            tell_reader(&format!("{:>9.3}  {event:?}", self.now.as_secs_f64()));
+        }
+        let actions = self.supervisor.step(self.now, event);
+        self.carry_out(actions);
+    }
+
+    /// As the driver does: what fails comes back as an event, whose actions are done after these.
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            assert!(self.outcome.is_none(), "{action:?} after the end");
+            if self.verbose {
+                tell_reader(&format!("           → {action:?}"));
+            }
+            match action {
+                Action::Spawn { worker, slot } => {
+                    if let Some(failure) = self.spawn(worker, slot) {
+                        actions.extend(self.supervisor.step(self.now, failure));
+                    }
+                }
+                Action::SendDrain { worker } => {
+                    assert!(self.processes.contains_key(&worker), "an order for dead worker {worker}");
+                    self.drain(worker);
+                }
+                Action::Abort { worker } => {
+                    let process = &self.processes[&worker];
+                    assert!(process.hung_at.is_some() || !process.ready, "aborted healthy worker {worker}");
+                    // A stopped process does not die of it.
+                    if self.chance(50) {
+                        self.plan(Duration::from_millis(1), Happening::Dies(worker));
+                    }
+                }
+                // Decided before the supervisor could know that there is no such process.
+                Action::Kill { worker } if self.never_started.contains(&worker) => {}
+                Action::Kill { worker } => {
+                    assert!(self.processes.contains_key(&worker), "a signal for dead worker {worker}");
+                    self.plan(Duration::from_millis(1), Happening::Dies(worker));
+                }
+                Action::Exit(outcome) => {
+                    assert!(self.processes.is_empty(), "left workers behind");
+                    self.outcome = Some(outcome);
+                }
+                Action::StartAccepting { worker } => assert!(self.processes.contains_key(&worker)),
+                Action::CloseListeners => assert!(self.stopped_at.is_some()),
+                Action::AnnounceServing
+                | Action::ReleaseOutput
+                | Action::ReportCrash { .. }
+                | Action::ReportDegraded(_) => {}
+            }
+        }
+        if self.supervisor.is_stopping() {
+            self.owed.clear();
+        }
+        self.owed.retain(|slot, _| slot.0 < self.supervisor.slots());
+    }
+
+    fn spawn(&mut self, worker: WorkerId, slot: Slot) -> Option<Event> {
+        let others = self.processes.values().filter(|process| process.slot == slot && !process.draining);
+        assert_eq!(others.count(), 0, "two incumbents in slot {slot}");
+        self.owed.remove(&slot);
+        if self.chance(5) {
+            self.never_started.insert(worker);
+            return Some(Event::SpawnFailed { worker, reason: "no process".into() });
+        }
+        self.processes.insert(worker, Process { slot, ready: false, draining: false, hung_at: None });
+        match self.random.u32(0..20) {
+            0 => self.plan_within(Duration::from_secs(2), Happening::Dies(worker)),
+            1 => self.plan_within(Duration::from_secs(2), Happening::FailsToLoad(worker)),
+            2 => self.plan_within(Duration::from_secs(2), Happening::Hangs(worker)),
+            _ => self.plan_within(Duration::from_secs(2), Happening::BecomesReady(worker)),
+        }
+        None
+    }
+
+    fn check_end(self) {
+        match (self.outcome, self.stopped_at) {
+            (Some(Outcome::BootFailed(_)), _) => assert!(!self.ever_ready, "gave up after a worker was ready"),
+            (Some(Outcome::Stopped), Some(at)) => {
+                let longest = POLICY.shutdown_timeout + Duration::from_millis(10);
+                assert!(self.now <= at + longest, "the stop took from {at:?} to {:?}", self.now);
+            }
+            (Some(Outcome::Stopped), None) => panic!("stopped by itself"),
+            (None, Some(at)) => panic!("asked to stop at {at:?}, and still there at {:?}", self.now),
+            (None, None) => {
+                let kept = self.processes.values().filter(|process| !process.draining).count();
+                // One that was told to drain by somebody else keeps its slot until it is gone.
+                let leaving = self.processes.values().filter(|process| process.draining).count();
+                let slots = self.supervisor.slots() as usize;
+                let there = kept + self.supervisor.waiting().count();
+                assert!(there <= slots && there + leaving >= slots, "{there} and {leaving} of {slots} slots");
+            }
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a replay is there to be read")]
+fn tell_reader(line: &str) {
+    println!("{line}");
+}
+
+#[test]
+fn ten_thousand_histories_keep_the_rules() {
+    if let Some(seed) = std::env::var("WASMCLUSTER_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        return Simulation::new(seed, true).run();
+    }
+    let first = fastrand::u64(..u64::MAX - HISTORIES);
+    tell_reader(&format!("histories from seed {first}"));
+    for seed in first..first + HISTORIES {
+        let run = std::panic::catch_unwind(|| Simulation::new(seed, false).run());
+        assert!(run.is_ok(), "the history of seed {seed} broke a rule; replay it with WASMCLUSTER_SEED={seed}");
+    }
+}
