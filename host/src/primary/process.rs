@@ -30,7 +30,7 @@ use crate::stats::Page;
 pub(super) struct Deployment {
     pub(super) generation: Generation,
     pub(super) compiled: Compiled,
-    pub(super) artifact: OwnedFd,
+    artifact: OwnedFd,
     settings: OwnedFd,
 }
 
