@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,7 +18,7 @@ use crate::component::WasiHttp;
 use crate::listener::ListenAddr;
 use crate::logging::{LogFormat, LogLevel, Logging};
 use crate::memfd;
-use crate::primary::Policy;
+use crate::primary::{Policy, Recycle};
 
 /// Read when no `--config` is given.
 const DEFAULT_FILE: &str = "wasmcluster.toml";
@@ -67,9 +67,17 @@ pub(crate) struct Options {
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
 
+    /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 35s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drain_timeout: Option<Span>,
+
     /// How long workers may finish their requests when the cluster stops, before they are killed [default: 15s]
     #[arg(long, value_name = "TIME")]
     pub(crate) shutdown_timeout: Option<Span>,
+
+    /// How long to serve on after the cluster was told to stop, for load balancers to notice [default: 0s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) shutdown_delay: Option<Span>,
 
     /// How long connections stay served after a drain began, for requests that are on their way [default: 2s]
     #[arg(long, value_name = "TIME")]
@@ -78,6 +86,18 @@ pub(crate) struct Options {
     /// A worker whose executor did not turn for so long is killed and replaced [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub(crate) hang_timeout: Option<Span>,
+
+    /// Replace a worker by a fresh one after about so many requests [default: never]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_worker_requests: Option<NonZeroU64>,
+
+    /// Replace a worker by a fresh one when it is about so old [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_worker_lifetime: Option<Span>,
+
+    /// Replace a worker by a fresh one when its resident memory has grown to about so much [default: never]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_worker_rss: Option<Size>,
 
     /// What to log [default: info]
     #[arg(long, value_name = "LEVEL")]
@@ -103,6 +123,30 @@ impl FromStr for Span {
 }
 
 impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// A size as people write it: `64KiB`, `10MiB`, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Size(u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<bytesize::ByteSize>() {
+            Ok(size) => Ok(Self(size.as_u64())),
+            Err(_) => Err("expected a size; write 64KiB, 10MiB or 1GiB".into()),
+        }
+    }
+}
+
+impl TryFrom<String> for Size {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -161,9 +205,14 @@ impl Options {
             control: self.control.or(other.control),
             store: self.store.or(other.store),
             env: env.into_iter().collect(),
+            drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+            shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
             drain_idle_grace: self.drain_idle_grace.or(other.drain_idle_grace),
             hang_timeout: self.hang_timeout.or(other.hang_timeout),
+            max_worker_requests: self.max_worker_requests.or(other.max_worker_requests),
+            max_worker_lifetime: self.max_worker_lifetime.or(other.max_worker_lifetime),
+            max_worker_rss: self.max_worker_rss.or(other.max_worker_rss),
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
         }
@@ -184,6 +233,37 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) logging: Logging,
+    /// How it begins.
+    pub(crate) live: LiveConfig,
+}
+
+/// What can change while a cluster runs: `wasmcluster config`. Keys that begin with `wasmcluster.` are the host's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LiveConfig {
+    pub(crate) log_level: LogLevel,
+}
+
+const LOG_LEVEL: &str = "wasmcluster.log-level";
+
+impl LiveConfig {
+    /// Every key with its value.
+    pub(crate) fn entries(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([(LOG_LEVEL, self.log_level.to_string())])
+    }
+
+    /// This configuration with other values for some keys, or what is wrong with one.
+    pub(crate) fn with(mut self, entries: &BTreeMap<String, String>) -> Result<Self, String> {
+        for (key, value) in entries {
+            match key.as_str() {
+                LOG_LEVEL => self.log_level = value.parse().map_err(|error| format!("{key}: {error}"))?,
+                _ => {
+                    let keys: Vec<_> = self.entries().into_keys().collect();
+                    return Err(format!("there is no key {key:?}; there is {}", keys.join(", ")));
+                }
+            }
+        }
+        Ok(self)
+    }
 }
 
 impl Settings {
@@ -206,16 +286,19 @@ impl Settings {
         check_name(&name)?;
         let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let policy = Policy {
+            drain_timeout: or_seconds(options.drain_timeout, 35),
+            shutdown_delay: or_seconds(options.shutdown_delay, 0),
             shutdown_timeout: or_seconds(options.shutdown_timeout, 15),
             hang_timeout: or_seconds(options.hang_timeout, 10),
+            recycle: Recycle {
+                max_requests: options.max_worker_requests.map(NonZeroU64::get),
+                max_lifetime: options.max_worker_lifetime.map(|span| span.0),
+                max_rss: options.max_worker_rss.map(|size| size.0),
+            },
         };
         ensure!(policy.hang_timeout >= MIN_HANG_TIMEOUT, "--hang-timeout must be at least {MIN_HANG_TIMEOUT:?}");
         let format = options.log_format.unwrap_or_default();
-        let logging = Logging {
-            format,
-            level: options.log_level.unwrap_or_default(),
-            colour: format == LogFormat::Pretty && colours(),
-        };
+        let logging = Logging { format, colour: format == LogFormat::Pretty && colours() };
         Ok(Self {
             app,
             listen,
@@ -228,6 +311,7 @@ impl Settings {
             policy,
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             logging,
+            live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
         })
     }
 }
@@ -283,6 +367,7 @@ fn absolute_variable(name: &str) -> Option<PathBuf> {
 pub(crate) struct WorkerSettings {
     pub(crate) http: WasiHttp,
     pub(crate) env: Vec<(String, String)>,
+    pub(crate) drain_timeout: Duration,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) logging: Logging,
 }
@@ -343,6 +428,8 @@ mod tests {
             ("log-level = \"loud\"", "unknown variant"),
             ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
             ("hang-timeout = 10", "invalid type"),
+            ("max-worker-rss = \"much\"", "write 64KiB"),
+            ("max-worker-requests = 0", "nonzero"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
@@ -374,12 +461,37 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_in_bytes() {
+        for (text, bytes) in [("64KiB", 65_536), ("10MiB", 10 << 20), ("1kB", 1000), ("1.5 GiB", 3 << 29), ("7", 7)] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "MiB", "-1KiB", "1 parsec"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn live_configuration_changes_as_a_whole_or_not_at_all() {
+        let with = |entries: &[(&str, &str)]| {
+            let entries = entries.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+            LiveConfig::default().with(&entries)
+        };
+        assert_eq!(with(&[]), Ok(LiveConfig::default()));
+        let changed = with(&[("wasmcluster.log-level", "debug")]).unwrap();
+        assert_eq!(changed.entries()["wasmcluster.log-level"], "debug");
+        assert!(with(&[("wasmcluster.log-level", "loud")]).unwrap_err().contains("expected off, error"));
+        let unknown = with(&[("greeting", "hello"), ("wasmcluster.log-level", "debug")]).unwrap_err();
+        assert!(unknown.contains("there is wasmcluster.log-level"), "{unknown}");
+    }
+
+    #[test]
     fn worker_settings_survive_the_way() {
         let settings = WorkerSettings {
             http: WasiHttp::V0_3,
             env: vec![("A".into(), "ä\n".into())],
+            drain_timeout: Duration::from_secs(35),
             drain_idle_grace: Duration::from_millis(1500),
-            logging: Logging { format: LogFormat::Json, level: LogLevel::Warn, colour: false },
+            logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {

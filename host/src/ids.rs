@@ -30,3 +30,16 @@ number!(
     /// One deployed version: an artifact with the settings it runs under, numbered from 1; never reused.
     Generation(u64)
 );
+
+/// One request, as people and logs name it: the worker that took it, and its number there, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestId {
+    pub(crate) worker: WorkerId,
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.worker, self.number)
+    }
+}

@@ -19,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::component::WasiHttp;
+use crate::config::LiveConfig;
 use crate::ids::{Generation, Slot, WorkerId};
 
 /// Longest frame, version byte included.
@@ -26,6 +27,8 @@ pub(crate) const MAX_FRAME: usize = 64 * 1024;
 /// Longest error text in a frame; what is longer is cut.
 pub(crate) const MAX_ERROR: usize = 4 * 1024;
 const VERSION: u8 = 1;
+/// Frames that a worker may leave unread.
+pub(crate) const MAX_UNREAD: u64 = 64;
 
 /// A message, with the number of descriptors that may come beside it. Where none are expected the kernel discards
 /// them; the frame then counts as truncated.
@@ -53,13 +56,19 @@ impl Message for FromCompiler {
 /// What a primary tells a worker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// The first frame: who the worker is. Beside it come, in this order, the stats page, the settings, the artifact,
+    /// The first frame: who the worker is, and how it begins. Beside it come, in this order, the stats page, the settings, the artifact,
     /// the pipe for the worker's log, and every listening socket.
-    Start(Identity),
+    Start(Identity, LiveConfig),
     /// Accept connections from now on.
     StartAccepting,
     /// Stop accepting, finish what was begun, exit.
     Drain,
+    /// Go on like this, and say [`ToPrimary::Configured`].
+    Configure {
+        /// Names this order in the answer.
+        revision: u64,
+        config: LiveConfig,
+    },
 }
 
 /// What a worker tells its primary.
@@ -67,6 +76,10 @@ pub(crate) enum ToWorker {
 pub(crate) enum ToPrimary {
     /// The component is loaded and was instantiated once.
     Ready,
+    /// Connections are accepted from now on.
+    Accepting,
+    /// The order of that number is carried out.
+    Configured { revision: u64 },
     /// Somebody else told the worker to drain: it exits when it has finished what it began.
     Draining,
     /// The component cannot be loaded or instantiated; the worker exits.
@@ -197,6 +210,12 @@ impl<S, R> From<Channel<S, R>> for OwnedFd {
     }
 }
 
+impl<S, R> AsFd for Channel<S, R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl<S, R> AsRawFd for Channel<S, R> {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
@@ -293,6 +312,7 @@ mod tests {
     use nix::sys::socket::send;
 
     use super::*;
+    use crate::logging::LogLevel;
 
     fn received(channel: &PrimaryEnd) -> Result<Received<ToPrimary>, IpcError> {
         channel.receive(Wait::No)
@@ -309,10 +329,12 @@ mod tests {
             workers: 4,
         };
         let (reader, _writer) = std::io::pipe().unwrap();
-        primary.send(&ToWorker::Start(identity.clone()), &[reader.as_fd(), reader.as_fd()]).unwrap();
+        let config = LiveConfig { log_level: LogLevel::Debug };
+        let start = ToWorker::Start(identity.clone(), config);
+        primary.send(&start, &[reader.as_fd(), reader.as_fd()]).unwrap();
         match worker.receive(Wait::Yes).unwrap() {
-            Received::Message(ToWorker::Start(got), descriptors) => {
-                assert_eq!(got, identity);
+            Received::Message(ToWorker::Start(got, got_config), descriptors) => {
+                assert_eq!((got, got_config), (identity, config));
                 assert_eq!(descriptors.len(), 2);
             }
             other => panic!("{other:?}"),

@@ -1,5 +1,8 @@
 //! Log lines of the primary and its workers: pretty for people, JSON for machines.
 
+use std::fmt;
+use std::str::FromStr;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
@@ -7,6 +10,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -32,6 +36,21 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("no level is hidden").get_name())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Self::value_variants().iter().map(Self::to_string).collect::<Vec<_>>().join(", ");
+        <Self as ValueEnum>::from_str(text, false).map_err(|_| format!("expected {}", names()))
+    }
+}
+
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> Self {
         match level {
@@ -49,20 +68,34 @@ impl From<LogLevel> for LevelFilter {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Logging {
     pub(crate) format: LogFormat,
-    pub(crate) level: LogLevel,
     /// Whether the reader is a terminal that shows colours.
     pub(crate) colour: bool,
 }
 
+/// Changes how much this process logs.
+#[derive(Clone, Debug)]
+pub(crate) struct Volume(reload::Handle<Targets, Registry>);
+
+impl Volume {
+    pub(crate) fn set(&self, level: LogLevel) {
+        // Fails only when the subscriber is gone, which lives as long as the process.
+        let _ = self.0.reload(filter(level));
+    }
+}
+
+/// Libraries speak only when something is wrong.
+fn filter(level: LogLevel) -> Targets {
+    let own = LevelFilter::from(level);
+    Targets::new().with_default(own.min(LevelFilter::WARN)).with_target("wasmcluster", own)
+}
+
 impl Logging {
-    /// Sends this process's events to `writer` from now on. Libraries speak only when something is wrong.
-    pub(crate) fn install<W>(self, writer: W)
+    /// Sends this process's events to `writer` from now on.
+    pub(crate) fn install<W>(self, level: LogLevel, writer: W) -> Volume
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
-        let own = LevelFilter::from(self.level);
-        let libraries = own.min(LevelFilter::WARN);
-        let filter = Targets::new().with_default(libraries).with_target("wasmcluster", own);
+        let (filter, volume) = reload::Layer::new(filter(level));
         let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false).with_ansi(self.colour);
         let registry = tracing_subscriber::registry().with(filter);
         let installed = match self.format {
@@ -72,5 +105,6 @@ impl Logging {
             }
         };
         debug_assert!(installed.is_ok(), "logging is installed once");
+        Volume(volume)
     }
 }

@@ -1,9 +1,12 @@
-//! Commands that change a running cluster, and wait until the change is there. Ctrl-C ends the waiting, not the change.
+//! Commands that change a running cluster, and wait until the change is there; or that follow what happens in it. Ctrl-C
+//! ends the waiting, not the change.
 
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use http_body_util::BodyExt;
 
 use crate::primary::{Client, CommandError, Scale, Stop};
 
@@ -41,4 +44,44 @@ pub(super) async fn stop(client: &Client, now: bool) -> Result<(), CommandError>
             Ok(_) | Err(_) => tokio::time::sleep(LOOK_EVERY).await,
         }
     }
+}
+
+/// Prints events as they come, until the primary ends or nobody reads them any more.
+pub(super) async fn events(client: &Client) -> Result<(), CommandError> {
+    let mut lines = client.events().await?;
+    while let Some(Ok(frame)) = lines.frame().await {
+        if let Some(line) = frame.data_ref()
+            && print(line).is_err()
+        {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn print(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    stdout.flush()
+}
+
+/// Prints every key with its value, or the value of `key`.
+pub(super) async fn config_get(client: &Client, key: Option<&str>) -> Result<(), CommandError> {
+    let entries = client.config().await?;
+    let text = match key {
+        None => entries.iter().map(|(key, value)| format!("{key}={value}\n")).collect(),
+        Some(key) => match entries.get(key) {
+            Some(value) => format!("{value}\n"),
+            None => {
+                let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
+                return Err(anyhow!("there is no key {key:?}; there is {}", keys.join(", ")).into());
+            }
+        },
+    };
+    Ok(print(text.as_bytes()).map_err(anyhow::Error::from)?)
+}
+
+/// Changes values, and waits until every worker goes by them.
+pub(super) async fn config_set(client: &Client, entries: Vec<(String, String)>) -> Result<(), CommandError> {
+    client.configure(&entries.into_iter().collect()).await
 }

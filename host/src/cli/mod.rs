@@ -36,6 +36,7 @@ mod exit {
                   wasmcluster serve app.wasm\n  \
                   wasmcluster serve --listen 0.0.0.0:80 --workers 4 app.wasm\n  \
                   wasmcluster status\n  \
+                  wasmcluster events\n  \
                   wasmcluster scale 8\n  \
                   wasmcluster stop",
     subcommand_required = true,
@@ -52,10 +53,14 @@ enum Command {
     Serve(ServeArgs),
     /// Show what a running cluster does
     Status(StatusArgs),
+    /// Follow what happens in a running cluster, as a line of JSON an event
+    Events(EventsArgs),
     /// Change the number of workers, and wait until it is so
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
     Stop(StopArgs),
+    /// Show or change the configuration of a running cluster
+    Config(ConfigArgs),
     /// A worker process; started by `serve`
     #[command(hide = true)]
     Worker,
@@ -131,6 +136,50 @@ struct StopArgs {
     now: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wasmcluster events\n  wasmcluster events | jq 'select(.event == \"worker_crashed\")'"
+)]
+struct EventsArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster config get\n  \
+    wasmcluster config get wasmcluster.log-level\n  \
+    wasmcluster config set wasmcluster.log-level=debug")]
+struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print all keys with their values, or the value of one key
+    Get {
+        #[arg(value_name = "KEY")]
+        key: Option<String>,
+
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Change values in every worker, without a restart; all of them, or none
+    Set {
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = parse_entry)]
+        entries: Vec<(String, String)>,
+
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+}
+
+fn parse_entry(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.into(), value.into()))
+}
+
 /// How a command failed.
 enum Failure {
     Usage(anyhow::Error),
@@ -178,6 +227,13 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
+        Command::Events(args) => Ok(block_on(commands::events(&client(args.cluster)?))?),
+        Command::Config(ConfigArgs { command: ConfigCommand::Get { key, cluster } }) => {
+            Ok(block_on(commands::config_get(&client(cluster)?, key.as_deref()))?)
+        }
+        Command::Config(ConfigArgs { command: ConfigCommand::Set { entries, cluster } }) => {
+            Ok(block_on(commands::config_set(&client(cluster)?, entries))?)
+        }
         Command::Worker => worker::worker_main().map_err(Failure::Error),
         Command::Compiler => artifact::compiler_main().map_err(Failure::Error),
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::primary::Status;
+use crate::primary::{Status, WorkerStatus};
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };
@@ -23,7 +23,7 @@ fn table(status: &Status) -> String {
     );
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
     let mut rows = vec![
-        ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "IN FLIGHT", "CONNECTIONS", "RESTARTS"]
+        ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "IN FLIGHT", "CONNECTIONS", "RESTARTS", "MEMORY"]
             .map(String::from),
     ];
     rows.extend(status.workers.iter().map(|worker| {
@@ -31,12 +31,13 @@ fn table(status: &Status) -> String {
             worker.slot.to_string(),
             number(worker.id),
             number(worker.pid.map(|pid| pid.unsigned_abs().into())),
-            worker.state.clone(),
+            describe(worker),
             duration(worker.uptime_ms),
             worker.requests.to_string(),
             worker.in_flight.to_string(),
             worker.connections.to_string(),
             worker.restarts.to_string(),
+            bytesize::ByteSize(worker.rss_bytes).display().iec().to_string(),
         ]
     }));
     let widths: Vec<usize> =
@@ -47,10 +48,21 @@ fn table(status: &Status) -> String {
         text.push('\n');
     }
     text.push_str(&format!(
-        "\n{} requests, {} errors, {} traps, {} rejected, {} aborted, {} crashes\n",
-        totals.requests, totals.errors, totals.traps, totals.rejected, totals.aborted, totals.crashes
+        "\n{} requests, {} errors, {} traps, {} timeouts, {} rejected, {} aborted, {} crashes\n",
+        totals.requests, totals.errors, totals.traps, totals.timeouts, totals.rejected, totals.aborted, totals.crashes
     ));
+    if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
+        text.push_str(&format!("latency: half of all below {p50:.2} ms, 99 % below {p99:.2} ms\n"));
+    }
     text
+}
+
+fn describe(worker: &WorkerStatus) -> String {
+    match (worker.retry_in_ms, worker.role.as_str()) {
+        (Some(wait), _) => format!("{}, {} left", worker.state, duration(wait)),
+        (None, "successor") => format!("{} to succeed", worker.state),
+        (None, _) => worker.state.clone(),
+    }
 }
 
 /// The two largest units of a time.

@@ -3,19 +3,24 @@
 //! The socket is in a folder of its owner's, guarded by a lock that a primary holds for life: who has the lock owns the
 //! name, so a socket file found beside it is a leftover. Whoever connects must be the same user, or root.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use nix::fcntl::{Flock, FlockArg};
@@ -25,77 +30,31 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::status::Status;
+use crate::config::LiveConfig;
 use crate::listener::remove_socket;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
 /// How long a command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a change may take before its command is told that it goes on without it.
+const DONE_WITHIN: Duration = Duration::from_secs(4);
 /// Largest body of a command, in bytes.
 const MAX_QUESTION: usize = 64 * 1024;
 /// Largest answer that a command reads, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// What `GET /status` answers; DESIGN calls its shape part of the contract.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Status {
-    pub(crate) schema: u32,
-    pub(crate) name: String,
-    pub(crate) pid: u32,
-    /// `starting`, `running` or `stopping`.
-    pub(crate) state: String,
-    /// Whether workers crash again and again.
-    pub(crate) degraded: bool,
-    pub(crate) uptime_ms: u64,
-    pub(crate) listen: Vec<String>,
-    pub(crate) generation: GenerationStatus,
-    pub(crate) workers: Vec<WorkerStatus>,
-    pub(crate) totals: Totals,
-}
-
-/// What is deployed.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct GenerationStatus {
-    pub(crate) current: u64,
-    pub(crate) digest: String,
-    pub(crate) source: PathBuf,
-}
-
-/// One worker, or a slot that waits for one.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct WorkerStatus {
-    /// None while the slot waits in back-off.
-    pub(crate) id: Option<u64>,
-    pub(crate) slot: u32,
-    pub(crate) pid: Option<i32>,
-    pub(crate) generation: u64,
-    /// `starting`, `ready`, `draining` or `backoff`.
-    pub(crate) state: String,
-    pub(crate) uptime_ms: u64,
-    pub(crate) requests: u64,
-    pub(crate) in_flight: u64,
-    pub(crate) connections: u64,
-    pub(crate) restarts: u64,
-}
-
-/// Sums over all workers that ever lived.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Totals {
-    pub(crate) requests: u64,
-    pub(crate) errors: u64,
-    pub(crate) traps: u64,
-    pub(crate) rejected: u64,
-    pub(crate) aborted: u64,
-    pub(crate) crashes: u64,
-}
-
 /// What a command wants of the driver, with the way back.
 #[derive(Debug)]
 pub(super) enum Query {
     Status(oneshot::Sender<Status>),
-    /// The answer says why it cannot be done now.
+    Config(oneshot::Sender<LiveConfig>),
+    /// The answer says why it cannot be done now; so in what follows.
+    Events(oneshot::Sender<Result<mpsc::Receiver<Bytes>, String>>),
     Scale(Scale, oneshot::Sender<Result<(), String>>),
     Stop(Stop, oneshot::Sender<Result<(), String>>),
+    Configure(BTreeMap<String, String>, oneshot::Sender<Result<(), String>>),
 }
 
 /// The body of `POST /scale`.
@@ -162,11 +121,7 @@ impl Control {
                     Ok((stream, _)) if is_permitted(&stream) => {
                         let queries = queries.clone();
                         tokio::spawn(async move {
-                            let service = service_fn(|request| answer(request, &queries));
-                            let connection = hyper::server::conn::http1::Builder::new()
-                                .serve_connection(TokioIo::new(stream), service);
-                            // A command that hangs up, or dawdles, is its own affair.
-                            let _ = tokio::time::timeout(PATIENCE, connection).await;
+                            converse(stream, &queries).await;
                             drop(place);
                         });
                     }
@@ -216,27 +171,78 @@ fn is_permitted(peer: &UnixStream) -> bool {
     peer.peer_cred().is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
 }
 
+/// One command's connection. One that hangs up, or dawdles, is its own affair.
+async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
+    let streams = AtomicBool::new(false);
+    let service = service_fn(|request| answer(request, queries, &streams));
+    let mut connection =
+        pin!(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::time::timeout(PATIENCE, connection.as_mut()).await;
+    if ended.is_err() && streams.load(Ordering::Relaxed) {
+        let _ = connection.await;
+    }
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// `streams` is set when the answer's body lasts.
 async fn answer(
     request: Request<Incoming>,
     queries: &mpsc::Sender<Query>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    streams: &AtomicBool,
+) -> Result<Answer, Infallible> {
     let (head, body) = request.into_parts();
     let answered = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
+        (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config.entries())),
+        (&Method::GET, "/events") => match follow(queries).await {
+            Ok(lines) => {
+                streams.store(true, Ordering::Relaxed);
+                return Ok(respond(StatusCode::OK, "application/x-ndjson", Lines(lines)));
+            }
+            Err(refusal) => Err(refusal),
+        },
         (&Method::POST, "/scale") => change(body, queries, Query::Scale).await,
         (&Method::POST, "/stop") => change(body, queries, Query::Stop).await,
-        (_, "/status") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET".into())),
+        (&Method::POST, "/config") => change(body, queries, Query::Configure).await,
+        (_, "/config") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET or POST".into())),
+        (_, "/status" | "/events") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET".into())),
         (_, "/scale" | "/stop") => Err((StatusCode::METHOD_NOT_ALLOWED, "use POST".into())),
-        _ => Err((StatusCode::NOT_FOUND, "there are GET /status, POST /scale and POST /stop".into())),
+        _ => Err((StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
     };
     let (status, body) = match answered {
         Ok(body) => (StatusCode::OK, body),
         Err((status, error)) => (status, json!({ "error": error })),
     };
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
+}
+
+const PATHS: &str = "GET /status, /events and /config, POST /scale, /stop and /config";
+
+fn respond(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static,
+) -> Answer {
+    let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    Ok(response)
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+/// A body of lines that come one by one.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
 }
 
 type Refusal = (StatusCode, String);
@@ -254,11 +260,21 @@ async fn change<B: DeserializeOwned>(
     Ok(json!({}))
 }
 
+async fn follow(queries: &mpsc::Sender<Query>) -> Result<mpsc::Receiver<Bytes>, Refusal> {
+    ask(queries, Query::Events).await?.map_err(|reason| (StatusCode::SERVICE_UNAVAILABLE, reason))
+}
+
 async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
     let ending = || (StatusCode::SERVICE_UNAVAILABLE, "the primary is ending".to_owned());
     let (back, answer) = oneshot::channel();
     queries.send(query(back)).await.map_err(|_| ending())?;
-    answer.await.map_err(|_| ending())
+    match tokio::time::timeout(DONE_WITHIN, answer).await {
+        Ok(answer) => answer.map_err(|_| ending()),
+        Err(_) => {
+            let error = format!("not every worker has confirmed it within {DONE_WITHIN:?}; one that hangs is replaced");
+            Err((StatusCode::GATEWAY_TIMEOUT, error))
+        }
+    }
 }
 
 /// Why a command got no answer that it can use.
@@ -293,7 +309,26 @@ impl Client {
         self.request(Method::POST, "/stop", json!(stop).to_string().into()).await.map(drop)
     }
 
-    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, CommandError> {
+    pub(crate) async fn configure(&self, entries: &BTreeMap<String, String>) -> Result<(), CommandError> {
+        self.request(Method::POST, "/config", json!(entries).to_string().into()).await.map(drop)
+    }
+
+    /// Every key with its value.
+    pub(crate) async fn config(&self) -> Result<BTreeMap<String, String>, CommandError> {
+        let body = self.request(Method::GET, "/config", Bytes::new()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
+    }
+
+    /// The events as they come, lines of JSON, until the primary ends.
+    pub(crate) async fn events(&self) -> Result<Incoming, CommandError> {
+        let response = in_time(exchange(self.connect().await?, Method::GET, "/events", Bytes::new())).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            _ => Err(refusal(response).await?),
+        }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, CommandError> {
         let stream = match UnixStream::connect(&self.0).await {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -304,24 +339,41 @@ impl Client {
         if !is_permitted(&stream) {
             return Err(anyhow!("the process behind {} belongs to another user", self.0.display()).into());
         }
-        let answered = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body)).await;
-        let (status, body) = answered.map_err(|_| anyhow!("the primary did not answer within {PATIENCE:?}"))??;
-        if status.is_success() {
-            return Ok(body);
-        }
-        let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let reason = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-        Err(CommandError::Refused(reason))
+        Ok(stream)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, CommandError> {
+        let stream = self.connect().await?;
+        in_time(async {
+            let response = exchange(stream, method, path, body).await?;
+            if response.status().is_success() { Ok(whole(response).await?) } else { Err(refusal(response).await?) }
+        })
+        .await
     }
 }
 
-async fn exchange(stream: UnixStream, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn in_time<T, E: Into<CommandError>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(anyhow!("the primary did not answer within {PATIENCE:?}").into()),
+    }
+}
+
+async fn exchange(stream: UnixStream, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request =
         Request::builder().method(method).uri(path).header(http::header::HOST, "localhost").body(Full::new(body))?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
+    Ok(sender.send_request(request).await?)
+}
+
+async fn whole(response: Response<Incoming>) -> anyhow::Result<Bytes> {
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    Ok((status, body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes()))
+    Ok(body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes())
+}
+
+async fn refusal(response: Response<Incoming>) -> anyhow::Result<CommandError> {
+    let status = response.status();
+    let said: serde_json::Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
+    Ok(CommandError::Refused(said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned)))
 }

@@ -1,182 +1,38 @@
-//! The driver: turns what happens to the primary into events for the supervisor, and the supervisor's actions into
-//! system calls. `select!` only learns what happened; everything is decided and done in plain functions after it.
+//! The driver: turns what happens into events for the supervisor, and the supervisor's actions into system calls.
+//! `select!` only learns what happened; everything is decided and done in plain functions after it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
-use nix::sys::signal;
-use nix::unistd::Pid;
-use tokio::signal::unix::{Signal, SignalKind};
-use tokio::sync::mpsc;
+use anyhow::anyhow;
+use nix::sys::signal::Signal;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::control::{Control, GenerationStatus, Query, Status, Totals, WorkerStatus};
+use super::control::Query;
+use super::events::{Events, Happening};
 use super::output::Output;
-use super::process::{CompilerProcess, Deployment, WorkerProcess, reap};
-use super::state::{Action, Event, Haste, Outcome, Supervisor, WorkerState};
-use crate::config::{MAX_WORKERS, Settings, WorkerSettings};
-use crate::ids::{Generation, Slot, WorkerId};
-use crate::ipc::{FromCompiler, Identity, IpcError, ToCompiler, ToPrimary, ToWorker};
-use crate::limits;
-use crate::listener::{BindError, ListenAddr, Listener};
-use crate::stats::Snapshot;
+use super::process::{Deployment, WorkerProcess, reap};
+use super::signals::{Request, Signals};
+use super::state::{Action, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Why, WorkerState};
+use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
+use crate::config::{LiveConfig, MAX_WORKERS, Settings};
+use crate::ids::{RequestId, Slot, WorkerId};
+use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
+use crate::listener::Listener;
+use crate::logging::Volume;
+use crate::stats::{Counter, Snapshot};
 
-/// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
-const BIND_PATIENCE: Duration = Duration::from_secs(3);
-const BIND_AGAIN: Duration = Duration::from_millis(100);
-/// How often heartbeats are read within the hang timeout.
+/// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 10;
 /// Messages of workers, and questions of commands, that wait for the driver.
-const MAX_QUEUED: usize = 64;
-
-/// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
-pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
-    limits::raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let control = Control::bind(&settings.name, &settings.control)?;
-        let listeners = bind_all(&settings.listen, settings.backlog).await?;
-        let output = Output::start(settings.logging)?;
-        let mut signals = Signals::install()?;
-        let served = async {
-            let Some(deployment) = compile_first(&settings, &mut signals).await? else {
-                return Ok(());
-            };
-            let (queries, asked) = mpsc::channel(MAX_QUEUED);
-            control.serve(queries)?;
-            Driver::new(&settings, deployment, listeners, &output).run(signals, asked).await
-        }
-        .await;
-        output.finish();
-        served
-    })
-}
-
-async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener>, BindError> {
-    let deadline = Instant::now() + BIND_PATIENCE;
-    let mut listeners = Vec::new();
-    for address in addresses {
-        listeners.push(loop {
-            match Listener::bind(address, backlog) {
-                Err(BindError::InUse(_)) if Instant::now() < deadline => tokio::time::sleep(BIND_AGAIN).await,
-                bound => break bound?,
-            }
-        });
-    }
-    Ok(listeners)
-}
-
-/// The signals that a primary acts on.
-struct Signals {
-    child: Signal,
-    stop: StopSignals,
-}
-
-/// Those that want it to stop.
-struct StopSignals {
-    hangup: Signal,
-    interrupt: Signal,
-    quit: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn install() -> io::Result<Self> {
-        Ok(Self {
-            child: tokio::signal::unix::signal(SignalKind::child())?,
-            stop: StopSignals {
-                hangup: tokio::signal::unix::signal(SignalKind::hangup())?,
-                interrupt: tokio::signal::unix::signal(SignalKind::interrupt())?,
-                quit: tokio::signal::unix::signal(SignalKind::quit())?,
-                terminate: tokio::signal::unix::signal(SignalKind::terminate())?,
-            },
-        })
-    }
-}
-
-impl StopSignals {
-    async fn next(&mut self) -> Haste {
-        tokio::select! {
-            _ = self.hangup.recv() => Haste::Drain,
-            _ = self.interrupt.recv() => Haste::Drain,
-            _ = self.terminate.recv() => Haste::Drain,
-            _ = self.quit.recv() => Haste::Now,
-        }
-    }
-}
-
-/// Has the component compiled, or found in the store. `None` when a signal ended it.
-async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Option<Deployment>> {
-    let progress = Progress::start(format!("Compiling {}", settings.app.display()));
-    let deployment = tokio::select! {
-        deployment = compile(settings, Generation(1), &mut signals.child) => deployment.map(Some),
-        _ = signals.stop.next() => Ok(None),
-    };
-    drop(progress);
-    deployment
-}
-
-async fn compile(settings: &Settings, generation: Generation, children: &mut Signal) -> anyhow::Result<Deployment> {
-    let request = ToCompiler::Compile { source: settings.app.clone(), store: settings.store.clone() };
-    let compiler = CompilerProcess::spawn(&request).context("cannot start the compiler")?;
-    let (compiled, artifact) = match compiler.answer().await.context("the compiler's answer makes no sense")? {
-        Some((FromCompiler::Done(compiled), Some(artifact))) => (compiled, artifact),
-        Some((FromCompiler::Done(_), None)) => bail!("the compiler's answer came without an artifact"),
-        Some((FromCompiler::Refused { reason }, _)) => bail!(reason),
-        None => bail!("cannot serve {}: the compiler {}", settings.app.display(), end_of(compiler.pid, children).await),
-    };
-    tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
-    let http = compiled.http;
-    let worker_settings = WorkerSettings {
-        http,
-        env: settings.env.clone(),
-        drain_idle_grace: settings.drain_idle_grace,
-        logging: settings.logging,
-    };
-    Deployment::new(generation, compiled, artifact, &worker_settings)
-}
-
-async fn end_of(child: Pid, children: &mut Signal) -> String {
-    loop {
-        if let Some((_, how)) = reap().into_iter().find(|(pid, _)| *pid == child) {
-            return how;
-        }
-        children.recv().await;
-    }
-}
-
-/// A line on a terminal that says what takes so long, from the first second on, and vanishes afterwards.
-struct Progress(Option<AbortHandle>);
-
-impl Progress {
-    fn start(what: String) -> Self {
-        use std::io::IsTerminal;
-        if !io::stderr().is_terminal() {
-            return Self(None);
-        }
-        let task = tokio::spawn(async move {
-            for seconds in 1.. {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                let _ = write!(io::stderr(), "\r{what} … {seconds} s\x1b[K");
-            }
-        });
-        Self(Some(task.abort_handle()))
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
+pub(super) const MAX_QUEUED: usize = 64;
+/// Requests that a worker took along and that a log line names.
+const MAX_NAMED: usize = 16;
 
 /// A worker process as the driver knows it.
 struct Running {
@@ -193,35 +49,57 @@ impl Drop for Running {
 
 /// Something the driver learned.
 enum News {
-    Said(Event),
-    ChildEnded,
-    Stop(Haste),
+    Said(Words),
+    Signal(Request),
     DeadlinePassed,
-    HeartbeatsDue,
+    ObservationDue,
     Asked(Query),
 }
 
-struct Driver<'a> {
+/// What a worker said, or how it broke the protocol.
+type Words = (WorkerId, Result<ToPrimary, IpcError>);
+
+/// A change of the configuration that not every worker has confirmed.
+struct Reconfiguration {
+    revision: u64,
+    missing: BTreeSet<WorkerId>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+pub(super) struct Driver<'a> {
     settings: &'a Settings,
     deployment: Deployment,
     /// Empty once the cluster stops.
     listeners: Vec<Listener>,
     urls: Vec<String>,
     output: &'a Output,
+    volume: Volume,
+    config: LiveConfig,
+    revision: u64,
+    reconfigurations: Vec<Reconfiguration>,
     started: Instant,
     supervisor: Supervisor,
     workers: BTreeMap<WorkerId, Running>,
     /// Where the workers' messages come together.
-    says: mpsc::Sender<Event>,
-    said: mpsc::Receiver<Event>,
+    says: mpsc::Sender<Words>,
+    said: mpsc::Receiver<Words>,
+    events: Events,
     /// What workers counted that are gone.
     past: Snapshot,
+    /// The requests that the worker whose end is being told took along.
+    lost_requests: Vec<RequestId>,
     crashes: u64,
     outcome: Option<Outcome>,
 }
 
 impl<'a> Driver<'a> {
-    fn new(settings: &'a Settings, deployment: Deployment, listeners: Vec<Listener>, output: &'a Output) -> Self {
+    pub(super) fn new(
+        settings: &'a Settings,
+        deployment: Deployment,
+        listeners: Vec<Listener>,
+        output: &'a Output,
+        volume: Volume,
+    ) -> Self {
         let (says, said) = mpsc::channel(MAX_QUEUED);
         Self {
             settings,
@@ -229,20 +107,26 @@ impl<'a> Driver<'a> {
             urls: listeners.iter().map(|listener| listener.url().to_owned()).collect(),
             listeners,
             output,
+            volume,
+            config: settings.live,
+            revision: 0,
+            reconfigurations: Vec::new(),
             started: Instant::now(),
             supervisor: Supervisor::new(settings.workers, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
             says,
             said,
+            events: Events::default(),
             past: Snapshot::default(),
+            lost_requests: Vec::new(),
             crashes: 0,
             outcome: None,
         }
     }
 
-    async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Query>) -> anyhow::Result<()> {
-        let mut heartbeats = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
-        heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub(super) async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Query>) -> anyhow::Result<()> {
+        let mut observations = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
+        observations.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let first = self.supervisor.start();
         self.carry_out(first);
         loop {
@@ -254,11 +138,10 @@ impl<'a> Driver<'a> {
                 None => {}
             }
             let news = tokio::select! {
-                Some(event) = self.said.recv() => News::Said(event),
-                _ = signals.child.recv() => News::ChildEnded,
-                haste = signals.stop.next() => News::Stop(haste),
+                Some(words) = self.said.recv() => News::Said(words),
+                request = signals.next() => News::Signal(request?),
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
-                _ = heartbeats.tick() => News::HeartbeatsDue,
+                _ = observations.tick() => News::ObservationDue,
                 Some(query) = asked.recv() => News::Asked(query),
             };
             self.take(news);
@@ -267,52 +150,125 @@ impl<'a> Driver<'a> {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Said(event) => self.tell(event),
-            News::ChildEnded => self.children_ended(),
-            News::Stop(haste) => self.stop(haste),
+            News::Said(words) => self.hear(words),
+            News::Signal(Request::LookAfterChildren) => self.children_ended(),
+            News::Signal(Request::Stop(haste)) => self.stop(haste),
+            News::Signal(Request::Grow) => self.scale_by_signal(self.supervisor.slots().saturating_add(1)),
+            News::Signal(Request::Shrink) => self.scale_by_signal(self.supervisor.slots().saturating_sub(1)),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
-            News::HeartbeatsDue => {
-                let beats = self.workers.iter().map(|(&id, running)| (id, running.process.stats.heartbeats.get()));
-                let beats = beats.collect();
-                self.tell(Event::HeartbeatsRead(beats));
+            News::ObservationDue => {
+                let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
+                self.tell(Event::Observed(vitals));
             }
             News::Asked(query) => self.answer(query),
         }
+    }
+
+    fn vitals(&self, running: &Running) -> Vitals {
+        let process = &running.process;
+        Vitals {
+            heartbeats: process.stats.heartbeats.get(),
+            requests: process.stats.requests.get(),
+            // Not read for nothing.
+            rss: self.settings.policy.recycle.max_rss.map_or(0, |_| process.rss()),
+        }
+    }
+
+    fn hear(&mut self, (worker, said): Words) {
+        let event = match said {
+            Ok(ToPrimary::Ready) => Event::BecameReady { worker },
+            Ok(ToPrimary::Accepting) => Event::BeganAccepting { worker },
+            Ok(ToPrimary::Draining) => Event::BeganDraining { worker },
+            Ok(ToPrimary::LoadFailed { reason }) => Event::LoadFailed { worker, reason },
+            Ok(ToPrimary::Configured { revision }) => return self.confirmed(worker, |expected| expected <= revision),
+            Err(error) => Event::Misbehaved { worker, reason: format!("broke the protocol: {error}") },
+        };
+        self.tell(event);
     }
 
     /// Answers a command, which may have given up by now.
     fn answer(&mut self, query: Query) {
         match query {
             Query::Status(back) => drop(back.send(self.status())),
+            Query::Config(back) => drop(back.send(self.config)),
+            Query::Events(back) => drop(back.send(self.events.subscribe())),
             Query::Scale(scale, back) => drop(back.send(self.scale(scale.workers.get()))),
             Query::Stop(stop, back) => {
                 self.stop(if stop.now { Haste::Now } else { Haste::Drain });
                 drop(back.send(Ok(())));
             }
+            Query::Configure(entries, back) => self.configure(&entries, back),
         }
     }
 
     fn stop(&mut self, haste: Haste) {
         tracing::info!("stopping");
+        self.events.publish(&Happening::Stopping);
         self.tell(Event::ShutdownRequested(haste));
     }
 
+    fn scale_by_signal(&mut self, workers: u32) {
+        if let Err(reason) = self.scale(workers) {
+            tracing::warn!("a signal asks for {workers} workers: {reason}");
+        }
+    }
+
     fn scale(&mut self, workers: u32) -> Result<(), String> {
+        if workers == 0 {
+            return Err("a cluster has at least one worker".into());
+        }
         if workers > MAX_WORKERS {
             return Err(format!("{workers} workers are over the limit of {MAX_WORKERS}"));
         }
-        if self.supervisor.is_booting() || self.supervisor.is_stopping() {
+        if self.supervisor.is_booting() || self.supervisor.is_about_to_stop() {
             return Err(format!("it is {} just now", self.state()));
         }
-        tracing::info!(from = self.supervisor.slots(), to = workers, "scaling");
+        let from = self.supervisor.slots();
+        tracing::info!(from, to = workers, "scaling");
+        self.events.publish(&Happening::Scaling { from, to: workers });
         self.tell(Event::ScaleRequested { slots: workers });
         Ok(())
     }
 
+    /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
+    /// the order is killed, so in the end all have it.
+    fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Result<(), String>>) {
+        let config = match self.config.with(entries) {
+            Ok(config) => config,
+            Err(reason) => return drop(done.send(Err(reason))),
+        };
+        self.config = config;
+        self.volume.set(config.log_level);
+        for (key, value) in config.entries() {
+            self.events.publish(&Happening::Configured { key, value });
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        let missing: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
+        self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), done });
+        for worker in missing {
+            if let Some(failure) = self.send(worker, &ToWorker::Configure { revision, config }) {
+                self.tell(failure);
+            }
+        }
+    }
+
+    /// Takes note that a worker goes by these revisions, or is gone.
+    fn confirmed(&mut self, worker: WorkerId, is_meant: impl Fn(u64) -> bool) {
+        for change in self.reconfigurations.iter_mut().filter(|change| is_meant(change.revision)) {
+            change.missing.remove(&worker);
+        }
+        // Those who have given up need no answer.
+        self.reconfigurations.retain(|change| !change.done.is_closed());
+        for change in self.reconfigurations.extract_if(.., |change| change.missing.is_empty()) {
+            let _ = change.done.send(Ok(()));
+        }
+    }
+
     fn state(&self) -> &'static str {
-        match (self.supervisor.is_booting(), self.supervisor.is_stopping()) {
-            (true, _) => "starting",
+        match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
             (_, true) => "stopping",
+            (true, _) => "starting",
             _ => "running",
         }
     }
@@ -344,34 +300,87 @@ impl<'a> Driver<'a> {
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
             Action::CloseListeners => self.listeners.clear(),
             Action::SendDrain { worker } => return self.send(worker, &ToWorker::Drain),
-            Action::Abort { worker } => self.signal(worker, signal::Signal::SIGABRT),
-            Action::Kill { worker } => self.signal(worker, signal::Signal::SIGKILL),
-            Action::ReportDegraded(true) => {
-                tracing::error!("workers crash again and again: the cluster is degraded; those that are healthy go on");
-            }
-            Action::ReportDegraded(false) => tracing::info!("the storm of crashes is over"),
+            Action::Abort { worker } => self.signal(worker, Signal::SIGABRT),
+            Action::Kill { worker } => self.signal(worker, Signal::SIGKILL),
             Action::AnnounceServing => self.announce(),
             Action::ReleaseOutput => self.output.release(),
-            Action::ReportCrash { worker, slot, reason, retry_in } => {
-                self.crashes += 1;
-                let retry_ms = retry_in.as_millis() as u64;
-                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, "a worker died: {reason}");
-            }
+            Action::Report(report) => self.report(report),
             Action::Exit(outcome) => self.outcome = Some(outcome),
         }
         None
     }
 
+    /// Tells people: in the log, and as an event.
+    fn report(&mut self, report: Report) {
+        let happening = match report {
+            Report::Ready { worker } => {
+                tracing::debug!(worker = worker.0, "a worker is ready");
+                Happening::WorkerReady { worker }
+            }
+            Report::Draining { worker, why } => {
+                let reason = self.explain(why);
+                match why {
+                    Why::MaxRequests | Why::MaxLifetime | Why::MaxRss => {
+                        tracing::info!(worker = worker.0, "recycled a worker: {reason}");
+                    }
+                    Why::Asked | Why::Scaled | Why::Stopping => tracing::debug!(worker = worker.0, "drains: {reason}"),
+                }
+                Happening::WorkerDraining { worker, reason }
+            }
+            Report::Left { worker, slot, how } => {
+                let lost = std::mem::take(&mut self.lost_requests);
+                if lost.is_empty() {
+                    tracing::debug!(worker = worker.0, slot = slot.0, "a worker left: {how}");
+                } else {
+                    let requests = named(&lost);
+                    tracing::warn!(worker = worker.0, slot = slot.0, requests, "a worker left with requests: {how}");
+                }
+                Happening::WorkerExited { worker, slot, reason: how, lost_requests: all(&lost) }
+            }
+            Report::Crashed { worker, slot, reason, retry_in } => {
+                self.crashes += 1;
+                let lost = std::mem::take(&mut self.lost_requests);
+                let (retry_ms, requests) = (retry_in.as_millis() as u64, named(&lost));
+                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, requests, "a worker died: {reason}");
+                Happening::WorkerCrashed { worker, slot, reason, retry_ms, lost_requests: all(&lost) }
+            }
+            Report::Degraded(degraded) => {
+                if degraded {
+                    tracing::error!("workers crash again and again: the cluster is degraded; the healthy ones go on");
+                } else {
+                    tracing::info!("the storm of crashes is over");
+                }
+                Happening::Degraded { degraded }
+            }
+        };
+        self.events.publish(&happening);
+    }
+
+    fn explain(&self, why: Why) -> String {
+        match why {
+            Why::Asked => "it was told to, by SIGTERM".into(),
+            Why::Scaled => "there are to be fewer workers".into(),
+            Why::Stopping => "the cluster stops".into(),
+            Why::MaxRequests => "it has served --max-worker-requests".into(),
+            Why::MaxLifetime => "it has lived for --max-worker-lifetime".into(),
+            Why::MaxRss => "its memory has grown to --max-worker-rss".into(),
+        }
+    }
+
     fn spawn(&mut self, worker: WorkerId, slot: Slot) -> io::Result<()> {
+        let generation = self.deployment.generation;
         let identity = Identity {
             worker,
             slot,
-            generation: self.deployment.generation,
+            generation,
             digest: self.deployment.compiled.digest.clone(),
             workers: self.supervisor.slots(),
         };
-        let process = Arc::new(WorkerProcess::spawn(&identity, &self.deployment, &self.listeners, self.output)?);
-        tracing::debug!(worker = worker.0, slot = slot.0, pid = process.pid.as_raw(), "started a worker");
+        let process = WorkerProcess::spawn(&identity, self.config, &self.deployment, &self.listeners, self.output)?;
+        let pid = process.pid.as_raw();
+        let process = Arc::new(process);
+        tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
+        self.events.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
         let listening = tokio::spawn(listen(worker, process.clone(), self.says.clone())).abort_handle();
         self.workers.insert(worker, Running { process, since: Instant::now(), listening });
         Ok(())
@@ -385,19 +394,20 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn signal(&self, worker: WorkerId, signal: signal::Signal) {
+    fn signal(&self, worker: WorkerId, signal: Signal) {
         if let Some(running) = self.workers.get(&worker) {
             running.process.signal(signal);
         }
     }
 
-    fn announce(&self) {
+    fn announce(&mut self) {
         for url in &self.urls {
             let slash = if url.starts_with("http") { "/" } else { "" };
             // Whoever closed our standard error does not want to know.
             let _ = writeln!(io::stderr(), "Serving HTTP on {url}{slash}");
         }
         self.output.release();
+        self.events.publish(&Happening::Serving { listen: self.urls.clone() });
         let workers = self.settings.workers;
         tracing::info!(workers, digest = self.deployment.compiled.digest, "serving {}", self.settings.app.display());
     }
@@ -413,22 +423,27 @@ impl<'a> Driver<'a> {
             }
         }
         for ((worker, running), how) in ended {
-            self.remember(&running);
+            self.lost_requests = self.remember(worker, &running);
             // Its last words may still be on their way.
-            while let Ok(event) = self.said.try_recv() {
-                self.tell(event);
+            while let Ok(words) = self.said.try_recv() {
+                self.hear(words);
             }
             while let Some(message) = running.process.receive_now() {
-                self.tell(understand(worker, message));
+                self.hear((worker, Ok(message)));
             }
             self.tell(Event::Exited { worker, how });
+            self.confirmed(worker, |_| true);
         }
     }
 
-    /// Keeps what a worker counted; its gauges end with it.
-    fn remember(&mut self, gone: &Running) {
+    /// Keeps what a worker counted; its gauges end with it, and what was in flight is lost.
+    fn remember(&mut self, worker: WorkerId, gone: &Running) -> Vec<RequestId> {
         let counted = gone.process.stats.snapshot();
-        self.past.add(&Snapshot { in_flight: 0, connections: 0, ..counted });
+        let lost = counted.in_flight;
+        let (errors, aborted) = (counted.errors.saturating_add(lost), counted.aborted.saturating_add(lost));
+        self.past.add(&Snapshot { in_flight: 0, connections: 0, errors, aborted, ..counted });
+        let numbers = gone.process.stats.requests_in_flight.iter().map(Counter::get).filter(|&number| number > 0);
+        numbers.map(|number| RequestId { worker, number }).collect()
     }
 
     fn status(&self) -> Status {
@@ -437,17 +452,20 @@ impl<'a> Driver<'a> {
             totals.add(&running.process.stats.snapshot());
         }
         let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
-        workers.extend(self.supervisor.waiting().map(|(slot, _, restarts)| WorkerStatus {
+        workers.extend(self.supervisor.waiting().map(|(slot, due, restarts)| WorkerStatus {
             id: None,
             slot: slot.0,
+            role: "incumbent".into(),
             pid: None,
             generation: self.deployment.generation.0,
             state: "backoff".into(),
             uptime_ms: 0,
+            retry_in_ms: Some((self.started + due).saturating_duration_since(Instant::now()).as_millis() as u64),
             requests: 0,
             in_flight: 0,
             connections: 0,
             restarts,
+            rss_bytes: 0,
         }));
         workers.sort_by_key(|worker| worker.slot);
         Status {
@@ -464,24 +482,22 @@ impl<'a> Driver<'a> {
                 source: self.settings.app.clone(),
             },
             workers,
-            totals: Totals {
-                requests: totals.requests,
-                errors: totals.errors,
-                traps: totals.traps,
-                rejected: totals.rejected,
-                aborted: totals.aborted,
-                crashes: self.crashes,
-            },
+            totals: Totals::new(&totals, self.crashes),
         }
     }
 
     fn worker_status(&self, id: WorkerId) -> Option<WorkerStatus> {
-        let (slot, state, restarts) = self.supervisor.describe(id)?;
+        let Description { slot, role, state, restarts } = self.supervisor.describe(id)?;
         let running = self.workers.get(&id)?;
         let stats = running.process.stats.snapshot();
         Some(WorkerStatus {
             id: Some(id.0),
             slot: slot.0,
+            role: match role {
+                Role::Incumbent => "incumbent",
+                Role::Successor => "successor",
+            }
+            .into(),
             pid: Some(running.process.pid.as_raw()),
             generation: self.deployment.generation.0,
             state: match state {
@@ -491,33 +507,36 @@ impl<'a> Driver<'a> {
             }
             .into(),
             uptime_ms: running.since.elapsed().as_millis() as u64,
+            retry_in_ms: None,
             requests: stats.requests,
             in_flight: stats.in_flight,
             connections: stats.connections,
             restarts,
+            rss_bytes: running.process.rss(),
         })
     }
 }
 
-/// Passes on what a worker says until it says no more.
-async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sender<Event>) {
-    loop {
-        let (event, last) = match process.receive().await {
-            Ok(Some(message)) => (understand(worker, message), false),
-            Ok(None) => return,
-            Err(error) => (Event::Misbehaved { worker, reason: format!("broke the protocol: {error}") }, true),
-        };
-        if says.send(event).await.is_err() || last {
-            return;
-        }
+/// Requests as a log line names them.
+fn named(requests: &[RequestId]) -> String {
+    let mut names = all(&requests[..requests.len().min(MAX_NAMED)]).join(" ");
+    if requests.len() > MAX_NAMED {
+        names.push_str(&format!(" and {} more", requests.len() - MAX_NAMED));
     }
+    names
 }
 
-fn understand(worker: WorkerId, message: ToPrimary) -> Event {
-    match message {
-        ToPrimary::Ready => Event::BecameReady { worker },
-        ToPrimary::Draining => Event::BeganDraining { worker },
-        ToPrimary::LoadFailed { reason } => Event::LoadFailed { worker, reason },
+fn all(requests: &[RequestId]) -> Vec<String> {
+    requests.iter().map(RequestId::to_string).collect()
+}
+
+/// Passes on what a worker says until it says no more, or nonsense.
+async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sender<Words>) {
+    while let Some(said) = process.receive().await.transpose() {
+        let last = said.is_err();
+        if says.send((worker, said)).await.is_err() || last {
+            return;
+        }
     }
 }
 

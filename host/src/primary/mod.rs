@@ -1,12 +1,17 @@
 //! The primary process: binds, has the component compiled, and keeps a worker alive for every slot. It never accepts a
 //! client's connection, never compiles and never maps guest code.
 
+mod boot;
 mod control;
 mod driver;
+mod events;
 mod output;
 mod process;
+mod signals;
 mod state;
+mod status;
 
-pub(crate) use control::{Client, CommandError, Scale, Status, Stop};
-pub(crate) use driver::serve;
-pub(crate) use state::Policy;
+pub(crate) use boot::serve;
+pub(crate) use control::{Client, CommandError, Scale, Stop};
+pub(crate) use state::{Policy, Recycle};
+pub(crate) use status::{Status, WorkerStatus};

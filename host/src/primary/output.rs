@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::ids::{Generation, WorkerId};
-use crate::logging::{LogFormat, Logging};
+use crate::logging::{LogFormat, LogLevel, Logging, Volume};
 use crate::pipe::{LineBuffer, LineWriter, output_pipe};
 
 /// Bytes that are taken from a source in one round.
@@ -74,7 +74,7 @@ pub(super) struct Output {
 
 impl Output {
     /// Starts the thread, and lets this process log through it.
-    pub(super) fn start(logging: Logging) -> io::Result<Self> {
+    pub(super) fn start(logging: Logging, level: LogLevel) -> io::Result<(Self, Volume)> {
         let (orders, received) = sync_channel(MAX_WAITING);
         let (wakened, wake) = io::pipe()?;
         let (ending, done) = sync_channel(0);
@@ -87,8 +87,8 @@ impl Output {
         let (reader, writer) = output_pipe()?;
         output.add(Source::new(reader, Kind::Log));
         let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(writer)));
-        logging.install(move || log);
-        Ok(output)
+        let volume = logging.install(level, move || log);
+        Ok((output, volume))
     }
 
     /// Carries what `source` says from now on, until its end.

@@ -3,23 +3,25 @@
 //! A child is this very binary, executed anew: its own address space, no inherited thread or lock, an environment of
 //! one variable, and an IPC channel as its standard input.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
 
 use super::output::{Kind, Output, Source, Stream};
-use crate::config::WorkerSettings;
+use crate::config::{LiveConfig, WorkerSettings};
 use crate::ids::Generation;
 use crate::ipc::{
-    self, Channel, Compiled, FromCompiler, Identity, IpcError, PrimaryEnd, Received, ToCompiler, ToPrimary, ToWorker,
-    Wait,
+    self, Channel, Compiled, FromCompiler, Identity, IpcError, MAX_UNREAD, PrimaryEnd, Received, ToCompiler, ToPrimary,
+    ToWorker, Wait,
 };
 use crate::listener::Listener;
 use crate::pipe::output_pipe;
@@ -51,12 +53,15 @@ pub(super) struct WorkerProcess {
     pub(super) pid: Pid,
     pub(super) stats: Page,
     channel: AsyncFd<PrimaryEnd>,
+    /// Frames that were sent.
+    sent: AtomicU64,
 }
 
 impl WorkerProcess {
     /// Starts a worker and hands it everything it needs. Must be called on the executor.
     pub(super) fn spawn(
         identity: &Identity,
+        config: LiveConfig,
         deployment: &Deployment,
         listeners: &[Listener],
         output: &Output,
@@ -68,18 +73,32 @@ impl WorkerProcess {
         let (log, log_writer) = output_pipe()?;
         let given = [stats_fd.as_fd(), deployment.settings.as_fd(), deployment.artifact.as_fd(), log_writer.as_fd()];
         let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
-        ours.send(&ToWorker::Start(identity.clone()), &descriptors).map_err(io::Error::other)?;
+        ours.send(&ToWorker::Start(identity.clone(), config), &descriptors).map_err(io::Error::other)?;
 
         let pid = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
         let guest = |stream| Kind::Guest { stream, worker: identity.worker, generation: identity.generation };
         output.add(Source::new(stdout, guest(Stream::Stdout)));
         output.add(Source::new(stderr, guest(Stream::Stderr)));
         output.add(Source::new(log, Kind::Log));
-        Ok(Self { pid, stats, channel: ours.into_async()? })
+        Ok(Self { pid, stats, channel: ours.into_async()?, sent: AtomicU64::new(1) })
     }
 
+    /// A worker that does not take its orders is [`IpcError::Full`] of them.
     pub(super) fn send(&self, message: &ToWorker) -> Result<(), IpcError> {
-        self.channel.get_ref().send(message, &[])
+        let unread = self.sent.load(Ordering::Relaxed).saturating_sub(self.stats.frames.get());
+        if unread >= MAX_UNREAD {
+            return Err(IpcError::Full);
+        }
+        self.channel.get_ref().send(message, &[])?;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Resident memory in bytes, 0 when the process is gone.
+    pub(super) fn rss(&self) -> u64 {
+        let pages = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok();
+        let resident = pages.and_then(|pages| pages.split(' ').nth(1)?.parse().ok());
+        resident.unwrap_or(0_u64).saturating_mul(page_size())
     }
 
     /// The next message; `None` when the worker has closed its end.
@@ -106,6 +125,10 @@ impl WorkerProcess {
         // It may be dead already, and a signal is meant to make it so.
         let _ = kill(self.pid, signal);
     }
+}
+
+fn page_size() -> u64 {
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size.unsigned_abs())
 }
 
 /// A running compiler process.

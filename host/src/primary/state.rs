@@ -12,7 +12,11 @@
 //!
 //!   a slot:  Spawn ─▶ starting ─▶ ready ─▶ (crash, or drained by somebody else) ─▶ Spawn at once
 //!                        └─ (crash) ─▶ back-off: at once, 100 ms, doubling to 30 s ─▶ Spawn
+//!
+//!   surge:   Spawn the successor ─▶ it is ready ─▶ it accepts ─▶ it is the incumbent, the old one drains
 //! ```
+//!
+//! A slot has at most one incumbent and one successor; workers that drain have been let go of already.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -32,6 +36,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How far a wait is moved at random, up or down.
 const JITTER: f64 = 0.2;
+/// How long a worker whose drain timeout has come may take to cut what is left and exit, before SIGKILL.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+/// Each worker draws its share of the limits that it is recycled at, down to this, so that not all reach them at once.
+const LEAST_SHARE: f64 = 0.8;
 /// How long a worker that hangs may take to die of SIGABRT, before SIGKILL.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// The time over which crashes are counted.
@@ -48,14 +56,16 @@ pub(crate) enum Event {
     SpawnFailed { worker: WorkerId, reason: String },
     /// The worker loaded and instantiated the component.
     BecameReady { worker: WorkerId },
+    /// The worker accepts connections.
+    BeganAccepting { worker: WorkerId },
     /// Somebody else told the worker to drain. It exits when it is done, and that is no crash.
     BeganDraining { worker: WorkerId },
     /// The worker says that the component cannot be loaded or instantiated.
     LoadFailed { worker: WorkerId, reason: String },
     /// The worker said something that no worker says, or does not read what it is told.
     Misbehaved { worker: WorkerId, reason: String },
-    /// How often each worker's executor has turned, by its own account. To be sent several times within the hang timeout.
-    HeartbeatsRead(Vec<(WorkerId, u64)>),
+    /// How the workers are. To be sent several times within the hang timeout.
+    Observed(Vec<(WorkerId, Vitals)>),
     /// The process is gone.
     Exited { worker: WorkerId, how: String },
     /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
@@ -64,6 +74,16 @@ pub(crate) enum Event {
     ScaleRequested { slots: u32 },
     /// The time that [`Supervisor::next_deadline`] named has come.
     DeadlinePassed,
+}
+
+/// What can be seen of a worker from outside, or by its own account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vitals {
+    /// How often its executor has turned.
+    pub(crate) heartbeats: u64,
+    pub(crate) requests: u64,
+    /// Resident memory, in bytes.
+    pub(crate) rss: u64,
 }
 
 /// How to stop.
@@ -94,12 +114,42 @@ pub(crate) enum Action {
     AnnounceServing,
     /// Do not wait for the announcement with the lines that workers and primary write. Can be said more than once.
     ReleaseOutput,
-    /// Tell the user of a death that was not planned, and when the slot gets another worker.
-    ReportCrash { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
-    /// Crashes have become a storm, or are none any more.
-    ReportDegraded(bool),
+    /// Tell whoever wants to know.
+    Report(Report),
     /// Everything is over.
     Exit(Outcome),
+}
+
+/// What people may want to know, from logs and events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// The worker accepts connections from now on.
+    Ready { worker: WorkerId },
+    /// The worker finishes what it has begun; why.
+    Draining { worker: WorkerId, why: Why },
+    /// The worker is gone, as planned.
+    Left { worker: WorkerId, slot: Slot, how: String },
+    /// The worker is gone, and nobody wanted it; when its slot gets another.
+    Crashed { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
+    /// Crashes have become a storm, or are none any more.
+    Degraded(bool),
+}
+
+/// Why a worker drains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Somebody else told it to.
+    Asked,
+    /// There are to be fewer workers.
+    Scaled,
+    /// It served as many requests as one worker shall.
+    MaxRequests,
+    /// It lived as long as one worker shall.
+    MaxLifetime,
+    /// Its memory grew as far as one worker's shall.
+    MaxRss,
+    /// The cluster stops.
+    Stopping,
 }
 
 /// How it ended.
@@ -111,12 +161,22 @@ pub(crate) enum Outcome {
     BootFailed(String),
 }
 
-/// What the driver may want to show of a worker.
+/// What a worker is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WorkerState {
     Starting,
     Ready,
     Draining,
+}
+
+/// What the driver may want to show of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Description {
+    pub(crate) slot: Slot,
+    pub(crate) role: Role,
+    pub(crate) state: WorkerState,
+    /// Workers that the slot had before.
+    pub(crate) restarts: u64,
 }
 
 #[derive(Debug)]
@@ -134,9 +194,18 @@ enum Stage {
     Exited,
 }
 
+/// A worker's part in its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Incumbent,
+    /// Takes the incumbent's place as soon as it accepts.
+    Successor,
+}
+
 #[derive(Debug, Default)]
 struct SlotState {
     incumbent: Option<WorkerId>,
+    successor: Option<Successor>,
     /// Deaths before ready since a worker was last healthy here.
     failures: u32,
     /// Workers that were started here after the first.
@@ -144,11 +213,21 @@ struct SlotState {
     restart_at: Option<Time>,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Successor {
+    worker: WorkerId,
+    /// Why the incumbent is to go.
+    why: Why,
+}
+
 #[derive(Debug)]
 struct Worker {
     slot: Slot,
     state: WorkerState,
+    started: Time,
     ready_since: Option<Time>,
+    /// Its part of the limits that it is recycled at.
+    share: f64,
     /// When it is killed if it still lives: it drains because somebody else said so, or was aborted.
     kill_at: Option<Time>,
     heartbeats: u64,
@@ -159,6 +238,11 @@ struct Worker {
 }
 
 impl Worker {
+    fn drain(&mut self, kill_at: Time) {
+        self.state = WorkerState::Draining;
+        self.kill_by(kill_at);
+    }
+
     /// Kills it at `time`, or sooner if that was decided before.
     fn kill_by(&mut self, time: Time) {
         self.kill_at = Some(self.kill_at.map_or(time, |earlier| earlier.min(time)));
@@ -168,10 +252,38 @@ impl Worker {
 /// What a user may choose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Workers that live longer than this after a drain began are killed.
+    /// Workers that have not finished so long after their drain began cut what is left.
+    pub(crate) drain_timeout: Duration,
+    /// Workers serve on for so long after the cluster was told to stop.
+    pub(crate) shutdown_delay: Duration,
+    /// Workers that live longer than this after the cluster stopped to accept are killed.
     pub(crate) shutdown_timeout: Duration,
     /// An executor that did not turn for so long hangs.
     pub(crate) hang_timeout: Duration,
+    pub(crate) recycle: Recycle,
+}
+
+/// When a worker is replaced by a fresh one: each worker draws its own limits, a little below these.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Recycle {
+    pub(crate) max_requests: Option<u64>,
+    pub(crate) max_lifetime: Option<Duration>,
+    /// Resident memory, in bytes.
+    pub(crate) max_rss: Option<u64>,
+}
+
+impl Recycle {
+    fn limit_reached(&self, now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
+        let share = |limit: u64| (limit as f64 * worker.share) as u64;
+        let age = now.saturating_sub(worker.started);
+        if self.max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
+            return Some(Why::MaxRequests);
+        }
+        if self.max_lifetime.is_some_and(|limit| age >= limit.mul_f64(worker.share)) {
+            return Some(Why::MaxLifetime);
+        }
+        self.max_rss.is_some_and(|limit| vitals.rss >= share(limit)).then_some(Why::MaxRss)
+    }
 }
 
 /// The supervisor of one cluster.
@@ -186,7 +298,11 @@ pub(crate) struct Supervisor {
     /// From the first ready worker on, the cluster never gives up.
     ever_ready: bool,
     release_output_at: Option<Time>,
-    heartbeats_read_at: Time,
+    /// When the workers are to be drained, if the cluster is about to stop.
+    stop_at: Option<Time>,
+    observed_at: Time,
+    /// The last successor died before it was ready: no other is tried before this.
+    surge_after: Time,
     /// When workers crashed in the last minute; as many as make a storm, and one more.
     crashes: VecDeque<Time>,
     degraded: bool,
@@ -205,7 +321,9 @@ impl Supervisor {
             boot_deaths: 0,
             ever_ready: false,
             release_output_at: Some(BOOT_PATIENCE),
-            heartbeats_read_at: Time::ZERO,
+            stop_at: None,
+            observed_at: Time::ZERO,
+            surge_after: Time::ZERO,
             crashes: VecDeque::new(),
             degraded: false,
             random: fastrand::Rng::with_seed(seed),
@@ -214,7 +332,7 @@ impl Supervisor {
 
     /// The first actions: a worker for every slot.
     pub(crate) fn start(&mut self) -> Vec<Action> {
-        (0..self.slots()).map(|slot| self.spawn(Time::ZERO, Slot(slot))).collect()
+        (0..self.slots()).map(|slot| self.fill(Time::ZERO, Slot(slot))).collect()
     }
 
     /// Takes note of what happened at `now` and answers what is to be done. Events of workers that are gone already
@@ -222,10 +340,11 @@ impl Supervisor {
     pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
         let mut actions = match event {
             Event::BecameReady { worker } => self.became_ready(now, worker),
+            Event::BeganAccepting { worker } => self.began_accepting(now, worker),
             Event::BeganDraining { worker } => self.began_draining(now, worker),
             Event::LoadFailed { worker, reason } => self.load_failed(worker, reason),
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
-            Event::HeartbeatsRead(heartbeats) => self.heartbeats_read(now, heartbeats),
+            Event::Observed(vitals) => self.observed(now, &vitals),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
             Event::ScaleRequested { slots } => self.scale(now, slots),
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
@@ -244,14 +363,21 @@ impl Supervisor {
         let restarts = self.slots.iter().filter_map(|slot| slot.restart_at);
         let kills = self.workers.values().filter_map(|worker| worker.kill_at);
         let calm = self.crashes.front().filter(|_| self.degraded).map(|&oldest| oldest + STORM_WINDOW);
-        restarts.chain(kills).chain(kill_at).chain(self.release_output_at).chain(calm).min()
+        let others = kill_at.into_iter().chain(self.stop_at).chain(self.release_output_at).chain(calm);
+        restarts.chain(kills).chain(others).min()
     }
 
-    /// The worker's state and the workers that its slot had before it.
-    pub(crate) fn describe(&self, worker: WorkerId) -> Option<(Slot, WorkerState, u64)> {
+    /// What is known of a worker that is not gone yet.
+    pub(crate) fn describe(&self, worker: WorkerId) -> Option<Description> {
         let found = self.workers.get(&worker)?;
-        let restarts = self.slots.get(found.slot.0 as usize).map_or(0, |slot| slot.restarts);
-        Some((found.slot, found.state, restarts))
+        let slot = self.slots.get(found.slot.0 as usize);
+        let succeeds = slot.and_then(|slot| slot.successor).is_some_and(|successor| successor.worker == worker);
+        Some(Description {
+            slot: found.slot,
+            role: if succeeds { Role::Successor } else { Role::Incumbent },
+            state: found.state,
+            restarts: slot.map_or(0, |slot| slot.restarts),
+        })
     }
 
     /// Slots that wait for a new worker, with the time it is due and the workers they had.
@@ -269,8 +395,14 @@ impl Supervisor {
         matches!(self.stage, Stage::Booting)
     }
 
+    /// Whether no worker is started any more.
     pub(crate) fn is_stopping(&self) -> bool {
         !matches!(self.stage, Stage::Booting | Stage::Running)
+    }
+
+    /// Whether it stops, or has been told to and waits for its delay.
+    pub(crate) fn is_about_to_stop(&self) -> bool {
+        self.stop_at.is_some() || self.is_stopping()
     }
 
     /// Whether crashes have become a storm. Healthy workers go on.
@@ -286,23 +418,38 @@ impl Supervisor {
         &mut self.slots[slot.0 as usize]
     }
 
-    fn spawn(&mut self, now: Time, slot: Slot) -> Action {
-        let worker = WorkerId(self.next_worker);
-        self.next_worker += 1;
+    /// Gives an empty slot a worker.
+    fn fill(&mut self, now: Time, slot: Slot) -> Action {
+        let worker = self.enlist(now, slot);
         let state = self.slot_mut(slot);
         state.incumbent = Some(worker);
         state.restart_at = None;
+        Action::Spawn { worker, slot }
+    }
+
+    /// Starts a successor for the slot's incumbent, which goes when the successor accepts.
+    fn surge(&mut self, now: Time, slot: Slot, why: Why) -> Action {
+        let worker = self.enlist(now, slot);
+        self.slot_mut(slot).successor = Some(Successor { worker, why });
+        Action::Spawn { worker, slot }
+    }
+
+    fn enlist(&mut self, now: Time, slot: Slot) -> WorkerId {
+        let worker = WorkerId(self.next_worker);
+        self.next_worker += 1;
         let starting = Worker {
             slot,
             state: WorkerState::Starting,
+            started: now,
             ready_since: None,
+            share: 1.0 - (1.0 - LEAST_SHARE) * self.random.f64(),
             kill_at: None,
             heartbeats: 0,
             beat_at: now,
             last_words: None,
         };
         self.workers.insert(worker, starting);
-        Action::Spawn { worker, slot }
+        worker
     }
 
     fn became_ready(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
@@ -317,9 +464,9 @@ impl Supervisor {
         found.state = WorkerState::Ready;
         found.ready_since = Some(now);
         self.ever_ready = true;
-        let mut actions = vec![Action::StartAccepting { worker }];
-        let all_ready = self.workers.values().filter(|worker| worker.ready_since.is_some()).count() == self.slots.len();
-        if self.is_booting() && all_ready {
+        let mut actions = vec![Action::StartAccepting { worker }, Action::Report(Report::Ready { worker })];
+        let ready = self.workers.values().filter(|worker| worker.state == WorkerState::Ready).count();
+        if self.is_booting() && ready == self.slots.len() {
             self.stage = Stage::Running;
             self.release_output_at = None;
             actions.push(Action::AnnounceServing);
@@ -327,15 +474,61 @@ impl Supervisor {
         actions
     }
 
+    /// A successor takes over. Until now the incumbent accepted too.
+    fn began_accepting(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
+        let Some(found) = self.workers.get(&worker).filter(|found| found.state == WorkerState::Ready) else {
+            return Vec::new();
+        };
+        let slot = &mut self.slots[found.slot.0 as usize];
+        let Some(successor) = slot.successor.take_if(|successor| successor.worker == worker) else {
+            return Vec::new();
+        };
+        slot.restarts += 1;
+        let old = slot.incumbent.replace(worker);
+        self.drain(old, kill_at, successor.why)
+    }
+
+    fn drain(&mut self, worker: Option<WorkerId>, kill_at: Time, why: Why) -> Vec<Action> {
+        let Some(worker) = worker else { return Vec::new() };
+        let Some(state) = self.workers.get_mut(&worker) else { return Vec::new() };
+        state.drain(kill_at);
+        vec![Action::SendDrain { worker }, Action::Report(Report::Draining { worker, why })]
+    }
+
+    /// The worker is lost to its slot from now on, though it finishes what it has begun.
     fn began_draining(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let kill_at = now + self.policy.shutdown_timeout;
-        if let Some(found) = self.workers.get_mut(&worker)
-            && found.state != WorkerState::Draining
-        {
-            found.state = WorkerState::Draining;
-            found.kill_by(kill_at);
+        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
+        let Some(found) = self.workers.get_mut(&worker).filter(|found| found.state != WorkerState::Draining) else {
+            return Vec::new();
+        };
+        found.drain(kill_at);
+        let (slot, started) = (found.slot, found.started);
+        let mut actions = vec![Action::Report(Report::Draining { worker, why: Why::Asked })];
+        if !self.is_stopping() {
+            let wait = MIN_INTERVAL.saturating_sub(now.saturating_sub(started));
+            actions.extend(self.let_go(now, slot, worker, wait));
         }
-        Vec::new()
+        actions
+    }
+
+    /// Takes the worker off its slot, which gets another after `wait` unless a successor is there already.
+    fn let_go(&mut self, now: Time, slot: Slot, worker: WorkerId, wait: Duration) -> Option<Action> {
+        let state = self.slot_mut(slot);
+        if state.successor.take_if(|successor| successor.worker == worker).is_some() {
+            self.surge_after = now + wait;
+            return None;
+        }
+        state.restarts += 1;
+        state.incumbent = state.successor.take().map(|successor| successor.worker);
+        if state.incumbent.is_some() {
+            return None;
+        }
+        if wait.is_zero() {
+            return Some(self.fill(now, slot));
+        }
+        state.restart_at = Some(now + wait);
+        None
     }
 
     /// The worker exits by itself; until then nothing more is expected of it.
@@ -360,18 +553,10 @@ impl Supervisor {
             return Vec::new();
         };
         let slot = gone.slot;
-        // One whose slot was given up, and perhaps to another since, has no successor.
-        let was_incumbent = self.slots.get(slot.0 as usize).is_some_and(|slot| slot.incumbent == Some(worker));
-        if !was_incumbent || self.is_stopping() {
-            return Vec::new();
-        }
-        self.slot_mut(slot).incumbent = None;
-        if gone.state == WorkerState::Draining {
-            // It left as planned.
-            self.slot_mut(slot).restarts += 1;
-            return vec![self.spawn(now, slot)];
-        }
         let reason = gone.last_words.unwrap_or(how);
+        if gone.state == WorkerState::Draining || self.is_stopping() {
+            return vec![Action::Report(Report::Left { worker, slot, how: reason })];
+        }
         let wait = match gone.ready_since {
             Some(since) => {
                 let lived = now.saturating_sub(since);
@@ -395,18 +580,13 @@ impl Supervisor {
             // The boot may never be complete now, and why must not stay a secret.
             actions.push(Action::ReleaseOutput);
         }
-        actions.push(Action::ReportCrash { worker, slot, reason, retry_in: wait });
+        actions.push(Action::Report(Report::Crashed { worker, slot, reason, retry_in: wait }));
         self.crashes.push_back(now);
         if self.crashes.len() > self.storm() + 1 {
             self.crashes.pop_front();
         }
         actions.extend(self.weigh_crashes(now));
-        self.slot_mut(slot).restarts += 1;
-        if wait.is_zero() {
-            actions.push(self.spawn(now, slot));
-        } else {
-            self.slot_mut(slot).restart_at = Some(now + wait);
-        }
+        actions.extend(self.let_go(now, slot, worker, wait));
         actions
     }
 
@@ -420,22 +600,28 @@ impl Supervisor {
         let degraded = self.crashes.len() > self.storm();
         let changed = degraded != self.degraded;
         self.degraded = degraded;
-        changed.then_some(Action::ReportDegraded(degraded))
+        changed.then_some(Action::Report(Report::Degraded(degraded)))
+    }
+
+    fn observed(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
+        let mut actions = self.abort_hung(now, vitals);
+        actions.extend(self.recycle(now, vitals));
+        actions
     }
 
     /// Aborts workers whose executor stands still. Heartbeats that were read late prove nothing: the primary itself was
     /// stopped, or the whole machine was.
-    fn heartbeats_read(&mut self, now: Time, heartbeats: Vec<(WorkerId, u64)>) -> Vec<Action> {
+    fn abort_hung(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
         let Policy { hang_timeout, .. } = self.policy;
-        let late = now.saturating_sub(self.heartbeats_read_at) >= hang_timeout / 2;
-        self.heartbeats_read_at = now;
+        let late = now.saturating_sub(self.observed_at) >= hang_timeout / 2;
+        self.observed_at = now;
         let mut actions = Vec::new();
-        for (id, count) in heartbeats {
+        for &(id, Vitals { heartbeats, .. }) in vitals {
             let Some(worker) = self.workers.get_mut(&id) else {
                 continue;
             };
-            if late || worker.heartbeats != count {
-                worker.heartbeats = count;
+            if late || worker.heartbeats != heartbeats {
+                worker.heartbeats = heartbeats;
                 worker.beat_at = now;
             } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
                 worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
@@ -444,6 +630,21 @@ impl Supervisor {
             }
         }
         actions
+    }
+
+    /// Starts a successor for one worker that has reached a limit. One at a time: every worker is ready, none drains.
+    fn recycle(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Option<Action> {
+        let whole = self.workers.len() == self.slots.len()
+            && self.workers.values().all(|worker| worker.state == WorkerState::Ready);
+        let allowed = matches!(self.stage, Stage::Running) && self.stop_at.is_none() && now >= self.surge_after;
+        if !whole || !allowed {
+            return None;
+        }
+        let (slot, why) = vitals.iter().find_map(|(id, vitals)| {
+            let worker = self.workers.get(id).filter(|worker| worker.last_words.is_none())?;
+            Some((worker.slot, self.policy.recycle.limit_reached(now, worker, vitals)?))
+        })?;
+        Some(self.surge(now, slot, why))
     }
 
     /// The slot's next wait; counts one more failure.
@@ -468,37 +669,33 @@ impl Supervisor {
     /// Starts workers for new slots, or drains those of the highest.
     fn scale(&mut self, now: Time, slots: u32) -> Vec<Action> {
         debug_assert!(slots > 0, "a cluster has a worker");
-        if !matches!(self.stage, Stage::Running) {
+        if !matches!(self.stage, Stage::Running) || self.stop_at.is_some() {
             return Vec::new();
         }
-        let kill_at = now + self.policy.shutdown_timeout;
+        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
         let mut actions = Vec::new();
-        for given_up in self.slots.drain((slots as usize).min(self.slots.len())..) {
-            if let Some(worker) = given_up.incumbent
-                && let Some(state) = self.workers.get_mut(&worker)
-            {
-                state.state = WorkerState::Draining;
-                state.kill_by(kill_at);
-                actions.push(Action::SendDrain { worker });
+        let given_up: Vec<SlotState> = self.slots.drain((slots as usize).min(self.slots.len())..).collect();
+        for SlotState { incumbent, successor, .. } in given_up {
+            let successor = successor.map(|successor| successor.worker);
+            for worker in [incumbent, successor] {
+                actions.extend(self.drain(worker, kill_at, Why::Scaled));
             }
         }
         for slot in self.slots()..slots {
             self.slots.push(SlotState::default());
-            actions.push(self.spawn(now, Slot(slot)));
+            actions.push(self.fill(now, Slot(slot)));
         }
         actions
     }
 
     fn shut_down(&mut self, now: Time, haste: Haste) -> Vec<Action> {
         match (&self.stage, haste) {
-            (Stage::Booting | Stage::Running, Haste::Drain) => {
-                self.stage = Stage::Stopping { kill_at: Some(now + self.policy.shutdown_timeout) };
-                self.forget_deadlines();
-                let drain = self.workers.iter_mut().map(|(&worker, state)| {
-                    state.state = WorkerState::Draining;
-                    Action::SendDrain { worker }
-                });
-                std::iter::once(Action::CloseListeners).chain(drain).collect()
+            (Stage::Booting | Stage::Running, Haste::Drain) if self.stop_at.is_none() => {
+                if self.policy.shutdown_delay.is_zero() {
+                    return self.drain_all(now);
+                }
+                self.stop_at = Some(now + self.policy.shutdown_delay);
+                Vec::new()
             }
             (Stage::Exited | Stage::Failing { .. }, _) => Vec::new(),
             // Asked again, or asked to hurry.
@@ -510,8 +707,23 @@ impl Supervisor {
         }
     }
 
+    fn drain_all(&mut self, now: Time) -> Vec<Action> {
+        let Policy { shutdown_timeout, drain_timeout, .. } = self.policy;
+        self.stage = Stage::Stopping { kill_at: Some(now + shutdown_timeout) };
+        self.forget_deadlines();
+        let mut actions = vec![Action::CloseListeners];
+        let served = self.workers.iter_mut().filter(|(_, state)| state.state != WorkerState::Draining);
+        for (&worker, state) in served {
+            state.drain(now + drain_timeout + CUT_GRACE);
+            actions.push(Action::SendDrain { worker });
+            actions.push(Action::Report(Report::Draining { worker, why: Why::Stopping }));
+        }
+        actions
+    }
+
     fn forget_deadlines(&mut self) {
         self.release_output_at = None;
+        self.stop_at = None;
         self.crashes.clear();
         for slot in &mut self.slots {
             slot.restart_at = None;
@@ -529,6 +741,9 @@ impl Supervisor {
             self.stage = Stage::Stopping { kill_at: None };
             return self.kill_all();
         }
+        if self.stop_at.take_if(|at| *at <= now).is_some() {
+            return self.drain_all(now);
+        }
         let mut actions = Vec::new();
         if self.release_output_at.take_if(|at| *at <= now).is_some() {
             actions.push(Action::ReleaseOutput);
@@ -542,7 +757,7 @@ impl Supervisor {
             actions.extend(self.weigh_crashes(now));
         }
         let due: Vec<Slot> = self.waiting().filter(|&(_, at, _)| at <= now).map(|(slot, ..)| slot).collect();
-        actions.extend(due.into_iter().map(|slot| self.spawn(now, slot)));
+        actions.extend(due.into_iter().map(|slot| self.fill(now, slot)));
         actions
     }
 

@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
@@ -24,13 +24,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Sleep, sleep_until};
 use wasmtime_wasi_http::Error;
 
 use super::Phase;
 use super::accept::{Connection, Stream};
+use super::drain::{Duty, Event};
 use super::instance::{Call, Failure, Head, Instances};
+use super::io::{Answering, Io, Watch};
+use super::requests::{InFlight, Requests};
 use crate::ipc::bounded;
-use crate::stats::{Held, Stats};
+use crate::stats::Stats;
 
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -43,9 +47,11 @@ const NO_HOST: &str = "localhost";
 /// What connections share.
 pub(super) struct Server {
     instances: Rc<Instances>,
+    requests: Rc<Requests>,
     phases: watch::Receiver<Phase>,
-    /// How long connections stay served after a drain began, for requests that are already on their way.
+    /// How long idle connections stay served after a drain began, for requests that are already on their way.
     idle_grace: Duration,
+    started: Instant,
     stats: &'static Stats,
 }
 
@@ -54,11 +60,12 @@ type Answer = Response<Body>;
 impl Server {
     pub(super) fn new(
         instances: Rc<Instances>,
+        requests: Rc<Requests>,
         phases: watch::Receiver<Phase>,
         idle_grace: Duration,
         stats: &'static Stats,
     ) -> Self {
-        Self { instances, phases, idle_grace, stats }
+        Self { instances, requests, phases, idle_grace, started: Instant::now(), stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -76,30 +83,42 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let (mut phases, idle_grace) = (self.phases.clone(), self.idle_grace);
-        let service = service_fn(move |request| {
-            let server = self.clone();
-            let alive = alive.clone();
-            async move { Ok::<_, Infallible>(server.answer(request, alive).await) }
+        let watch = Rc::new(Watch::new(self.started, self.idle_grace));
+        let mut phases = self.phases.clone();
+        let service = service_fn(|request| {
+            let (server, watch, alive) = (self.clone(), watch.clone(), alive.clone());
+            async move { Ok::<_, Infallible>(server.answer(request, watch, alive).await) }
         });
         let mut http = http1::Builder::new();
         http.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).half_close(false);
-        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = grace_is_over(&mut phases, idle_grace) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone())), service);
+        // The sender lives as long as the process, so waiting cannot fail.
+        let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
+        let mut timer = Timer::default();
+        poll_fn(|context| {
+            if !watch.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
+                watch.step(Event::DrainBegan);
             }
-        };
-        if let Err(error) = ended {
-            tracing::debug!("a connection ended early: {error}");
-        }
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
+                watch.step(how_it_ended(ended, &watch));
+                return Poll::Ready(());
+            }
+            while let Some(deadline) = watch.next_deadline() {
+                ready!(timer.poll(deadline, context));
+                watch.step(Event::DeadlinePassed);
+                if watch.duty() != Duty::Serve {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        connection.into_parts().io.into_inner().linger().await;
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, alive: mpsc::Sender<()>) -> Answer {
-        self.stats.requests.increment();
-        let in_flight = self.stats.in_flight.hold();
+    async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
+        let in_flight = self.requests.begin();
+        let answering = watch.clone().answering();
         let mut answer = match authority(&request) {
             Some(authority) => {
                 let method = request.method().clone();
@@ -108,7 +127,7 @@ impl Server {
                     request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
                 }
                 let (head, call) = self.instances.call(request, authority);
-                let tail = Tail { stats: self.stats, _in_flight: in_flight, _alive: alive };
+                let tail = Tail { stats: self.stats, in_flight, _alive: alive };
                 drive(head, call, tail, &method).await
             }
             None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header\n"),
@@ -116,19 +135,37 @@ impl Server {
         if answer.status().is_server_error() {
             self.stats.errors.increment();
         }
-        if *self.phases.borrow() == Phase::Draining {
+        if watch.is_draining() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        answer.body_mut().answering = Some(answering);
         answer
     }
 }
 
-/// Resolves when the worker drains and an idle connection has been kept long enough for a request that may have been
-/// on its way.
-async fn grace_is_over(phases: &mut watch::Receiver<Phase>, idle_grace: Duration) {
-    // The sender lives as long as the process.
-    let _ = phases.wait_for(|&phase| phase == Phase::Draining).await;
-    tokio::time::sleep(idle_grace).await;
+fn how_it_ended(ended: hyper::Result<()>, watch: &Watch) -> Event {
+    match ended {
+        Ok(()) if watch.has_client_left() => Event::ClientLeft,
+        Ok(()) => Event::Shut,
+        Err(error) => {
+            tracing::debug!("a connection ended early: {error}");
+            Event::ClientLeft
+        }
+    }
+}
+
+/// A timer that costs nothing until it is needed.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+        if sleep.deadline() != deadline.into() {
+            sleep.as_mut().reset(deadline.into());
+        }
+        sleep.as_mut().poll(context)
+    }
 }
 
 /// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in
@@ -176,11 +213,12 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, tail: Tail, method
             Response::from_parts(head, body)
         }
         (_, Ok(Err(code))) => {
-            tracing::warn!("the guest answered with an error: {code}");
+            tracing::warn!(request = tail.in_flight.id.to_string(), "the guest answered with an error: {code}");
             internal_error()
         }
         (_, Err(_)) => {
-            tracing::warn!("the guest gave up its chance to answer without setting a response");
+            let request = tail.in_flight.id.to_string();
+            tracing::warn!(request, "the guest gave up its chance to answer without setting a response");
             internal_error()
         }
     }
@@ -200,14 +238,15 @@ fn plain(status: StatusCode, text: &'static str) -> Answer {
 /// What belongs to a request until its guest is done, whichever task that happens in.
 struct Tail {
     stats: &'static Stats,
-    _in_flight: Held,
+    in_flight: InFlight,
     _alive: mpsc::Sender<()>,
 }
 
 impl Tail {
     fn trapped(&self, error: &wasmtime::Error) {
         self.stats.traps.increment();
-        tracing::error!("the guest trapped: {}", bounded(format!("{error:?}")));
+        let request = self.in_flight.id.to_string();
+        tracing::error!(request, "the guest trapped: {}", bounded(format!("{error:?}")));
     }
 }
 
@@ -219,12 +258,13 @@ struct Body {
     tail: Option<Tail>,
     /// How much of the declared content-length is still to come.
     remaining: Option<u64>,
+    answering: Option<Answering>,
 }
 
 impl Body {
     fn text(text: &'static str) -> Self {
         let frames = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
-        Self { frames: Some(frames), call: None, tail: None, remaining: None }
+        Self { frames: Some(frames), call: None, tail: None, remaining: None, answering: None }
     }
 
     fn of_guest(
@@ -238,7 +278,7 @@ impl Body {
             method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let declared = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let remaining = if bodyless { Some(0) } else { declared };
-        Self { frames: Some(frames), call, tail: Some(tail), remaining }
+        Self { frames: Some(frames), call, tail: Some(tail), remaining, answering: None }
     }
 
     /// Lets the guest work. An error means that the answer can no longer become whole.

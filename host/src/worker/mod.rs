@@ -5,28 +5,31 @@
 //! stand plain threads: one that accepts for each listener, the epoch ticker, and the guardian.
 
 mod accept;
+mod drain;
 mod guardian;
 mod http;
 mod instance;
+mod io;
+mod requests;
 mod stdio;
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::WorkerSettings;
+use crate::config::{LiveConfig, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
 use crate::limits;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
 use accept::{Acceptor, Connection};
+use guardian::Guardian;
 use instance::Instances;
+use requests::Requests;
 
 pub(crate) use instance::{Guest, add_identity};
 
@@ -48,6 +51,7 @@ enum Phase {
 #[derive(Debug)]
 struct Handover {
     identity: Identity,
+    config: LiveConfig,
     stats: &'static Stats,
     settings: WorkerSettings,
     artifact: OwnedFd,
@@ -58,34 +62,40 @@ struct Handover {
 impl Handover {
     fn receive(primary: &WorkerEnd) -> anyhow::Result<Self> {
         let start = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
-        let Received::Message(ToWorker::Start(identity), descriptors) = start else {
+        let Received::Message(ToWorker::Start(identity, config), descriptors) = start else {
             return Err(anyhow!("the first frame was not Start"));
         };
         let mut descriptors = descriptors.into_iter();
         let mut next = |what: &str| descriptors.next().with_context(|| format!("the first frame came without {what}"));
         let stats = Page::open(&next("the stats page")?)?;
+        stats.frames.increment();
         let settings = WorkerSettings::read(next("the settings")?)?;
         let artifact = next("the artifact")?;
         let log = next("the log pipe")?;
         let listeners: Vec<OwnedFd> = descriptors.collect();
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
-        Ok(Self { identity, stats, settings, artifact, log, listeners })
+        Ok(Self { identity, config, stats, settings, artifact, log, listeners })
     }
 }
 
 /// The worker process: the IPC channel is its standard input, the pipes for what guests print its standard output and
 /// error.
 pub(crate) fn worker_main() -> anyhow::Result<()> {
-    let primary = Arc::new(WorkerEnd::from(io::stdin().as_fd().try_clone_to_owned()?));
-    let Handover { identity, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
+    let sigterm = guardian::take_signals()?;
+    let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
+    let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(log)));
-    settings.logging.install(move || log);
+    let volume = settings.logging.install(config.log_level, move || log);
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);
     let _span = span.enter();
 
     limits::raise_descriptor_limit();
-    if let Err(error) = run(&primary, settings, artifact, identity, listeners, stats) {
+    let (phase, phases) = watch::channel(Phase::Waiting);
+    let drain_timeout = settings.drain_timeout;
+    let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
+    guardian.start()?;
+    if let Err(error) = run(&primary, settings, artifact, identity, listeners, phases, stats) {
         // If the primary is gone, nobody is left to be told.
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
@@ -93,37 +103,23 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
 }
 
 fn run(
-    primary: &Arc<WorkerEnd>,
+    primary: &WorkerEnd,
     settings: WorkerSettings,
     artifact: OwnedFd,
     identity: Identity,
     listeners: Vec<OwnedFd>,
+    phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
-    let (phase, phases) = watch::channel(Phase::Waiting);
-    let phase = Arc::new(phase);
-    guardian::start(primary.clone(), phase.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        drain_on_sigterm(primary.clone(), phase)?;
         heartbeat(stats);
+        let requests = Rc::new(Requests::new(identity.worker, stats));
         let instances = load(&settings, artifact, identity, stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
-        serve(instances, listeners, phases, settings.drain_idle_grace, stats).await
+        let server = http::Server::new(instances, requests, phases.clone(), settings.drain_idle_grace, stats);
+        serve(Rc::new(server), primary, listeners, phases).await
     })
-}
-
-/// SIGTERM sent to a worker is a planned drain of that worker.
-fn drain_on_sigterm(primary: Arc<WorkerEnd>, phase: Arc<watch::Sender<Phase>>) -> io::Result<()> {
-    let mut sigterm = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        if sigterm.recv().await.is_some() {
-            // If the primary is gone, it does not matter what it believes.
-            let _ = primary.send(&ToPrimary::Draining, &[]);
-            advance(&phase, Phase::Draining);
-        }
-    });
-    Ok(())
 }
 
 fn advance(phase: &watch::Sender<Phase>, to: Phase) {
@@ -158,11 +154,10 @@ async fn load(
 
 /// Accepts and serves from the moment the primary says so until everything is drained.
 async fn serve(
-    instances: Rc<Instances>,
+    server: Rc<http::Server>,
+    primary: &WorkerEnd,
     listeners: Vec<OwnedFd>,
     mut phases: watch::Receiver<Phase>,
-    idle_grace: Duration,
-    stats: &'static Stats,
 ) -> anyhow::Result<()> {
     let local = tokio::task::LocalSet::new();
     local
@@ -175,10 +170,10 @@ async fn serve(
             let acceptors = listeners
                 .into_iter()
                 .map(|listener| Acceptor::start(listener, sender.clone()))
-                .collect::<io::Result<Vec<_>>>()?;
+                .collect::<std::io::Result<Vec<_>>>()?;
             drop(sender);
+            primary.send(&ToPrimary::Accepting, &[])?;
             let (alive, mut all_done) = mpsc::channel::<()>(1);
-            let server = Rc::new(http::Server::new(instances, phases.clone(), idle_grace, stats));
             loop {
                 tokio::select! {
                     connection = connections.recv() => match connection {

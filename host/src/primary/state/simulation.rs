@@ -12,7 +12,13 @@ use super::*;
 const HISTORIES: u64 = 10_000;
 /// Nobody asks for anything later than this; what goes on is then seen to its end.
 const LENGTH: Time = Duration::from_secs(60);
-const POLICY: Policy = Policy { shutdown_timeout: Duration::from_secs(15), hang_timeout: Duration::from_secs(10) };
+const POLICY: Policy = Policy {
+    drain_timeout: Duration::from_secs(12),
+    shutdown_delay: Duration::ZERO,
+    shutdown_timeout: Duration::from_secs(15),
+    hang_timeout: Duration::from_secs(10),
+    recycle: Recycle { max_requests: Some(30_000), max_lifetime: Some(Duration::from_secs(40)), max_rss: None },
+};
 const READ_EVERY: Duration = Duration::from_secs(1);
 /// A worker that hangs is dead within this: the timeout, the grace after SIGABRT, and two readings.
 const FREED_WITHIN: Duration = Duration::from_secs(14);
@@ -23,6 +29,7 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
     BecomesReady(WorkerId),
+    Accepts(WorkerId),
     FailsToLoad(WorkerId),
     Hangs(WorkerId),
     BreaksTheProtocol(WorkerId),
@@ -35,8 +42,9 @@ enum Happening {
 
 struct Process {
     slot: Slot,
+    started: Time,
     ready: bool,
-    draining: bool,
+    drain_began: Option<Time>,
     hung_at: Option<Time>,
 }
 
@@ -128,14 +136,17 @@ impl Simulation {
         match happening {
             Happening::HeartbeatsAreRead => {
                 let beat = self.now.as_millis() as u64;
-                let beats =
-                    self.processes.iter().map(|(&id, process)| (id, if process.hung_at.is_some() { 1 } else { beat }));
-                let beats = beats.collect();
+                // A request a millisecond, as long as it lives well.
+                let vitals = |process: &Process| {
+                    let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
+                    Vitals { heartbeats, requests: (self.now - process.started).as_millis() as u64, rss: 0 }
+                };
+                let observed = self.processes.iter().map(|(&id, process)| (id, vitals(process))).collect();
                 for (worker, process) in &self.processes {
                     let hung_for = process.hung_at.map_or(Time::ZERO, |at| self.now - at);
                     assert!(hung_for <= FREED_WITHIN, "worker {worker} hangs for {hung_for:?}");
                 }
-                self.tell(Event::HeartbeatsRead(beats));
+                self.tell(Event::Observed(observed));
                 self.plan(READ_EVERY, Happening::HeartbeatsAreRead);
             }
             Happening::Scale(slots) => self.tell(Event::ScaleRequested { slots }),
@@ -146,6 +157,10 @@ impl Simulation {
             Happening::BecomesReady(worker) if is_alive(&worker) => {
                 self.ever_ready |= !self.supervisor.is_stopping();
                 self.tell(Event::BecameReady { worker });
+                self.plan_within(Duration::from_millis(20), Happening::Accepts(worker));
+            }
+            Happening::Accepts(worker) if is_alive(&worker) => {
+                self.tell(Event::BeganAccepting { worker });
                 self.live(worker);
             }
             Happening::FailsToLoad(worker) if is_alive(&worker) => {
@@ -165,7 +180,7 @@ impl Simulation {
             Happening::Dies(worker) if is_alive(&worker) => {
                 let dead = self.processes.remove(&worker).expect("alive");
                 let is_kept = dead.slot.0 < self.supervisor.slots() && !self.supervisor.is_stopping();
-                if dead.ready && !dead.draining && is_kept {
+                if dead.ready && dead.drain_began.is_none() && is_kept && self.members(dead.slot) == 0 {
                     self.owed.insert(dead.slot, self.now + REPLACED_WITHIN);
                 }
                 self.tell(Event::Exited { worker, how: "died".into() });
@@ -188,7 +203,7 @@ impl Simulation {
     }
 
     fn drain(&mut self, worker: WorkerId) {
-        self.processes.get_mut(&worker).expect("alive").draining = true;
+        self.processes.get_mut(&worker).expect("alive").drain_began.get_or_insert(self.now);
         // Some never come to an end by themselves.
         if self.chance(80) {
             self.plan_within(Duration::from_secs(20), Happening::Dies(worker));
@@ -196,7 +211,7 @@ impl Simulation {
     }
 
     fn tell(&mut self, event: Event) {
-        if self.verbose && !matches!(event, Event::HeartbeatsRead(_)) {
+        if self.verbose && !matches!(event, Event::Observed(_)) {
             tell_reader(&format!("{:>9.3}  {event:?}", self.now.as_secs_f64()));
         }
         let actions = self.supervisor.step(self.now, event);
@@ -241,10 +256,7 @@ impl Simulation {
                 }
                 Action::StartAccepting { worker } => assert!(self.processes.contains_key(&worker)),
                 Action::CloseListeners => assert!(self.stopped_at.is_some()),
-                Action::AnnounceServing
-                | Action::ReleaseOutput
-                | Action::ReportCrash { .. }
-                | Action::ReportDegraded(_) => {}
+                Action::AnnounceServing | Action::ReleaseOutput | Action::Report(_) => {}
             }
         }
         if self.supervisor.is_stopping() {
@@ -253,15 +265,20 @@ impl Simulation {
         self.owed.retain(|slot, _| slot.0 < self.supervisor.slots());
     }
 
+    /// How many workers are the slot's incumbent or successor.
+    fn members(&self, slot: Slot) -> usize {
+        self.processes.values().filter(|process| process.slot == slot && process.drain_began.is_none()).count()
+    }
+
     fn spawn(&mut self, worker: WorkerId, slot: Slot) -> Option<Event> {
-        let others = self.processes.values().filter(|process| process.slot == slot && !process.draining);
-        assert_eq!(others.count(), 0, "two incumbents in slot {slot}");
+        assert!(self.members(slot) <= 1, "a third worker in slot {slot}");
         self.owed.remove(&slot);
         if self.chance(5) {
             self.never_started.insert(worker);
             return Some(Event::SpawnFailed { worker, reason: "no process".into() });
         }
-        self.processes.insert(worker, Process { slot, ready: false, draining: false, hung_at: None });
+        self.processes
+            .insert(worker, Process { slot, started: self.now, ready: false, drain_began: None, hung_at: None });
         match self.random.u32(0..20) {
             0 => self.plan_within(Duration::from_secs(2), Happening::Dies(worker)),
             1 => self.plan_within(Duration::from_secs(2), Happening::FailsToLoad(worker)),
@@ -272,7 +289,7 @@ impl Simulation {
     }
 
     fn check_end(self) {
-        match (self.outcome, self.stopped_at) {
+        match (&self.outcome, self.stopped_at) {
             (Some(Outcome::BootFailed(_)), _) => assert!(!self.ever_ready, "gave up after a worker was ready"),
             (Some(Outcome::Stopped), Some(at)) => {
                 let longest = POLICY.shutdown_timeout + Duration::from_millis(10);
@@ -281,12 +298,14 @@ impl Simulation {
             (Some(Outcome::Stopped), None) => panic!("stopped by itself"),
             (None, Some(at)) => panic!("asked to stop at {at:?}, and still there at {:?}", self.now),
             (None, None) => {
-                let kept = self.processes.values().filter(|process| !process.draining).count();
-                // One that was told to drain by somebody else keeps its slot until it is gone.
-                let leaving = self.processes.values().filter(|process| process.draining).count();
-                let slots = self.supervisor.slots() as usize;
-                let there = kept + self.supervisor.waiting().count();
-                assert!(there <= slots && there + leaving >= slots, "{there} and {leaving} of {slots} slots");
+                let waiting: Vec<Slot> = self.supervisor.waiting().map(|(slot, ..)| slot).collect();
+                for slot in (0..self.supervisor.slots()).map(Slot) {
+                    let (members, waits) = (self.members(slot), waiting.contains(&slot));
+                    assert!(if waits { members == 0 } else { (1..=2).contains(&members) }, "{members} in slot {slot}");
+                }
+                let drained_by = self.now.saturating_sub(POLICY.drain_timeout + CUT_GRACE + Duration::from_millis(10));
+                let late = |process: &&Process| process.drain_began.is_some_and(|began| began < drained_by);
+                assert_eq!(self.processes.values().filter(late).count(), 0, "a drain without end");
             }
         }
     }

@@ -8,7 +8,14 @@ use super::*;
 
 const SHUTDOWN: Duration = Duration::from_secs(15);
 const HANG: Duration = Duration::from_secs(10);
-const POLICY: Policy = Policy { shutdown_timeout: SHUTDOWN, hang_timeout: HANG };
+const DRAIN: Duration = Duration::from_secs(35);
+const POLICY: Policy = Policy {
+    drain_timeout: DRAIN,
+    shutdown_delay: Duration::ZERO,
+    shutdown_timeout: SHUTDOWN,
+    hang_timeout: HANG,
+    recycle: Recycle { max_requests: None, max_lifetime: None, max_rss: None },
+};
 
 fn ms(milliseconds: u64) -> Time {
     Duration::from_millis(milliseconds)
@@ -26,9 +33,17 @@ fn load_failed(worker: u64) -> Event {
     Event::LoadFailed { worker: WorkerId(worker), reason: "no".into() }
 }
 
-/// Feeds a script to a supervisor of two slots and compares what it does, one line an action.
+fn accepting(worker: u64) -> Event {
+    Event::BeganAccepting { worker: WorkerId(worker) }
+}
+
+/// Feeds a script to a supervisor of two slots and compares what it does.
 fn check(script: &[(u64, Event, &str)]) {
-    let mut supervisor = Supervisor::new(2, POLICY, 0);
+    check_with(POLICY, script);
+}
+
+fn check_with(policy: Policy, script: &[(u64, Event, &str)]) {
+    let mut supervisor = Supervisor::new(2, policy, 0);
     assert_eq!(text(&supervisor.start()), "spawn 1 in 0, spawn 2 in 1");
     for (at, event, expected) in script {
         let actions = supervisor.step(ms(*at), event.clone());
@@ -36,23 +51,34 @@ fn check(script: &[(u64, Event, &str)]) {
     }
 }
 
+/// What is done, and those reports that no action goes with.
 fn text(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
+        Action::Report(Report::Ready { .. } | Report::Left { .. }) => return None,
+        Action::Report(Report::Draining { why: Why::Asked | Why::Scaled | Why::Stopping, .. }) => return None,
+        action => Some(describe(action)),
+    };
+    actions.iter().filter_map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn describe(action: &Action) -> String {
+    match action {
         Action::Spawn { worker, slot } => format!("spawn {worker} in {slot}"),
         Action::StartAccepting { worker } => format!("accept {worker}"),
         Action::CloseListeners => "close".into(),
         Action::SendDrain { worker } => format!("drain {worker}"),
         Action::Abort { worker } => format!("abort {worker}"),
         Action::Kill { worker } => format!("kill {worker}"),
-        Action::ReportDegraded(degraded) => format!("degraded: {degraded}"),
+        Action::Report(Report::Degraded(degraded)) => format!("degraded: {degraded}"),
+        Action::Report(Report::Draining { why, .. }) => format!("{why:?}"),
         Action::AnnounceServing => "announce".into(),
         Action::ReleaseOutput => "release".into(),
-        Action::ReportCrash { worker, retry_in, .. } if retry_in.is_zero() => format!("crash {worker}"),
-        Action::ReportCrash { worker, .. } => format!("crash {worker}, wait"),
+        Action::Report(Report::Crashed { worker, retry_in, .. }) if retry_in.is_zero() => format!("crash {worker}"),
+        Action::Report(Report::Crashed { worker, .. }) => format!("crash {worker}, wait"),
+        Action::Report(Report::Ready { .. } | Report::Left { .. }) => "".into(),
         Action::Exit(Outcome::Stopped) => "stopped".into(),
         Action::Exit(Outcome::BootFailed(reason)) => format!("failed: {reason}"),
-    };
-    actions.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
 }
 
 #[test]
@@ -82,16 +108,18 @@ fn a_worker_that_somebody_else_drains_is_replaced_and_no_crash() {
     check(&[
         (1, ready(1), "accept 1"),
         (1, ready(2), "accept 2, announce"),
-        (10, draining(), ""),
-        (20, exited(1), "spawn 3 in 0"),
+        (110, draining(), "spawn 3 in 0"),
+        (120, exited(1), ""),
     ]);
     check(&[
         (1, ready(1), "accept 1"),
         (1, ready(2), "accept 2, announce"),
+        // One that was started just now: its slot does not spin.
         (10, draining(), ""),
-        (15_009, Event::DeadlinePassed, ""),
-        (15_010, Event::DeadlinePassed, "kill 1"),
-        (15_011, exited(1), "spawn 3 in 0"),
+        (100, Event::DeadlinePassed, "spawn 3 in 0"),
+        (36_009, Event::DeadlinePassed, ""),
+        (36_010, Event::DeadlinePassed, "kill 1"),
+        (36_011, exited(1), ""),
     ]);
 }
 
@@ -115,9 +143,9 @@ fn scaling_adds_slots_and_drains_the_highest() {
         (9, exited(2), ""),
         (10, exited(4), ""),
         (11, ready(5), "accept 5"),
-        (15_007, Event::DeadlinePassed, "kill 3"),
-        (15_008, exited(3), ""),
-        (15_009, exited(5), "crash 5, spawn 6 in 1"),
+        (36_007, Event::DeadlinePassed, "kill 3"),
+        (36_008, exited(3), ""),
+        (36_009, exited(5), "crash 5, spawn 6 in 1"),
     ]);
 }
 
@@ -133,7 +161,129 @@ fn a_slot_in_back_off_can_be_given_up() {
 }
 
 fn beats(one: u64, two: u64) -> Event {
-    Event::HeartbeatsRead(vec![(WorkerId(1), one), (WorkerId(2), two), (WorkerId(99), 7)])
+    let beat = |worker, heartbeats| (WorkerId(worker), Vitals { heartbeats, ..Vitals::default() });
+    Event::Observed(vec![beat(1, one), beat(2, two), beat(99, 7)])
+}
+
+/// Workers that turn, and have answered so many requests.
+fn served(requests: &[(u64, u64)]) -> Event {
+    let one = |&(worker, requests)| (WorkerId(worker), Vitals { heartbeats: requests, requests, rss: 0 });
+    Event::Observed(requests.iter().map(one).collect())
+}
+
+fn recycling(recycle: Recycle) -> Policy {
+    Policy { recycle, ..POLICY }
+}
+
+#[test]
+fn workers_are_recycled_one_at_a_time_surge_first() {
+    let policy = recycling(Recycle { max_requests: Some(1000), ..Recycle::default() });
+    check_with(
+        policy,
+        &[
+            (1, ready(1), "accept 1"),
+            (1, ready(2), "accept 2, announce"),
+            (1000, served(&[(1, 799), (2, 799)]), ""),
+            (2000, served(&[(1, 1000), (2, 1000)]), "spawn 3 in 0"),
+            (2500, served(&[(1, 1100), (2, 1100), (3, 0)]), ""),
+            (3000, ready(3), "accept 3"),
+            (3000, accepting(3), "drain 1, MaxRequests"),
+            (3000, accepting(3), ""),
+            // Not before the first is gone.
+            (3500, served(&[(1, 1200), (2, 1200), (3, 5)]), ""),
+            (4000, exited(1), ""),
+            (4500, served(&[(2, 1200), (3, 50)]), "spawn 4 in 1"),
+            (4600, ready(4), "accept 4"),
+            (4700, accepting(4), "drain 2, MaxRequests"),
+            (4800, exited(2), ""),
+            (5000, served(&[(3, 60), (4, 10)]), ""),
+        ],
+    );
+}
+
+#[test]
+fn lifetime_and_memory_recycle_too() {
+    let start = [(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    let mut script = start.to_vec();
+    let lifetime = Recycle { max_lifetime: Some(ms(10_000)), ..Recycle::default() };
+    script.push((7_999, served(&[(1, 1), (2, 1)]), ""));
+    script.push((10_000, served(&[(1, 2), (2, 2)]), "spawn 3 in 0"));
+    script.push((10_001, ready(3), "accept 3"));
+    script.push((10_002, accepting(3), "drain 1, MaxLifetime"));
+    check_with(recycling(lifetime), &script);
+
+    let grown = |rss| Event::Observed(vec![(WorkerId(2), Vitals { rss, heartbeats: rss, requests: 0 })]);
+    let mut script = start.to_vec();
+    script.push((1_000, grown(79), ""));
+    script.push((2_000, grown(100), "spawn 3 in 1"));
+    script.push((2_001, ready(3), "accept 3"));
+    script.push((2_002, accepting(3), "drain 2, MaxRss"));
+    check_with(recycling(Recycle { max_rss: Some(100), ..Recycle::default() }), &script);
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_surge_leaves_the_other_worker() {
+    let policy = recycling(Recycle { max_requests: Some(10), ..Recycle::default() });
+    let start = [
+        (1, ready(1), "accept 1"),
+        (1, ready(2), "accept 2, announce"),
+        (1000, served(&[(1, 10), (2, 0)]), "spawn 3 in 0"),
+    ];
+    // The incumbent: its successor is there already.
+    let mut script = start.to_vec();
+    script.push((1001, exited(1), "crash 1"));
+    script.push((1002, ready(3), "accept 3"));
+    script.push((1003, accepting(3), ""));
+    check_with(policy, &script);
+    // The successor: the next is tried later, and later each time.
+    let mut script = start.to_vec();
+    script.push((1001, exited(3), "crash 3"));
+    script.push((2000, served(&[(1, 11), (2, 0)]), "spawn 4 in 0"));
+    script.push((2001, exited(4), "crash 4, wait"));
+    script.push((2002, served(&[(1, 12), (2, 0)]), ""));
+    script.push((3000, served(&[(1, 12), (2, 0)]), "spawn 5 in 0"));
+    // Or it is told to drain by somebody else.
+    script.push((3001, Event::BeganDraining { worker: WorkerId(5) }, ""));
+    script.push((3002, exited(5), ""));
+    script.push((4000, served(&[(1, 13), (2, 0)]), "spawn 6 in 0"));
+    script.push((4001, scale(1), "drain 2"));
+    script.push((4002, ready(6), "accept 6"));
+    script.push((4003, Event::ShutdownRequested(Haste::Drain), "close, drain 1, drain 6"));
+    script.push((4004, accepting(6), ""));
+    check_with(policy, &script);
+}
+
+#[test]
+fn a_successor_leaves_with_its_slot() {
+    let policy = recycling(Recycle { max_requests: Some(10), ..Recycle::default() });
+    check_with(
+        policy,
+        &[
+            (1, ready(1), "accept 1"),
+            (1, ready(2), "accept 2, announce"),
+            (1000, served(&[(1, 0), (2, 10)]), "spawn 3 in 1"),
+            (1001, scale(1), "drain 2, drain 3"),
+            (1002, ready(3), ""),
+            (1003, exited(3), ""),
+            (1004, exited(2), ""),
+        ],
+    );
+}
+
+#[test]
+fn a_delayed_stop_serves_on_until_its_time() {
+    let stop = || Event::ShutdownRequested(Haste::Drain);
+    let policy = Policy { shutdown_delay: ms(5000), ..POLICY };
+    let start = [(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce"), (1000, stop(), "")];
+    let mut script = start.to_vec();
+    script.push((1001, scale(4), ""));
+    script.push((2000, exited(1), "crash 1, spawn 3 in 0"));
+    script.push((5999, Event::DeadlinePassed, ""));
+    script.push((6000, Event::DeadlinePassed, "close, drain 2, drain 3"));
+    check_with(policy, &script);
+    let mut script = start.to_vec();
+    script.push((1001, stop(), "kill 1, kill 2"));
+    check_with(policy, &script);
 }
 
 #[test]
@@ -298,6 +448,7 @@ fn the_supervisor_is_pure() {
 #[derive(Clone, Debug)]
 enum Turn {
     Ready(prop::sample::Index),
+    Accepts(prop::sample::Index),
     LoadFails(prop::sample::Index),
     Misbehaves(prop::sample::Index),
     Drains(prop::sample::Index),
@@ -305,7 +456,7 @@ enum Turn {
     /// Something about a worker that is gone, or never was.
     Ghost(u64),
     Waits(u16),
-    /// Heartbeats are read, and some of the workers stand still.
+    /// Workers are observed: some stand still, some have served enough.
     Beats(u8),
     Scales(u8),
     Stops(Haste),
@@ -315,6 +466,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let any_index = any::<prop::sample::Index>;
     let turn = prop_oneof![
         8 => any_index().prop_map(Turn::Ready),
+        8 => any_index().prop_map(Turn::Accepts),
         1 => any_index().prop_map(Turn::LoadFails),
         1 => any_index().prop_map(Turn::Misbehaves),
         1 => any_index().prop_map(Turn::Drains),
@@ -332,18 +484,34 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
 #[derive(Default)]
 struct World {
     now: Time,
-    /// Live workers, with their slot and whether they became ready.
-    alive: BTreeMap<WorkerId, (Slot, bool)>,
+    /// How many were asked for.
+    slots: u32,
+    alive: BTreeMap<WorkerId, Member>,
     ever: BTreeSet<WorkerId>,
     killed: BTreeSet<WorkerId>,
-    /// Told to drain by the supervisor.
-    drained: BTreeSet<WorkerId>,
     ever_ready: bool,
     asked_to_stop: bool,
     exit: Option<Outcome>,
 }
 
+struct Member {
+    slot: Slot,
+    ready: bool,
+    /// Told to drain by the supervisor or by somebody else.
+    draining: bool,
+}
+
 impl World {
+    /// Workers that are a slot's incumbent or successor.
+    fn members(&self, slot: Slot) -> impl Iterator<Item = &Member> {
+        self.alive.values().filter(move |member| member.slot == slot && !member.draining)
+    }
+
+    /// Whether the slot is to have no worker any more.
+    fn leaving(&self, slot: Slot) -> bool {
+        self.asked_to_stop || slot.0 >= self.slots
+    }
+
     fn apply(&mut self, actions: Vec<Action>) {
         for action in actions {
             assert!(self.exit.is_none(), "an action after the end: {action:?}");
@@ -351,14 +519,18 @@ impl World {
                 Action::Spawn { worker, slot } => {
                     assert!(!self.asked_to_stop, "spawned while stopping");
                     assert!(self.ever.insert(worker), "worker {worker} was used before");
-                    let mut others = self.alive.iter().filter(|(worker, _)| !self.drained.contains(worker));
-                    assert!(others.all(|(_, &(other, _))| other != slot), "two incumbents in slot {slot}");
-                    self.alive.insert(worker, (slot, false));
+                    assert!(self.members(slot).count() <= 1, "a third worker in slot {slot}");
+                    assert!(self.members(slot).all(|other| other.ready), "a successor of one that is not ready");
+                    self.alive.insert(worker, Member { slot, ready: false, draining: false });
                 }
-                Action::StartAccepting { worker } => assert!(self.alive[&worker].1, "accepting before ready"),
+                Action::StartAccepting { worker } => assert!(self.alive[&worker].ready, "accepting before ready"),
                 Action::SendDrain { worker } => {
-                    assert!(self.alive.contains_key(&worker), "an order for dead worker {worker}");
-                    self.drained.insert(worker);
+                    let member = self.alive.get_mut(&worker).expect("no order for a dead worker");
+                    assert!(!member.draining, "worker {worker} drains already");
+                    member.draining = true;
+                    let slot = member.slot;
+                    let ready = self.members(slot).any(|other| other.ready);
+                    assert!(ready || self.leaving(slot), "nobody serves in slot {slot}");
                 }
                 Action::Kill { worker } => {
                     assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}");
@@ -367,12 +539,14 @@ impl World {
                 Action::Abort { worker } => {
                     assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}")
                 }
-                Action::ReleaseOutput | Action::ReportDegraded(_) => {}
-                Action::CloseListeners => assert!(self.asked_to_stop),
-                Action::AnnounceServing => assert!(self.alive.values().all(|&(_, ready)| ready)),
-                Action::ReportCrash { worker, retry_in, .. } => {
+                Action::Report(Report::Crashed { worker, retry_in, .. }) => {
                     assert!(!self.alive.contains_key(&worker));
                     assert!(retry_in <= MAX_BACKOFF.mul_f64(1.0 + JITTER));
+                }
+                Action::ReleaseOutput | Action::Report(_) => {}
+                Action::CloseListeners => assert!(self.asked_to_stop),
+                Action::AnnounceServing => {
+                    assert!(self.alive.values().all(|member| member.ready || member.draining));
                 }
                 Action::Exit(outcome) => {
                     assert!(self.alive.is_empty(), "left workers behind");
@@ -384,25 +558,30 @@ impl World {
 }
 
 fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
-    let mut supervisor = Supervisor::new(slots, POLICY, 1);
-    let mut world = World::default();
+    let policy = recycling(Recycle { max_requests: Some(5000), ..Recycle::default() });
+    let mut supervisor = Supervisor::new(slots, policy, 1);
+    let mut world = World { slots, ..World::default() };
     world.apply(supervisor.start());
     for turn in turns {
         let ids: Vec<WorkerId> = world.alive.keys().copied().collect();
         let pick = |index: &prop::sample::Index| (!ids.is_empty()).then(|| *index.get(&ids));
         let event = match turn {
             Turn::Ready(index) => pick(index).map(|worker| {
-                world.alive.get_mut(&worker).unwrap().1 = true;
+                let member = world.alive.get_mut(&worker).unwrap();
+                member.ready = true;
                 // One that drains, or is to be killed because the boot failed already, comes too late.
-                let starting = matches!(supervisor.describe(worker), Some((_, WorkerState::Starting, _)));
-                world.ever_ready |= starting && !supervisor.is_stopping();
+                world.ever_ready |= !member.draining && !supervisor.is_stopping();
                 Event::BecameReady { worker }
             }),
+            Turn::Accepts(index) => pick(index).map(|worker| Event::BeganAccepting { worker }),
             Turn::LoadFails(index) => pick(index)
-                .filter(|worker| !world.alive[worker].1)
+                .filter(|worker| !world.alive[worker].ready)
                 .map(|worker| Event::LoadFailed { worker, reason: "load".into() }),
             Turn::Misbehaves(index) => pick(index).map(|worker| Event::Misbehaved { worker, reason: "frame".into() }),
-            Turn::Drains(index) => pick(index).map(|worker| Event::BeganDraining { worker }),
+            Turn::Drains(index) => pick(index).map(|worker| {
+                world.alive.get_mut(&worker).unwrap().draining = true;
+                Event::BeganDraining { worker }
+            }),
             Turn::Dies(index) => pick(index).map(|worker| {
                 world.alive.remove(&worker);
                 Event::Exited { worker, how: "died".into() }
@@ -417,9 +596,16 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
             Turn::Beats(turning) => {
                 let now = world.now.as_millis() as u64;
                 let count = |worker: &WorkerId| if worker.0 % 8 < u64::from(turning % 8) { now } else { 0 };
-                Some(Event::HeartbeatsRead(ids.iter().map(|worker| (*worker, count(worker))).collect()))
+                let vitals = |worker| Vitals { heartbeats: count(worker), requests: count(worker), rss: 0 };
+                Some(Event::Observed(ids.iter().map(|worker| (*worker, vitals(worker))).collect()))
             }
-            Turn::Scales(slots) => Some(Event::ScaleRequested { slots: (*slots).into() }),
+            Turn::Scales(slots) => {
+                let slots = u32::from(*slots);
+                if !supervisor.is_booting() && !supervisor.is_stopping() {
+                    world.slots = slots;
+                }
+                Some(Event::ScaleRequested { slots })
+            }
             Turn::Stops(haste) => {
                 world.asked_to_stop = true;
                 Some(Event::ShutdownRequested(*haste))
@@ -446,8 +632,12 @@ proptest! {
             None => {
                 // Every slot has a worker or will get one, within the longest back-off.
                 let waiting: Vec<_> = supervisor.waiting().collect();
-                let kept = world.alive.keys().filter(|worker| !world.drained.contains(worker)).count();
-                prop_assert_eq!(kept + waiting.len(), supervisor.slots() as usize);
+                prop_assert_eq!(world.slots, supervisor.slots());
+                for slot in (0..world.slots).map(Slot) {
+                    let waits = waiting.iter().any(|&(waiting, ..)| waiting == slot);
+                    let members = world.members(slot).count();
+                    prop_assert!(if waits { members == 0 } else { members > 0 }, "{} in slot {}", members, slot);
+                }
                 for (_, due, _) in waiting {
                     prop_assert!(due <= world.now + MAX_BACKOFF.mul_f64(1.0 + JITTER));
                 }

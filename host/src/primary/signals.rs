@@ -1,0 +1,99 @@
+//! The signals that a primary acts on, read from a descriptor: so it is known who sent them.
+
+use std::io;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::state::Haste;
+
+const ACTED_ON: [Signal; 7] = [
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Children have ended, or were stopped or continued.
+    LookAfterChildren,
+    Stop(Haste),
+    /// One worker more.
+    Grow,
+    /// One worker fewer.
+    Shrink,
+}
+
+/// The descriptor. Of several equal signals that come close together only one may be seen, as is usual.
+#[derive(Debug)]
+pub(super) struct Signals(AsyncFd<SignalFd>);
+
+impl Signals {
+    /// Takes the signals from their usual handling. To be called on the executor, before there are other threads, which
+    /// inherit what is blocked.
+    pub(super) fn install() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        ACTED_ON.into_iter().for_each(|signal| set.add(signal));
+        set.thread_block()?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        // SAFETY: a `SignalFd` owns its descriptor, reports the same one for life, and closes it only when it drops.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self(fd.map_err(io::Error::from)?))
+    }
+
+    /// The next request. Can be dropped and called again without loss.
+    pub(super) async fn next(&mut self) -> io::Result<Request> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            match ready.get_inner().read_signal()? {
+                Some(signal) => {
+                    if let Some(request) = understand(signal.ssi_signo, signal.ssi_code) {
+                        return Ok(request);
+                    }
+                }
+                None => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+fn understand(number: u32, code: i32) -> Option<Request> {
+    // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
+    let by_process = code <= 0;
+    match Signal::try_from(number as i32).ok()? {
+        Signal::SIGCHLD => Some(Request::LookAfterChildren),
+        Signal::SIGHUP | Signal::SIGINT | Signal::SIGTERM => Some(Request::Stop(Haste::Drain)),
+        Signal::SIGQUIT => Some(Request::Stop(Haste::Now)),
+        Signal::SIGTTIN if by_process => Some(Request::Grow),
+        Signal::SIGTTOU if by_process => Some(Request::Shrink),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc::{SI_KERNEL, SI_QUEUE, SI_USER};
+
+    use super::*;
+
+    #[test]
+    fn what_the_terminal_sends_changes_no_workers() {
+        for (signal, code, expected) in [
+            (Signal::SIGTTIN, SI_USER, Some(Request::Grow)),
+            (Signal::SIGTTOU, SI_QUEUE, Some(Request::Shrink)),
+            (Signal::SIGTTIN, SI_KERNEL, None),
+            (Signal::SIGTTOU, SI_KERNEL, None),
+            (Signal::SIGINT, SI_KERNEL, Some(Request::Stop(Haste::Drain))),
+            (Signal::SIGQUIT, SI_USER, Some(Request::Stop(Haste::Now))),
+        ] {
+            assert_eq!(understand(signal as u32, code), expected, "{signal} with code {code}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What `GET /status` answers and `wasmcluster status --json` prints. Its shape is a contract: fields are added, none
+//! is taken away or given another meaning.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::Snapshot;
+
+/// A cluster at one moment.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) schema: u32,
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    /// `starting`, `running` or `stopping`.
+    pub(crate) state: String,
+    /// Whether workers crash again and again.
+    pub(crate) degraded: bool,
+    pub(crate) uptime_ms: u64,
+    pub(crate) listen: Vec<String>,
+    pub(crate) generation: GenerationStatus,
+    pub(crate) workers: Vec<WorkerStatus>,
+    pub(crate) totals: Totals,
+}
+
+/// What is deployed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct GenerationStatus {
+    pub(crate) current: u64,
+    pub(crate) digest: String,
+    pub(crate) source: PathBuf,
+}
+
+/// One worker, or a slot that waits for one.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerStatus {
+    /// None while the slot waits in back-off.
+    pub(crate) id: Option<u64>,
+    pub(crate) slot: u32,
+    /// `incumbent` or `successor`.
+    pub(crate) role: String,
+    pub(crate) pid: Option<i32>,
+    pub(crate) generation: u64,
+    /// `starting`, `ready`, `draining` or `backoff`.
+    pub(crate) state: String,
+    pub(crate) uptime_ms: u64,
+    /// When the slot gets its next worker, while it waits in back-off.
+    pub(crate) retry_in_ms: Option<u64>,
+    pub(crate) requests: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) connections: u64,
+    pub(crate) restarts: u64,
+    /// Resident memory; pages shared with other workers count in each.
+    pub(crate) rss_bytes: u64,
+}
+
+/// Sums over all workers that ever lived.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Totals {
+    pub(crate) requests: u64,
+    /// Answers with a status of 500 and above, and requests that were cut.
+    pub(crate) errors: u64,
+    pub(crate) traps: u64,
+    pub(crate) timeouts: u64,
+    pub(crate) rejected: u64,
+    /// Requests that were begun and not answered to the end: their client left, their guest trapped behind its head, or
+    /// their worker was gone.
+    pub(crate) aborted: u64,
+    pub(crate) crashes: u64,
+    /// Lines of output that nobody read fast enough.
+    pub(crate) lines_dropped: u64,
+    pub(crate) latency_ms: Latencies,
+}
+
+/// From a request's head to the end of its answer, in milliseconds; at most a fourth too long. None before the first.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Latencies {
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+}
+
+impl Totals {
+    pub(super) fn new(counted: &Snapshot, crashes: u64) -> Self {
+        let quantile = |part| counted.latency.quantile(part).map(|time: Duration| time.as_secs_f64() * 1000.0);
+        Self {
+            requests: counted.requests,
+            errors: counted.errors,
+            traps: counted.traps,
+            timeouts: counted.timeouts,
+            rejected: counted.rejected,
+            aborted: counted.aborted,
+            crashes,
+            lines_dropped: counted.lines_dropped,
+            latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
+        }
+    }
+}

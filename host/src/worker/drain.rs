@@ -1,0 +1,246 @@
+//! When a connection of a worker that drains is closed: a pure machine, one for each connection. It does no I/O and
+//! reads no clock.
+//!
+//! ```text
+//!            a head begins               the answer is handed over, keep-alive
+//!     Idle ─────────────────▶ Busy ──────────────────────────────────────────▶ Idle
+//!      │                        │
+//!      │ the worker drains,     │ the answer is handed over, and said
+//!      │ and the grace is over  │ `Connection: close`
+//!      ▼                        ▼
+//!     HalfClosed ◀──────────────┘
+//!      │ the client has closed too, or did not within a second
+//!      ▼
+//!     Closed
+//! ```
+//!
+//! A connection on which nothing was said yet is idle. Requests that are on their way when a drain begins are answered
+//! if they arrive within the grace; what arrives on a half-closed connection is read, so that it cannot turn the last
+//! answer into a reset, and thrown away.
+
+use std::time::Duration;
+
+/// Time since the worker started.
+pub(super) type Time = Duration;
+
+/// How long a client may take to close its side.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What happened on the connection, or to its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The first bytes of a request came in.
+    HeadBegan,
+    /// The last byte of an answer was handed to the kernel, and further requests may follow.
+    Answered,
+    /// Our side was shut behind the last answer. Without a drain that was the client's wish.
+    Shut,
+    /// The client closed its side, or the connection broke.
+    ClientLeft,
+    /// The worker began to drain.
+    DrainBegan,
+    /// The time that [`Connection::next_deadline`] named has come.
+    DeadlinePassed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle { since: Time },
+    Busy,
+    HalfClosed { until: Time },
+    Closed,
+}
+
+/// What there is still to do on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// Read requests and answer them.
+    Serve,
+    /// Shut our side, and read what comes only to throw it away.
+    Linger,
+    /// Close it.
+    Close,
+}
+
+/// The machine of one connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    state: State,
+    grace: Duration,
+    drain_began: Option<Time>,
+}
+
+impl Connection {
+    /// A connection that was accepted at `now`; idle ones are kept for `grace` after a drain began.
+    pub(super) fn new(now: Time, grace: Duration) -> Self {
+        Self { state: State::Idle { since: now }, grace, drain_began: None }
+    }
+
+    /// Takes note of what happened at `now`.
+    pub(super) fn step(&mut self, now: Time, event: Event) {
+        self.state = match (self.state, event) {
+            (State::Closed, _) | (_, Event::ClientLeft) => State::Closed,
+            (State::HalfClosed { until }, Event::DeadlinePassed) if until <= now => State::Closed,
+            (State::HalfClosed { until }, _) => State::HalfClosed { until },
+            (State::Idle { .. } | State::Busy, Event::Shut) => match self.drain_began {
+                Some(_) => State::HalfClosed { until: now + LINGER },
+                None => State::Closed,
+            },
+            (State::Idle { .. } | State::Busy, Event::HeadBegan) => State::Busy,
+            (State::Busy, Event::Answered) => State::Idle { since: now },
+            (state, Event::DrainBegan) => {
+                self.drain_began.get_or_insert(now);
+                state
+            }
+            (State::Idle { .. }, Event::DeadlinePassed) if self.next_deadline().is_some_and(|at| at <= now) => {
+                State::HalfClosed { until: now + LINGER }
+            }
+            (state, Event::Answered | Event::DeadlinePassed) => state,
+        };
+    }
+
+    /// What to do now.
+    pub(super) fn duty(&self) -> Duty {
+        match self.state {
+            State::Idle { .. } | State::Busy => Duty::Serve,
+            State::HalfClosed { .. } => Duty::Linger,
+            State::Closed => Duty::Close,
+        }
+    }
+
+    /// Whether an answer whose head goes out now must say `Connection: close`.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain_began.is_some()
+    }
+
+    /// When to send [`Event::DeadlinePassed`], if at all.
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        match (self.state, self.drain_began) {
+            (State::Idle { since }, Some(began)) => Some(since.max(began) + self.grace),
+            (State::HalfClosed { until }, _) => Some(until),
+            (State::Idle { .. } | State::Busy | State::Closed, _) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(2);
+
+    fn ms(milliseconds: u64) -> Time {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// Feeds a script to a connection accepted at 0, and compares duty and next deadline after each event.
+    fn check(script: &[(u64, Event, Duty, Option<u64>)]) {
+        let mut connection = Connection::new(ms(0), GRACE);
+        for &(at, event, duty, deadline) in script {
+            connection.step(ms(at), event);
+            assert_eq!(connection.duty(), duty, "at {at} ms, after {event:?}");
+            assert_eq!(connection.next_deadline(), deadline.map(ms), "at {at} ms, after {event:?}");
+        }
+    }
+
+    use Duty::{Close, Linger, Serve};
+    use Event::{Answered, ClientLeft, DeadlinePassed, DrainBegan, HeadBegan, Shut};
+
+    #[test]
+    fn without_a_drain_there_are_no_deadlines() {
+        check(&[
+            (0, DeadlinePassed, Serve, None),
+            (5, HeadBegan, Serve, None),
+            (9, Answered, Serve, None),
+            (9, HeadBegan, Serve, None),
+            (12, Answered, Serve, None),
+            (99_000, ClientLeft, Close, None),
+        ]);
+        check(&[(5, HeadBegan, Serve, None), (9, Shut, Close, None)]);
+    }
+
+    #[test]
+    fn an_idle_or_silent_connection_is_kept_for_the_grace_then_half_closed() {
+        check(&[
+            (5000, DrainBegan, Serve, Some(7000)),
+            (6999, DeadlinePassed, Serve, Some(7000)),
+            (7000, DeadlinePassed, Linger, Some(8000)),
+            (7500, HeadBegan, Linger, Some(8000)),
+            (8000, DeadlinePassed, Close, None),
+        ]);
+        check(&[
+            (5000, DrainBegan, Serve, Some(7000)),
+            (7100, DeadlinePassed, Linger, Some(8100)),
+            (7200, ClientLeft, Close, None),
+        ]);
+    }
+
+    #[test]
+    fn a_request_within_the_grace_is_served_and_ends_its_connection() {
+        check(&[
+            (5000, DrainBegan, Serve, Some(7000)),
+            (6900, HeadBegan, Serve, None),
+            (9000, DeadlinePassed, Serve, None),
+            // Its answer said so.
+            (9000, Shut, Linger, Some(10_000)),
+            (9100, ClientLeft, Close, None),
+        ]);
+    }
+
+    #[test]
+    fn an_answer_that_did_not_say_close_does_not_end_its_connection() {
+        check(&[
+            (100, HeadBegan, Serve, None),
+            (5000, DrainBegan, Serve, None),
+            (9000, Answered, Serve, Some(11_000)),
+            (10_000, HeadBegan, Serve, None),
+            (10_500, Shut, Linger, Some(11_500)),
+            (11_500, DeadlinePassed, Close, None),
+        ]);
+    }
+
+    #[test]
+    fn the_first_drain_counts() {
+        check(&[(1000, DrainBegan, Serve, Some(3000)), (2000, DrainBegan, Serve, Some(3000))]);
+    }
+
+    /// Policies that did I/O or read a clock could not be tested like this.
+    #[test]
+    fn the_machine_is_pure() {
+        let source = include_str!("drain.rs");
+        let code = source.split_once("#[cfg(test)]").unwrap().0;
+        for foreign in ["tokio", "nix::", "libc", "std::io", "Instant", "SystemTime", "unsafe", "async "] {
+            assert!(!code.contains(foreign), "drain.rs mentions {foreign:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever happens: no deadline lies far ahead, nothing reopens, and a drain ends unless a request is busy.
+        #[test]
+        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..6_usize), 0..40)) {
+            let all = [HeadBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed];
+            let mut connection = Connection::new(ms(0), GRACE);
+            let (mut now, mut furthest) = (0, Serve as usize);
+            for (wait, event) in script {
+                now += wait;
+                connection.step(ms(now), all[event]);
+                let duty = connection.duty() as usize;
+                prop_assert!(duty >= furthest, "it reopened");
+                furthest = duty;
+                prop_assert!(connection.next_deadline().is_none_or(|at| at <= ms(now) + GRACE));
+            }
+            connection.step(ms(now), DrainBegan);
+            let mut turns = 0;
+            while let Some(deadline) = connection.next_deadline() {
+                connection.step(deadline, DeadlinePassed);
+                turns += 1;
+                prop_assert!(turns <= 2);
+            }
+            prop_assert!(connection.duty() == Close || connection.state == State::Busy);
+        }
+    }
+}

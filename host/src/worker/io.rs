@@ -1,0 +1,152 @@
+//! A connection's stream as hyper sees it, and what is learned on the way: when a head begins, when an answer has been
+//! handed over, when the client left. Hyper keeps all of that to itself.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::drain::{self, Duty, Event};
+
+/// Bytes of a client that nobody wants any more, read at a time.
+const DISCARDED: usize = 16 * 1024;
+
+/// What is known of a connection, shared by its stream, its answers and its task.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// Where the machine's time begins.
+    epoch: Instant,
+    machine: RefCell<drain::Connection>,
+    /// An answer's body has ended, but may not be handed over yet.
+    body_ended: Cell<bool>,
+    client_left: Cell<bool>,
+}
+
+impl Watch {
+    pub(super) fn new(epoch: Instant, grace: drain::Time) -> Self {
+        let machine = RefCell::new(drain::Connection::new(epoch.elapsed(), grace));
+        Self { epoch, machine, body_ended: Cell::new(false), client_left: Cell::new(false) }
+    }
+
+    pub(super) fn step(&self, event: Event) {
+        self.machine.borrow_mut().step(self.epoch.elapsed(), event);
+    }
+
+    pub(super) fn duty(&self) -> Duty {
+        self.machine.borrow().duty()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.machine.borrow().is_draining()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.machine.borrow().next_deadline().map(|time| self.epoch + time)
+    }
+
+    pub(super) fn has_client_left(&self) -> bool {
+        self.client_left.get()
+    }
+
+    /// A request is there; its answer has been handed over when the guard is gone and everything is flushed.
+    pub(super) fn answering(self: Rc<Self>) -> Answering {
+        // It may have been read together with the one before.
+        self.body_ended.set(false);
+        self.step(Event::HeadBegan);
+        Answering(self)
+    }
+}
+
+/// Lives as long as the body of an answer.
+#[derive(Debug)]
+pub(super) struct Answering(Rc<Watch>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.body_ended.set(true);
+    }
+}
+
+/// The stream.
+#[derive(Debug)]
+pub(super) struct Io<S> {
+    stream: S,
+    watch: Rc<Watch>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
+    pub(super) fn new(stream: S, watch: Rc<Watch>) -> Self {
+        Self { stream, watch }
+    }
+
+    /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
+    /// is closed with bytes unread is reset, which can destroy an answer that the client has not read.
+    pub(super) async fn linger(mut self) {
+        if self.watch.duty() == Duty::Close || self.stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut discarded = vec![0; DISCARDED];
+        while let Some(deadline) = self.watch.next_deadline() {
+            let event = tokio::select! {
+                read = self.stream.read(&mut discarded) => match read {
+                    Ok(0) | Err(_) => Event::ClientLeft,
+                    Ok(_) => continue,
+                },
+                () = tokio::time::sleep_until(deadline.into()) => Event::DeadlinePassed,
+            };
+            self.watch.step(event);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            self.watch.step(Event::HeadBegan);
+        } else {
+            self.watch.client_left.set(true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// Hyper flushes the stream when it has written all that it had.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        if self.watch.body_ended.take() {
+            self.watch.step(Event::Answered);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
