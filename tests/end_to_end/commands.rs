@@ -1,68 +1,22 @@
 //! The commands that talk to a running cluster, and the control socket that they talk over.
 
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::Method;
 use http_body_util::{BodyExt, Full};
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::client::{Connection, get};
-use crate::harness::{Cluster, Setup, guest, until};
-
-/// Clients that send one request after the other until they are told to end; none may fail.
-struct Load {
-    end: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    clients: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(cluster: &Cluster, clients: usize) -> Self {
-        let (end, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let address = cluster.address();
-        let clients = (0..clients).map(|number| {
-            let (end, answered) = (end.clone(), answered.clone());
-            tokio::spawn(async move {
-                let mut connection = None;
-                while !end.load(Ordering::Relaxed) {
-                    // Every other client opens a connection for each request.
-                    let mut open = match connection.take() {
-                        Some(open) if number % 2 == 0 => open,
-                        _ => Connection::open(address).await,
-                    };
-                    let answer = open.get("/").await.unwrap();
-                    assert_eq!((answer.status, answer.text()), (200, "Hello from wasmcluster!\n"));
-                    answered.fetch_add(1, Ordering::Relaxed);
-                    if !answer.headers.contains_key("connection") {
-                        connection = Some(open);
-                    }
-                }
-            })
-        });
-        Self { end: end.clone(), answered: answered.clone(), clients: clients.collect() }
-    }
-
-    fn goes_on(&self) {
-        let before = self.answered.load(Ordering::Relaxed);
-        until("more answers come", || (self.answered.load(Ordering::Relaxed) > before + 100).then_some(()));
-    }
-
-    async fn end(self) -> u64 {
-        self.end.store(true, Ordering::Relaxed);
-        for client in self.clients {
-            client.await.expect("no request fails");
-        }
-        self.answered.load(Ordering::Relaxed)
-    }
-}
+use crate::harness::{Lines, Setup, guest, until};
+use crate::load::{Load, Reuse};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scaling_under_load_fails_no_request() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
-    let load = Load::start(&cluster, 8);
+    let load = Load::mixed(&cluster, [(4, Reuse::KeepAlive), (4, Reuse::No)]);
     load.goes_on();
     for workers in [8, 2, 3] {
         let scaled = cluster.command(&["scale", &workers.to_string()]);
@@ -71,7 +25,7 @@ async fn scaling_under_load_fails_no_request() {
         assert_eq!(cluster.children().len(), workers, "the others are gone when the command returns");
         load.goes_on();
     }
-    let answered = load.end().await;
+    let answered = load.end_well().await;
     let status = cluster.status();
     assert_eq!(status["totals"]["requests"], answered, "what workers counted that are gone is not lost");
     assert_eq!(status["totals"]["crashes"], 0);
@@ -160,6 +114,11 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::GET, "/status", "", 200, "\"schema\":1"),
         (Method::POST, "/status", "", 405, "use GET"),
         (Method::GET, "/scale", "", 405, "use POST"),
+        (Method::POST, "/events", "", 405, "use GET"),
+        (Method::DELETE, "/config", "", 405, "use GET or POST"),
+        (Method::POST, "/config", "{\"wasmcluster.log-level\":3}", 400, "the body"),
+        (Method::POST, "/config", "{\"wasmcluster.log-level\":\"loud\"}", 409, "expected off"),
+        (Method::GET, "/config", "", 200, "{\"wasmcluster.log-level\":\"info\"}"),
         (Method::GET, "/", "", 404, "POST /scale"),
         (Method::POST, "/scale", "", 400, "the body"),
         (Method::POST, "/scale", "{\"workers\":0}", 400, "the body"),
@@ -191,4 +150,132 @@ fn the_control_socket_can_be_elsewhere() {
 
     let by_variable = Setup::new(&guest("hello")).env("WASMCLUSTER_CONTROL", "variable.sock").start();
     assert!(by_variable.folder.path().join("variable.sock").exists());
+}
+
+/// A change reaches every worker that lives, and those that come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_level_changes_everywhere_without_a_restart() {
+    let cluster = Setup::new(&guest("scenarios")).start();
+    let workers = cluster.ready();
+    let config = |args: &[&str]| cluster.command(&[&["config"], args].concat());
+    assert_eq!(config(&["get"]).stdout, "wasmcluster.log-level=info\n");
+    // Every worker says at level debug when a connection breaks.
+    let breaks = || async {
+        let mut connection = Connection::open(cluster.address()).await;
+        let _ = connection.begin("/drip?chunks=1&ms=0").await;
+        std::net::TcpStream::connect(cluster.address()).unwrap().write_all(b"nonsense\r\n\r\n").unwrap();
+    };
+    let set = config(&["set", "wasmcluster.log-level=debug"]);
+    assert_eq!((set.code, set.stdout.as_str(), set.stderr.as_str()), (Some(0), "", ""));
+    assert_eq!(config(&["get", "wasmcluster.log-level"]).stdout, "debug\n");
+    assert_eq!(cluster.ready(), workers);
+    let told = |id: u64| {
+        cluster.stderr.lines().iter().any(|line| line.contains(&format!("worker{{id={id} ")) && line.contains("DEBUG"))
+    };
+    for id in [1, 2] {
+        while !told(id) {
+            breaks().await;
+        }
+    }
+    let killed = cluster.worker(0).unwrap();
+    nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.replaced(0, killed);
+    while !told(3) {
+        breaks().await;
+    }
+}
+
+#[test]
+fn configuration_that_does_not_exist_is_refused() {
+    let cluster = Setup::new(&guest("hello")).start();
+    for (args, code, message) in [
+        (&["set", "wasmcluster.log-level=loud"][..], 1, "expected off, error, warn, info, debug, trace"),
+        (&["set", "wasmcluster.log=debug"], 1, "there is wasmcluster.log-level"),
+        (&["set", "wasmcluster.log-level=debug", "colour=red"], 1, "there is no key \"colour\""),
+        (&["set", "wasmcluster.log-level"], 2, "expected KEY=VALUE"),
+        (&["set"], 2, "required"),
+        (&["get", "colour"], 1, "there is no key \"colour\""),
+    ] {
+        let ended = cluster.command(&[&["config"], args].concat());
+        assert_eq!(ended.code, Some(code), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(message), "{args:?}: {}", ended.stderr);
+    }
+    assert_eq!(cluster.command(&["config", "get"]).stdout, "wasmcluster.log-level=info\n", "nothing was changed");
+}
+
+/// A worker that cannot confirm is named as the reason, and its replacement has the new value.
+#[test]
+fn a_worker_that_does_not_take_a_change_is_replaced() {
+    let cluster = Setup::new(&guest("hello")).args(&["--hang-timeout", "8s"]).start();
+    let stopped = cluster.worker(0).unwrap();
+    nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let set = cluster.command(&["config", "set", "wasmcluster.log-level=debug"]);
+    assert_eq!(set.code, Some(1));
+    assert!(set.stderr.contains("not every worker has confirmed"), "{}", set.stderr);
+    cluster.replaced(0, stopped);
+    assert_eq!(cluster.command(&["config", "set", "wasmcluster.log-level=warn"]).code, Some(0));
+}
+
+/// What a reader of the events has seen so far.
+fn events(lines: &Lines) -> Vec<Value> {
+    lines.lines().iter().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let reader = cluster.follow(&["events"]);
+    // It may not be connected yet; the first event that it shows is one of these.
+    until("it shows something", || {
+        assert_eq!(cluster.command(&["config", "set", "wasmcluster.log-level=info"]).code, Some(0));
+        (!events(&reader.stdout).is_empty()).then_some(())
+    });
+    assert_eq!(cluster.command(&["scale", "3"]).code, Some(0));
+    let killed = cluster.worker(2).unwrap();
+    nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.replaced(2, killed);
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert_eq!(reader.wait().code(), Some(0), "it ends with the cluster");
+    until("its output ends", || reader.stdout.ended().then_some(()));
+    let all = events(&reader.stdout);
+    let named = |name: &str| all.iter().filter(|event| event["event"] == name).cloned().collect::<Vec<_>>();
+    assert_eq!(named("configured")[0]["key"], "wasmcluster.log-level");
+    assert_eq!((&named("scaling")[0]["from"], &named("scaling")[0]["to"]), (&2.into(), &3.into()));
+    let started: Vec<_> = named("worker_started").iter().map(|event| event["worker"].as_u64().unwrap()).collect();
+    assert_eq!(started, [3, 4]);
+    let crashed = &named("worker_crashed")[0];
+    assert_eq!(
+        (&crashed["worker"], &crashed["slot"], &crashed["lost_requests"]),
+        (&3.into(), &2.into(), &serde_json::json!([]))
+    );
+    assert!(crashed["reason"].as_str().unwrap().contains("SIGKILL"), "{crashed}");
+    assert_eq!((named("stopping").len(), named("worker_draining").len()), (1, 3));
+    assert!(all.iter().all(|event| event["time"].as_str().is_some_and(|time| time.ends_with('Z'))), "{all:#?}");
+}
+
+#[test]
+fn events_need_a_cluster() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let nobody = cluster.command(&["events", "--name", "nobody"]);
+    assert_eq!(nobody.code, Some(7), "{nobody:?}");
+}
+
+/// SIGTTIN and SIGTTOU, sent by a process: one worker more, one fewer.
+#[test]
+fn signals_scale() {
+    use nix::sys::signal::Signal;
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let becomes =
+        |workers: usize| until("the workers are as many", || (cluster.ready().len() == workers).then_some(()));
+    cluster.signal(Signal::SIGTTIN);
+    becomes(2);
+    cluster.signal(Signal::SIGTTIN);
+    becomes(3);
+    cluster.signal(Signal::SIGTTOU);
+    becomes(2);
+    cluster.signal(Signal::SIGTTOU);
+    becomes(1);
+    cluster.signal(Signal::SIGTTOU);
+    cluster.stderr.find("at least one worker");
+    assert_eq!(cluster.ready().len(), 1);
 }

@@ -214,14 +214,22 @@ impl Cluster {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn about(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wasmcluster"));
+        command.args(args).env("XDG_RUNTIME_DIR", self.folder.path()).env_remove("WASMCLUSTER_CONTROL");
+        command
+    }
+
+    /// Another command about this cluster, that goes on by itself.
+    pub(crate) fn follow(&self, args: &[&str]) -> Follower {
+        let mut child = self.about(args).stdout(Stdio::piped()).spawn().expect("the binary starts");
+        let stdout = Lines::read(child.stdout.take().expect("stdout is piped"));
+        Follower { child: Mutex::new(child), stdout }
+    }
+
     /// What another command prints about this cluster.
     pub(crate) fn command(&self, args: &[&str]) -> Ended {
-        let output = Command::new(env!("CARGO_BIN_EXE_wasmcluster"))
-            .args(args)
-            .env("XDG_RUNTIME_DIR", self.folder.path())
-            .env_remove("WASMCLUSTER_CONTROL")
-            .output()
-            .expect("the binary starts");
+        let output = self.about(args).output().expect("the binary starts");
         Ended {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).expect("UTF-8"),
@@ -258,6 +266,30 @@ impl Cluster {
         let workers = status["workers"].as_array().expect("a list");
         let ready = workers.iter().filter(|worker| worker["state"] == "ready");
         ready.map(|worker| worker["pid"].as_i64().expect("a pid")).collect()
+    }
+}
+
+/// A command that goes on by itself; dropped, it is gone.
+pub(crate) struct Follower {
+    child: Mutex<Child>,
+    pub(crate) stdout: Lines,
+}
+
+impl Follower {
+    #[track_caller]
+    pub(crate) fn wait(&self) -> ExitStatus {
+        until("the command ends", || {
+            self.child.lock().expect("no test panics with the lock").try_wait().expect("it can be waited for")
+        })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // It has ended, or is of no more use.
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

@@ -5,9 +5,12 @@
 
 mod client;
 mod commands;
+mod drain;
 mod errors;
 mod harness;
 mod lifecycle;
+mod load;
 mod output;
 mod serving;
 mod store;
+mod supervision;

@@ -50,7 +50,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a component until SIGTERM or Ctrl-C
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Show what a running cluster does
     Status(StatusArgs),
     /// Follow what happens in a running cluster, as a line of JSON an event
@@ -218,7 +218,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => {
-            let settings = settings(args).map_err(Failure::Usage)?;
+            let settings = settings(*args).map_err(Failure::Usage)?;
             primary::serve(settings).map_err(Failure::Error)
         }
         Command::Status(args) => {

@@ -54,8 +54,8 @@ fn check_with(policy: Policy, script: &[(u64, Event, &str)]) {
 /// What is done, and those reports that no action goes with.
 fn text(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
-        Action::Report(Report::Ready { .. } | Report::Left { .. }) => return None,
-        Action::Report(Report::Draining { why: Why::Asked | Why::Scaled | Why::Stopping, .. }) => return None,
+        Action::Report(Report::Ready { .. } | Report::Left { .. }) => None,
+        Action::Report(Report::Draining { why: Why::Asked | Why::Scaled | Why::Stopping, .. }) => None,
         action => Some(describe(action)),
     };
     actions.iter().filter_map(one).collect::<Vec<_>>().join(", ")
