@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::client::{Connection, get};
-use crate::harness::{Lines, Setup, guest, until};
+use crate::harness::{Lines, Setup, fixture, guest, until};
 use crate::load::{Load, Reuse};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,6 +60,31 @@ async fn stop_finishes_what_was_begun() {
     assert_eq!(cluster.wait().code(), Some(0));
     assert_eq!(cluster.command(&["stop"]).code, Some(7));
     assert_eq!(cluster.command(&["scale", "2"]).code, Some(7));
+}
+
+/// Unlike a second signal, the command said twice does not mean haste.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_stop_waits_with_the_first() {
+    let cluster = Setup::new(&guest("scenarios")).start();
+    let mut connection = Connection::open(cluster.address()).await;
+    let body = connection.begin("/drip?chunks=20&ms=50").await;
+    let (first, second) = (cluster.follow(&["stop"]), cluster.follow(&["stop"]));
+    assert_eq!(body.collect().await.unwrap().to_bytes().len(), 20 * "tick\n".len());
+    assert_eq!(cluster.wait().code(), Some(0));
+    // The one that came when all was over may find nobody.
+    assert!([first.wait().code(), second.wait().code()].iter().all(|code| matches!(code, Some(0 | 7))));
+}
+
+/// All workers are in back-off.
+#[test]
+fn stopping_while_no_worker_lives() {
+    let cluster = Setup::new(&fixture("fails-for-a-while.wat")).start();
+    for worker in cluster.children() {
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    until("nobody lives", || cluster.children().is_empty().then_some(()));
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert_eq!(cluster.wait().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

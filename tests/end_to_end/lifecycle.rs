@@ -152,7 +152,10 @@ async fn sigterm_to_a_worker_drains_it() {
     let mut connection = Connection::open(cluster.address()).await;
     let mut body = connection.begin("/drip?chunks=10&ms=50").await;
     body.frame().await.unwrap().unwrap();
-    kill(worker, Signal::SIGTERM).unwrap();
+    for _ in 0..2 {
+        kill(worker, Signal::SIGTERM).unwrap();
+        until("it is replaced", || cluster.worker(0).filter(|&new| new != worker));
+    }
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 9 * "tick\n".len());
     cluster.replaced(0, worker);
     assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200);

@@ -14,3 +14,27 @@ mod output;
 mod serving;
 mod store;
 mod supervision;
+
+/// The table of Node's cases names tests that exist.
+#[test]
+fn the_table_of_nodes_cases_is_true() {
+    let sources = [
+        include_str!("commands.rs"),
+        include_str!("drain.rs"),
+        include_str!("errors.rs"),
+        include_str!("lifecycle.rs"),
+        include_str!("serving.rs"),
+        include_str!("supervision.rs"),
+    ]
+    .concat();
+    let rows = include_str!("../node-cluster.md").lines().filter(|line| line.starts_with("| ")).skip(2);
+    let mut names = 0;
+    for row in rows {
+        let tests = row.rsplit(" | ").next().unwrap();
+        for name in tests.split('`').skip(1).step_by(2) {
+            assert!(sources.contains(&format!("fn {name}()")), "there is no test {name}");
+            names += 1;
+        }
+    }
+    assert!(names > 30, "{names}");
+}

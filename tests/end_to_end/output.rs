@@ -57,7 +57,35 @@ async fn output_that_nobody_reads_stops_nobody() {
     for _ in 0..200 {
         assert_eq!(get(address, &format!("/print?out={text}&err=")).await.unwrap().status, 200);
     }
+    assert!(cluster.status()["totals"]["lines_dropped"].as_u64() > Some(0));
     cluster.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(cluster.wait().code(), Some(0), "it stops although its output is stuck");
     drop(reader);
+}
+
+/// A guest that floods its output keeps nobody from being heard, whether lines of it are lost or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_drowns_nobody() {
+    let cluster = Setup::new(&guest("scenarios")).start();
+    let address = cluster.address();
+    let flood = tokio::spawn(async move { get(address, "/flood?lines=200000").await });
+    let mut said = 0;
+    while !flood.is_finished() {
+        said += 1;
+        assert_eq!(get(address, &format!("/print?out=&err=sibling-{said}-")).await.unwrap().status, 200);
+    }
+    assert_eq!(flood.await.unwrap().unwrap().status, 200);
+    let dropped = cluster.status()["totals"]["lines_dropped"].as_u64().unwrap();
+    until("the pipes are empty", || {
+        let flooded = cluster.stdout.lines().iter().filter(|line| line.ends_with("flood")).count() as u64;
+        (flooded + dropped >= 200_000).then_some(())
+    });
+    // Those that shared the worker with the flood, and its pipe, may have been lost with it; the others were not.
+    let other = cluster.stderr.lines().iter().filter(|line| line.contains("sibling-")).count();
+    println!("{dropped} lines of the flood were dropped; {other} of {said} others came through");
+    assert!(other > 0);
+    // Whole lines, each with its worker: nothing is mixed within a line.
+    assert!(
+        cluster.stdout.lines().iter().all(|line| line.starts_with("[worker ") && line.matches("[worker").count() == 1)
+    );
 }

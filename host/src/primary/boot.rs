@@ -41,6 +41,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
             Driver::new(&settings, deployment, listeners, &output, volume).run(signals, asked).await
         }
         .await;
+        control.finish().await;
         output.finish();
         served
     })

@@ -11,6 +11,7 @@ use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -40,6 +41,8 @@ const MAX_CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change may take before its command is told that it goes on without it.
 const DONE_WITHIN: Duration = Duration::from_secs(4);
+/// How long commands may take to read their answers when the primary ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Largest body of a command, in bytes.
 const MAX_QUESTION: usize = 64 * 1024;
 /// Largest answer that a command reads, in bytes.
@@ -78,6 +81,8 @@ pub(crate) struct Stop {
 pub(super) struct Control {
     path: PathBuf,
     listener: std::os::unix::net::UnixListener,
+    /// One for each command that may be connected.
+    places: Arc<Semaphore>,
     _lock: Flock<File>,
 }
 
@@ -105,14 +110,14 @@ impl Control {
         let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { path: path.into(), listener, _lock: lock })
+        Ok(Self { path: path.into(), listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), _lock: lock })
     }
 
     /// Answers commands for as long as the primary lives; to be spawned on the executor.
     pub(super) fn serve(&self, queries: mpsc::Sender<Query>) -> io::Result<()> {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
+        let places = self.places.clone();
         tokio::spawn(async move {
-            let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
             loop {
                 let Ok(place) = places.clone().acquire_owned().await else {
                     return;
@@ -134,6 +139,13 @@ impl Control {
             }
         });
         Ok(())
+    }
+
+    /// Lets commands that are connected have their answers, for a moment. The driver must be gone.
+    pub(super) async fn finish(self) {
+        let all = self.places.acquire_many(MAX_CONNECTIONS as u32);
+        // Whoever does not read its answer has none.
+        let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
     }
 }
 
@@ -175,8 +187,8 @@ fn is_permitted(peer: &UnixStream) -> bool {
 async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
     let streams = AtomicBool::new(false);
     let service = service_fn(|request| answer(request, queries, &streams));
-    let mut connection =
-        pin!(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    let mut connection = pin!(http.keep_alive(false).serve_connection(TokioIo::new(stream), service));
     let ended = tokio::time::timeout(PATIENCE, connection.as_mut()).await;
     if ended.is_err() && streams.load(Ordering::Relaxed) {
         let _ = connection.await;

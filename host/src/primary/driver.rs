@@ -194,7 +194,10 @@ impl<'a> Driver<'a> {
             Query::Events(back) => drop(back.send(self.events.subscribe())),
             Query::Scale(scale, back) => drop(back.send(self.scale(scale.workers.get()))),
             Query::Stop(stop, back) => {
-                self.stop(if stop.now { Haste::Now } else { Haste::Drain });
+                // Said twice, the command does not mean haste, as a second signal does.
+                if stop.now || !self.supervisor.is_about_to_stop() {
+                    self.stop(if stop.now { Haste::Now } else { Haste::Drain });
+                }
                 drop(back.send(Ok(())));
             }
             Query::Configure(entries, back) => self.configure(&entries, back),
@@ -329,11 +332,16 @@ impl<'a> Driver<'a> {
             }
             Report::Left { worker, slot, how } => {
                 let lost = std::mem::take(&mut self.lost_requests);
-                if lost.is_empty() {
-                    tracing::debug!(worker = worker.0, slot = slot.0, "a worker left: {how}");
-                } else {
-                    let requests = named(&lost);
-                    tracing::warn!(worker = worker.0, slot = slot.0, requests, "a worker left with requests: {how}");
+                match named(&lost) {
+                    None => tracing::debug!(worker = worker.0, slot = slot.0, "a worker left: {how}"),
+                    requests => {
+                        tracing::warn!(
+                            worker = worker.0,
+                            slot = slot.0,
+                            requests,
+                            "a worker left with requests: {how}"
+                        );
+                    }
                 }
                 Happening::WorkerExited { worker, slot, reason: how, lost_requests: all(&lost) }
             }
@@ -517,13 +525,13 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Requests as a log line names them.
-fn named(requests: &[RequestId]) -> String {
+/// Requests as a log line names them, if there are any.
+fn named(requests: &[RequestId]) -> Option<String> {
     let mut names = all(&requests[..requests.len().min(MAX_NAMED)]).join(" ");
     if requests.len() > MAX_NAMED {
         names.push_str(&format!(" and {} more", requests.len() - MAX_NAMED));
     }
-    names
+    (!names.is_empty()).then_some(names)
 }
 
 fn all(requests: &[RequestId]) -> Vec<String> {

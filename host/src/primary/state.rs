@@ -632,12 +632,16 @@ impl Supervisor {
         actions
     }
 
-    /// Starts a successor for one worker that has reached a limit. One at a time: every worker is ready, none drains.
+    /// Every slot has its worker, ready, and there is no other.
+    fn is_whole(&self) -> bool {
+        let is_ready = |worker: WorkerId| self.workers.get(&worker).is_some_and(|it| it.state == WorkerState::Ready);
+        self.workers.len() == self.slots.len() && self.slots.iter().all(|slot| slot.incumbent.is_some_and(is_ready))
+    }
+
+    /// Starts a successor for one worker that has reached a limit: one at a time.
     fn recycle(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Option<Action> {
-        let whole = self.workers.len() == self.slots.len()
-            && self.workers.values().all(|worker| worker.state == WorkerState::Ready);
         let allowed = matches!(self.stage, Stage::Running) && self.stop_at.is_none() && now >= self.surge_after;
-        if !whole || !allowed {
+        if !allowed || !self.is_whole() {
             return None;
         }
         let (slot, why) = vitals.iter().find_map(|(id, vitals)| {

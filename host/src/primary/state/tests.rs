@@ -235,6 +235,14 @@ fn a_crash_in_the_middle_of_a_surge_leaves_the_other_worker() {
     script.push((1002, ready(3), "accept 3"));
     script.push((1003, accepting(3), ""));
     check_with(policy, &script);
+    // A slot without a worker does not make room for a third in another.
+    let mut script = start.to_vec();
+    script.push((1001, exited(2), "crash 2, spawn 4 in 1"));
+    script.push((1002, exited(4), "crash 4, spawn 5 in 1"));
+    script.push((1003, exited(5), "crash 5, wait"));
+    script.push((1004, ready(3), "accept 3"));
+    script.push((1004, served(&[(1, 11), (3, 0)]), ""));
+    check_with(policy, &script);
     // The successor: the next is tried later, and later each time.
     let mut script = start.to_vec();
     script.push((1001, exited(3), "crash 3"));

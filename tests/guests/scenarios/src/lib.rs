@@ -24,6 +24,7 @@ async fn handle(request: Request) -> Result<Response> {
         (&Method::GET, "/env") => env(&query.text("name")),
         (&Method::GET, "/print") => print(&query.text("out"), &query.text("err"))?,
         (&Method::GET, "/print-partial") => print_partial(&query.text("out"))?,
+        (&Method::GET, "/flood") => flood(query.number("lines")?)?,
         (&Method::GET, "/exit") => exit(),
         (&Method::GET, "/spin") => spin(query.milliseconds("ms")?),
         (_, "/headers") => headers(&request)?,
@@ -70,6 +71,14 @@ fn print(out: &str, err: &str) -> Result<Response> {
     writeln!(std::io::stdout(), "{out}")?;
     writeln!(std::io::stderr(), "{err}")?;
     Ok("printed\n".into_response())
+}
+
+fn flood(lines: u64) -> Result<Response> {
+    let mut stdout = std::io::stdout().lock();
+    for _ in 0..lines {
+        stdout.write_all(b"a line of the flood\n")?;
+    }
+    Ok("flooded\n".into_response())
 }
 
 fn print_partial(out: &str) -> Result<Response> {
