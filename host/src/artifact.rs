@@ -24,12 +24,15 @@ use wasmtime::component::Component;
 use crate::component::{Refusal, Surface, WasiHttp, to_binary};
 use crate::engine;
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
+use crate::limits;
 
 /// Largest component that is read, in bytes.
 const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 const ARTIFACT: &str = "component.cwasm";
 const MANIFEST: &str = "manifest.json";
 const DRAFT: &str = ".draft-";
+/// Entries that are kept, however long ago they were needed.
+const KEPT: usize = 32;
 /// No compiler works for so long.
 const MAX_DRAFT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -51,13 +54,19 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     let primary = std::sync::Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
     let request = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
-    let Received::Message(ToCompiler::Compile { source, store }, _) = request else {
+    let Received::Message(request, _) = request else {
         return Ok(());
     };
     end_with(primary.clone());
-    match compile(&source, &store) {
+    limits::restrain_compiler();
+    let answer = match &request {
+        ToCompiler::Compile { source, store, pinned } => compile(source, store, pinned),
+        ToCompiler::Find { digest, http, store, .. } => find(digest, *http, store),
+    };
+    match answer {
         Ok((compiled, artifact)) => primary.send(&FromCompiler::Done(compiled), &[artifact.as_fd()])?,
         Err(error) => {
+            let (ToCompiler::Compile { source, .. } | ToCompiler::Find { source, .. }) = request;
             let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
             primary.send(&FromCompiler::Refused { reason }, &[])?;
         }
@@ -74,8 +83,19 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
     });
 }
 
+/// Finds the artifact of a component that was compiled before.
+fn find(digest: &str, http: WasiHttp, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
+    let key = key(digest, &engine::for_compiler(http)?);
+    let artifact = Store::open(store)?.find(&key);
+    let artifact = artifact.context(
+        "the version that was committed last is not in the store any more, or was compiled by another wasmcluster; \
+         leave out --resume to serve the file as it is now",
+    )?;
+    Ok((Compiled { digest: digest.into(), http, cached: true }, artifact))
+}
+
 /// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
+fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<(Compiled, OwnedFd)> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
     let surface = Surface::read(&bytes)?;
@@ -99,6 +119,7 @@ fn compile(source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
         source: std::path::absolute(source)?,
     };
     let artifact = store.insert(&key, &manifest, &native)?;
+    store.remove_old_entries(pinned);
     Ok((Compiled { digest, http, cached: false }, artifact))
 }
 
@@ -188,7 +209,11 @@ impl Store {
     fn find(&self, key: &str) -> Option<OwnedFd> {
         let entry = self.folder.join(key);
         let damage = match read_entry(&entry) {
-            Ok(artifact) => return Some(artifact),
+            Ok(artifact) => {
+                // For `remove_old_entries`: it was needed now. That it cannot be noted does no harm.
+                let _ = File::open(entry.join(MANIFEST)).and_then(|file| file.set_modified(SystemTime::now()));
+                return Some(artifact);
+            }
             Err(error) => error,
         };
         if entry.exists() {
@@ -224,6 +249,36 @@ impl Store {
         tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.folder)
     }
 
+    /// Removes the entries that were not needed for longest, when there are many. Never one that a primary holds open, or
+    /// whose component is `pinned`.
+    fn remove_old_entries(&self, pinned: &[String]) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut entries: Vec<(SystemTime, PathBuf)> = entries
+            .filter_map(|entry| {
+                let needed = fs::metadata(entry.path().join(MANIFEST)).ok()?.modified().ok()?;
+                (!entry.file_name().to_string_lossy().starts_with(DRAFT)).then(|| (needed, entry.path()))
+            })
+            .collect();
+        entries.sort();
+        let too_many = entries.len().saturating_sub(KEPT);
+        for (_, entry) in entries.into_iter().take(too_many) {
+            if let Err(error) = self.remove_unused(&entry, pinned) {
+                tracing::debug!("keeping the old entry {}: {error:#}", entry.display());
+            }
+        }
+    }
+
+    fn remove_unused(&self, entry: &Path, pinned: &[String]) -> anyhow::Result<()> {
+        let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
+        ensure!(!pinned.contains(&manifest.digest), "its component is the last that some cluster served");
+        let artifact = File::open(entry.join(ARTIFACT))?;
+        // Whoever may need it holds it open, with a shared lock; this one ends with the file.
+        artifact.try_lock().context("it is in use")?;
+        let draft = self.draft()?;
+        fs::rename(entry, draft.path().join("old"))?;
+        Ok(())
+    }
+
     /// What compilers left behind that were killed.
     fn remove_old_drafts(&self) {
         let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
@@ -242,6 +297,8 @@ fn read_entry(entry: &Path) -> anyhow::Result<OwnedFd> {
     ensure!(manifest.schema == 1, "unknown schema {}", manifest.schema);
     let mut artifact = File::options().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(entry.join(ARTIFACT))?;
     ensure!(is_private(&artifact.metadata()?), "the artifact is not private to its owner");
+    // Held as long as anybody has this open file, the primary above all: such an entry is not removed.
+    artifact.lock_shared()?;
     let mut hasher = Sha256::new();
     io::copy(&mut artifact, &mut HashWriter(&mut hasher))?;
     ensure!(format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest, "the artifact was changed");

@@ -62,6 +62,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 
+    /// Folder for what outlives the server: which version was committed last [default: wasmcluster in $XDG_STATE_HOME or
+    /// ~/.local/state]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
     /// Environment variable that the guests see. Can be repeated. In the file: a table [env]
     #[arg(long, value_name = "K=V", value_parser = parse_variable)]
     #[serde(deserialize_with = "variables")]
@@ -87,6 +92,18 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME")]
     pub(crate) hang_timeout: Option<Span>,
 
+    /// How long the first worker of a new version must be well before it may serve [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) min_ready: Option<Span>,
+
+    /// How long all workers of a new version must do well under traffic before it is committed [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) soak: Option<Span>,
+
+    /// A worker is ready when it answers a GET of this path with 2xx; asked without a client [default: not asked]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) health_path: Option<HealthPath>,
+
     /// Replace a worker by a fresh one after about so many requests [default: never]
     #[arg(long, value_name = "N")]
     pub(crate) max_worker_requests: Option<NonZeroU64>,
@@ -98,6 +115,14 @@ pub(crate) struct Options {
     /// Replace a worker by a fresh one when its resident memory has grown to about so much [default: never]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_worker_rss: Option<Size>,
+
+    /// Reload when the component's file changes
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Start the version that was committed last under this name, also if the file has changed since
+    #[arg(long)]
+    pub(crate) resume: bool,
 
     /// What to log [default: info]
     #[arg(long, value_name = "LEVEL")]
@@ -113,6 +138,12 @@ pub(crate) struct Options {
 #[serde(try_from = "String")]
 pub(crate) struct Span(Duration);
 
+impl Span {
+    pub(crate) fn as_millis(self) -> u64 {
+        self.0.as_millis() as u64
+    }
+}
+
 impl FromStr for Span {
     type Err = String;
 
@@ -127,6 +158,42 @@ impl TryFrom<String> for Span {
 
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+/// A path, and perhaps a query, that can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct HealthPath(http::uri::PathAndQuery);
+
+impl HealthPath {
+    pub(crate) fn as_uri(&self) -> http::Uri {
+        self.0.clone().into()
+    }
+}
+
+impl FromStr for HealthPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err("expected a path that begins with /".into());
+        }
+        text.parse().map(Self).map_err(|error| format!("{error}; write /health"))
+    }
+}
+
+impl TryFrom<String> for HealthPath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<HealthPath> for String {
+    fn from(path: HealthPath) -> Self {
+        path.0.to_string()
     }
 }
 
@@ -204,15 +271,21 @@ impl Options {
             name: self.name.or(other.name),
             control: self.control.or(other.control),
             store: self.store.or(other.store),
+            state_dir: self.state_dir.or(other.state_dir),
             env: env.into_iter().collect(),
             drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
             drain_idle_grace: self.drain_idle_grace.or(other.drain_idle_grace),
             hang_timeout: self.hang_timeout.or(other.hang_timeout),
+            min_ready: self.min_ready.or(other.min_ready),
+            soak: self.soak.or(other.soak),
+            health_path: self.health_path.or(other.health_path),
             max_worker_requests: self.max_worker_requests.or(other.max_worker_requests),
             max_worker_lifetime: self.max_worker_lifetime.or(other.max_worker_lifetime),
             max_worker_rss: self.max_worker_rss.or(other.max_worker_rss),
+            watch: self.watch || other.watch,
+            resume: self.resume || other.resume,
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
         }
@@ -229,9 +302,15 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    /// Start the version that was committed last, not the file as it is now.
+    pub(crate) resume: bool,
+    /// Reload when the file changes.
+    pub(crate) watch: bool,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) policy: Policy,
     pub(crate) drain_idle_grace: Duration,
+    pub(crate) health_path: Option<HealthPath>,
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
@@ -267,6 +346,18 @@ impl LiveConfig {
 }
 
 impl Settings {
+    /// What of it the workers of a component go by.
+    pub(crate) fn for_workers(&self, http: WasiHttp) -> WorkerSettings {
+        WorkerSettings {
+            http,
+            env: self.env.clone(),
+            drain_timeout: self.policy.drain_timeout,
+            drain_idle_grace: self.drain_idle_grace,
+            health_path: self.health_path.clone(),
+            logging: self.logging,
+        }
+    }
+
     pub(crate) fn new(app: PathBuf, options: Options) -> anyhow::Result<Self> {
         let workers = match options.workers {
             Some(workers) => workers.get(),
@@ -290,6 +381,8 @@ impl Settings {
             shutdown_delay: or_seconds(options.shutdown_delay, 0),
             shutdown_timeout: or_seconds(options.shutdown_timeout, 15),
             hang_timeout: or_seconds(options.hang_timeout, 10),
+            min_ready: or_seconds(options.min_ready, 1),
+            soak: or_seconds(options.soak, 10),
             recycle: Recycle {
                 max_requests: options.max_worker_requests.map(NonZeroU64::get),
                 max_lifetime: options.max_worker_lifetime.map(|span| span.0),
@@ -306,10 +399,16 @@ impl Settings {
             workers,
             control: control_path(&name, options.control)?,
             name,
-            store: options.store.map_or_else(default_store, Ok)?,
+            resume: options.resume,
+            watch: options.watch,
+            store: options.store.map_or_else(|| default_folder("XDG_CACHE_HOME", ".cache", "--store"), Ok)?,
+            state_dir: options
+                .state_dir
+                .map_or_else(|| default_folder("XDG_STATE_HOME", ".local/state", "--state-dir"), Ok)?,
             env: options.env,
             policy,
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
+            health_path: options.health_path,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
         })
@@ -348,12 +447,12 @@ pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> anyhow::Result
     Ok(folder.join(format!("{name}.sock")))
 }
 
-fn default_store() -> anyhow::Result<PathBuf> {
-    let cache =
-        absolute_variable("XDG_CACHE_HOME").or_else(|| absolute_variable("HOME").map(|home| home.join(".cache")));
-    match cache {
-        Some(cache) => Ok(cache.join("wasmcluster")),
-        None => bail!("neither XDG_CACHE_HOME nor HOME is set; say with --store where compiled components may be kept"),
+/// Our folder in the one that the variable names, or in the user's home.
+fn default_folder(variable: &str, in_home: &str, flag: &str) -> anyhow::Result<PathBuf> {
+    let folder = absolute_variable(variable).or_else(|| absolute_variable("HOME").map(|home| home.join(in_home)));
+    match folder {
+        Some(folder) => Ok(folder.join("wasmcluster")),
+        None => bail!("neither {variable} nor HOME is set; say with {flag} which folder to use"),
     }
 }
 
@@ -369,6 +468,7 @@ pub(crate) struct WorkerSettings {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) drain_timeout: Duration,
     pub(crate) drain_idle_grace: Duration,
+    pub(crate) health_path: Option<HealthPath>,
     pub(crate) logging: Logging,
 }
 
@@ -430,6 +530,7 @@ mod tests {
             ("hang-timeout = 10", "invalid type"),
             ("max-worker-rss = \"much\"", "write 64KiB"),
             ("max-worker-requests = 0", "nonzero"),
+            ("health-path = \"health\"", "begins with /"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
@@ -491,6 +592,7 @@ mod tests {
             env: vec![("A".into(), "ä\n".into())],
             drain_timeout: Duration::from_secs(35),
             drain_idle_grace: Duration::from_millis(1500),
+            health_path: "/health?deep=1".parse().ok(),
             logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();
@@ -498,6 +600,7 @@ mod tests {
             let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
             assert_eq!((read.http, read.env), (settings.http, settings.env.clone()));
             assert_eq!(read.drain_idle_grace, settings.drain_idle_grace);
+            assert_eq!(read.health_path, settings.health_path);
         }
     }
 }

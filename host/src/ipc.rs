@@ -78,6 +78,11 @@ pub(crate) enum ToPrimary {
     Ready,
     /// Connections are accepted from now on.
     Accepting,
+    /// The worker is ready but serves nobody yet, and its health check does not go well any more.
+    Unhealthy {
+        /// What came of it, for a person.
+        reason: String,
+    },
     /// The order of that number is carried out.
     Configured { revision: u64 },
     /// Somebody else told the worker to drain: it exits when it has finished what it began.
@@ -92,8 +97,11 @@ pub(crate) enum ToPrimary {
 /// What a primary asks of a compiler.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToCompiler {
-    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`.
-    Compile { source: PathBuf, store: PathBuf },
+    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old entries
+    /// may be removed from there, but none of the components `pinned`.
+    Compile { source: PathBuf, store: PathBuf, pinned: Vec<String> },
+    /// Find what was compiled before of the component with this digest, which came from `source`.
+    Find { digest: String, http: WasiHttp, source: PathBuf, store: PathBuf },
 }
 
 /// What a compiler answers, once.

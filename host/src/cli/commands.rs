@@ -1,13 +1,13 @@
 //! Commands that change a running cluster, and wait until the change is there; or that follow what happens in it. Ctrl-C
 //! ends the waiting, not the change.
 
-use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use http_body_util::BodyExt;
 
+use super::print;
 use crate::primary::{Client, CommandError, Scale, Stop};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -57,12 +57,6 @@ pub(super) async fn events(client: &Client) -> Result<(), CommandError> {
         }
     }
     Ok(())
-}
-
-fn print(text: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text)?;
-    stdout.flush()
 }
 
 /// Prints every key with its value, or the value of `key`.

@@ -1,6 +1,7 @@
 //! The command line: what it looks like, and which part of the program each command is.
 
 mod commands;
+mod reload;
 mod status;
 
 use std::future::Future;
@@ -11,16 +12,25 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{DEFAULT_NAME, Options, Settings, colours, control_path};
-use crate::primary::{Client, CommandError};
+use crate::config::{DEFAULT_NAME, Options, Settings, Span, colours, control_path};
+use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult};
 use crate::{artifact, primary, worker};
+use reload::{Ended, Show};
 
-/// Exit codes; those of `reload` will be added here.
+/// Exit codes.
 mod exit {
     /// It was tried and failed.
     pub(super) const ERROR: u8 = 1;
     /// The command line or the configuration is wrong.
     pub(super) const USAGE: u8 = 2;
+    /// The component cannot be served: nothing was changed.
+    pub(super) const REFUSED: u8 = 3;
+    /// The new version did not stand a gate, and was rolled back.
+    pub(super) const ROLLED_BACK: u8 = 4;
+    /// It took too long, and was rolled back.
+    pub(super) const TIMED_OUT: u8 = 5;
+    /// Another change is under way.
+    pub(super) const BUSY: u8 = 6;
     /// No server is running under that name.
     pub(super) const NO_SERVER: u8 = 7;
 }
@@ -36,6 +46,7 @@ mod exit {
                   wasmcluster serve app.wasm\n  \
                   wasmcluster serve --listen 0.0.0.0:80 --workers 4 app.wasm\n  \
                   wasmcluster status\n  \
+                  wasmcluster reload app.wasm\n  \
                   wasmcluster events\n  \
                   wasmcluster scale 8\n  \
                   wasmcluster stop",
@@ -53,6 +64,10 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Show what a running cluster does
     Status(StatusArgs),
+    /// Bring a running cluster to a new version, without losing a request
+    Reload(ReloadArgs),
+    /// Bring a running cluster back to the version before
+    Rollback(RollbackArgs),
     /// Follow what happens in a running cluster, as a line of JSON an event
     Events(EventsArgs),
     /// Change the number of workers, and wait until it is so
@@ -126,6 +141,80 @@ struct ScaleArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Exit codes:\n  \
+    0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read, is no component, does not link or does not \
+    compile\n  4 a gate failed, rolled back\n  5 timed out, rolled back\n  6 another change is under way\n  \
+    7 no server\n\n\
+    Examples:\n  \
+    wasmcluster reload\n  \
+    wasmcluster reload app-v2.wasm --timeout 1m\n  \
+    wasmcluster reload app.wasm --max-error-increase 2")]
+struct ReloadArgs {
+    /// The component to serve from now on [default: the same file as before, read again]
+    #[arg(value_name = "APP")]
+    app: Option<PathBuf>,
+
+    #[command(flatten)]
+    terms: TermsArgs,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The version before comes back as a new generation. Exit codes as of `reload`.")]
+struct RollbackArgs {
+    #[command(flatten)]
+    terms: TermsArgs,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+/// How a change of the version may go.
+#[derive(Debug, Args)]
+struct TermsArgs {
+    /// How long it may take, compilation included, before it is rolled back [default: 5m]
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+
+    /// Do not mind crashes once the first worker of the new version is well: for a fix in the middle of an attack
+    #[arg(long)]
+    force: bool,
+
+    /// Roll back if the share of errors (5xx, traps) is so many percentage points above the old version's [default: not
+    /// compared]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_error_increase: Option<f64>,
+
+    /// Print JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl TermsArgs {
+    fn request(&self, app: Option<PathBuf>) -> ReloadRequest {
+        ReloadRequest {
+            app,
+            timeout_ms: self.timeout.map(|timeout| timeout.as_millis()),
+            force: self.force,
+            max_error_increase: self.max_error_increase,
+        }
+    }
+
+    fn show(&self) -> Show {
+        if self.json { Show::Json } else { Show::People }
+    }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('%').parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("expected a number from 0 to 100".into()),
+    }
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Requests that were begun are finished, within the cluster's --shutdown-timeout.")]
 struct StopArgs {
     #[command(flatten)]
@@ -185,6 +274,7 @@ enum Failure {
     Usage(anyhow::Error),
     Error(anyhow::Error),
     Command(CommandError),
+    Reload(Ended),
 }
 
 impl From<CommandError> for Failure {
@@ -208,11 +298,43 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(error)) => (format!("{error:#}"), exit::USAGE),
         Err(Failure::Error(error)) => (format!("{error:#}"), exit::ERROR),
         Err(Failure::Command(error @ CommandError::NoServer(_))) => (error.to_string(), exit::NO_SERVER),
+        Err(Failure::Command(error @ CommandError::Busy(_))) => (error.to_string(), exit::BUSY),
+        Err(Failure::Reload(ended)) => explain(&ended),
         Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
     let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
     let _ = writeln!(io::stderr(), "{label} {message}");
     ExitCode::from(code)
+}
+
+/// What to say of a reload that did not go well, and with which exit code.
+fn explain(ended: &Ended) -> (String, u8) {
+    let reason = ended.reason.as_deref().unwrap_or("no reason was given");
+    match ended.result {
+        ReloadResult::Refused => (format!("refused, nothing was changed: {reason}"), exit::REFUSED),
+        ReloadResult::RolledBack => (format!("rolled back: {reason}"), exit::ROLLED_BACK),
+        ReloadResult::TimedOut => (format!("timed out, the old version is served: {reason}"), exit::TIMED_OUT),
+        ReloadResult::Committed | ReloadResult::Failed => (format!("the reload failed: {reason}"), exit::ERROR),
+    }
+}
+
+fn reloaded(ended: Ended, show: Show) -> Result<(), Failure> {
+    match (ended.result, ended.generation) {
+        (ReloadResult::Committed, generation) => {
+            if let (Show::People, Some(generation)) = (show, generation) {
+                let said = print(format!("generation {generation} is served\n").as_bytes());
+                said.map_err(|error| Failure::Error(error.into()))?;
+            }
+            Ok(())
+        }
+        _ => Err(Failure::Reload(ended)),
+    }
+}
+
+fn print(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    stdout.flush()
 }
 
 fn run(command: Command) -> Result<(), Failure> {
@@ -227,6 +349,15 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
+        Command::Reload(ReloadArgs { app, terms, cluster }) => {
+            let app = app.map(std::path::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
+            let (client, request, show) = (client(cluster)?, terms.request(app), terms.show());
+            reloaded(block_on(reload::reload(&client, &request, show))?, show)
+        }
+        Command::Rollback(RollbackArgs { terms, cluster }) => {
+            let (client, request, show) = (client(cluster)?, terms.request(None), terms.show());
+            reloaded(block_on(reload::rollback(&client, &request, show))?, show)
+        }
         Command::Events(args) => Ok(block_on(commands::events(&client(args.cluster)?))?),
         Command::Config(ConfigArgs { command: ConfigCommand::Get { key, cluster } }) => {
             Ok(block_on(commands::config_get(&client(cluster)?, key.as_deref()))?)

@@ -1,27 +1,31 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
+use super::generations::{Committed, Generations, pinned};
 use super::output::Output;
-use super::process::{CompilerProcess, Deployment, reap};
+use super::process::{Deployment, reap};
+use super::reload::Compiling;
 use super::signals::{Request, Signals};
-use crate::config::{Settings, WorkerSettings};
+use crate::config::Settings;
 use crate::ids::Generation;
-use crate::ipc::{FromCompiler, ToCompiler};
+use crate::ipc::ToCompiler;
 use crate::limits;
 use crate::listener::{BindError, ListenAddr, Listener};
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
 const BIND_AGAIN: Duration = Duration::from_millis(100);
+/// How long the first compilation may take.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
 pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
@@ -33,12 +37,12 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
         let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
         let served = async {
-            let Some(deployment) = compile_first(&settings, &mut signals).await? else {
+            let Some(generations) = compile_first(&settings, &mut signals).await? else {
                 return Ok(());
             };
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            Driver::new(&settings, deployment, listeners, &output, volume).run(signals, asked).await
+            Driver::new(&settings, generations, listeners, &output, volume).run(signals, asked).await
         }
         .await;
         control.finish().await;
@@ -62,50 +66,56 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
 }
 
 /// Has the component compiled, or found in the store. `None` when a signal ended it.
-async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Option<Deployment>> {
+async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Option<Generations>> {
     let _progress = Progress::start(format!("Compiling {}", settings.app.display()));
-    let request = ToCompiler::Compile { source: settings.app.clone(), store: settings.store.clone() };
-    let compiler = CompilerProcess::spawn(&request).context("cannot start the compiler")?;
-    let (mut answered, mut ended) = (false, None);
+    let (generation, request) = first_request(settings)?;
+    let (answers, mut answered) = mpsc::channel(1);
+    let mut compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
+    let mut given_up = pin!(tokio::time::sleep(COMPILE_PATIENCE));
     loop {
-        if let (true, Some(how)) = (answered, &ended) {
+        if let (true, Some(how)) = (compiling.is_silent, &compiling.ended) {
             bail!("cannot serve {}: the compiler {how}", settings.app.display());
         }
         tokio::select! {
-            answer = compiler.answer(), if !answered => match answer.context("the compiler's answer makes no sense")? {
-                Some(answer) => return deploy(settings, Generation(1), answer).map(Some),
-                None => answered = true,
+            Some(answer) = answered.recv() => match answer.context("the compiler's answer makes no sense")? {
+                None => compiling.is_silent = true,
+                answer => {
+                    let deployment = Deployment::new(settings, &settings.app, answer)?;
+                    return Ok(Some(Generations::new(generation, deployment)));
+                }
             },
             request = signals.next() => match request? {
-                Request::Stop(_) => return Ok(None),
+                Request::Stop(_) | Request::Hangup => return Ok(None),
                 Request::LookAfterChildren => {
-                    ended = reap().into_iter().find(|(pid, _)| *pid == compiler.pid).map(|(_, how)| how).or(ended);
+                    let ended = reap().into_iter().find(|(pid, _)| *pid == compiling.pid());
+                    compiling.ended = ended.map(|(_, how)| how).or(compiling.ended.take());
                 }
-                Request::Grow | Request::Shrink => {}
+                Request::Grow | Request::Shrink | Request::Reload => {}
             },
+            () = &mut given_up => {
+                bail!("cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}", settings.app.display());
+            }
         }
     }
 }
 
-fn deploy(
-    settings: &Settings,
-    generation: Generation,
-    answer: (FromCompiler, Option<OwnedFd>),
-) -> anyhow::Result<Deployment> {
-    let (compiled, artifact) = match answer {
-        (FromCompiler::Done(compiled), Some(artifact)) => (compiled, artifact),
-        (FromCompiler::Done(_), None) => bail!("the compiler's answer came without an artifact"),
-        (FromCompiler::Refused { reason }, _) => bail!(reason),
-    };
-    tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
-    let worker_settings = WorkerSettings {
-        http: compiled.http,
-        env: settings.env.clone(),
-        drain_timeout: settings.policy.drain_timeout,
-        drain_idle_grace: settings.drain_idle_grace,
-        logging: settings.logging,
-    };
-    Deployment::new(generation, compiled, artifact, &worker_settings)
+/// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
+fn first_request(settings: &Settings) -> anyhow::Result<(Generation, ToCompiler)> {
+    let committed = Committed::read(&settings.state_dir, &settings.name);
+    let (app, store) = (&settings.app, settings.store.clone());
+    if settings.resume
+        && let Some(Committed { generation, digest, http, source, .. }) = committed?
+    {
+        ensure!(
+            source == std::path::absolute(app)?,
+            "cannot resume: the cluster '{}' served {} last; give that one, or leave out --resume",
+            settings.name,
+            source.display()
+        );
+        return Ok((generation, ToCompiler::Find { digest, http, source, store }));
+    }
+    let pinned = pinned(&settings.state_dir);
+    Ok((Generation(1), ToCompiler::Compile { source: app.clone(), store, pinned }))
 }
 
 /// A line on a terminal that says what takes so long, from the first second on, and vanishes afterwards.

@@ -31,6 +31,7 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::reload::ReloadRequest;
 use super::status::Status;
 use crate::config::LiveConfig;
 use crate::listener::remove_socket;
@@ -53,11 +54,31 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 pub(super) enum Query {
     Status(oneshot::Sender<Status>),
     Config(oneshot::Sender<LiveConfig>),
-    /// The answer says why it cannot be done now; so in what follows.
-    Events(oneshot::Sender<Result<mpsc::Receiver<Bytes>, String>>),
-    Scale(Scale, oneshot::Sender<Result<(), String>>),
-    Stop(Stop, oneshot::Sender<Result<(), String>>),
-    Configure(BTreeMap<String, String>, oneshot::Sender<Result<(), String>>),
+    /// The answer is lines of JSON as they come, or why not; so in what follows.
+    Events(oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Reload(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Rollback(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Scale(Scale, oneshot::Sender<Refusable<()>>),
+    Stop(Stop, oneshot::Sender<Refusable<()>>),
+    Configure(BTreeMap<String, String>, oneshot::Sender<Refusable<()>>),
+}
+
+/// What the driver answers to a command that it may refuse.
+pub(super) type Refusable<T> = Result<T, Refused>;
+
+/// Why something is not done.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// Another change is under way.
+    Busy(String),
+    /// It cannot be done, now or ever.
+    Impossible(String),
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self::Impossible(reason)
+    }
 }
 
 /// The body of `POST /scale`.
@@ -207,29 +228,36 @@ async fn answer(
     let answered = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
         (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config.entries())),
-        (&Method::GET, "/events") => match follow(queries).await {
-            Ok(lines) => {
-                streams.store(true, Ordering::Relaxed);
-                return Ok(respond(StatusCode::OK, "application/x-ndjson", Lines(lines)));
+        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|()| json!({})),
+        (&Method::POST, "/stop") => change(body, queries, Query::Stop).await.map(|()| json!({})),
+        (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),
+        (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
+            let lines = match head.uri.path() {
+                "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(Refusal::from)),
+                "/reload" => change(body, queries, Query::Reload).await,
+                _ => change(body, queries, Query::Rollback).await,
+            };
+            match lines {
+                Ok(lines) => {
+                    streams.store(true, Ordering::Relaxed);
+                    return Ok(respond(StatusCode::OK, "application/x-ndjson", Lines(lines)));
+                }
+                Err(refusal) => Err(refusal),
             }
-            Err(refusal) => Err(refusal),
-        },
-        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await,
-        (&Method::POST, "/stop") => change(body, queries, Query::Stop).await,
-        (&Method::POST, "/config") => change(body, queries, Query::Configure).await,
-        (_, "/config") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET or POST".into())),
-        (_, "/status" | "/events") => Err((StatusCode::METHOD_NOT_ALLOWED, "use GET".into())),
-        (_, "/scale" | "/stop") => Err((StatusCode::METHOD_NOT_ALLOWED, "use POST".into())),
-        _ => Err((StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
+        }
+        (_, "/config") => Err(Refusal::method("use GET or POST")),
+        (_, "/status" | "/events") => Err(Refusal::method("use GET")),
+        (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(Refusal::method("use POST")),
+        _ => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
     };
     let (status, body) = match answered {
         Ok(body) => (StatusCode::OK, body),
-        Err((status, error)) => (status, json!({ "error": error })),
+        Err(Refusal { status, error, busy }) => (status, json!({ "error": error, "busy": busy })),
     };
     Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
 }
 
-const PATHS: &str = "GET /status, /events and /config, POST /scale, /stop and /config";
+const PATHS: &str = "GET /status, /events and /config, POST /reload, /rollback, /scale, /stop and /config";
 
 fn respond(
     status: StatusCode,
@@ -257,34 +285,55 @@ impl Body for Lines {
     }
 }
 
-type Refusal = (StatusCode, String);
-
-/// Hands a change to the driver.
-async fn change<B: DeserializeOwned>(
-    body: Incoming,
-    queries: &mpsc::Sender<Query>,
-    query: impl FnOnce(B, oneshot::Sender<Result<(), String>>) -> Query,
-) -> Result<serde_json::Value, Refusal> {
-    let bad = |error: String| (StatusCode::BAD_REQUEST, error);
-    let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
-    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
-    ask(queries, |back| query(body, back)).await?.map_err(|reason| (StatusCode::CONFLICT, reason))?;
-    Ok(json!({}))
+/// An answer that is none.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    error: String,
+    busy: bool,
 }
 
-async fn follow(queries: &mpsc::Sender<Query>) -> Result<mpsc::Receiver<Bytes>, Refusal> {
-    ask(queries, Query::Events).await?.map_err(|reason| (StatusCode::SERVICE_UNAVAILABLE, reason))
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), busy: false }
+    }
+
+    fn method(error: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, error)
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let (error, busy) = match refused {
+            Refused::Busy(error) => (error, true),
+            Refused::Impossible(error) => (error, false),
+        };
+        Self { status: StatusCode::CONFLICT, error, busy }
+    }
+}
+
+/// Hands a change to the driver.
+async fn change<B: DeserializeOwned, A>(
+    body: Incoming,
+    queries: &mpsc::Sender<Query>,
+    query: impl FnOnce(B, oneshot::Sender<Refusable<A>>) -> Query,
+) -> Result<A, Refusal> {
+    let bad = |error: String| Refusal::new(StatusCode::BAD_REQUEST, error);
+    let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
+    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
+    Ok(ask(queries, |back| query(body, back)).await??)
 }
 
 async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
-    let ending = || (StatusCode::SERVICE_UNAVAILABLE, "the primary is ending".to_owned());
+    let ending = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
     let (back, answer) = oneshot::channel();
     queries.send(query(back)).await.map_err(|_| ending())?;
     match tokio::time::timeout(DONE_WITHIN, answer).await {
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
             let error = format!("not every worker has confirmed it within {DONE_WITHIN:?}; one that hangs is replaced");
-            Err((StatusCode::GATEWAY_TIMEOUT, error))
+            Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, error))
         }
     }
 }
@@ -299,6 +348,8 @@ pub(crate) enum CommandError {
     NoServer(PathBuf),
     #[error("the cluster refuses: {0}")]
     Refused(String),
+    #[error("the cluster is busy: {0}")]
+    Busy(String),
     #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
@@ -333,7 +384,21 @@ impl Client {
 
     /// The events as they come, lines of JSON, until the primary ends.
     pub(crate) async fn events(&self) -> Result<Incoming, CommandError> {
-        let response = in_time(exchange(self.connect().await?, Method::GET, "/events", Bytes::new())).await?;
+        self.stream(Method::GET, "/events", Bytes::new()).await
+    }
+
+    /// How a reload goes, lines of JSON as among the events, until it is over.
+    pub(crate) async fn reload(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
+        self.stream(Method::POST, "/reload", json!(request).to_string().into()).await
+    }
+
+    /// Likewise.
+    pub(crate) async fn rollback(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
+        self.stream(Method::POST, "/rollback", json!(request).to_string().into()).await
+    }
+
+    async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, CommandError> {
+        let response = in_time(exchange(self.connect().await?, method, path, body)).await?;
         match response.status() {
             StatusCode::OK => Ok(response.into_body()),
             _ => Err(refusal(response).await?),
@@ -387,5 +452,6 @@ async fn whole(response: Response<Incoming>) -> anyhow::Result<Bytes> {
 async fn refusal(response: Response<Incoming>) -> anyhow::Result<CommandError> {
     let status = response.status();
     let said: serde_json::Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
-    Ok(CommandError::Refused(said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned)))
+    let reason = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+    Ok(if said["busy"] == true { CommandError::Busy(reason) } else { CommandError::Refused(reason) })
 }

@@ -4,25 +4,33 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::io::{self, Write};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::control::Query;
+use super::control::{Query, Refusable, Refused};
 use super::events::{Events, Happening};
+use super::generations::{Committed, Generations, pinned};
 use super::output::Output;
-use super::process::{Deployment, WorkerProcess, reap};
-use super::signals::{Request, Signals};
-use super::state::{Action, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Why, WorkerState};
-use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
+use super::process::{CompilerAnswer, Deployment, WorkerProcess, reap};
+use super::reload::{self, Change, Compiling, LastReload, ReloadRequest, ReloadResult, Settled, Stage};
+use super::signals::{Request, Signals, has_terminal};
+use super::state::{
+    Action, Cause, Description, Event, Gates, Haste, Outcome, Progress, Report, Role, Supervisor, Vitals, Waiting, Why,
+    WorkerState,
+};
+use super::status::{GenerationStatus, ReloadStatus, Status, Totals, WorkerStatus};
+use super::watch::Watch;
 use crate::config::{LiveConfig, MAX_WORKERS, Settings};
-use crate::ids::{RequestId, Slot, WorkerId};
-use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
+use crate::ids::{Generation, RequestId, Slot, WorkerId};
+use crate::ipc::{Identity, IpcError, ToCompiler, ToPrimary, ToWorker};
 use crate::listener::Listener;
 use crate::logging::Volume;
 use crate::stats::{Counter, Snapshot};
@@ -54,6 +62,9 @@ enum News {
     DeadlinePassed,
     ObservationDue,
     Asked(Query),
+    Compiled(Result<CompilerAnswer, IpcError>),
+    CompilationIsLate,
+    FileChanged,
 }
 
 /// What a worker said, or how it broke the protocol.
@@ -63,12 +74,12 @@ type Words = (WorkerId, Result<ToPrimary, IpcError>);
 struct Reconfiguration {
     revision: u64,
     missing: BTreeSet<WorkerId>,
-    done: oneshot::Sender<Result<(), String>>,
+    done: oneshot::Sender<Refusable<()>>,
 }
 
 pub(super) struct Driver<'a> {
     settings: &'a Settings,
-    deployment: Deployment,
+    generations: Generations,
     /// Empty once the cluster stops.
     listeners: Vec<Listener>,
     urls: Vec<String>,
@@ -89,21 +100,31 @@ pub(super) struct Driver<'a> {
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
     crashes: u64,
+    reloads: u64,
+    change: Option<Change>,
+    file_changed: bool,
+    settled: Vec<Settled>,
+    last_reload: Option<LastReload>,
+    /// Where the compiler's answer comes in.
+    answers: mpsc::Sender<Result<CompilerAnswer, IpcError>>,
+    answered: mpsc::Receiver<Result<CompilerAnswer, IpcError>>,
     outcome: Option<Outcome>,
 }
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
         settings: &'a Settings,
-        deployment: Deployment,
+        generations: Generations,
         listeners: Vec<Listener>,
         output: &'a Output,
         volume: Volume,
     ) -> Self {
         let (says, said) = mpsc::channel(MAX_QUEUED);
+        let (answers, answered) = mpsc::channel(1);
+        let (first, _) = generations.current();
         Self {
             settings,
-            deployment,
+            generations,
             urls: listeners.iter().map(|listener| listener.url().to_owned()).collect(),
             listeners,
             output,
@@ -112,7 +133,7 @@ impl<'a> Driver<'a> {
             revision: 0,
             reconfigurations: Vec::new(),
             started: Instant::now(),
-            supervisor: Supervisor::new(settings.workers, settings.policy, fastrand::u64(..)),
+            supervisor: Supervisor::new(settings.workers, first, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
             says,
             said,
@@ -120,6 +141,13 @@ impl<'a> Driver<'a> {
             past: Snapshot::default(),
             lost_requests: Vec::new(),
             crashes: 0,
+            reloads: 0,
+            change: None,
+            file_changed: false,
+            settled: Vec::new(),
+            last_reload: None,
+            answers,
+            answered,
             outcome: None,
         }
     }
@@ -127,6 +155,7 @@ impl<'a> Driver<'a> {
     pub(super) async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Query>) -> anyhow::Result<()> {
         let mut observations = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
         observations.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = Watch::start(self.settings.watch, &self.settings.app);
         let first = self.supervisor.start();
         self.carry_out(first);
         loop {
@@ -137,14 +166,22 @@ impl<'a> Driver<'a> {
                 }
                 None => {}
             }
+            let compilation_deadline = self.compilation_deadline();
             let news = tokio::select! {
                 Some(words) = self.said.recv() => News::Said(words),
                 request = signals.next() => News::Signal(request?),
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
                 _ = observations.tick() => News::ObservationDue,
                 Some(query) = asked.recv() => News::Asked(query),
+                Some(answer) = self.answered.recv() => News::Compiled(answer),
+                () = at(compilation_deadline) => News::CompilationIsLate,
+                () = watch.changed() => News::FileChanged,
             };
             self.take(news);
+            if self.file_changed && self.expect_calm().is_ok() {
+                self.file_changed = false;
+                self.reload_unasked("a change of the file");
+            }
         }
     }
 
@@ -153,6 +190,14 @@ impl<'a> Driver<'a> {
             News::Said(words) => self.hear(words),
             News::Signal(Request::LookAfterChildren) => self.children_ended(),
             News::Signal(Request::Stop(haste)) => self.stop(haste),
+            News::Signal(Request::Hangup) if has_terminal() => self.stop(Haste::Drain),
+            News::Signal(Request::Hangup | Request::Reload) => self.reload_unasked("a signal"),
+            // Not to be forgotten if a reload is under way.
+            News::FileChanged => self.file_changed = true,
+            News::Compiled(answer) => self.compiled(answer),
+            News::CompilationIsLate => {
+                self.end_change(ReloadResult::TimedOut, Some("it does not compile in time".into()))
+            }
             News::Signal(Request::Grow) => self.scale_by_signal(self.supervisor.slots().saturating_add(1)),
             News::Signal(Request::Shrink) => self.scale_by_signal(self.supervisor.slots().saturating_sub(1)),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
@@ -169,6 +214,7 @@ impl<'a> Driver<'a> {
         Vitals {
             heartbeats: process.stats.heartbeats.get(),
             requests: process.stats.requests.get(),
+            errors: process.stats.errors.get(),
             // Not read for nothing.
             rss: self.settings.policy.recycle.max_rss.map_or(0, |_| process.rss()),
         }
@@ -177,6 +223,7 @@ impl<'a> Driver<'a> {
     fn hear(&mut self, (worker, said): Words) {
         let event = match said {
             Ok(ToPrimary::Ready) => Event::BecameReady { worker },
+            Ok(ToPrimary::Unhealthy { reason }) => Event::BecameUnhealthy { worker, reason },
             Ok(ToPrimary::Accepting) => Event::BeganAccepting { worker },
             Ok(ToPrimary::Draining) => Event::BeganDraining { worker },
             Ok(ToPrimary::LoadFailed { reason }) => Event::LoadFailed { worker, reason },
@@ -191,7 +238,9 @@ impl<'a> Driver<'a> {
         match query {
             Query::Status(back) => drop(back.send(self.status())),
             Query::Config(back) => drop(back.send(self.config)),
-            Query::Events(back) => drop(back.send(self.events.subscribe())),
+            Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
+            Query::Reload(request, back) => drop(back.send(self.reload(&request))),
+            Query::Rollback(request, back) => drop(back.send(self.rollback(&request))),
             Query::Scale(scale, back) => drop(back.send(self.scale(scale.workers.get()))),
             Query::Stop(stop, back) => {
                 // Said twice, the command does not mean haste, as a second signal does.
@@ -207,25 +256,24 @@ impl<'a> Driver<'a> {
     fn stop(&mut self, haste: Haste) {
         tracing::info!("stopping");
         self.events.publish(&Happening::Stopping);
+        self.end_change(ReloadResult::Failed, Some("the cluster stops".into()));
         self.tell(Event::ShutdownRequested(haste));
     }
 
     fn scale_by_signal(&mut self, workers: u32) {
-        if let Err(reason) = self.scale(workers) {
+        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = self.scale(workers) {
             tracing::warn!("a signal asks for {workers} workers: {reason}");
         }
     }
 
-    fn scale(&mut self, workers: u32) -> Result<(), String> {
+    fn scale(&mut self, workers: u32) -> Refusable<()> {
         if workers == 0 {
-            return Err("a cluster has at least one worker".into());
+            return Err("a cluster has at least one worker".to_owned().into());
         }
         if workers > MAX_WORKERS {
-            return Err(format!("{workers} workers are over the limit of {MAX_WORKERS}"));
+            return Err(format!("{workers} workers are over the limit of {MAX_WORKERS}").into());
         }
-        if self.supervisor.is_booting() || self.supervisor.is_about_to_stop() {
-            return Err(format!("it is {} just now", self.state()));
-        }
+        self.expect_calm()?;
         let from = self.supervisor.slots();
         tracing::info!(from, to = workers, "scaling");
         self.events.publish(&Happening::Scaling { from, to: workers });
@@ -233,12 +281,232 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
+    /// One change at a time.
+    fn expect_calm(&self) -> Refusable<()> {
+        if self.change.is_some() || self.supervisor.reloading().is_some() {
+            return Err(Refused::Busy("a reload is under way; see `wasmcluster status`".into()));
+        }
+        if self.supervisor.is_booting() || self.supervisor.is_about_to_stop() {
+            return Err(format!("it is {} just now", self.state()).into());
+        }
+        Ok(())
+    }
+
+    /// Begins a reload; how it goes comes as lines of JSON.
+    fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
+        let (listener, lines) = reload::Listener::new();
+        self.begin_reload(request, listener)?;
+        Ok(lines)
+    }
+
+    fn reload_unasked(&mut self, by: &str) {
+        let begun = self.begin_reload(&ReloadRequest::default(), reload::Listener::default());
+        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
+            tracing::warn!("{by} asks for a reload: {reason}");
+        }
+    }
+
+    fn begin_reload(&mut self, request: &ReloadRequest, listener: reload::Listener) -> Refusable<()> {
+        self.expect_calm()?;
+        let source = match &request.app {
+            Some(app) if app.is_absolute() => app.clone(),
+            Some(app) => return Err(format!("{} is not an absolute path", app.display()).into()),
+            None => self.generations.current().1.source.clone(),
+        };
+        let ask = ToCompiler::Compile {
+            source: source.clone(),
+            store: self.settings.store.clone(),
+            pinned: pinned(&self.settings.state_dir),
+        };
+        let compiling = Compiling::start(&ask, self.answers.clone())
+            .map_err(|error| format!("the compiler cannot be started: {error}"))?;
+        tracing::info!("reloading {}", source.display());
+        let (gates, deadline) = (request.gates(), request.deadline());
+        self.change = Some(Change { source, gates, deadline, listener, stage: Stage::Compiling(compiling) });
+        self.tell_reload(None, "compiling", None, None);
+        Ok(())
+    }
+
+    /// Begins to roll back to the generation before, as a new one.
+    fn rollback(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
+        self.expect_calm()?;
+        if request.app.is_some() {
+            return Err("a rollback takes no `app`".to_owned().into());
+        }
+        let Some((previous, deployment)) = self.generations.previous() else {
+            return Err("there is no previous generation to roll back to".to_owned().into());
+        };
+        tracing::info!("rolling back to what generation {previous} was");
+        let deployment = deployment.clone();
+        let (listener, lines) = reload::Listener::new();
+        self.swap(deployment, request.gates(), request.deadline(), listener);
+        Ok(lines)
+    }
+
+    fn compilation_deadline(&self) -> Option<Instant> {
+        self.change.as_ref().filter(|change| matches!(change.stage, Stage::Compiling(_))).map(|change| change.deadline)
+    }
+
+    fn compiled(&mut self, answer: Result<CompilerAnswer, IpcError>) {
+        // One that was given up may still have answered.
+        let Some(change) = &mut self.change else { return };
+        let Stage::Compiling(compiling) = &mut change.stage else { return };
+        let answer = match answer {
+            Ok(None) => {
+                compiling.is_silent = true;
+                return self.compiler_ended();
+            }
+            Ok(answer) => answer,
+            Err(error) => {
+                return self.end_change(ReloadResult::Refused, Some(format!("the compiler's answer: {error}")));
+            }
+        };
+        match Deployment::new(self.settings, &change.source, answer) {
+            Ok(deployment) => {
+                if let Some(Change { gates, deadline, listener, .. }) = self.change.take() {
+                    self.swap(Rc::new(deployment), gates, deadline, listener);
+                }
+            }
+            Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
+        }
+    }
+
+    /// The compiler died without an answer, once that is known from both sides.
+    fn compiler_ended(&mut self) {
+        if let Some(Change { source, stage: Stage::Compiling(compiling), .. }) = &self.change
+            && let (true, Some(how)) = (compiling.is_silent, &compiling.ended)
+        {
+            let reason = format!("cannot serve {}: the compiler {how}", source.display());
+            self.end_change(ReloadResult::Refused, Some(reason));
+        }
+    }
+
+    /// Hands a candidate to the supervisor.
+    fn swap(&mut self, deployment: Rc<Deployment>, gates: Gates, deadline: Instant, listener: reload::Listener) {
+        let source = deployment.source.clone();
+        let candidate = self.generations.add(deployment);
+        self.change = Some(Change { source, gates, deadline, listener, stage: Stage::Swapping(candidate) });
+        let deadline = Some(deadline.saturating_duration_since(self.started));
+        self.tell(Event::ReloadRequested { candidate, gates, deadline });
+    }
+
+    /// Tells how the reload goes to whoever asked for it, and to all who follow the events.
+    fn tell_reload(
+        &mut self,
+        generation: Option<Generation>,
+        phase: &'static str,
+        done: Option<(u32, u32)>,
+        detail: Option<Detail>,
+    ) {
+        let (done, of) = done.unzip();
+        let (lasts_ms, reason) = match detail {
+            Some(Detail::Lasts(time)) => (Some(time.as_millis() as u64), None),
+            Some(Detail::Because(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
+        let happening = Happening::Reload { generation, phase, done, of, lasts_ms, reason };
+        self.events.publish(&happening);
+        if let Some(change) = &self.change {
+            change.listener.tell(&happening);
+        }
+        for settled in self.settled.iter().filter(|settled| Some(settled.generation) == generation) {
+            settled.listener.tell(&happening);
+        }
+    }
+
+    /// The change that was under way is none any more: it was refused, or cannot go on.
+    fn end_change(&mut self, result: ReloadResult, reason: Option<String>) {
+        let Some(change) = self.change.take() else { return };
+        let generation = match change.stage {
+            Stage::Swapping(generation) => Some(generation),
+            Stage::Compiling(_) => None,
+        };
+        self.end_reload(generation, result, reason, &change.listener);
+    }
+
+    fn end_reload(
+        &mut self,
+        generation: Option<Generation>,
+        result: ReloadResult,
+        reason: Option<String>,
+        listener: &reload::Listener,
+    ) {
+        match (result, &reason) {
+            (ReloadResult::Committed, _) => {
+                tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
+            }
+            (_, reason) => tracing::error!("the reload was not done: {}", reason.as_deref().unwrap_or("no reason")),
+        }
+        let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
+        self.events.publish(&happening);
+        listener.tell(&happening);
+        self.last_reload = Some(LastReload { generation, result, reason });
+    }
+
+    fn reload_progresses(&mut self, candidate: Generation, progress: Progress) {
+        let of = self.supervisor.slots();
+        let some = Some(candidate);
+        match progress {
+            Progress::Canary(time) => self.tell_reload(some, "canary", None, Some(Detail::Lasts(time))),
+            Progress::Rolling(done) => self.tell_reload(some, "rolling", Some((done, of)), None),
+            Progress::Soaking(time) => self.tell_reload(some, "soaking", None, Some(Detail::Lasts(time))),
+            Progress::RollingBack(cause, left) => {
+                let (_, reason) = explain_failure(cause);
+                self.tell_reload(some, "rolling_back", Some((of - left.min(of), of)), Some(Detail::Because(reason)));
+            }
+            Progress::Committed => {
+                self.generations.commit(candidate);
+                self.reloads += 1;
+                self.remember_commit();
+                self.tell_reload(some, "committed", None, None);
+                self.settle(candidate, ReloadResult::Committed, None);
+            }
+            Progress::RolledBack(cause) => {
+                self.generations.forget_others(None);
+                let (result, reason) = explain_failure(cause);
+                self.settle(candidate, result, Some(reason));
+            }
+        }
+    }
+
+    /// Writes down what is committed, for a primary that is to go on with it.
+    fn remember_commit(&self) {
+        if let Err(error) = Committed::of(&self.generations).write(&self.settings.state_dir, &self.settings.name) {
+            tracing::warn!("--resume will not know of this generation: {error:#}");
+        }
+    }
+
+    /// It is decided; what is left is to see superfluous workers go.
+    fn settle(&mut self, generation: Generation, result: ReloadResult, reason: Option<String>) {
+        if let Some(Change { listener, .. }) = self.change.take() {
+            self.settled.push(Settled { generation, result, reason, listener });
+            let left = self.superfluous(&self.settled[self.settled.len() - 1]);
+            self.tell_reload(Some(generation), "draining", Some((0, left)), None);
+        }
+    }
+
+    fn superfluous(&self, settled: &Settled) -> u32 {
+        self.supervisor.workers_of(|generation| settled.waits_for(generation))
+    }
+
+    /// Ends the reloads that nothing is left to be done for.
+    fn end_settled(&mut self) {
+        let stopping = self.supervisor.is_stopping();
+        let over = |settled: &mut Settled| {
+            stopping || self.supervisor.workers_of(|generation| settled.waits_for(generation)) == 0
+        };
+        let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
+        for Settled { generation, result, reason, listener } in ended {
+            self.end_reload(Some(generation), result, reason, &listener);
+        }
+    }
+
     /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
     /// the order is killed, so in the end all have it.
-    fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Result<(), String>>) {
+    fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
         let config = match self.config.with(entries) {
             Ok(config) => config,
-            Err(reason) => return drop(done.send(Err(reason))),
+            Err(reason) => return drop(done.send(Err(reason.into()))),
         };
         self.config = config;
         self.volume.set(config.log_level);
@@ -272,6 +540,7 @@ impl<'a> Driver<'a> {
         match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
             (_, true) => "stopping",
             (true, _) => "starting",
+            _ if self.change.is_some() => "reloading",
             _ => "running",
         }
     }
@@ -280,6 +549,7 @@ impl<'a> Driver<'a> {
     fn tell(&mut self, event: Event) {
         let actions = self.supervisor.step(self.started.elapsed(), event);
         self.carry_out(actions);
+        self.end_settled();
     }
 
     /// An action that fails comes back to the supervisor as an event, whose actions are done after these.
@@ -294,9 +564,9 @@ impl<'a> Driver<'a> {
 
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Spawn { worker, slot } => {
+            Action::Spawn { worker, slot, generation } => {
                 return self
-                    .spawn(worker, slot)
+                    .spawn(worker, slot, generation)
                     .err()
                     .map(|error| Event::SpawnFailed { worker, reason: format!("could not be started: {error}") });
             }
@@ -326,7 +596,7 @@ impl<'a> Driver<'a> {
                     Why::MaxRequests | Why::MaxLifetime | Why::MaxRss => {
                         tracing::info!(worker = worker.0, "recycled a worker: {reason}");
                     }
-                    Why::Asked | Why::Scaled | Why::Stopping => tracing::debug!(worker = worker.0, "drains: {reason}"),
+                    _ => tracing::debug!(worker = worker.0, "drains: {reason}"),
                 }
                 Happening::WorkerDraining { worker, reason }
             }
@@ -352,6 +622,7 @@ impl<'a> Driver<'a> {
                 tracing::error!(worker = worker.0, slot = slot.0, retry_ms, requests, "a worker died: {reason}");
                 Happening::WorkerCrashed { worker, slot, reason, retry_ms, lost_requests: all(&lost) }
             }
+            Report::Reload(candidate, progress) => return self.reload_progresses(candidate, progress),
             Report::Degraded(degraded) => {
                 if degraded {
                     tracing::error!("workers crash again and again: the cluster is degraded; the healthy ones go on");
@@ -369,22 +640,24 @@ impl<'a> Driver<'a> {
             Why::Asked => "it was told to, by SIGTERM".into(),
             Why::Scaled => "there are to be fewer workers".into(),
             Why::Stopping => "the cluster stops".into(),
+            Why::Reloaded => "a worker of the next version has taken its place".into(),
+            Why::RolledBack => "its version is not to be served".into(),
             Why::MaxRequests => "it has served --max-worker-requests".into(),
             Why::MaxLifetime => "it has lived for --max-worker-lifetime".into(),
             Why::MaxRss => "its memory has grown to --max-worker-rss".into(),
         }
     }
 
-    fn spawn(&mut self, worker: WorkerId, slot: Slot) -> io::Result<()> {
-        let generation = self.deployment.generation;
+    fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: Generation) -> io::Result<()> {
+        let deployment = self.generations.get(generation).ok_or_else(|| io::Error::other("its version is gone"))?;
         let identity = Identity {
             worker,
             slot,
             generation,
-            digest: self.deployment.compiled.digest.clone(),
+            digest: deployment.compiled.digest.clone(),
             workers: self.supervisor.slots(),
         };
-        let process = WorkerProcess::spawn(&identity, self.config, &self.deployment, &self.listeners, self.output)?;
+        let process = WorkerProcess::spawn(&identity, self.config, deployment, &self.listeners, self.output)?;
         let pid = process.pid.as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
@@ -416,16 +689,25 @@ impl<'a> Driver<'a> {
         }
         self.output.release();
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });
+        self.remember_commit();
         let workers = self.settings.workers;
-        tracing::info!(workers, digest = self.deployment.compiled.digest, "serving {}", self.settings.app.display());
+        let (_, deployment) = self.generations.current();
+        tracing::info!(workers, digest = deployment.compiled.digest, "serving {}", self.settings.app.display());
     }
 
     fn children_ended(&mut self) {
         // All that have ended are taken out first: from here on nothing is sent to them, least of all a signal.
         let mut ended = Vec::new();
         for (pid, how) in reap() {
+            if let Some(Change { stage: Stage::Compiling(compiling), .. }) = &mut self.change
+                && compiling.pid() == pid
+            {
+                compiling.ended = Some(how);
+                self.compiler_ended();
+                continue;
+            }
             let found = self.workers.iter().find(|(_, running)| running.process.pid == pid).map(|(&worker, _)| worker);
-            // Otherwise a compiler, or an orphan that was left to us.
+            // Otherwise a compiler that was given up, or an orphan that was left to us.
             if let Some(running) = found.and_then(|worker| self.workers.remove_entry(&worker)) {
                 ended.push((running, how));
             }
@@ -460,12 +742,12 @@ impl<'a> Driver<'a> {
             totals.add(&running.process.stats.snapshot());
         }
         let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
-        workers.extend(self.supervisor.waiting().map(|(slot, due, restarts)| WorkerStatus {
+        workers.extend(self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
             id: None,
             slot: slot.0,
             role: "incumbent".into(),
             pid: None,
-            generation: self.deployment.generation.0,
+            generation: generation.0,
             state: "backoff".into(),
             uptime_ms: 0,
             retry_in_ms: Some((self.started + due).saturating_duration_since(Instant::now()).as_millis() as u64),
@@ -475,7 +757,8 @@ impl<'a> Driver<'a> {
             restarts,
             rss_bytes: 0,
         }));
-        workers.sort_by_key(|worker| worker.slot);
+        workers.sort_by_key(|worker| (worker.slot, worker.id));
+        let (current, deployment) = self.generations.current();
         Status {
             schema: 1,
             name: self.settings.name.clone(),
@@ -485,17 +768,32 @@ impl<'a> Driver<'a> {
             uptime_ms: self.started.elapsed().as_millis() as u64,
             listen: self.urls.clone(),
             generation: GenerationStatus {
-                current: self.deployment.generation.0,
-                digest: self.deployment.compiled.digest.clone(),
-                source: self.settings.app.clone(),
+                current: current.0,
+                candidate: self.supervisor.reloading().map(|(candidate, _)| candidate.0),
+                previous: self.generations.previous().map(|(previous, _)| previous.0),
+                digest: deployment.compiled.digest.clone(),
+                source: deployment.source.clone(),
             },
+            reload: self.change.as_ref().map(|_| self.reload_status()),
+            last_reload: self.last_reload.clone(),
             workers,
-            totals: Totals::new(&totals, self.crashes),
+            totals: Totals::new(&totals, self.crashes, self.reloads),
+        }
+    }
+
+    fn reload_status(&self) -> ReloadStatus {
+        let of = self.supervisor.slots();
+        match self.supervisor.reloading() {
+            None => ReloadStatus { generation: None, phase: "compiling".into(), rolled: 0, of },
+            Some((candidate, phase)) => {
+                let rolled = self.supervisor.slots_of(candidate);
+                ReloadStatus { generation: Some(candidate.0), phase: phase.into(), rolled, of }
+            }
         }
     }
 
     fn worker_status(&self, id: WorkerId) -> Option<WorkerStatus> {
-        let Description { slot, role, state, restarts } = self.supervisor.describe(id)?;
+        let Description { slot, generation, role, state, restarts } = self.supervisor.describe(id)?;
         let running = self.workers.get(&id)?;
         let stats = running.process.stats.snapshot();
         Some(WorkerStatus {
@@ -507,7 +805,7 @@ impl<'a> Driver<'a> {
             }
             .into(),
             pid: Some(running.process.pid.as_raw()),
-            generation: self.deployment.generation.0,
+            generation: generation.0,
             state: match state {
                 WorkerState::Starting => "starting",
                 WorkerState::Ready => "ready",
@@ -522,6 +820,19 @@ impl<'a> Driver<'a> {
             restarts,
             rss_bytes: running.process.rss(),
         })
+    }
+}
+
+/// What there is to say of a phase of a reload.
+enum Detail {
+    Lasts(Duration),
+    Because(String),
+}
+
+fn explain_failure(cause: Cause) -> (ReloadResult, String) {
+    match cause {
+        Cause::Gate(reason) => (ReloadResult::RolledBack, reason),
+        Cause::TimedOut => (ReloadResult::TimedOut, "it took too long".into()),
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::reload::ReloadResult;
 use crate::ids::{Generation, Slot, WorkerId};
 
 /// Events that a reader may leave unread; what comes on top is missed, and counted.
@@ -58,6 +59,25 @@ pub(super) enum Happening {
         value: String,
     },
     Stopping,
+    /// How a reload goes: `compiling`, `canary`, `rolling`, `soaking`, `committed`, `rolling_back`, `draining`. `done` of `of`
+    /// slots, or workers that drained; or for how long the phase lasts.
+    Reload {
+        generation: Option<Generation>,
+        phase: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        done: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        of: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lasts_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    ReloadEnded {
+        generation: Option<Generation>,
+        result: ReloadResult,
+        reason: Option<String>,
+    },
     /// The reader was too slow for so many events.
     Missed {
         events: u64,
@@ -72,7 +92,7 @@ struct Line<'a> {
 }
 
 /// The line, newline included.
-fn line(happening: &Happening) -> Bytes {
+pub(super) fn line(happening: &Happening) -> Bytes {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let mut line = serde_json::to_vec(&Line { time, happening }).expect("numbers and strings");
     line.push(b'\n');

@@ -5,13 +5,17 @@ mod boot;
 mod control;
 mod driver;
 mod events;
+mod generations;
 mod output;
 mod process;
+mod reload;
 mod signals;
 mod state;
 mod status;
+mod watch;
 
 pub(crate) use boot::serve;
 pub(crate) use control::{Client, CommandError, Scale, Stop};
+pub(crate) use reload::{ReloadRequest, ReloadResult};
 pub(crate) use state::{Policy, Recycle};
 pub(crate) use status::{Status, WorkerStatus};

@@ -7,9 +7,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::bail;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -17,8 +19,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
 
 use super::output::{Kind, Output, Source, Stream};
-use crate::config::{LiveConfig, WorkerSettings};
-use crate::ids::Generation;
+use crate::config::{LiveConfig, Settings};
 use crate::ipc::{
     self, Channel, Compiled, FromCompiler, Identity, IpcError, MAX_UNREAD, PrimaryEnd, Received, ToCompiler, ToPrimary,
     ToWorker, Wait,
@@ -27,23 +28,28 @@ use crate::listener::Listener;
 use crate::pipe::output_pipe;
 use crate::stats::Page;
 
-/// One deployed version: what its workers are given. The descriptors stay open for as long as it may be needed.
+/// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
 #[derive(Debug)]
 pub(super) struct Deployment {
-    pub(super) generation: Generation,
+    /// Where the component was read from.
+    pub(super) source: PathBuf,
     pub(super) compiled: Compiled,
     artifact: OwnedFd,
     settings: OwnedFd,
 }
 
 impl Deployment {
-    pub(super) fn new(
-        generation: Generation,
-        compiled: Compiled,
-        artifact: OwnedFd,
-        settings: &WorkerSettings,
-    ) -> anyhow::Result<Self> {
-        Ok(Self { generation, compiled, artifact, settings: settings.write()? })
+    /// Of what the compiler said; an error says why there is nothing to deploy.
+    pub(super) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
+        let (compiled, artifact) = match answer {
+            Some((FromCompiler::Done(compiled), Some(artifact))) => (compiled, artifact),
+            Some((FromCompiler::Done(_), None)) => bail!("the compiler's answer came without an artifact"),
+            Some((FromCompiler::Refused { reason }, _)) => bail!(reason),
+            None => bail!("cannot serve {}: the compiler gave no answer", source.display()),
+        };
+        tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
+        let settings = settings.for_workers(compiled.http).write()?;
+        Ok(Self { source: std::path::absolute(source)?, compiled, artifact, settings })
     }
 }
 
@@ -131,6 +137,9 @@ fn page_size() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size.unsigned_abs())
 }
 
+/// What a compiler said, with the artifact beside it; `None` when it died without a word.
+pub(super) type CompilerAnswer = Option<(FromCompiler, Option<OwnedFd>)>;
+
 /// A running compiler process.
 #[derive(Debug)]
 pub(super) struct CompilerProcess {
@@ -146,8 +155,12 @@ impl CompilerProcess {
         Ok(Self { pid, channel: ours.into_async()? })
     }
 
-    /// The answer, with the artifact beside it; `None` when the compiler died without one.
-    pub(super) async fn answer(&self) -> Result<Option<(FromCompiler, Option<OwnedFd>)>, IpcError> {
+    /// Ends it; nobody waits for its answer any more.
+    pub(super) fn kill(&self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+
+    pub(super) async fn answer(&self) -> Result<CompilerAnswer, IpcError> {
         loop {
             let mut ready = self.channel.readable().await?;
             match self.channel.get_ref().receive(Wait::No)? {

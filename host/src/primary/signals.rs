@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::state::Haste;
 
-const ACTED_ON: [Signal; 7] = [
+const ACTED_ON: [Signal; 8] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -17,6 +17,7 @@ const ACTED_ON: [Signal; 7] = [
     Signal::SIGTERM,
     Signal::SIGTTIN,
     Signal::SIGTTOU,
+    Signal::SIGUSR2,
 ];
 
 /// What a signal asks for.
@@ -25,6 +26,9 @@ pub(super) enum Request {
     /// Children have ended, or were stopped or continued.
     LookAfterChildren,
     Stop(Haste),
+    /// SIGHUP: the terminal is gone, or a reload is meant.
+    Hangup,
+    Reload,
     /// One worker more.
     Grow,
     /// One worker fewer.
@@ -64,12 +68,19 @@ impl Signals {
     }
 }
 
+/// Whether this process was started from a terminal that is still there.
+pub(super) fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
 fn understand(number: u32, code: i32) -> Option<Request> {
     // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
     let by_process = code <= 0;
     match Signal::try_from(number as i32).ok()? {
         Signal::SIGCHLD => Some(Request::LookAfterChildren),
-        Signal::SIGHUP | Signal::SIGINT | Signal::SIGTERM => Some(Request::Stop(Haste::Drain)),
+        Signal::SIGHUP => Some(Request::Hangup),
+        Signal::SIGUSR2 => Some(Request::Reload),
+        Signal::SIGINT | Signal::SIGTERM => Some(Request::Stop(Haste::Drain)),
         Signal::SIGQUIT => Some(Request::Stop(Haste::Now)),
         Signal::SIGTTIN if by_process => Some(Request::Grow),
         Signal::SIGTTOU if by_process => Some(Request::Shrink),

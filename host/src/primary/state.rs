@@ -16,12 +16,18 @@
 //!   surge:   Spawn the successor ─▶ it is ready ─▶ it accepts ─▶ it is the incumbent, the old one drains
 //! ```
 //!
-//! A slot has at most one incumbent and one successor; workers that drain have been let go of already.
+//! A slot has at most one incumbent and one successor; workers that drain have been let go of already. How a new version
+//! comes is in `reload.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::ids::{Slot, WorkerId};
+use crate::ids::{Generation, Slot, WorkerId};
+use reload::Reload;
+
+pub(crate) use reload::{Cause, Gates, Progress};
+
+mod reload;
 
 /// Time since the primary started.
 pub(crate) type Time = Duration;
@@ -44,6 +50,8 @@ const LEAST_SHARE: f64 = 0.8;
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// The time over which crashes are counted.
 const STORM_WINDOW: Duration = Duration::from_secs(60);
+/// Crashes that are remembered; a storm of more than 2 a slot, and more than [`MAX_CRASHES`] is one for any number.
+const MAX_CRASHES: usize = 4096;
 /// A boot that takes so long must not hold back any longer what its workers say.
 const BOOT_PATIENCE: Duration = Duration::from_secs(10);
 /// A worker that was ready for so long clears its slot's history.
@@ -70,8 +78,12 @@ pub(crate) enum Event {
     Exited { worker: WorkerId, how: String },
     /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
     ShutdownRequested(Haste),
+    /// The canary, which serves nobody yet, does not answer its health check well any more.
+    BecameUnhealthy { worker: WorkerId, reason: String },
     /// Somebody wants another number of workers, at least one.
     ScaleRequested { slots: u32 },
+    /// Somebody wants the next version, by `deadline`.
+    ReloadRequested { candidate: Generation, gates: Gates, deadline: Option<Time> },
     /// The time that [`Supervisor::next_deadline`] named has come.
     DeadlinePassed,
 }
@@ -82,6 +94,8 @@ pub(crate) struct Vitals {
     /// How often its executor has turned.
     pub(crate) heartbeats: u64,
     pub(crate) requests: u64,
+    /// Of the requests, those that went wrong by the server's or the guest's fault.
+    pub(crate) errors: u64,
     /// Resident memory, in bytes.
     pub(crate) rss: u64,
 }
@@ -99,7 +113,7 @@ pub(crate) enum Haste {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Start the worker process.
-    Spawn { worker: WorkerId, slot: Slot },
+    Spawn { worker: WorkerId, slot: Slot, generation: Generation },
     /// Let the worker accept connections.
     StartAccepting { worker: WorkerId },
     /// Close the primary's listening sockets: when the workers have closed theirs, connections are refused.
@@ -133,6 +147,8 @@ pub(crate) enum Report {
     Crashed { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
     /// Crashes have become a storm, or are none any more.
     Degraded(bool),
+    /// How the reload to this generation goes.
+    Reload(Generation, Progress),
 }
 
 /// Why a worker drains.
@@ -148,6 +164,10 @@ pub(crate) enum Why {
     MaxLifetime,
     /// Its memory grew as far as one worker's shall.
     MaxRss,
+    /// A worker of the next version has taken its place.
+    Reloaded,
+    /// The version that it is of is not to be served.
+    RolledBack,
     /// The cluster stops.
     Stopping,
 }
@@ -173,9 +193,21 @@ pub(crate) enum WorkerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
     pub(crate) slot: Slot,
+    pub(crate) generation: Generation,
     pub(crate) role: Role,
     pub(crate) state: WorkerState,
     /// Workers that the slot had before.
+    pub(crate) restarts: u64,
+}
+
+/// A slot that waits for a new worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) slot: Slot,
+    pub(crate) generation: Generation,
+    /// When it gets one.
+    pub(crate) due: Time,
+    /// Workers that it had before.
     pub(crate) restarts: u64,
 }
 
@@ -202,8 +234,10 @@ pub(crate) enum Role {
     Successor,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SlotState {
+    /// What its workers are to be.
+    generation: Generation,
     incumbent: Option<WorkerId>,
     successor: Option<Successor>,
     /// Deaths before ready since a worker was last healthy here.
@@ -220,9 +254,16 @@ struct Successor {
     why: Why,
 }
 
+impl SlotState {
+    fn new(generation: Generation) -> Self {
+        Self { generation, incumbent: None, successor: None, failures: 0, restarts: 0, restart_at: None }
+    }
+}
+
 #[derive(Debug)]
 struct Worker {
     slot: Slot,
+    generation: Generation,
     state: WorkerState,
     started: Time,
     ready_since: Option<Time>,
@@ -230,8 +271,8 @@ struct Worker {
     share: f64,
     /// When it is killed if it still lives: it drains because somebody else said so, or was aborted.
     kill_at: Option<Time>,
-    heartbeats: u64,
-    /// When `heartbeats` last grew.
+    vitals: Vitals,
+    /// When its heartbeats last grew.
     beat_at: Time,
     /// Why it will be gone soon, if it or the driver said so already.
     last_words: Option<String>,
@@ -260,6 +301,10 @@ pub(crate) struct Policy {
     pub(crate) shutdown_timeout: Duration,
     /// An executor that did not turn for so long hangs.
     pub(crate) hang_timeout: Duration,
+    /// How long the first worker of a new version must have been well before it may serve.
+    pub(crate) min_ready: Duration,
+    /// How long all workers of a new version must do well before it is committed.
+    pub(crate) soak: Duration,
     pub(crate) recycle: Recycle,
 }
 
@@ -291,6 +336,9 @@ impl Recycle {
 pub(crate) struct Supervisor {
     policy: Policy,
     stage: Stage,
+    /// The generation that is committed.
+    current: Generation,
+    reload: Option<Reload>,
     slots: Vec<SlotState>,
     workers: BTreeMap<WorkerId, Worker>,
     next_worker: u64,
@@ -303,19 +351,21 @@ pub(crate) struct Supervisor {
     observed_at: Time,
     /// The last successor died before it was ready: no other is tried before this.
     surge_after: Time,
-    /// When workers crashed in the last minute; as many as make a storm, and one more.
+    /// When workers crashed in the last minute, [`MAX_CRASHES`] at most.
     crashes: VecDeque<Time>,
     degraded: bool,
     random: fastrand::Rng,
 }
 
 impl Supervisor {
-    /// A supervisor of `slots` workers, which must be at least one. Equal seeds make equal decisions.
-    pub(crate) fn new(slots: u32, policy: Policy, seed: u64) -> Self {
+    /// A supervisor of `slots` workers of one generation; at least one worker. Equal seeds make equal decisions.
+    pub(crate) fn new(slots: u32, current: Generation, policy: Policy, seed: u64) -> Self {
         Self {
             policy,
             stage: Stage::Booting,
-            slots: (0..slots).map(|_| SlotState::default()).collect(),
+            current,
+            reload: None,
+            slots: (0..slots).map(|_| SlotState::new(current)).collect(),
             workers: BTreeMap::new(),
             next_worker: 1,
             boot_deaths: 0,
@@ -346,10 +396,13 @@ impl Supervisor {
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
             Event::Observed(vitals) => self.observed(now, &vitals),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
+            Event::BecameUnhealthy { worker, reason } => self.canary_failed(now, worker, &reason),
             Event::ScaleRequested { slots } => self.scale(now, slots),
+            Event::ReloadRequested { candidate, gates, deadline } => self.begin_reload(now, candidate, gates, deadline),
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
             Event::DeadlinePassed => self.deadline_passed(now),
         };
+        actions.extend(self.advance_reload(now));
         actions.extend(self.exit_if_alone());
         actions
     }
@@ -363,7 +416,11 @@ impl Supervisor {
         let restarts = self.slots.iter().filter_map(|slot| slot.restart_at);
         let kills = self.workers.values().filter_map(|worker| worker.kill_at);
         let calm = self.crashes.front().filter(|_| self.degraded).map(|&oldest| oldest + STORM_WINDOW);
+        let reload = self.reload.as_ref().and_then(Reload::next_deadline);
+        // Only a reload waits for it; recycling looks again by itself.
+        let surge = Some(self.surge_after).filter(|_| self.reload.is_some() && !self.surge_after.is_zero());
         let others = kill_at.into_iter().chain(self.stop_at).chain(self.release_output_at).chain(calm);
+        let others = others.chain(reload).chain(surge);
         restarts.chain(kills).chain(others).min()
     }
 
@@ -371,19 +428,29 @@ impl Supervisor {
     pub(crate) fn describe(&self, worker: WorkerId) -> Option<Description> {
         let found = self.workers.get(&worker)?;
         let slot = self.slots.get(found.slot.0 as usize);
-        let succeeds = slot.and_then(|slot| slot.successor).is_some_and(|successor| successor.worker == worker);
+        let succeeds = slot.and_then(|slot| slot.successor).is_some_and(|successor| successor.worker == worker)
+            || self.reload.as_ref().and_then(Reload::canary) == Some(worker);
         Some(Description {
             slot: found.slot,
+            generation: found.generation,
             role: if succeeds { Role::Successor } else { Role::Incumbent },
             state: found.state,
             restarts: slot.map_or(0, |slot| slot.restarts),
         })
     }
 
-    /// Slots that wait for a new worker, with the time it is due and the workers they had.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = (Slot, Time, u64)> {
+    /// Slots that wait for a new worker.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = Waiting> {
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(index, slot)| Some((Slot(index as u32), slot.restart_at?, slot.restarts)))
+        slots.filter_map(|(index, slot)| {
+            let (generation, restarts) = (slot.generation, slot.restarts);
+            Some(Waiting { slot: Slot(index as u32), generation, due: slot.restart_at?, restarts })
+        })
+    }
+
+    /// How many processes there are of these generations.
+    pub(crate) fn workers_of(&self, is_meant: impl Fn(Generation) -> bool) -> u32 {
+        self.workers.values().filter(|worker| is_meant(worker.generation)).count() as u32
     }
 
     /// How many workers are asked for.
@@ -420,31 +487,33 @@ impl Supervisor {
 
     /// Gives an empty slot a worker.
     fn fill(&mut self, now: Time, slot: Slot) -> Action {
-        let worker = self.enlist(now, slot);
+        let generation = self.slot(slot).generation;
+        let worker = self.enlist(now, slot, generation);
         let state = self.slot_mut(slot);
         state.incumbent = Some(worker);
         state.restart_at = None;
-        Action::Spawn { worker, slot }
+        Action::Spawn { worker, slot, generation }
     }
 
     /// Starts a successor for the slot's incumbent, which goes when the successor accepts.
-    fn surge(&mut self, now: Time, slot: Slot, why: Why) -> Action {
-        let worker = self.enlist(now, slot);
+    fn surge(&mut self, now: Time, slot: Slot, generation: Generation, why: Why) -> Action {
+        let worker = self.enlist(now, slot, generation);
         self.slot_mut(slot).successor = Some(Successor { worker, why });
-        Action::Spawn { worker, slot }
+        Action::Spawn { worker, slot, generation }
     }
 
-    fn enlist(&mut self, now: Time, slot: Slot) -> WorkerId {
+    fn enlist(&mut self, now: Time, slot: Slot, generation: Generation) -> WorkerId {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
         let starting = Worker {
+            generation,
             slot,
             state: WorkerState::Starting,
             started: now,
             ready_since: None,
             share: 1.0 - (1.0 - LEAST_SHARE) * self.random.f64(),
             kill_at: None,
-            heartbeats: 0,
+            vitals: Vitals::default(),
             beat_at: now,
             last_words: None,
         };
@@ -464,6 +533,10 @@ impl Supervisor {
         found.state = WorkerState::Ready;
         found.ready_since = Some(now);
         self.ever_ready = true;
+        if self.reload.as_ref().and_then(Reload::canary) == Some(worker) {
+            self.canary_became_ready(now, worker);
+            return vec![Action::Report(Report::Ready { worker })];
+        }
         let mut actions = vec![Action::StartAccepting { worker }, Action::Report(Report::Ready { worker })];
         let ready = self.workers.values().filter(|worker| worker.state == WorkerState::Ready).count();
         if self.is_booting() && ready == self.slots.len() {
@@ -476,23 +549,27 @@ impl Supervisor {
 
     /// A successor takes over. Until now the incumbent accepted too.
     fn began_accepting(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
         let Some(found) = self.workers.get(&worker).filter(|found| found.state == WorkerState::Ready) else {
             return Vec::new();
         };
+        let generation = found.generation;
         let slot = &mut self.slots[found.slot.0 as usize];
         let Some(successor) = slot.successor.take_if(|successor| successor.worker == worker) else {
             return Vec::new();
         };
         slot.restarts += 1;
+        slot.generation = generation;
+        slot.restart_at = None;
         let old = slot.incumbent.replace(worker);
-        self.drain(old, kill_at, successor.why)
+        let mut actions = self.drain(now, old, successor.why);
+        actions.extend(self.slot_rolled());
+        actions
     }
 
-    fn drain(&mut self, worker: Option<WorkerId>, kill_at: Time, why: Why) -> Vec<Action> {
+    fn drain(&mut self, now: Time, worker: Option<WorkerId>, why: Why) -> Vec<Action> {
         let Some(worker) = worker else { return Vec::new() };
         let Some(state) = self.workers.get_mut(&worker) else { return Vec::new() };
-        state.drain(kill_at);
+        state.drain(now + self.policy.drain_timeout + CUT_GRACE);
         vec![Action::SendDrain { worker }, Action::Report(Report::Draining { worker, why })]
     }
 
@@ -505,6 +582,7 @@ impl Supervisor {
         found.drain(kill_at);
         let (slot, started) = (found.slot, found.started);
         let mut actions = vec![Action::Report(Report::Draining { worker, why: Why::Asked })];
+        actions.extend(self.canary_failed(now, worker, "it was told to drain"));
         if !self.is_stopping() {
             let wait = MIN_INTERVAL.saturating_sub(now.saturating_sub(started));
             actions.extend(self.let_go(now, slot, worker, wait));
@@ -512,16 +590,19 @@ impl Supervisor {
         actions
     }
 
-    /// Takes the worker off its slot, which gets another after `wait` unless a successor is there already.
+    /// Takes the worker off its slot. The slot gets another after `wait`, unless a successor can take over.
     fn let_go(&mut self, now: Time, slot: Slot, worker: WorkerId, wait: Duration) -> Option<Action> {
+        let takes_over = self.slot(slot).successor.is_some_and(|successor| self.may_take_over(slot, successor.worker));
         let state = self.slot_mut(slot);
         if state.successor.take_if(|successor| successor.worker == worker).is_some() {
             self.surge_after = now + wait;
             return None;
         }
+        // Otherwise it was a canary, or had been let go of already.
+        state.incumbent.take_if(|incumbent| *incumbent == worker)?;
         state.restarts += 1;
-        state.incumbent = state.successor.take().map(|successor| successor.worker);
-        if state.incumbent.is_some() {
+        if takes_over && let Some(successor) = state.successor.take() {
+            state.incumbent = Some(successor.worker);
             return None;
         }
         if wait.is_zero() {
@@ -529,6 +610,11 @@ impl Supervisor {
         }
         state.restart_at = Some(now + wait);
         None
+    }
+
+    /// Whether a successor can fill its slot at once: one of another generation only as the reload has it.
+    fn may_take_over(&self, slot: Slot, successor: WorkerId) -> bool {
+        self.workers.get(&successor).is_some_and(|it| it.generation == self.slot(slot).generation)
     }
 
     /// The worker exits by itself; until then nothing more is expected of it.
@@ -557,9 +643,14 @@ impl Supervisor {
         if gone.state == WorkerState::Draining || self.is_stopping() {
             return vec![Action::Report(Report::Left { worker, slot, how: reason })];
         }
-        let wait = match gone.ready_since {
-            Some(since) => {
-                let lived = now.saturating_sub(since);
+        if self.reload.as_ref().and_then(Reload::canary) == Some(worker) {
+            let mut actions = self.crashed(now, worker, slot, reason.clone(), Duration::ZERO);
+            actions.extend(self.canary_failed(now, worker, &reason));
+            return actions;
+        }
+        let served = gone.ready_since.map(|since| now.saturating_sub(since));
+        let wait = match served {
+            Some(lived) => {
                 if lived >= HEALTHY {
                     self.slot_mut(slot).failures = 0;
                 }
@@ -580,13 +671,20 @@ impl Supervisor {
             // The boot may never be complete now, and why must not stay a secret.
             actions.push(Action::ReleaseOutput);
         }
-        actions.push(Action::Report(Report::Crashed { worker, slot, reason, retry_in: wait }));
+        actions.extend(self.crashed(now, worker, slot, reason.clone(), wait));
+        let answers = (gone.vitals.requests, gone.vitals.errors);
+        actions.extend(self.weigh_crash(now, gone.generation, served, answers, &reason));
+        actions.extend(self.let_go(now, slot, worker, wait));
+        actions
+    }
+
+    fn crashed(&mut self, now: Time, worker: WorkerId, slot: Slot, reason: String, retry_in: Duration) -> Vec<Action> {
         self.crashes.push_back(now);
-        if self.crashes.len() > self.storm() + 1 {
+        if self.crashes.len() > MAX_CRASHES {
             self.crashes.pop_front();
         }
+        let mut actions = vec![Action::Report(Report::Crashed { worker, slot, reason, retry_in })];
         actions.extend(self.weigh_crashes(now));
-        actions.extend(self.let_go(now, slot, worker, wait));
         actions
     }
 
@@ -605,6 +703,7 @@ impl Supervisor {
 
     fn observed(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
         let mut actions = self.abort_hung(now, vitals);
+        actions.extend(self.weigh_errors(now));
         actions.extend(self.recycle(now, vitals));
         actions
     }
@@ -616,12 +715,13 @@ impl Supervisor {
         let late = now.saturating_sub(self.observed_at) >= hang_timeout / 2;
         self.observed_at = now;
         let mut actions = Vec::new();
-        for &(id, Vitals { heartbeats, .. }) in vitals {
+        for &(id, vitals) in vitals {
             let Some(worker) = self.workers.get_mut(&id) else {
                 continue;
             };
-            if late || worker.heartbeats != heartbeats {
-                worker.heartbeats = heartbeats;
+            let turns = worker.vitals.heartbeats != vitals.heartbeats;
+            worker.vitals = vitals;
+            if late || turns {
                 worker.beat_at = now;
             } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
                 worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
@@ -640,7 +740,7 @@ impl Supervisor {
 
     /// Starts a successor for one worker that has reached a limit: one at a time.
     fn recycle(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Option<Action> {
-        let allowed = matches!(self.stage, Stage::Running) && self.stop_at.is_none() && now >= self.surge_after;
+        let allowed = self.can_reload() && now >= self.surge_after;
         if !allowed || !self.is_whole() {
             return None;
         }
@@ -648,7 +748,7 @@ impl Supervisor {
             let worker = self.workers.get(id).filter(|worker| worker.last_words.is_none())?;
             Some((worker.slot, self.policy.recycle.limit_reached(now, worker, vitals)?))
         })?;
-        Some(self.surge(now, slot, why))
+        Some(self.surge(now, slot, self.current, why))
     }
 
     /// The slot's next wait; counts one more failure.
@@ -673,20 +773,19 @@ impl Supervisor {
     /// Starts workers for new slots, or drains those of the highest.
     fn scale(&mut self, now: Time, slots: u32) -> Vec<Action> {
         debug_assert!(slots > 0, "a cluster has a worker");
-        if !matches!(self.stage, Stage::Running) || self.stop_at.is_some() {
+        if !self.can_reload() {
             return Vec::new();
         }
-        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
         let mut actions = Vec::new();
         let given_up: Vec<SlotState> = self.slots.drain((slots as usize).min(self.slots.len())..).collect();
         for SlotState { incumbent, successor, .. } in given_up {
             let successor = successor.map(|successor| successor.worker);
             for worker in [incumbent, successor] {
-                actions.extend(self.drain(worker, kill_at, Why::Scaled));
+                actions.extend(self.drain(now, worker, Why::Scaled));
             }
         }
         for slot in self.slots()..slots {
-            self.slots.push(SlotState::default());
+            self.slots.push(SlotState::new(self.current));
             actions.push(self.fill(now, Slot(slot)));
         }
         actions
@@ -728,6 +827,7 @@ impl Supervisor {
     fn forget_deadlines(&mut self) {
         self.release_output_at = None;
         self.stop_at = None;
+        self.reload = None;
         self.crashes.clear();
         for slot in &mut self.slots {
             slot.restart_at = None;
@@ -760,7 +860,7 @@ impl Supervisor {
         if !self.is_stopping() {
             actions.extend(self.weigh_crashes(now));
         }
-        let due: Vec<Slot> = self.waiting().filter(|&(_, at, _)| at <= now).map(|(slot, ..)| slot).collect();
+        let due: Vec<Slot> = self.waiting().filter(|waiting| waiting.due <= now).map(|waiting| waiting.slot).collect();
         actions.extend(due.into_iter().map(|slot| self.fill(now, slot)));
         actions
     }
@@ -779,6 +879,8 @@ impl Supervisor {
     }
 }
 
+#[cfg(test)]
+mod reload_tests;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

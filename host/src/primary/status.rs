@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::reload::LastReload;
 use crate::stats::Snapshot;
 
 /// A cluster at one moment.
@@ -14,13 +15,16 @@ pub(crate) struct Status {
     pub(crate) schema: u32,
     pub(crate) name: String,
     pub(crate) pid: u32,
-    /// `starting`, `running` or `stopping`.
+    /// `starting`, `running`, `reloading` or `stopping`.
     pub(crate) state: String,
     /// Whether workers crash again and again.
     pub(crate) degraded: bool,
     pub(crate) uptime_ms: u64,
     pub(crate) listen: Vec<String>,
     pub(crate) generation: GenerationStatus,
+    /// The reload that is under way.
+    pub(crate) reload: Option<ReloadStatus>,
+    pub(crate) last_reload: Option<LastReload>,
     pub(crate) workers: Vec<WorkerStatus>,
     pub(crate) totals: Totals,
 }
@@ -29,8 +33,24 @@ pub(crate) struct Status {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GenerationStatus {
     pub(crate) current: u64,
+    /// The one on its way.
+    pub(crate) candidate: Option<u64>,
+    /// The one that a rollback would bring back.
+    pub(crate) previous: Option<u64>,
     pub(crate) digest: String,
     pub(crate) source: PathBuf,
+}
+
+/// How far a reload has come.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ReloadStatus {
+    /// None while it is compiled.
+    pub(crate) generation: Option<u64>,
+    /// `compiling`, `canary`, `rolling`, `soaking` or `rolling_back`.
+    pub(crate) phase: String,
+    /// Slots that have the new version.
+    pub(crate) rolled: u32,
+    pub(crate) of: u32,
 }
 
 /// One worker, or a slot that waits for one.
@@ -69,6 +89,8 @@ pub(crate) struct Totals {
     /// their worker was gone.
     pub(crate) aborted: u64,
     pub(crate) crashes: u64,
+    /// Reloads and rollbacks that were committed.
+    pub(crate) reloads: u64,
     /// Lines of output that nobody read fast enough.
     pub(crate) lines_dropped: u64,
     pub(crate) latency_ms: Latencies,
@@ -82,7 +104,7 @@ pub(crate) struct Latencies {
 }
 
 impl Totals {
-    pub(super) fn new(counted: &Snapshot, crashes: u64) -> Self {
+    pub(super) fn new(counted: &Snapshot, crashes: u64, reloads: u64) -> Self {
         let quantile = |part| counted.latency.quantile(part).map(|time: Duration| time.as_secs_f64() * 1000.0);
         Self {
             requests: counted.requests,
@@ -92,6 +114,7 @@ impl Totals {
             rejected: counted.rejected,
             aborted: counted.aborted,
             crashes,
+            reloads,
             lines_dropped: counted.lines_dropped,
             latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
         }

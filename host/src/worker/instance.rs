@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use http::{HeaderName, Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Empty};
 use tokio::sync::oneshot;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
@@ -28,7 +30,7 @@ use wasmtime_wasi_http::{
 
 use super::stdio::{GuestOutput, Sink};
 use crate::component::WasiHttp;
-use crate::config::WorkerSettings;
+use crate::config::{HealthPath, WorkerSettings};
 use crate::engine;
 use crate::ipc::Identity;
 use crate::pipe::LineWriter;
@@ -36,6 +38,8 @@ use crate::stats::Stats;
 
 /// How often running guests give way to the executor.
 const EPOCH: Duration = Duration::from_millis(10);
+/// How long a health check may take.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Largest linear memory of an instance, in bytes.
 const MAX_MEMORY: usize = 128 * 1024 * 1024;
 
@@ -182,9 +186,41 @@ impl Instances {
         }
     }
 
+    /// Asks a fresh instance for `path`, without a client. An error says why it is not well.
+    pub(super) async fn check_health(&self, path: &HealthPath) -> Result<(), String> {
+        let authority = Authority::from_static("localhost");
+        let mut request = Request::new(Empty::<Bytes>::new().map_err(|never| match never {}));
+        *request.uri_mut() = path.as_uri();
+        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+        let (head, call) = self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority);
+        let answered = async {
+            tokio::select! {
+                biased;
+                // An answer that is there counts, whatever its guest does afterwards.
+                head = head => head.map_err(|_| "it gave no answer".to_owned())?,
+                ended = call => Err(match ended {
+                    Ok(()) => "it gave no answer".to_owned(),
+                    Err(Failure::Full) => "all instances are busy".to_owned(),
+                    Err(Failure::Trap(error)) => format!("it trapped: {error:?}"),
+                }),
+            }
+        };
+        let path = path.as_uri();
+        match tokio::time::timeout(HEALTH_PATIENCE, answered).await {
+            Ok(Ok(answer)) if answer.status().is_success() => Ok(()),
+            Ok(Ok(answer)) => Err(format!("the health check GET {path} was answered {}", answer.status())),
+            Ok(Err(reason)) => Err(format!("the health check GET {path} failed: {reason}")),
+            Err(_) => Err(format!("the health check GET {path} was not answered within {HEALTH_PATIENCE:?}")),
+        }
+    }
+
     /// Starts a fresh instance on `request`, which must have an authority or a Host that is one. The head comes through
     /// the receiver, at some poll of the call.
-    pub(super) fn call(&self, request: Request<Incoming>, authority: Authority) -> (oneshot::Receiver<Head>, Call) {
+    pub(super) fn call<B>(&self, request: Request<B>, authority: Authority) -> (oneshot::Receiver<Head>, Call)
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Error>,
+    {
         let (head, receiver) = oneshot::channel();
         let call: Call = match &self.linked {
             Linked::V0_2(pre) => Box::pin(call_v0_2(self.store(), pre.clone(), request, head)),
@@ -231,12 +267,16 @@ fn tick(engine: Engine) -> io::Result<()> {
     Ok(())
 }
 
-async fn call_v0_2(
+async fn call_v0_2<B>(
     mut store: Store<Guest>,
     pre: ProxyPre<Guest>,
-    request: Request<Incoming>,
+    request: Request<B>,
     head: oneshot::Sender<Head>,
-) -> Result<(), Failure> {
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
     let proxy = pre.instantiate_async(&mut store).await?;
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
@@ -258,13 +298,17 @@ fn abort_open_bodies(guest: &mut Guest) {
     }
 }
 
-async fn call_v0_3(
+async fn call_v0_3<B>(
     mut store: Store<Guest>,
     pre: ServicePre<Guest>,
-    request: Request<Incoming>,
+    request: Request<B>,
     authority: Authority,
     head: oneshot::Sender<Head>,
-) -> Result<(), Failure> {
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
     let service = pre.instantiate_async(&mut store).await?;
     let (parts, body) = request.into_parts();
     let headers = FieldMap::new_immutable(&mut store.data_mut().hooks, parts.headers);

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{LiveConfig, WorkerSettings};
+use crate::config::{HealthPath, LiveConfig, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
 use crate::limits;
 use crate::pipe::LineWriter;
@@ -35,6 +35,8 @@ pub(crate) use instance::{Guest, add_identity};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How often a worker that is ready and serves nobody yet checks its health.
+const HEALTH_CHECK: Duration = Duration::from_millis(100);
 /// Connections that wait between the accept threads and the executor; with the one that an accept thread holds in its
 /// hand, a wedged worker swallows eight.
 const HAND_OFF: usize = 7;
@@ -117,6 +119,14 @@ fn run(
         let requests = Rc::new(Requests::new(identity.worker, stats));
         let instances = load(&settings, artifact, identity, stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
+        if let Some(path) = &settings.health_path {
+            let phases = phases.clone();
+            tokio::select! {
+                // Ends when the wait is over, whatever the primary wants of the worker.
+                () = wait(phases) => {}
+                reason = becomes_unhealthy(&instances, path) => primary.send(&ToPrimary::Unhealthy { reason }, &[])?,
+            }
+        }
         let server = http::Server::new(instances, requests, phases.clone(), settings.drain_idle_grace, stats);
         serve(Rc::new(server), primary, listeners, phases).await
     })
@@ -148,8 +158,30 @@ async fn load(
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
     let instances = Instances::load(settings, &artifact, identity, stats).context("cannot load the component")?;
-    instances.probe().await.map_err(|error| anyhow!("the component fails while it is instantiated: {error:?}"))?;
+    instances.probe().await.map_err(|error| {
+        // With the guest's own backtrace, which takes several lines.
+        let error = format!("{error:?}");
+        anyhow!("the component fails while it is instantiated: {}", error.trim_end())
+    })?;
+    if let Some(path) = &settings.health_path {
+        instances.check_health(path).await.map_err(anyhow::Error::msg)?;
+    }
     Ok(Rc::new(instances))
+}
+
+async fn wait(mut phases: watch::Receiver<Phase>) {
+    // The sender lives as long as the guardian.
+    let _ = phases.wait_for(|&phase| phase > Phase::Waiting).await;
+}
+
+/// Checks the component's health again and again; why it is not well any more.
+async fn becomes_unhealthy(instances: &Instances, path: &HealthPath) -> String {
+    loop {
+        tokio::time::sleep(HEALTH_CHECK).await;
+        if let Err(reason) = instances.check_health(path).await {
+            return reason;
+        }
+    }
 }
 
 /// Accepts and serves from the moment the primary says so until everything is drained.

@@ -17,11 +17,15 @@ const POLICY: Policy = Policy {
     shutdown_delay: Duration::ZERO,
     shutdown_timeout: Duration::from_secs(15),
     hang_timeout: Duration::from_secs(10),
+    min_ready: Duration::from_secs(1),
+    soak: Duration::from_secs(5),
     recycle: Recycle { max_requests: Some(30_000), max_lifetime: Some(Duration::from_secs(40)), max_rss: None },
 };
 const READ_EVERY: Duration = Duration::from_secs(1);
 /// A worker that hangs is dead within this: the timeout, the grace after SIGABRT, and two readings.
 const FREED_WITHIN: Duration = Duration::from_secs(14);
+/// A reload has this long until it is rolled back.
+const RELOADED_WITHIN: Duration = Duration::from_secs(30);
 /// A slot whose ready worker crashed has a new one within this.
 const REPLACED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -37,11 +41,14 @@ enum Happening {
     Dies(WorkerId),
     HeartbeatsAreRead,
     Scale(u32),
+    Reload { force: bool },
     Stop,
 }
 
 struct Process {
     slot: Slot,
+    generation: Generation,
+    accepts: bool,
     started: Time,
     ready: bool,
     drain_began: Option<Time>,
@@ -62,13 +69,20 @@ struct Simulation {
     stopped_at: Option<Time>,
     outcome: Option<Outcome>,
     verbose: bool,
+    current: Generation,
+    candidate: Option<Generation>,
+    /// The highest number so far.
+    last: Generation,
+    /// The worker that died last, if it was an incumbent, with its generation; and the slot that is to get such a one again.
+    died_last: Option<(WorkerId, Generation)>,
+    respawn: Option<(Slot, Generation)>,
 }
 
 impl Simulation {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let slots = random.u32(1..=4);
-        let supervisor = Supervisor::new(slots, POLICY, seed);
+        let supervisor = Supervisor::new(slots, Generation(1), POLICY, seed);
         let mut simulation = Self {
             random,
             supervisor,
@@ -82,11 +96,20 @@ impl Simulation {
             stopped_at: None,
             outcome: None,
             verbose,
+            current: Generation(1),
+            candidate: None,
+            last: Generation(1),
+            respawn: None,
+            died_last: None,
         };
         simulation.plan(READ_EVERY, Happening::HeartbeatsAreRead);
         for _ in 0..simulation.random.u32(0..4) {
             let slots = simulation.random.u32(1..=6);
             simulation.plan_within(LENGTH, Happening::Scale(slots));
+        }
+        for _ in 0..simulation.random.u32(0..5) {
+            let force = simulation.random.bool();
+            simulation.plan_within(LENGTH, Happening::Reload { force });
         }
         for _ in 0..simulation.random.u32(0..3) {
             simulation.plan_within(LENGTH, Happening::Stop);
@@ -139,7 +162,11 @@ impl Simulation {
                 // A request a millisecond, as long as it lives well.
                 let vitals = |process: &Process| {
                     let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
-                    Vitals { heartbeats, requests: (self.now - process.started).as_millis() as u64, rss: 0 }
+                    Vitals {
+                        heartbeats,
+                        requests: (self.now - process.started).as_millis() as u64,
+                        ..Vitals::default()
+                    }
                 };
                 let observed = self.processes.iter().map(|(&id, process)| (id, vitals(process))).collect();
                 for (worker, process) in &self.processes {
@@ -150,16 +177,25 @@ impl Simulation {
                 self.plan(READ_EVERY, Happening::HeartbeatsAreRead);
             }
             Happening::Scale(slots) => self.tell(Event::ScaleRequested { slots }),
+            Happening::Reload { force } if self.supervisor.can_reload() => {
+                self.last = Generation(self.last.0 + 1);
+                self.candidate = Some(self.last);
+                let gates = Gates { force, max_error_increase: None };
+                let deadline = Some(self.now + RELOADED_WITHIN);
+                self.tell(Event::ReloadRequested { candidate: self.last, gates, deadline });
+            }
+            Happening::Reload { .. } => {}
             Happening::Stop => {
                 self.stopped_at.get_or_insert(self.now);
                 self.tell(Event::ShutdownRequested(Haste::Drain));
             }
             Happening::BecomesReady(worker) if is_alive(&worker) => {
                 self.ever_ready |= !self.supervisor.is_stopping();
+                self.processes.get_mut(&worker).expect("alive").ready = true;
                 self.tell(Event::BecameReady { worker });
-                self.plan_within(Duration::from_millis(20), Happening::Accepts(worker));
             }
             Happening::Accepts(worker) if is_alive(&worker) => {
+                self.processes.get_mut(&worker).expect("alive").accepts = true;
                 self.tell(Event::BeganAccepting { worker });
                 self.live(worker);
             }
@@ -171,8 +207,8 @@ impl Simulation {
                 self.tell(Event::Misbehaved { worker, reason: "nonsense".into() });
             }
             Happening::IsToldToDrain(worker) if is_alive(&worker) => {
-                self.tell(Event::BeganDraining { worker });
                 self.drain(worker);
+                self.tell(Event::BeganDraining { worker });
             }
             Happening::Hangs(worker) if is_alive(&worker) => {
                 self.processes.get_mut(&worker).expect("alive").hung_at = Some(self.now);
@@ -183,7 +219,12 @@ impl Simulation {
                 if dead.ready && dead.drain_began.is_none() && is_kept && self.members(dead.slot) == 0 {
                     self.owed.insert(dead.slot, self.now + REPLACED_WITHIN);
                 }
+                let others = self.processes.values().filter(|it| it.slot == dead.slot && it.drain_began.is_none());
+                // Beside one that accepts it was a successor, whose place another kind may take.
+                let alone = others.filter(|other| other.accepts).count() == 0;
+                self.died_last = alone.then_some((worker, dead.generation));
                 self.tell(Event::Exited { worker, how: "died".into() });
+                self.died_last = None;
             }
             _ => {}
         }
@@ -191,7 +232,6 @@ impl Simulation {
 
     /// What becomes of a worker that accepts connections.
     fn live(&mut self, worker: WorkerId) {
-        self.processes.get_mut(&worker).expect("alive").ready = true;
         let happening = match self.random.u32(0..10) {
             0..=2 => Happening::Dies(worker),
             3 => Happening::Hangs(worker),
@@ -227,8 +267,8 @@ impl Simulation {
                 tell_reader(&format!("           → {action:?}"));
             }
             match action {
-                Action::Spawn { worker, slot } => {
-                    if let Some(failure) = self.spawn(worker, slot) {
+                Action::Spawn { worker, slot, generation } => {
+                    if let Some(failure) = self.spawn(worker, slot, generation) {
                         actions.extend(self.supervisor.step(self.now, failure));
                     }
                 }
@@ -254,12 +294,35 @@ impl Simulation {
                     assert!(self.processes.is_empty(), "left workers behind");
                     self.outcome = Some(outcome);
                 }
-                Action::StartAccepting { worker } => assert!(self.processes.contains_key(&worker)),
+                Action::Report(Report::Crashed { worker, slot, retry_in, .. }) if retry_in.is_zero() => {
+                    let died = self.died_last.filter(|(died, _)| *died == worker);
+                    self.respawn = died.map(|(_, generation)| (slot, generation));
+                }
+                Action::StartAccepting { worker } => {
+                    assert!(self.processes[&worker].ready, "worker {worker} is not ready");
+                    self.plan_within(Duration::from_millis(20), Happening::Accepts(worker));
+                }
+                Action::Report(Report::Draining { worker, why: Why::Reloaded | Why::RolledBack }) => {
+                    let slot = self.processes[&worker].slot;
+                    let others = self.processes.values().filter(|it| it.slot == slot && it.drain_began.is_none());
+                    let goes_on = others.filter(|other| other.accepts).count() > 0;
+                    let served = self.processes[&worker].accepts;
+                    assert!(goes_on || !served, "the reload took the ready worker {worker} from slot {slot}");
+                }
+                Action::Report(Report::Reload(generation, Progress::Committed)) => {
+                    assert_eq!(self.candidate.take(), Some(generation), "committed something else");
+                    self.current = generation;
+                }
+                Action::Report(Report::Reload(generation, Progress::RolledBack(_))) => {
+                    assert_eq!(self.candidate.take(), Some(generation), "rolled back something else");
+                }
                 Action::CloseListeners => assert!(self.stopped_at.is_some()),
                 Action::AnnounceServing | Action::ReleaseOutput | Action::Report(_) => {}
             }
         }
+        self.respawn = None;
         if self.supervisor.is_stopping() {
+            self.candidate = None;
             self.owed.clear();
         }
         self.owed.retain(|slot, _| slot.0 < self.supervisor.slots());
@@ -270,15 +333,33 @@ impl Simulation {
         self.processes.values().filter(|process| process.slot == slot && process.drain_began.is_none()).count()
     }
 
-    fn spawn(&mut self, worker: WorkerId, slot: Slot) -> Option<Event> {
+    fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: Generation) -> Option<Event> {
         assert!(self.members(slot) <= 1, "a third worker in slot {slot}");
+        assert!(generation == self.current || Some(generation) == self.candidate, "generation {generation} is over");
+        // All but a canary would be a successor that has taken over, beside which anything may be started.
+        let is_canary = |it: &Process| Some(it.generation) == self.candidate && !it.accepts;
+        let others = self.processes.values().filter(|it| it.slot == slot && it.drain_began.is_none());
+        let empty = others.filter(|other| !is_canary(other)).count() == 0;
+        if let Some((_, before)) = self.respawn.take_if(|(respawned, _)| *respawned == slot && empty) {
+            assert_eq!(generation, before, "a respawn in slot {slot} is of another generation");
+        }
         self.owed.remove(&slot);
         if self.chance(5) {
             self.never_started.insert(worker);
             return Some(Event::SpawnFailed { worker, reason: "no process".into() });
         }
-        self.processes
-            .insert(worker, Process { slot, started: self.now, ready: false, drain_began: None, hung_at: None });
+        self.processes.insert(
+            worker,
+            Process {
+                slot,
+                generation,
+                accepts: false,
+                started: self.now,
+                ready: false,
+                drain_began: None,
+                hung_at: None,
+            },
+        );
         match self.random.u32(0..20) {
             0 => self.plan_within(Duration::from_secs(2), Happening::Dies(worker)),
             1 => self.plan_within(Duration::from_secs(2), Happening::FailsToLoad(worker)),
@@ -298,11 +379,19 @@ impl Simulation {
             (Some(Outcome::Stopped), None) => panic!("stopped by itself"),
             (None, Some(at)) => panic!("asked to stop at {at:?}, and still there at {:?}", self.now),
             (None, None) => {
-                let waiting: Vec<Slot> = self.supervisor.waiting().map(|(slot, ..)| slot).collect();
+                let waiting: Vec<Slot> = self.supervisor.waiting().map(|waiting| waiting.slot).collect();
                 for slot in (0..self.supervisor.slots()).map(Slot) {
                     let (members, waits) = (self.members(slot), waiting.contains(&slot));
                     assert!(if waits { members == 0 } else { (1..=2).contains(&members) }, "{members} in slot {slot}");
                 }
+                assert_eq!(self.candidate, None, "a reload without end");
+                assert!(
+                    !self
+                        .processes
+                        .values()
+                        .any(|process| { process.drain_began.is_none() && process.generation != self.current }),
+                    "a worker of generation that is over"
+                );
                 let drained_by = self.now.saturating_sub(POLICY.drain_timeout + CUT_GRACE + Duration::from_millis(10));
                 let late = |process: &&Process| process.drain_began.is_some_and(|began| began < drained_by);
                 assert_eq!(self.processes.values().filter(late).count(), 0, "a drain without end");

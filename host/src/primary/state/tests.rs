@@ -9,31 +9,33 @@ use super::*;
 const SHUTDOWN: Duration = Duration::from_secs(15);
 const HANG: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(35);
-const POLICY: Policy = Policy {
+pub(super) const POLICY: Policy = Policy {
     drain_timeout: DRAIN,
     shutdown_delay: Duration::ZERO,
     shutdown_timeout: SHUTDOWN,
     hang_timeout: HANG,
+    min_ready: Duration::from_secs(1),
+    soak: Duration::from_secs(10),
     recycle: Recycle { max_requests: None, max_lifetime: None, max_rss: None },
 };
 
-fn ms(milliseconds: u64) -> Time {
+pub(super) fn ms(milliseconds: u64) -> Time {
     Duration::from_millis(milliseconds)
 }
 
-fn ready(worker: u64) -> Event {
+pub(super) fn ready(worker: u64) -> Event {
     Event::BecameReady { worker: WorkerId(worker) }
 }
 
-fn exited(worker: u64) -> Event {
+pub(super) fn exited(worker: u64) -> Event {
     Event::Exited { worker: WorkerId(worker), how: "signal 9".into() }
 }
 
-fn load_failed(worker: u64) -> Event {
+pub(super) fn load_failed(worker: u64) -> Event {
     Event::LoadFailed { worker: WorkerId(worker), reason: "no".into() }
 }
 
-fn accepting(worker: u64) -> Event {
+pub(super) fn accepting(worker: u64) -> Event {
     Event::BeganAccepting { worker: WorkerId(worker) }
 }
 
@@ -42,8 +44,8 @@ fn check(script: &[(u64, Event, &str)]) {
     check_with(POLICY, script);
 }
 
-fn check_with(policy: Policy, script: &[(u64, Event, &str)]) {
-    let mut supervisor = Supervisor::new(2, policy, 0);
+pub(super) fn check_with(policy: Policy, script: &[(u64, Event, &str)]) {
+    let mut supervisor = Supervisor::new(2, Generation(1), policy, 0);
     assert_eq!(text(&supervisor.start()), "spawn 1 in 0, spawn 2 in 1");
     for (at, event, expected) in script {
         let actions = supervisor.step(ms(*at), event.clone());
@@ -56,6 +58,7 @@ fn text(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
         Action::Report(Report::Ready { .. } | Report::Left { .. }) => None,
         Action::Report(Report::Draining { why: Why::Asked | Why::Scaled | Why::Stopping, .. }) => None,
+        Action::Report(Report::Draining { why: Why::Reloaded | Why::RolledBack, .. }) => None,
         action => Some(describe(action)),
     };
     actions.iter().filter_map(one).collect::<Vec<_>>().join(", ")
@@ -63,7 +66,8 @@ fn text(actions: &[Action]) -> String {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::Spawn { worker, slot } => format!("spawn {worker} in {slot}"),
+        Action::Spawn { worker, slot, generation: Generation(1) } => format!("spawn {worker} in {slot}"),
+        Action::Spawn { worker, slot, generation } => format!("spawn {worker} in {slot} of {generation}"),
         Action::StartAccepting { worker } => format!("accept {worker}"),
         Action::CloseListeners => "close".into(),
         Action::SendDrain { worker } => format!("drain {worker}"),
@@ -75,6 +79,7 @@ fn describe(action: &Action) -> String {
         Action::ReleaseOutput => "release".into(),
         Action::Report(Report::Crashed { worker, retry_in, .. }) if retry_in.is_zero() => format!("crash {worker}"),
         Action::Report(Report::Crashed { worker, .. }) => format!("crash {worker}, wait"),
+        Action::Report(Report::Reload(_, progress)) => format!("{progress:?}"),
         Action::Report(Report::Ready { .. } | Report::Left { .. }) => "".into(),
         Action::Exit(Outcome::Stopped) => "stopped".into(),
         Action::Exit(Outcome::BootFailed(reason)) => format!("failed: {reason}"),
@@ -167,7 +172,7 @@ fn beats(one: u64, two: u64) -> Event {
 
 /// Workers that turn, and have answered so many requests.
 fn served(requests: &[(u64, u64)]) -> Event {
-    let one = |&(worker, requests)| (WorkerId(worker), Vitals { heartbeats: requests, requests, rss: 0 });
+    let one = |&(worker, requests)| (WorkerId(worker), Vitals { heartbeats: requests, requests, ..Vitals::default() });
     Event::Observed(requests.iter().map(one).collect())
 }
 
@@ -212,7 +217,7 @@ fn lifetime_and_memory_recycle_too() {
     script.push((10_002, accepting(3), "drain 1, MaxLifetime"));
     check_with(recycling(lifetime), &script);
 
-    let grown = |rss| Event::Observed(vec![(WorkerId(2), Vitals { rss, heartbeats: rss, requests: 0 })]);
+    let grown = |rss| Event::Observed(vec![(WorkerId(2), Vitals { rss, heartbeats: rss, ..Vitals::default() })]);
     let mut script = start.to_vec();
     script.push((1_000, grown(79), ""));
     script.push((2_000, grown(100), "spawn 3 in 1"));
@@ -319,7 +324,7 @@ fn a_primary_that_was_late_itself_blames_nobody() {
 
 #[test]
 fn many_crashes_in_a_minute_are_a_storm_until_it_is_over() {
-    let mut supervisor = Supervisor::new(2, POLICY, 0);
+    let mut supervisor = Supervisor::new(2, Generation(1), POLICY, 0);
     supervisor.start();
     supervisor.step(ms(0), ready(1));
     supervisor.step(ms(0), ready(2));
@@ -333,8 +338,10 @@ fn many_crashes_in_a_minute_are_a_storm_until_it_is_over() {
         worker = crash + 2;
         supervisor.step(now, ready(worker));
     }
-    // The seventh pushed the first out: six remain, of which the oldest is from second 2.
+    // Six are still a storm, five are none.
     assert!(supervisor.is_degraded());
+    assert_eq!(supervisor.next_deadline(), Some(ms(61_000)));
+    assert_eq!(text(&supervisor.step(ms(61_000), Event::DeadlinePassed)), "");
     assert_eq!(supervisor.next_deadline(), Some(ms(62_000)));
     assert_eq!(text(&supervisor.step(ms(62_000), Event::DeadlinePassed)), "degraded: false");
     assert!(!supervisor.is_degraded());
@@ -415,7 +422,7 @@ fn stopping_drains_then_kills() {
 
 #[test]
 fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
-    let mut supervisor = Supervisor::new(1, POLICY, 7);
+    let mut supervisor = Supervisor::new(1, Generation(1), POLICY, 7);
     supervisor.start();
     supervisor.step(ms(0), ready(1));
     let mut now = ms(200);
@@ -425,7 +432,7 @@ fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
     for _ in 0..14 {
         supervisor.step(now, exited(worker));
         worker += 1;
-        let due = supervisor.waiting().next().map_or(now, |(_, due, _)| due);
+        let due = supervisor.waiting().next().map_or(now, |waiting| waiting.due);
         waits.push(due - now);
         now = due;
         supervisor.step(now, Event::DeadlinePassed);
@@ -446,7 +453,7 @@ fn the_back_off_doubles_up_to_its_cap_and_is_forgotten_when_healthy() {
 /// Policies that did I/O or read a clock could not be tested like this.
 #[test]
 fn the_supervisor_is_pure() {
-    let source = include_str!("../state.rs");
+    let source = concat!(include_str!("../state.rs"), include_str!("reload.rs"));
     for foreign in ["tokio", "nix::", "libc", "std::io", "std::fs", "Instant", "SystemTime", "unsafe", "async "] {
         assert!(!source.contains(foreign), "state.rs mentions {foreign:?}");
     }
@@ -524,7 +531,7 @@ impl World {
         for action in actions {
             assert!(self.exit.is_none(), "an action after the end: {action:?}");
             match action {
-                Action::Spawn { worker, slot } => {
+                Action::Spawn { worker, slot, .. } => {
                     assert!(!self.asked_to_stop, "spawned while stopping");
                     assert!(self.ever.insert(worker), "worker {worker} was used before");
                     assert!(self.members(slot).count() <= 1, "a third worker in slot {slot}");
@@ -567,7 +574,7 @@ impl World {
 
 fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
     let policy = recycling(Recycle { max_requests: Some(5000), ..Recycle::default() });
-    let mut supervisor = Supervisor::new(slots, policy, 1);
+    let mut supervisor = Supervisor::new(slots, Generation(1), policy, 1);
     let mut world = World { slots, ..World::default() };
     world.apply(supervisor.start());
     for turn in turns {
@@ -604,7 +611,8 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
             Turn::Beats(turning) => {
                 let now = world.now.as_millis() as u64;
                 let count = |worker: &WorkerId| if worker.0 % 8 < u64::from(turning % 8) { now } else { 0 };
-                let vitals = |worker| Vitals { heartbeats: count(worker), requests: count(worker), rss: 0 };
+                let vitals =
+                    |worker| Vitals { heartbeats: count(worker), requests: count(worker), ..Vitals::default() };
                 Some(Event::Observed(ids.iter().map(|worker| (*worker, vitals(worker))).collect()))
             }
             Turn::Scales(slots) => {
@@ -642,11 +650,11 @@ proptest! {
                 let waiting: Vec<_> = supervisor.waiting().collect();
                 prop_assert_eq!(world.slots, supervisor.slots());
                 for slot in (0..world.slots).map(Slot) {
-                    let waits = waiting.iter().any(|&(waiting, ..)| waiting == slot);
+                    let waits = waiting.iter().any(|waiting| waiting.slot == slot);
                     let members = world.members(slot).count();
                     prop_assert!(if waits { members == 0 } else { members > 0 }, "{} in slot {}", members, slot);
                 }
-                for (_, due, _) in waiting {
+                for Waiting { due, .. } in waiting {
                     prop_assert!(due <= world.now + MAX_BACKOFF.mul_f64(1.0 + JITTER));
                 }
             }

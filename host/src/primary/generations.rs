@@ -1,0 +1,169 @@
+//! What was deployed: the generations that may still be needed, and what of them survives the primary.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::process::Deployment;
+use crate::component::WasiHttp;
+use crate::ids::Generation;
+
+/// The generations of a running cluster that have workers, or may get some.
+#[derive(Debug)]
+pub(super) struct Generations {
+    deployments: BTreeMap<Generation, Rc<Deployment>>,
+    current: Generation,
+    previous: Option<Generation>,
+    last: Generation,
+}
+
+impl Generations {
+    pub(super) fn new(current: Generation, deployment: Deployment) -> Self {
+        let deployments = BTreeMap::from([(current, Rc::new(deployment))]);
+        Self { deployments, current, previous: None, last: current }
+    }
+
+    /// Takes in a candidate under a number that no generation had before.
+    pub(super) fn add(&mut self, deployment: Rc<Deployment>) -> Generation {
+        self.last = Generation(self.last.0 + 1);
+        self.deployments.insert(self.last, deployment);
+        self.last
+    }
+
+    /// The candidate is what is served from now on.
+    pub(super) fn commit(&mut self, candidate: Generation) {
+        self.previous = Some(self.current);
+        self.current = candidate;
+        self.forget_others(None);
+    }
+
+    /// Forgets what no worker will be started of any more.
+    pub(super) fn forget_others(&mut self, candidate: Option<Generation>) {
+        let kept = [Some(self.current), self.previous, candidate];
+        self.deployments.retain(|generation, _| kept.contains(&Some(*generation)));
+    }
+
+    pub(super) fn get(&self, generation: Generation) -> Option<&Rc<Deployment>> {
+        self.deployments.get(&generation)
+    }
+
+    pub(super) fn current(&self) -> (Generation, &Rc<Deployment>) {
+        (self.current, self.deployments.get(&self.current).expect("the current generation is kept"))
+    }
+
+    pub(super) fn previous(&self) -> Option<(Generation, &Rc<Deployment>)> {
+        self.previous.and_then(|previous| Some((previous, self.deployments.get(&previous)?)))
+    }
+}
+
+/// What survives the primary: which generation was committed last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Committed {
+    schema: u32,
+    pub(super) generation: Generation,
+    /// Of the component: `sha256:` and 64 hexadecimal digits.
+    pub(super) digest: String,
+    pub(super) http: WasiHttp,
+    pub(super) source: PathBuf,
+    /// The digest of the generation before.
+    previous: Option<String>,
+}
+
+impl Committed {
+    pub(super) fn of(generations: &Generations) -> Self {
+        let (generation, deployment) = generations.current();
+        Self {
+            schema: 1,
+            generation,
+            digest: deployment.compiled.digest.clone(),
+            http: deployment.compiled.http,
+            source: deployment.source.clone(),
+            previous: generations.previous().map(|(_, deployment)| deployment.compiled.digest.clone()),
+        }
+    }
+
+    /// Written whole or not at all.
+    pub(super) fn write(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
+        let of = || format!("state folder {} (choose another with --state-dir)", folder.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder).with_context(of)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?).with_context(of)?;
+        file.as_file().sync_all().with_context(of)?;
+        file.persist(path(folder, name)).map_err(|error| error.error).with_context(of)?;
+        File::open(folder)?.sync_all().with_context(of)
+    }
+
+    /// What the cluster `name` committed last; `None` if it never did.
+    pub(super) fn read(folder: &Path, name: &str) -> anyhow::Result<Option<Self>> {
+        let path = path(folder, name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let committed = serde_json::from_slice(&bytes);
+        committed.map(Some).with_context(|| format!("{} is damaged; remove it to start anew", path.display()))
+    }
+}
+
+fn path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.json"))
+}
+
+/// Components that some cluster with this state folder may want to start again, by digest.
+pub(super) fn pinned(folder: &Path) -> Vec<String> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let committed = files.filter_map(|file| serde_json::from_slice::<Committed>(&fs::read(file.path()).ok()?).ok());
+    let digests = committed.flat_map(|committed| [Some(committed.digest), committed.previous]);
+    digests.flatten().take(MAX_PINNED).collect()
+}
+
+/// Far more clusters than one user has on a machine.
+const MAX_PINNED: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn committed(generation: u64, previous: Option<&str>) -> Committed {
+        Committed {
+            schema: 1,
+            generation: Generation(generation),
+            digest: format!("sha256:{generation}"),
+            http: WasiHttp::V0_2,
+            source: "/app.wasm".into(),
+            previous: previous.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn what_was_committed_is_read_again_and_pinned() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("state");
+        assert_eq!(Committed::read(&folder, "default").unwrap(), None);
+        assert!(pinned(&folder).is_empty());
+        for state in [committed(1, None), committed(2, Some("sha256:1"))] {
+            state.write(&folder, "default").unwrap();
+            assert_eq!(Committed::read(&folder, "default").unwrap(), Some(state));
+        }
+        committed(7, None).write(&folder, "other").unwrap();
+        let mut digests = pinned(&folder);
+        digests.sort();
+        assert_eq!(digests, ["sha256:1", "sha256:2", "sha256:7"]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_that_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("default.json"), "{").unwrap();
+        let error = Committed::read(folder.path(), "default").unwrap_err();
+        assert!(format!("{error:#}").contains("remove it"), "{error:#}");
+        assert!(pinned(folder.path()).is_empty());
+    }
+}

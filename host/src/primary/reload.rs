@@ -1,0 +1,165 @@
+//! A reload as the driver sees it: has the next version compiled, hands it to the supervisor, and tells whoever asked how
+//! it goes. What is decided is decided in `state/reload.rs`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::events::{Happening, line};
+use super::process::{CompilerAnswer, CompilerProcess};
+use super::state::Gates;
+use crate::ids::Generation;
+use crate::ipc::{IpcError, ToCompiler};
+
+/// How long a reload may take that was not told.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Lines about a reload that its reader may leave unread; what comes on top, it misses.
+const MAX_UNREAD: usize = 1024;
+
+/// The body of `POST /reload`, and of `POST /rollback`, which takes no `app`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ReloadRequest {
+    /// An absolute path; the same file as before if there is none.
+    pub(crate) app: Option<PathBuf>,
+    pub(crate) timeout_ms: Option<u64>,
+    /// Crashes do not count once the canary has passed.
+    pub(crate) force: bool,
+    /// By how many percentage points the share of errors may be above the old version's.
+    pub(crate) max_error_increase: Option<f64>,
+}
+
+impl ReloadRequest {
+    pub(super) fn gates(&self) -> Gates {
+        let thousandths = self.max_error_increase.map(|percent| (percent.clamp(0.0, 100.0) * 10.0) as u32);
+        Gates { force: self.force, max_error_increase: thousandths }
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        // A year from now is as good as any later time.
+        let longest = Duration::from_secs(365 * 24 * 60 * 60);
+        Instant::now() + self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis).min(longest)
+    }
+}
+
+/// How a reload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReloadResult {
+    Committed,
+    /// The component cannot be served: nothing was changed.
+    Refused,
+    RolledBack,
+    /// It took too long, and was rolled back.
+    TimedOut,
+    /// The cluster could not go on with it.
+    Failed,
+}
+
+/// The last reload, in `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LastReload {
+    /// None if it was refused before it had a number.
+    pub(crate) generation: Option<Generation>,
+    pub(crate) result: ReloadResult,
+    pub(crate) reason: Option<String>,
+}
+
+/// Whoever wants to know how a reload goes; nobody, if a signal or the watch began it.
+#[derive(Debug, Default)]
+pub(super) struct Listener(Option<mpsc::Sender<Bytes>>);
+
+impl Listener {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Bytes>) {
+        let (sender, receiver) = mpsc::channel(MAX_UNREAD);
+        (Self(Some(sender)), receiver)
+    }
+
+    pub(super) fn tell(&self, happening: &Happening) {
+        if let Some(lines) = &self.0 {
+            // One who left, or does not read, misses it.
+            let _ = lines.try_send(line(happening));
+        }
+    }
+}
+
+/// A reload that is neither committed nor rolled back.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) source: PathBuf,
+    pub(super) gates: Gates,
+    pub(super) deadline: Instant,
+    pub(super) listener: Listener,
+    pub(super) stage: Stage,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    Compiling(Compiling),
+    /// The supervisor has it.
+    Swapping(Generation),
+}
+
+/// A compiler at work.
+#[derive(Debug)]
+pub(super) struct Compiling {
+    process: Arc<CompilerProcess>,
+    listening: AbortHandle,
+    /// It said all that it had to say, and that was no answer.
+    pub(super) is_silent: bool,
+    /// How its process ended.
+    pub(super) ended: Option<String>,
+}
+
+impl Compiling {
+    /// Starts a compiler; its answer goes to `answers`.
+    pub(super) fn start(
+        request: &ToCompiler,
+        answers: mpsc::Sender<Result<CompilerAnswer, IpcError>>,
+    ) -> std::io::Result<Self> {
+        let process = Arc::new(CompilerProcess::spawn(request)?);
+        let heard = process.clone();
+        let listening = tokio::spawn(async move {
+            // The driver may have given up.
+            let _ = answers.send(heard.answer().await).await;
+        });
+        Ok(Self { process, listening: listening.abort_handle(), is_silent: false, ended: None })
+    }
+
+    pub(super) fn pid(&self) -> nix::unistd::Pid {
+        self.process.pid
+    }
+}
+
+impl Drop for Compiling {
+    fn drop(&mut self) {
+        self.listening.abort();
+        if self.ended.is_none() {
+            self.process.kill();
+        }
+    }
+}
+
+/// A reload that is decided, while workers that it made superfluous still drain.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) generation: Generation,
+    pub(super) result: ReloadResult,
+    pub(super) reason: Option<String>,
+    pub(super) listener: Listener,
+}
+
+impl Settled {
+    /// Whether a worker of this generation has to be gone before the reload is over.
+    pub(super) fn waits_for(&self, generation: Generation) -> bool {
+        match self.result {
+            ReloadResult::Committed => generation < self.generation,
+            _ => generation == self.generation,
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The hot swap: from one generation to the next, slot by slot, or back.
+//!
+//! ```text
+//!   Waiting ─▶ Canary ──────────▶ Rolling ─────────▶ Soaking ──────────▶ committed
+//!              one worker more,   slot by slot,      all slots, under
+//!              no connections     surge first        traffic
+//!                 │                  │                  │
+//!                 └──── a gate fails, or time is up ────┴──▶ RollingBack ─▶ rolled back
+//! ```
+//!
+//! What is next depends on the state alone: [`Supervisor::advance_reload`] looks after every event, and does what can be
+//! done. A slot's `generation` says what its workers are to be; it changes when a successor takes over, so a respawn never
+//! brings the candidate to a slot that is not rolled, nor the old generation to one that is.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Action, Report, STORM_WINDOW, Supervisor, Time, Vitals, Why, WorkerState};
+use crate::ids::{Generation, Slot, WorkerId};
+
+/// Generations that may drain at the same time.
+const MAX_DRAINING: usize = 2;
+/// Crashes of the candidate's ready workers that may be by chance.
+const CRASHES_BY_CHANCE: u32 = 1;
+/// Answers of the candidate before their errors say something.
+const FEW_ANSWERS: u64 = 100;
+
+/// What a candidate must stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gates {
+    /// Crashes do not count once the canary has passed.
+    pub(crate) force: bool,
+    /// By how much the share of errors among the answers may be above the old generation's, in thousandths.
+    pub(crate) max_error_increase: Option<u32>,
+}
+
+/// How a reload goes, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// The canary is to become ready, and to stay so for this long.
+    Canary(Duration),
+    /// So many slots are rolled.
+    Rolling(u32),
+    /// All slots are rolled; it is to go well for this long.
+    Soaking(Duration),
+    Committed,
+    /// It goes back; so many slots are still to.
+    RollingBack(Cause, u32),
+    RolledBack(Cause),
+}
+
+/// Why a reload was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// What the candidate did not stand.
+    Gate(String),
+    TimedOut,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Another successor has the canary's place.
+    Waiting,
+    Canary {
+        worker: WorkerId,
+        /// When it has been ready for long enough, once it is ready.
+        passes_at: Option<Time>,
+    },
+    /// The canary has passed; it may serve as soon as not too many generations drain.
+    Passed {
+        worker: WorkerId,
+    },
+    Rolling,
+    Soaking {
+        until: Time,
+    },
+    RollingBack(Cause),
+}
+
+#[derive(Debug)]
+pub(super) struct Reload {
+    candidate: Generation,
+    gates: Gates,
+    phase: Phase,
+    /// When it has taken too long.
+    deadline: Option<Time>,
+    /// Crashes per second and worker of the old generation, lately.
+    crash_rate_before: f64,
+    /// Requests and errors of the old generation's workers.
+    answers_before: (u64, u64),
+    /// Crashes of the candidate's workers after they were ready.
+    crashes: u32,
+    /// How long workers of the candidate that are gone were ready, all told; and what they answered.
+    served: Duration,
+    answers: (u64, u64),
+}
+
+impl Reload {
+    pub(super) fn canary(&self) -> Option<WorkerId> {
+        match self.phase {
+            Phase::Canary { worker, .. } | Phase::Passed { worker } => Some(worker),
+            Phase::Waiting | Phase::Rolling | Phase::Soaking { .. } | Phase::RollingBack(_) => None,
+        }
+    }
+
+    /// When to look again, if at all.
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        let phase = match self.phase {
+            Phase::Canary { passes_at, .. } => passes_at,
+            Phase::Soaking { until } => Some(until),
+            Phase::Waiting | Phase::Passed { .. } | Phase::Rolling | Phase::RollingBack(_) => None,
+        };
+        phase.into_iter().chain(self.deadline).min()
+    }
+
+    fn is_rolling_back(&self) -> bool {
+        matches!(self.phase, Phase::RollingBack(_))
+    }
+}
+
+impl Supervisor {
+    /// Whether a reload can begin now.
+    pub(crate) fn can_reload(&self) -> bool {
+        matches!(self.stage, super::Stage::Running) && self.stop_at.is_none() && self.reload.is_none()
+    }
+
+    /// The generation on its way, and what is being done about it.
+    pub(crate) fn reloading(&self) -> Option<(Generation, &'static str)> {
+        let reload = self.reload.as_ref()?;
+        let phase = match reload.phase {
+            Phase::Waiting | Phase::Canary { .. } | Phase::Passed { .. } => "canary",
+            Phase::Rolling => "rolling",
+            Phase::Soaking { .. } => "soaking",
+            Phase::RollingBack(_) => "rolling_back",
+        };
+        Some((reload.candidate, phase))
+    }
+
+    /// Slots whose workers are to be of this generation.
+    pub(crate) fn slots_of(&self, generation: Generation) -> u32 {
+        self.slots.iter().filter(|slot| slot.generation == generation).count() as u32
+    }
+
+    pub(super) fn begin_reload(
+        &mut self,
+        now: Time,
+        candidate: Generation,
+        gates: Gates,
+        deadline: Option<Time>,
+    ) -> Vec<Action> {
+        if !self.can_reload() {
+            return Vec::new();
+        }
+        let lately = now.min(STORM_WINDOW).as_secs_f64().max(1.0) * f64::from(self.slots());
+        let crashes = self.crashes.iter().filter(|&&at| at + STORM_WINDOW > now).count();
+        self.reload = Some(Reload {
+            candidate,
+            gates,
+            phase: Phase::Waiting,
+            deadline,
+            crash_rate_before: crashes as f64 / lately,
+            answers_before: self.answers_of(self.current),
+            crashes: 0,
+            served: Duration::ZERO,
+            answers: (0, 0),
+        });
+        vec![Action::Report(Report::Reload(candidate, Progress::Canary(self.policy.min_ready)))]
+    }
+
+    /// Does what can be done now.
+    pub(super) fn advance_reload(&mut self, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.surge_after <= now {
+            self.surge_after = Time::ZERO;
+        }
+        if self.reload.as_ref().is_some_and(|it| !it.is_rolling_back() && it.deadline.is_some_and(|at| at <= now)) {
+            actions.extend(self.roll_back(now, Cause::TimedOut));
+        }
+        // Each turn begins one thing; a bound against a mistake here.
+        for _ in 0..=2 * self.slots.len() + 5 {
+            match self.next_turn(now) {
+                Some(turn) => actions.extend(turn),
+                None => break,
+            }
+        }
+        actions
+    }
+
+    fn next_turn(&mut self, now: Time) -> Option<Vec<Action>> {
+        let reload = self.reload.as_ref()?;
+        let candidate = reload.candidate;
+        match &reload.phase {
+            Phase::Waiting if self.slots[0].successor.is_none() => {
+                let worker = self.enlist(now, Slot(0), candidate);
+                self.set_phase(Phase::Canary { worker, passes_at: None });
+                Some(vec![Action::Spawn { worker, slot: Slot(0), generation: candidate }])
+            }
+            &Phase::Canary { worker, passes_at: Some(at) } if at <= now => {
+                self.set_phase(Phase::Passed { worker });
+                Some(Vec::new())
+            }
+            &Phase::Passed { worker } if self.may_drain(self.current) => {
+                self.set_phase(Phase::Rolling);
+                self.slots[0].successor = Some(super::Successor { worker, why: Why::Reloaded });
+                Some(vec![Action::StartAccepting { worker }, self.report(Progress::Rolling(0))])
+            }
+            Phase::Rolling => match self.roll(now, candidate, Why::Reloaded)? {
+                Roll::Turn(turn) => Some(turn),
+                Roll::Done => {
+                    let soak = self.policy.soak;
+                    self.set_phase(Phase::Soaking { until: now + soak });
+                    Some(vec![self.report(Progress::Soaking(soak))])
+                }
+            },
+            &Phase::Soaking { until } if until <= now => {
+                let committed = self.report(Progress::Committed);
+                self.reload = None;
+                self.current = candidate;
+                Some(vec![committed])
+            }
+            Phase::RollingBack(cause) => {
+                let cause = cause.clone();
+                match self.roll(now, self.current, Why::RolledBack)? {
+                    Roll::Turn(turn) => Some(turn),
+                    Roll::Done => {
+                        let rolled_back = self.report(Progress::RolledBack(cause));
+                        self.reload = None;
+                        Some(vec![rolled_back])
+                    }
+                }
+            }
+            Phase::Waiting | Phase::Canary { .. } | Phase::Passed { .. } | Phase::Soaking { .. } => None,
+        }
+    }
+
+    /// Brings the next slot to `generation`; one worker at a time that is not ready.
+    fn roll(&mut self, now: Time, generation: Generation, why: Why) -> Option<Roll> {
+        let starting = |id: WorkerId| self.workers.get(&id).is_some_and(|it| it.state != WorkerState::Ready);
+        let unready =
+            self.slots.iter().any(|slot| slot.generation == generation && slot.incumbent.is_none_or(starting));
+        if self.slots.iter().any(|slot| slot.successor.is_some()) {
+            return None;
+        }
+        let Some(index) = self.slots.iter().position(|slot| slot.generation != generation) else {
+            return (!unready || why == Why::RolledBack).then_some(Roll::Done);
+        };
+        if unready && why != Why::RolledBack {
+            return None;
+        }
+        let slot = Slot(index as u32);
+        if self.slots[index].incumbent.is_none() {
+            // It waits in back-off for the other generation, which may be what is wrong with it.
+            self.slots[index].generation = generation;
+            self.slots[index].failures = 0;
+            let mut actions = vec![self.fill(now, slot)];
+            actions.extend(self.slot_rolled());
+            return Some(Roll::Turn(actions));
+        }
+        if now < self.surge_after || !self.may_drain(self.slots[index].generation) {
+            return None;
+        }
+        Some(Roll::Turn(vec![self.surge(now, slot, generation, why)]))
+    }
+
+    /// Whether workers of `generation` may begin to drain: old generations must not pile up.
+    fn may_drain(&self, generation: Generation) -> bool {
+        let draining = self.workers.values().filter(|worker| worker.state == WorkerState::Draining);
+        let generations: BTreeSet<Generation> = draining.map(|worker| worker.generation).collect();
+        generations.contains(&generation) || generations.len() < MAX_DRAINING
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(reload) = &mut self.reload {
+            reload.phase = phase;
+        }
+    }
+
+    fn report(&self, progress: Progress) -> Action {
+        let candidate = self.reload.as_ref().map_or(self.current, |reload| reload.candidate);
+        Action::Report(Report::Reload(candidate, progress))
+    }
+
+    /// A slot has changed hands.
+    pub(super) fn slot_rolled(&self) -> Option<Action> {
+        let reload = self.reload.as_ref()?;
+        match &reload.phase {
+            Phase::Rolling => Some(self.report(Progress::Rolling(self.slots_of(reload.candidate)))),
+            Phase::RollingBack(cause) => {
+                Some(self.report(Progress::RollingBack(cause.clone(), self.slots_of(reload.candidate))))
+            }
+            _ => None,
+        }
+    }
+
+    /// The canary is ready: it has to stay so for a while.
+    pub(super) fn canary_became_ready(&mut self, now: Time, worker: WorkerId) {
+        let passes = now + self.policy.min_ready;
+        if let Some(Reload { phase: Phase::Canary { worker: canary, passes_at }, .. }) = &mut self.reload
+            && *canary == worker
+        {
+            passes_at.get_or_insert(passes);
+        }
+    }
+
+    pub(super) fn canary_failed(&mut self, now: Time, worker: WorkerId, reason: &str) -> Vec<Action> {
+        match &self.reload {
+            Some(reload) if reload.canary() == Some(worker) => {
+                self.roll_back(now, Cause::Gate(format!("the canary failed: {reason}")))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A worker crashed that was ready for `served`, or never: what it means for the reload.
+    pub(super) fn weigh_crash(
+        &mut self,
+        now: Time,
+        generation: Generation,
+        served: Option<Duration>,
+        answers: (u64, u64),
+        reason: &str,
+    ) -> Vec<Action> {
+        let Some(reload) = &mut self.reload else { return Vec::new() };
+        if reload.candidate != generation || reload.is_rolling_back() {
+            return Vec::new();
+        }
+        reload.answers = (reload.answers.0.saturating_add(answers.0), reload.answers.1.saturating_add(answers.1));
+        reload.crashes += u32::from(served.is_some());
+        reload.served += served.unwrap_or_default();
+        let (force, crashes, gone) = (reload.gates.force, reload.crashes, reload.served);
+        if force {
+            return Vec::new();
+        }
+        if served.is_none() {
+            return self.roll_back(
+                now,
+                Cause::Gate(format!("a worker of the new version died before it was ready: {reason}")),
+            );
+        }
+        let before = reload.crash_rate_before;
+        let alive = self.workers.values().filter(|worker| worker.generation == generation);
+        let alive: Duration = alive.filter_map(|worker| Some(now.saturating_sub(worker.ready_since?))).sum();
+        let rate = f64::from(crashes) / (gone + alive).as_secs_f64().max(f64::MIN_POSITIVE);
+        if crashes <= CRASHES_BY_CHANCE || rate <= before {
+            return Vec::new();
+        }
+        let cause = format!("{crashes} workers of the new version crashed, the last one {reason}");
+        self.roll_back(now, Cause::Gate(cause))
+    }
+
+    /// Compares the candidate's share of errors with the old generation's, if that is wanted.
+    pub(super) fn weigh_errors(&mut self, now: Time) -> Vec<Action> {
+        let Some(reload) = &self.reload else { return Vec::new() };
+        let Some(increase) = reload.gates.max_error_increase.filter(|_| !reload.is_rolling_back()) else {
+            return Vec::new();
+        };
+        let (requests, errors) = self.answers_of(reload.candidate);
+        let (requests, errors) = (requests.saturating_add(reload.answers.0), errors.saturating_add(reload.answers.1));
+        let share = |(requests, errors): (u64, u64)| errors as f64 / requests.max(1) as f64;
+        let (before, after) = (share(reload.answers_before), share((requests, errors)));
+        if requests < FEW_ANSWERS || after <= before + f64::from(increase) / 1000.0 {
+            return Vec::new();
+        }
+        let percent = |share: f64| 100.0 * share;
+        let cause = format!("{:.1} % of its answers were errors, {:.1} % before", percent(after), percent(before));
+        self.roll_back(now, Cause::Gate(cause))
+    }
+
+    /// What the living workers of a generation have answered: requests and errors.
+    fn answers_of(&self, generation: Generation) -> (u64, u64) {
+        let workers = self.workers.values().filter(|worker| worker.generation == generation);
+        workers.fold((0, 0), |(requests, errors), worker| {
+            let Vitals { requests: more_requests, errors: more_errors, .. } = worker.vitals;
+            (u64::saturating_add(requests, more_requests), u64::saturating_add(errors, more_errors))
+        })
+    }
+
+    /// Lets go of candidates that accept nothing yet; [`Self::advance_reload`] brings the others' slots back.
+    fn roll_back(&mut self, now: Time, cause: Cause) -> Vec<Action> {
+        let Some(reload) = &mut self.reload else { return Vec::new() };
+        let (candidate, canary) = (reload.candidate, reload.canary());
+        reload.deadline = None;
+        reload.phase = Phase::RollingBack(cause.clone());
+        let is_candidate = |id: WorkerId| self.workers.get(&id).is_some_and(|worker| worker.generation == candidate);
+        let successors = self.slots.iter_mut().filter_map(|slot| {
+            slot.successor.take_if(|successor| is_candidate(successor.worker)).map(|successor| successor.worker)
+        });
+        let unwanted: Vec<WorkerId> = canary.into_iter().chain(successors).collect();
+        let left = self.slots_of(candidate);
+        let mut actions = vec![self.report(Progress::RollingBack(cause, left))];
+        for worker in unwanted {
+            // It may have been told to accept: what it took, it finishes.
+            actions.extend(self.drain(now, Some(worker), Why::RolledBack));
+        }
+        actions
+    }
+}
+
+enum Roll {
+    Turn(Vec<Action>),
+    Done,
+}
