@@ -16,7 +16,7 @@ use crate::load::{Load, Reuse};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scaling_under_load_fails_no_request() {
     let cluster = Setup::new(&guest("hello")).workers(1).start();
-    let load = Load::mixed(&cluster, [(4, Reuse::KeepAlive), (4, Reuse::No)]);
+    let load = Load::mixed(cluster.address(), [(4, Reuse::KeepAlive), (4, Reuse::No)]);
     load.goes_on();
     for workers in [8, 2, 3] {
         let scaled = cluster.command(&["scale", &workers.to_string()]);
@@ -144,7 +144,10 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::POST, "/config", "{\"wasmcluster.log-level\":3}", 400, "the body"),
         (Method::POST, "/config", "{\"wasmcluster.log-level\":\"loud\"}", 409, "expected off"),
         (Method::GET, "/config", "", 200, "{\"wasmcluster.log-level\":\"info\"}"),
-        (Method::GET, "/", "", 404, "POST /scale"),
+        (Method::GET, "/reload", "", 405, "use POST"),
+        (Method::POST, "/reload", "{\"app\":\"relative.wasm\"}", 409, "not an absolute path"),
+        (Method::POST, "/rollback", "{}", 409, "no previous generation"),
+        (Method::GET, "/", "", 404, "POST /reload"),
         (Method::POST, "/scale", "", 400, "the body"),
         (Method::POST, "/scale", "{\"workers\":0}", 400, "the body"),
         (Method::POST, "/scale", "{\"wrokers\":3}", 400, "unknown field"),

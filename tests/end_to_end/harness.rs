@@ -64,6 +64,7 @@ impl Setup {
         command
             .current_dir(folder.path())
             .env("XDG_RUNTIME_DIR", folder.path())
+            .env("XDG_STATE_HOME", folder.path())
             .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
             .env_remove("WASMCLUSTER_CONTROL")
             .arg("serve")
@@ -222,9 +223,7 @@ impl Cluster {
 
     /// Another command about this cluster, that goes on by itself.
     pub(crate) fn follow(&self, args: &[&str]) -> Follower {
-        let mut child = self.about(args).stdout(Stdio::piped()).spawn().expect("the binary starts");
-        let stdout = Lines::read(child.stdout.take().expect("stdout is piped"));
-        Follower { child: Mutex::new(child), stdout }
+        Follower::start(&mut self.about(args)).expect("the binary starts")
     }
 
     /// What another command prints about this cluster.
@@ -276,6 +275,17 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
+    pub(crate) fn start(command: &mut Command) -> std::io::Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let stdout = Lines::read(child.stdout.take().expect("stdout is piped"));
+        Ok(Self { child: Mutex::new(child), stdout })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.lock().expect("no test panics with the lock").id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).expect("the command lives");
+    }
+
     #[track_caller]
     pub(crate) fn wait(&self) -> ExitStatus {
         until("the command ends", || {

@@ -3,19 +3,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use tokio::task::JoinHandle;
 
 use crate::client::{Answer, Connection};
-use crate::harness::{Cluster, until};
+use crate::harness::until;
+
+/// Far shorter than any grace.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How clients use their connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reuse {
-    /// For as long as the server allows it.
+    /// For as long as the server allows it, one request at once after the other.
     KeepAlive,
+    /// Likewise, with a pause before each request: a server that closes idle connections meets some of these.
+    WithPauses,
     /// A connection for each request.
     No,
 }
@@ -35,14 +41,14 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn start(cluster: &Cluster, clients: usize, reuse: Reuse) -> Self {
-        Self::mixed(cluster, [(clients, reuse)])
+    pub(crate) fn start(address: SocketAddr, clients: usize, reuse: Reuse) -> Self {
+        Self::mixed(address, [(clients, reuse)])
     }
 
-    pub(crate) fn mixed(cluster: &Cluster, groups: impl IntoIterator<Item = (usize, Reuse)>) -> Self {
+    pub(crate) fn mixed(address: SocketAddr, groups: impl IntoIterator<Item = (usize, Reuse)>) -> Self {
         let (end, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let all = groups.into_iter().flat_map(|(clients, reuse)| std::iter::repeat_n(reuse, clients));
-        let client = |reuse| tokio::spawn(client(cluster.address(), reuse, end.clone(), answered.clone()));
+        let client = |reuse| tokio::spawn(client(address, reuse, end.clone(), answered.clone()));
         let clients = all.map(client).collect();
         Self { end, answered, clients }
     }
@@ -85,11 +91,15 @@ async fn client(address: SocketAddr, reuse: Reuse, end: Arc<AtomicBool>, answere
             Some((connection, last)) => (connection, Some(last)),
             None => (Connection::open(address).await, None),
         };
+        if reuse == Reuse::WithPauses && last.is_some() {
+            tokio::time::sleep(PAUSE).await;
+        }
         match connection.get("/").await {
             Ok(answer) => {
                 assert_eq!(answer.status, 200, "{answer:?}");
                 answered.fetch_add(1, Ordering::Relaxed);
-                if reuse == Reuse::KeepAlive && !answer.headers.contains_key("connection") {
+                let closes = answer.headers.get("connection").is_some_and(|value| value == "close");
+                if reuse != Reuse::No && !closes {
                     kept = Some((connection, answer));
                 }
             }

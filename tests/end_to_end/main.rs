@@ -11,6 +11,7 @@ mod harness;
 mod lifecycle;
 mod load;
 mod output;
+mod reload;
 mod serving;
 mod store;
 mod supervision;

@@ -28,7 +28,7 @@ fn pid_of(answer: &Answer) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_of_each_worker_under_load() {
     let cluster = Setup::new(&guest("whoami")).workers(4).start();
-    let load = Load::start(&cluster, 32, Reuse::KeepAlive);
+    let load = Load::start(cluster.address(), 32, Reuse::KeepAlive);
     let mut killed = BTreeSet::new();
     for slot in 0..4 {
         load.goes_on();
@@ -231,7 +231,7 @@ fn ids(cluster: &Cluster) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recycling_by_requests_under_load_fails_none() {
     let cluster = Setup::new(&guest("hello")).args(&["--max-worker-requests", "300", "--hang-timeout", "2s"]).start();
-    let load = Load::mixed(&cluster, [(4, Reuse::KeepAlive), (4, Reuse::No)]);
+    let load = Load::mixed(cluster.address(), [(4, Reuse::KeepAlive), (4, Reuse::No)]);
     until("both workers were recycled", || (ids(&cluster).iter().min() > Some(&2)).then_some(()));
     cluster.stderr.find("recycled a worker: it has served --max-worker-requests");
     let answered = load.end_well().await;

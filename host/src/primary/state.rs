@@ -549,7 +549,9 @@ impl Supervisor {
 
     /// A successor takes over. Until now the incumbent accepted too.
     fn began_accepting(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let Some(found) = self.workers.get(&worker).filter(|found| found.state == WorkerState::Ready) else {
+        let stopping = self.is_stopping();
+        let is_ready = |found: &&Worker| found.state == WorkerState::Ready && !stopping;
+        let Some(found) = self.workers.get(&worker).filter(is_ready) else {
             return Vec::new();
         };
         let generation = found.generation;

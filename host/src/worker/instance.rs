@@ -192,17 +192,19 @@ impl Instances {
         let mut request = Request::new(Empty::<Bytes>::new().map_err(|never| match never {}));
         *request.uri_mut() = path.as_uri();
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-        let (head, call) = self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority);
+        let (mut head, mut call) =
+            self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority);
         let answered = async {
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
-                // An answer that is there counts, whatever its guest does afterwards.
-                head = head => head.map_err(|_| "it gave no answer".to_owned())?,
-                ended = call => Err(match ended {
-                    Ok(()) => "it gave no answer".to_owned(),
-                    Err(Failure::Full) => "all instances are busy".to_owned(),
-                    Err(Failure::Trap(error)) => format!("it trapped: {error:?}"),
-                }),
+                ended = &mut call => ended,
+                answer = &mut head => return answer.map_err(|_| "it gave no answer".to_owned())?,
+            };
+            // What was said before the end counts, unless that was a trap.
+            match ended {
+                Err(Failure::Full) => Err("all instances are busy".to_owned()),
+                Err(Failure::Trap(error)) => Err(format!("it trapped: {error:?}")),
+                Ok(()) => head.try_recv().map_err(|_| "it gave no answer".to_owned())?,
             }
         };
         let path = path.as_uri();

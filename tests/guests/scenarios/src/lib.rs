@@ -24,6 +24,7 @@ async fn handle(request: Request) -> Result<Response> {
         (&Method::GET, "/env") => env(&query.text("name")),
         (&Method::GET, "/print") => print(&query.text("out"), &query.text("err"))?,
         (&Method::GET, "/print-partial") => print_partial(&query.text("out"))?,
+        (&Method::GET, "/well-until") => well_until(query.milliseconds("unix_ms")?)?,
         (&Method::GET, "/flood") => flood(query.number("lines")?)?,
         (&Method::GET, "/exit") => exit(),
         (&Method::GET, "/spin") => spin(query.milliseconds("ms")?),
@@ -71,6 +72,12 @@ fn print(out: &str, err: &str) -> Result<Response> {
     writeln!(std::io::stdout(), "{out}")?;
     writeln!(std::io::stderr(), "{err}")?;
     Ok("printed\n".into_response())
+}
+
+/// Well up to a point in time.
+fn well_until(end: Duration) -> Result<Response> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(if now < end { "well\n".into_response() } else { StatusCode::SERVICE_UNAVAILABLE.into_response() })
 }
 
 fn flood(lines: u64) -> Result<Response> {
