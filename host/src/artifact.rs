@@ -382,6 +382,32 @@ mod tests {
     }
 
     #[test]
+    fn old_entries_go_unless_they_are_in_use_or_pinned() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut open = Vec::new();
+        for number in 0..KEPT + 4 {
+            let native = format!("native {number}");
+            let manifest = Manifest { digest: format!("sha256:{number}"), ..manifest(native.as_bytes()) };
+            let artifact = store.insert(&number.to_string(), &manifest, native.as_bytes()).unwrap();
+            let needed = SystemTime::UNIX_EPOCH + Duration::from_secs(number as u64);
+            File::open(store.folder.join(number.to_string()).join(MANIFEST)).unwrap().set_modified(needed).unwrap();
+            // The second oldest is in use.
+            open.extend((number == 1).then_some(artifact));
+        }
+        // The oldest of all was needed just now, and the third oldest is what some cluster served last.
+        assert!(store.find("0").is_some());
+        store.remove_old_entries(&["sha256:2".into()]);
+        let is_there = |number: usize| store.folder.join(number.to_string()).exists();
+        let gone: Vec<usize> = (0..KEPT + 4).filter(|&number| !is_there(number)).collect();
+        assert_eq!(gone, [3, 4], "of the four that are too many, two must stay");
+        assert_eq!(contents(open.remove(0)), b"native 1");
+        store.remove_old_entries(&[]);
+        assert!(!is_there(1) && !is_there(2), "nobody needs them any more");
+        assert_eq!(fs::read_dir(&store.folder).unwrap().count(), KEPT);
+    }
+
+    #[test]
     fn drafts_of_killed_compilers_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let old = folder.path().join(".draft-old");

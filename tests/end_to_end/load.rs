@@ -16,7 +16,7 @@ use crate::harness::until;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How clients use their connections.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reuse {
     /// For as long as the server allows it, one request at once after the other.
     KeepAlive,

@@ -77,7 +77,7 @@ async fn ten_reloads(reuse: Reuse) {
     }
     load.goes_on();
     let answered = load.end_well().await;
-    println!("wasmcluster: ten reloads of two workers: {answered} requests answered, 0 lost");
+    println!("wasmcluster, {reuse:?}: ten reloads of two workers: {answered} requests answered, 0 lost");
     let status = cluster.status();
     assert_eq!((&status["totals"]["reloads"], &status["totals"]["crashes"]), (&10.into(), &0.into()));
     assert_eq!((&status["totals"]["aborted"], &status["totals"]["errors"]), (&0.into(), &0.into()));
@@ -217,6 +217,21 @@ fn a_compilation_that_takes_too_long_is_given_up() {
     let bomb = compile_bomb(cluster.folder.path());
     refused(&cluster, &[text(&bomb), "--timeout", "1s"], 5, "it does not compile in time");
     until("the compiler is gone", || (cluster.children().len() == 2).then_some(()));
+
+    // While one is at work: it steps back behind the workers, and may not take all memory.
+    let _reload = cluster.follow(&["reload", text(&bomb)]);
+    let workers = cluster.ready();
+    let proc = |pid: Pid, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    until("the compiler is restrained", || {
+        let compiler = cluster.children().into_iter().find(|pid| !workers.contains(&pid.as_raw().into()))?;
+        let limits = proc(compiler, "limits");
+        let memory = limits.lines().find(|line| line.starts_with("Max data size"))?.contains("4294967296");
+        // The fields behind the name: state is the first, niceness the seventeenth.
+        let stat = proc(compiler, "stat");
+        let nice = stat.rsplit_once(") ")?.1.split(' ').nth(16)? == "10";
+        (memory && nice).then_some(())
+    });
+    assert_eq!(cluster.command(&["stop"]).code, Some(0), "a stop does not wait for it");
 }
 
 #[test]

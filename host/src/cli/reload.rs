@@ -7,11 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
 use super::print;
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult};
+
+/// Width of a bar, in characters.
+const BAR: usize = 30;
 
 /// How it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,18 +103,11 @@ impl Display {
     fn show(&mut self, phase: &Phase) {
         match self {
             Self::Bar(bar) => {
-                let template = if phase.of.is_some_and(|of| of > 0) {
-                    "{spinner} {msg} [{bar:30}] {pos}/{len}"
-                } else {
-                    "{spinner} {msg} {elapsed}"
-                };
-                bar.set_style(
-                    ProgressStyle::with_template(template).expect("a template of ours").progress_chars("=> "),
-                );
+                bar.set_message(describe(phase));
                 bar.reset_elapsed();
                 bar.set_length(phase.of.unwrap_or(0));
                 bar.set_position(phase.done.unwrap_or(0));
-                bar.set_message(describe(phase));
+                bar.set_style(style(phase));
             }
             Self::Lines(last) if *last != phase.phase => {
                 // Whoever closed our standard error does not want to know.
@@ -129,6 +125,23 @@ impl Drop for Display {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A bar of slots or workers, or of time, where either is known.
+fn style(phase: &Phase) -> ProgressStyle {
+    let template = match (phase.of, phase.lasts_ms) {
+        (Some(1..), _) => "{spinner} {msg} [{bar:30}] {pos}/{len}",
+        (_, Some(1..)) => "{spinner} {msg} [{time}]",
+        _ => "{spinner} {msg} {elapsed}",
+    };
+    let lasts = Duration::from_millis(phase.lasts_ms.unwrap_or(0).max(1));
+    let time = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let filled = (BAR as f64 * state.elapsed().div_duration_f64(lasts).min(1.0)) as usize;
+        // Writing to a terminal's line in memory cannot fail.
+        let _ = write!(out, "{:BAR$}", "=".repeat(filled));
+    };
+    let style = ProgressStyle::with_template(template).expect("a template of ours");
+    style.progress_chars("== ").with_key("time", time)
 }
 
 fn describe(phase: &Phase) -> String {

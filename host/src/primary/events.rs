@@ -93,7 +93,7 @@ struct Line<'a> {
 
 /// The line, newline included.
 pub(super) fn line(happening: &Happening) -> Bytes {
-    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     let mut line = serde_json::to_vec(&Line { time, happening }).expect("numbers and strings");
     line.push(b'\n');
     line.into()
