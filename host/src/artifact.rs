@@ -61,7 +61,7 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
     limits::restrain_compiler();
     let answer = match &request {
         ToCompiler::Compile { source, store, pinned } => compile(source, store, pinned),
-        ToCompiler::Find { digest, http, store, .. } => find(digest, *http, store),
+        ToCompiler::Find { digest, http, source, store } => find(digest, *http, source, store),
     };
     match answer {
         Ok((compiled, artifact)) => primary.send(&FromCompiler::Done(compiled), &[artifact.as_fd()])?,
@@ -83,15 +83,19 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
     });
 }
 
-/// Finds the artifact of a component that was compiled before.
-fn find(digest: &str, http: WasiHttp, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
+/// Finds the artifact of a component that was compiled before; makes it anew if the component is still at `source`.
+fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
     let key = key(digest, &engine::for_compiler(http)?);
-    let artifact = Store::open(store)?.find(&key);
-    let artifact = artifact.context(
-        "the version that was committed last is not in the store any more, or was compiled by another wasmcluster; \
-         leave out --resume to serve the file as it is now",
-    )?;
-    Ok((Compiled { digest: digest.into(), http, cached: true }, artifact))
+    if let Some(artifact) = Store::open(store)?.find(&key) {
+        return Ok((Compiled { digest: digest.into(), http, cached: true }, artifact));
+    }
+    let is_there = snapshot(source).and_then(|bytes| Ok(sha256(&to_binary(&bytes)?) == digest));
+    ensure!(
+        is_there.unwrap_or(false),
+        "the version that is wanted back is not in the store any more, or was compiled by another wasmcluster, and the \
+         file is another now; leave out --resume to serve the file as it is"
+    );
+    compile(source, store, &[digest.into()])
 }
 
 /// Finds or makes the artifact of the component at `source`.
@@ -125,10 +129,14 @@ fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<(Co
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
 fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
-    let file = File::open(source).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => anyhow::anyhow!("no such file"),
-        _ => error.into(),
-    })?;
+    // Without waiting for whoever may write to it, should it be a pipe.
+    let file =
+        File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(source).map_err(|error| match error
+            .kind()
+        {
+            io::ErrorKind::NotFound => anyhow::anyhow!("no such file"),
+            _ => error.into(),
+        })?;
     let before = file.metadata()?;
     if before.is_dir() {
         bail!("it is a folder; give the component in it, for a Rust guest target/wasm32-wasip2/release/NAME.wasm");

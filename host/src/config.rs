@@ -30,6 +30,8 @@ const MAX_LISTENERS: usize = 32;
 const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// An executor shows twice a second that it turns.
 const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
+/// Workers that live shorter would do little but start.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
@@ -139,8 +141,8 @@ pub(crate) struct Options {
 pub(crate) struct Span(Duration);
 
 impl Span {
-    pub(crate) fn as_millis(self) -> u64 {
-        self.0.as_millis() as u64
+    pub(crate) fn as_duration(self) -> Duration {
+        self.0
     }
 }
 
@@ -302,7 +304,8 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
-    pub(crate) state_dir: PathBuf,
+    /// None if there is no place for it: then nothing is kept.
+    pub(crate) state_dir: Option<PathBuf>,
     /// Start the version that was committed last, not the file as it is now.
     pub(crate) resume: bool,
     /// Reload when the file changes.
@@ -383,6 +386,7 @@ impl Settings {
             hang_timeout: or_seconds(options.hang_timeout, 10),
             min_ready: or_seconds(options.min_ready, 1),
             soak: or_seconds(options.soak, 10),
+            checks_health: options.health_path.is_some(),
             recycle: Recycle {
                 max_requests: options.max_worker_requests.map(NonZeroU64::get),
                 max_lifetime: options.max_worker_lifetime.map(|span| span.0),
@@ -390,6 +394,12 @@ impl Settings {
             },
         };
         ensure!(policy.hang_timeout >= MIN_HANG_TIMEOUT, "--hang-timeout must be at least {MIN_HANG_TIMEOUT:?}");
+        let state_dir = options.state_dir.or_else(|| default_folder("XDG_STATE_HOME", ".local/state"));
+        if options.resume && state_dir.is_none() {
+            bail!("neither XDG_STATE_HOME nor HOME is set; say with --state-dir what to resume from");
+        }
+        let lifetime = policy.recycle.max_lifetime.unwrap_or(MIN_LIFETIME);
+        ensure!(lifetime >= MIN_LIFETIME, "--max-worker-lifetime must be at least {MIN_LIFETIME:?}");
         let format = options.log_format.unwrap_or_default();
         let logging = Logging { format, colour: format == LogFormat::Pretty && colours() };
         Ok(Self {
@@ -401,10 +411,13 @@ impl Settings {
             name,
             resume: options.resume,
             watch: options.watch,
-            store: options.store.map_or_else(|| default_folder("XDG_CACHE_HOME", ".cache", "--store"), Ok)?,
-            state_dir: options
-                .state_dir
-                .map_or_else(|| default_folder("XDG_STATE_HOME", ".local/state", "--state-dir"), Ok)?,
+            store: match options.store.or_else(|| default_folder("XDG_CACHE_HOME", ".cache")) {
+                Some(store) => store,
+                None => {
+                    bail!("neither XDG_CACHE_HOME nor HOME is set; say with --store where to keep compiled components")
+                }
+            },
+            state_dir,
             env: options.env,
             policy,
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
@@ -448,12 +461,9 @@ pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> anyhow::Result
 }
 
 /// Our folder in the one that the variable names, or in the user's home.
-fn default_folder(variable: &str, in_home: &str, flag: &str) -> anyhow::Result<PathBuf> {
+fn default_folder(variable: &str, in_home: &str) -> Option<PathBuf> {
     let folder = absolute_variable(variable).or_else(|| absolute_variable("HOME").map(|home| home.join(in_home)));
-    match folder {
-        Some(folder) => Ok(folder.join("wasmcluster")),
-        None => bail!("neither {variable} nor HOME is set; say with {flag} which folder to use"),
-    }
+    folder.map(|folder| folder.join("wasmcluster"))
 }
 
 /// XDG's rule: a relative path in such a variable is ignored.
@@ -556,6 +566,7 @@ mod tests {
         };
         check(Options { workers: NonZeroU32::new(5000), ..Options::default() }, "over the limit");
         check(Options { hang_timeout: "1999ms".parse().ok(), ..Options::default() }, "--hang-timeout");
+        check(Options { max_worker_lifetime: "999ms".parse().ok(), ..Options::default() }, "--max-worker-lifetime");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");

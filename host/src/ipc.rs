@@ -78,6 +78,8 @@ pub(crate) enum ToPrimary {
     Ready,
     /// Connections are accepted from now on.
     Accepting,
+    /// The worker is ready but serves nobody yet, and its health check went well again.
+    Healthy,
     /// The worker is ready but serves nobody yet, and its health check does not go well any more.
     Unhealthy {
         /// What came of it, for a person.

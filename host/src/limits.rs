@@ -1,6 +1,7 @@
 //! Limits of the kernel's that a process of ours sets for itself.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{SysconfVar, sysconf};
 
 /// Lets this process open as many descriptors as it may. The usual soft limit of 1024 is kept low for programs that
 /// use `select`, which none of ours does; each connection takes one.
@@ -12,17 +13,31 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-/// Most memory that a compiler may use, in bytes. A component of 18 MB takes about a tenth of it.
+/// Most memory that a compiler may use, in bytes, on a machine that has more than twice as much. A component of 18 MB
+/// takes about a tenth of it.
 const COMPILER_MEMORY: u64 = 4 * 1024 * 1024 * 1024;
 /// How far a compiler steps back behind processes that serve.
 const COMPILER_NICENESS: i32 = 10;
 
-/// Makes this process, a compiler, leave the processor to others, and end if it wants too much memory.
+/// Makes this process, a compiler, leave the processor to others, end if it wants too much memory, and be the first that
+/// the kernel ends when there is none left.
 pub(crate) fn restrain_compiler() {
     // SAFETY: changes the priority of this process, touches no memory.
     unsafe { nix::libc::nice(COMPILER_NICENESS) };
-    let restrained = setrlimit(Resource::RLIMIT_DATA, COMPILER_MEMORY, COMPILER_MEMORY);
-    if let Err(errno) = restrained {
-        tracing::debug!("cannot limit the compiler's memory: {errno}");
+    let memory = COMPILER_MEMORY.min(memory_of_this_machine() / 2);
+    let restrained = setrlimit(Resource::RLIMIT_DATA, memory, memory)
+        .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0))
+        .map_err(std::io::Error::from)
+        .and_then(|()| std::fs::write("/proc/self/oom_score_adj", "1000"));
+    if let Err(error) = restrained {
+        tracing::debug!("cannot restrain the compiler: {error}");
     }
+}
+
+/// In bytes; of the control group, where that has less.
+fn memory_of_this_machine() -> u64 {
+    let number = |variable| sysconf(variable).ok().flatten().map_or(u64::MAX, |number| number.unsigned_abs());
+    let physical = number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE));
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    group.and_then(|limit| limit.trim().parse().ok()).map_or(physical, |limit: u64| physical.min(limit))
 }

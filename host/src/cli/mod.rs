@@ -194,12 +194,8 @@ struct TermsArgs {
 
 impl TermsArgs {
     fn request(&self, app: Option<PathBuf>) -> ReloadRequest {
-        ReloadRequest {
-            app,
-            timeout_ms: self.timeout.map(|timeout| timeout.as_millis()),
-            force: self.force,
-            max_error_increase: self.max_error_increase,
-        }
+        let timeout = self.timeout.map(Span::as_duration);
+        ReloadRequest::new(app, timeout, self.force, self.max_error_increase)
     }
 
     fn show(&self) -> Show {

@@ -1,6 +1,7 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,12 @@ use tokio::task::AbortHandle;
 
 use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
-use super::generations::{Committed, Generations, pinned};
+use super::generations::{Committed, Generations, Version, pinned};
 use super::output::Output;
 use super::process::{Deployment, reap};
 use super::reload::Compiling;
 use super::signals::{Request, Signals};
+use super::watch::Watch;
 use crate::config::Settings;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
@@ -32,17 +34,19 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
     limits::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let control = Control::bind(&settings.name, &settings.control)?;
+        let mut control = Control::bind(&settings.name, &settings.control)?;
         let listeners = bind_all(&settings.listen, settings.backlog).await?;
         let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
         let served = async {
+            // From here on a change is seen, also one during the first compilation.
+            let watch = Watch::start(settings.watch, &settings.app);
             let Some(generations) = compile_first(&settings, &mut signals).await? else {
                 return Ok(());
             };
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            Driver::new(&settings, generations, listeners, &output, volume).run(signals, asked).await
+            Driver::new(&settings, generations, listeners, &output, volume).run(signals, asked, watch).await
         }
         .await;
         control.finish().await;
@@ -68,7 +72,7 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
 /// Has the component compiled, or found in the store. `None` when a signal ended it.
 async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Option<Generations>> {
     let _progress = Progress::start(format!("Compiling {}", settings.app.display()));
-    let (generation, request) = first_request(settings)?;
+    let First { generation, source, request, previous } = first_request(settings)?;
     let (answers, mut answered) = mpsc::channel(1);
     let mut compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
     let mut given_up = pin!(tokio::time::sleep(COMPILE_PATIENCE));
@@ -77,11 +81,11 @@ async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Re
             bail!("cannot serve {}: the compiler {how}", settings.app.display());
         }
         tokio::select! {
-            Some(answer) = answered.recv() => match answer.context("the compiler's answer makes no sense")? {
+            Some((_, answer)) = answered.recv() => match answer.context("the compiler's answer makes no sense")? {
                 None => compiling.is_silent = true,
                 answer => {
-                    let deployment = Deployment::new(settings, &settings.app, answer)?;
-                    return Ok(Some(Generations::new(generation, deployment)));
+                    let deployment = Deployment::new(settings, &source, answer)?;
+                    return Ok(Some(Generations::new(generation, deployment, previous)));
                 }
             },
             request = signals.next() => match request? {
@@ -99,23 +103,33 @@ async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Re
     }
 }
 
+/// What is deployed first.
+struct First {
+    generation: Generation,
+    source: PathBuf,
+    request: ToCompiler,
+    previous: Option<Version>,
+}
+
 /// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
-fn first_request(settings: &Settings) -> anyhow::Result<(Generation, ToCompiler)> {
-    let committed = Committed::read(&settings.state_dir, &settings.name);
-    let (app, store) = (&settings.app, settings.store.clone());
+fn first_request(settings: &Settings) -> anyhow::Result<First> {
+    let (app, store, state) = (&settings.app, settings.store.clone(), settings.state_dir.as_deref());
     if settings.resume
-        && let Some(Committed { generation, digest, http, source, .. }) = committed?
+        && let Some(folder) = state
+        && let Some(Committed { generation, app: committed_app, current, previous, .. }) =
+            Committed::read(folder, &settings.name)?
     {
         ensure!(
-            source == std::path::absolute(app)?,
-            "cannot resume: the cluster '{}' served {} last; give that one, or leave out --resume",
+            committed_app == std::path::absolute(app)?,
+            "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
             settings.name,
-            source.display()
+            committed_app.display()
         );
-        return Ok((generation, ToCompiler::Find { digest, http, source, store }));
+        return Ok(First { generation, source: current.source.clone(), request: current.find(store), previous });
     }
-    let pinned = pinned(&settings.state_dir);
-    Ok((Generation(1), ToCompiler::Compile { source: app.clone(), store, pinned }))
+    let pinned = pinned(state);
+    let request = ToCompiler::Compile { source: app.clone(), store, pinned };
+    Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
 }
 
 /// A line on a terminal that says what takes so long, from the first second on, and vanishes afterwards.

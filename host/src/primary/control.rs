@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use super::reload::ReloadRequest;
 use super::status::Status;
@@ -104,6 +105,7 @@ pub(super) struct Control {
     listener: std::os::unix::net::UnixListener,
     /// One for each command that may be connected.
     places: Arc<Semaphore>,
+    accepting: Option<AbortHandle>,
     _lock: Flock<File>,
 }
 
@@ -131,14 +133,20 @@ impl Control {
         let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { path: path.into(), listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), _lock: lock })
+        Ok(Self {
+            path: path.into(),
+            listener,
+            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            accepting: None,
+            _lock: lock,
+        })
     }
 
     /// Answers commands for as long as the primary lives; to be spawned on the executor.
-    pub(super) fn serve(&self, queries: mpsc::Sender<Query>) -> io::Result<()> {
+    pub(super) fn serve(&mut self, queries: mpsc::Sender<Query>) -> io::Result<()> {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let places = self.places.clone();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             loop {
                 let Ok(place) = places.clone().acquire_owned().await else {
                     return;
@@ -159,11 +167,16 @@ impl Control {
                 }
             }
         });
+        self.accepting = Some(accepting.abort_handle());
         Ok(())
     }
 
     /// Lets commands that are connected have their answers, for a moment. The driver must be gone.
     pub(super) async fn finish(self) {
+        if let Some(accepting) = &self.accepting {
+            // It holds a place for the next.
+            accepting.abort();
+        }
         let all = self.places.acquire_many(MAX_CONNECTIONS as u32);
         // Whoever does not read its answer has none.
         let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
@@ -389,12 +402,12 @@ impl Client {
 
     /// How a reload goes, lines of JSON as among the events, until it is over.
     pub(crate) async fn reload(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
-        self.stream(Method::POST, "/reload", json!(request).to_string().into()).await
+        self.stream(Method::POST, "/reload", body_of(request)?).await
     }
 
     /// Likewise.
     pub(crate) async fn rollback(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
-        self.stream(Method::POST, "/rollback", json!(request).to_string().into()).await
+        self.stream(Method::POST, "/rollback", body_of(request)?).await
     }
 
     async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, CommandError> {
@@ -427,6 +440,11 @@ impl Client {
         })
         .await
     }
+}
+
+/// Fails for paths that are not UTF-8, which JSON cannot express.
+fn body_of(request: &ReloadRequest) -> anyhow::Result<Bytes> {
+    Ok(serde_json::to_vec(request).context("the path cannot be sent")?.into())
 }
 
 async fn in_time<T, E: Into<CommandError>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {

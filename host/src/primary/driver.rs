@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,9 +21,9 @@ use super::control::{Query, Refusable, Refused};
 use super::events::{Events, Happening};
 use super::generations::{Committed, Generations, pinned};
 use super::output::Output;
-use super::process::{CompilerAnswer, Deployment, WorkerProcess, reap};
+use super::process::{Deployment, WorkerProcess, reap};
 use super::reload::{self, Change, Compiling, LastReload, ReloadRequest, ReloadResult, Settled, Stage};
-use super::signals::{Request, Signals, has_terminal};
+use super::signals::{Request, Signals};
 use super::state::{
     Action, Cause, Description, Event, Gates, Haste, Outcome, Progress, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
@@ -36,7 +38,7 @@ use crate::logging::Volume;
 use crate::stats::{Counter, Snapshot};
 
 /// How often the workers are looked at within the hang timeout.
-const READS_PER_HANG_TIMEOUT: u32 = 10;
+const READS_PER_HANG_TIMEOUT: u32 = 40;
 /// Messages of workers, and questions of commands, that wait for the driver.
 pub(super) const MAX_QUEUED: usize = 64;
 /// Requests that a worker took along and that a log line names.
@@ -62,7 +64,7 @@ enum News {
     DeadlinePassed,
     ObservationDue,
     Asked(Query),
-    Compiled(Result<CompilerAnswer, IpcError>),
+    Compiled(reload::Answer),
     CompilationIsLate,
     FileChanged,
 }
@@ -106,8 +108,8 @@ pub(super) struct Driver<'a> {
     settled: Vec<Settled>,
     last_reload: Option<LastReload>,
     /// Where the compiler's answer comes in.
-    answers: mpsc::Sender<Result<CompilerAnswer, IpcError>>,
-    answered: mpsc::Receiver<Result<CompilerAnswer, IpcError>>,
+    answers: mpsc::Sender<reload::Answer>,
+    answered: mpsc::Receiver<reload::Answer>,
     outcome: Option<Outcome>,
 }
 
@@ -152,10 +154,14 @@ impl<'a> Driver<'a> {
         }
     }
 
-    pub(super) async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Query>) -> anyhow::Result<()> {
+    pub(super) async fn run(
+        mut self,
+        mut signals: Signals,
+        mut asked: mpsc::Receiver<Query>,
+        mut watch: Watch,
+    ) -> anyhow::Result<()> {
         let mut observations = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
         observations.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watch = Watch::start(self.settings.watch, &self.settings.app);
         let first = self.supervisor.start();
         self.carry_out(first);
         loop {
@@ -180,7 +186,7 @@ impl<'a> Driver<'a> {
             self.take(news);
             if self.file_changed && self.expect_calm().is_ok() {
                 self.file_changed = false;
-                self.reload_unasked("a change of the file");
+                self.reload_changed();
             }
         }
     }
@@ -190,8 +196,9 @@ impl<'a> Driver<'a> {
             News::Said(words) => self.hear(words),
             News::Signal(Request::LookAfterChildren) => self.children_ended(),
             News::Signal(Request::Stop(haste)) => self.stop(haste),
-            News::Signal(Request::Hangup) if has_terminal() => self.stop(Haste::Drain),
-            News::Signal(Request::Hangup | Request::Reload) => self.reload_unasked("a signal"),
+            News::Signal(Request::Hangup) if self.supervisor.is_about_to_stop() => {}
+            News::Signal(Request::Hangup) => self.stop(Haste::Drain),
+            News::Signal(Request::Reload) => self.reload_unasked("a signal", &ReloadRequest::default()),
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
             News::Compiled(answer) => self.compiled(answer),
@@ -223,6 +230,7 @@ impl<'a> Driver<'a> {
     fn hear(&mut self, (worker, said): Words) {
         let event = match said {
             Ok(ToPrimary::Ready) => Event::BecameReady { worker },
+            Ok(ToPrimary::Healthy) => Event::ProvedHealthy { worker },
             Ok(ToPrimary::Unhealthy { reason }) => Event::BecameUnhealthy { worker, reason },
             Ok(ToPrimary::Accepting) => Event::BeganAccepting { worker },
             Ok(ToPrimary::Draining) => Event::BeganDraining { worker },
@@ -299,15 +307,27 @@ impl<'a> Driver<'a> {
         Ok(lines)
     }
 
-    fn reload_unasked(&mut self, by: &str) {
-        let begun = self.begin_reload(&ReloadRequest::default(), reload::Listener::default());
+    /// The file that is watched is the one that `serve` was given.
+    fn reload_changed(&mut self) {
+        let app = std::path::absolute(&self.settings.app).ok();
+        let request = ReloadRequest { app, only_if_new: true, ..ReloadRequest::default() };
+        self.reload_unasked("a change of the file", &request);
+    }
+
+    fn reload_unasked(&mut self, by: &str, request: &ReloadRequest) {
+        let begun = self.begin_reload(request, reload::Listener::default());
         if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
             tracing::warn!("{by} asks for a reload: {reason}");
         }
     }
 
     fn begin_reload(&mut self, request: &ReloadRequest, listener: reload::Listener) -> Refusable<()> {
-        self.expect_calm()?;
+        if request.force && self.supervisor.is_rolling_back() {
+            // The old version may be what cannot be served any more; a fix must not have to wait for it.
+            self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
+        } else {
+            self.expect_calm()?;
+        }
         let source = match &request.app {
             Some(app) if app.is_absolute() => app.clone(),
             Some(app) => return Err(format!("{} is not an absolute path", app.display()).into()),
@@ -316,13 +336,24 @@ impl<'a> Driver<'a> {
         let ask = ToCompiler::Compile {
             source: source.clone(),
             store: self.settings.store.clone(),
-            pinned: pinned(&self.settings.state_dir),
+            pinned: pinned(self.settings.state_dir.as_deref()),
         };
-        let compiling = Compiling::start(&ask, self.answers.clone())
-            .map_err(|error| format!("the compiler cannot be started: {error}"))?;
         tracing::info!("reloading {}", source.display());
-        let (gates, deadline) = (request.gates(), request.deadline());
-        self.change = Some(Change { source, gates, deadline, listener, stage: Stage::Compiling(compiling) });
+        self.compile(&ask, source, request, listener)
+    }
+
+    fn compile(
+        &mut self,
+        ask: &ToCompiler,
+        source: PathBuf,
+        request: &ReloadRequest,
+        listener: reload::Listener,
+    ) -> Refusable<()> {
+        let compiling = Compiling::start(ask, self.answers.clone())
+            .map_err(|error| format!("the compiler cannot be started: {error}"))?;
+        let (gates, deadline, only_if_new) = (request.gates(), request.deadline(), request.only_if_new);
+        let stage = Stage::Compiling(compiling);
+        self.change = Some(Change { source, gates, deadline, listener, only_if_new, stage });
         self.tell_reload(None, "compiling", None, None);
         Ok(())
     }
@@ -333,13 +364,18 @@ impl<'a> Driver<'a> {
         if request.app.is_some() {
             return Err("a rollback takes no `app`".to_owned().into());
         }
-        let Some((previous, deployment)) = self.generations.previous() else {
-            return Err("there is no previous generation to roll back to".to_owned().into());
-        };
-        tracing::info!("rolling back to what generation {previous} was");
-        let deployment = deployment.clone();
         let (listener, lines) = reload::Listener::new();
-        self.swap(deployment, request.gates(), request.deadline(), listener);
+        if let Some((previous, deployment)) = self.generations.previous() {
+            tracing::info!("rolling back to what generation {previous} was");
+            let deployment = deployment.clone();
+            self.swap(deployment, request.gates(), request.deadline(), listener);
+        } else if let Some(version) = self.generations.remembered() {
+            tracing::info!("rolling back to what was served before {}", version.source.display());
+            let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
+            self.compile(&ask, source, request, listener)?;
+        } else {
+            return Err("there is no previous generation to roll back to".to_owned().into());
+        }
         Ok(lines)
     }
 
@@ -347,10 +383,13 @@ impl<'a> Driver<'a> {
         self.change.as_ref().filter(|change| matches!(change.stage, Stage::Compiling(_))).map(|change| change.deadline)
     }
 
-    fn compiled(&mut self, answer: Result<CompilerAnswer, IpcError>) {
+    fn compiled(&mut self, (compiler, answer): reload::Answer) {
         // One that was given up may still have answered.
         let Some(change) = &mut self.change else { return };
         let Stage::Compiling(compiling) = &mut change.stage else { return };
+        if compiling.pid() != compiler {
+            return;
+        }
         let answer = match answer {
             Ok(None) => {
                 compiling.is_silent = true;
@@ -362,6 +401,10 @@ impl<'a> Driver<'a> {
             }
         };
         match Deployment::new(self.settings, &change.source, answer) {
+            Ok(deployment) if change.only_if_new && self.serves(&deployment) => {
+                tracing::info!("the file is what is served already");
+                self.change = None;
+            }
             Ok(deployment) => {
                 if let Some(Change { gates, deadline, listener, .. }) = self.change.take() {
                     self.swap(Rc::new(deployment), gates, deadline, listener);
@@ -369,6 +412,10 @@ impl<'a> Driver<'a> {
             }
             Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
         }
+    }
+
+    fn serves(&self, deployment: &Deployment) -> bool {
+        self.generations.current().1.compiled.digest == deployment.compiled.digest
     }
 
     /// The compiler died without an answer, once that is known from both sides.
@@ -385,7 +432,8 @@ impl<'a> Driver<'a> {
     fn swap(&mut self, deployment: Rc<Deployment>, gates: Gates, deadline: Instant, listener: reload::Listener) {
         let source = deployment.source.clone();
         let candidate = self.generations.add(deployment);
-        self.change = Some(Change { source, gates, deadline, listener, stage: Stage::Swapping(candidate) });
+        let stage = Stage::Swapping(candidate);
+        self.change = Some(Change { source, gates, deadline, listener, only_if_new: false, stage });
         let deadline = Some(deadline.saturating_duration_since(self.started));
         self.tell(Event::ReloadRequested { candidate, gates, deadline });
     }
@@ -406,7 +454,7 @@ impl<'a> Driver<'a> {
         };
         let happening = Happening::Reload { generation, phase, done, of, lasts_ms, reason };
         self.events.publish(&happening);
-        if let Some(change) = &self.change {
+        if let Some(change) = self.change.as_ref().filter(|change| change.generation() == generation) {
             change.listener.tell(&happening);
         }
         for settled in self.settled.iter().filter(|settled| Some(settled.generation) == generation) {
@@ -417,11 +465,7 @@ impl<'a> Driver<'a> {
     /// The change that was under way is none any more: it was refused, or cannot go on.
     fn end_change(&mut self, result: ReloadResult, reason: Option<String>) {
         let Some(change) = self.change.take() else { return };
-        let generation = match change.stage {
-            Stage::Swapping(generation) => Some(generation),
-            Stage::Compiling(_) => None,
-        };
-        self.end_reload(generation, result, reason, &change.listener);
+        self.end_reload(change.generation(), result, reason, &change.listener);
     }
 
     fn end_reload(
@@ -471,14 +515,21 @@ impl<'a> Driver<'a> {
 
     /// Writes down what is committed, for a primary that is to go on with it.
     fn remember_commit(&self) {
-        if let Err(error) = Committed::of(&self.generations).write(&self.settings.state_dir, &self.settings.name) {
-            tracing::warn!("--resume will not know of this generation: {error:#}");
-        }
+        let Some(folder) = self.settings.state_dir.clone() else { return };
+        let name = self.settings.name.clone();
+        let app = std::path::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
+        let committed = Committed::of(&self.generations, app);
+        // On another thread: a disk may take its time.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = committed.write(&folder, &name) {
+                tracing::warn!("--resume will not know of this generation: {error:#}");
+            }
+        });
     }
 
     /// It is decided; what is left is to see superfluous workers go.
     fn settle(&mut self, generation: Generation, result: ReloadResult, reason: Option<String>) {
-        if let Some(Change { listener, .. }) = self.change.take() {
+        if let Some(Change { listener, .. }) = self.change.take_if(|change| change.generation() == Some(generation)) {
             self.settled.push(Settled { generation, result, reason, listener });
             let left = self.superfluous(&self.settled[self.settled.len() - 1]);
             self.tell_reload(Some(generation), "draining", Some((0, left)), None);
@@ -522,6 +573,7 @@ impl<'a> Driver<'a> {
                 self.tell(failure);
             }
         }
+        self.end_reconfigurations();
     }
 
     /// Takes note that a worker goes by these revisions, or is gone.
@@ -529,6 +581,11 @@ impl<'a> Driver<'a> {
         for change in self.reconfigurations.iter_mut().filter(|change| is_meant(change.revision)) {
             change.missing.remove(&worker);
         }
+        self.end_reconfigurations();
+    }
+
+    /// Answers for changes that nobody is missing any more.
+    fn end_reconfigurations(&mut self) {
         // Those who have given up need no answer.
         self.reconfigurations.retain(|change| !change.done.is_closed());
         for change in self.reconfigurations.extract_if(.., |change| change.missing.is_empty()) {
@@ -671,7 +728,9 @@ impl<'a> Driver<'a> {
         match self.workers.get(&worker)?.process.send(message) {
             Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
             // It has just died, which is about to be noticed.
-            Err(_) | Ok(()) => None,
+            Err(IpcError::Io(error)) if matches!(error.kind(), BrokenPipe | ConnectionReset) => None,
+            Err(error) => Some(Event::Misbehaved { worker, reason: format!("cannot be told anything: {error}") }),
+            Ok(()) => None,
         }
     }
 
@@ -713,7 +772,7 @@ impl<'a> Driver<'a> {
             }
         }
         for ((worker, running), how) in ended {
-            self.lost_requests = self.remember(worker, &running);
+            let lost_requests = self.remember(worker, &running);
             // Its last words may still be on their way.
             while let Ok(words) = self.said.try_recv() {
                 self.hear(words);
@@ -721,7 +780,9 @@ impl<'a> Driver<'a> {
             while let Some(message) = running.process.receive_now() {
                 self.hear((worker, Ok(message)));
             }
+            self.lost_requests = lost_requests;
             self.tell(Event::Exited { worker, how });
+            self.lost_requests.clear();
             self.confirmed(worker, |_| true);
         }
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::process::Deployment;
 use crate::component::WasiHttp;
 use crate::ids::Generation;
+use crate::ipc::ToCompiler;
 
 /// The generations of a running cluster that have workers, or may get some.
 #[derive(Debug)]
@@ -20,13 +21,15 @@ pub(super) struct Generations {
     deployments: BTreeMap<Generation, Rc<Deployment>>,
     current: Generation,
     previous: Option<Generation>,
+    /// The previous version of a primary before this one, as long as there is none of this one's.
+    remembered: Option<Version>,
     last: Generation,
 }
 
 impl Generations {
-    pub(super) fn new(current: Generation, deployment: Deployment) -> Self {
+    pub(super) fn new(current: Generation, deployment: Deployment, remembered: Option<Version>) -> Self {
         let deployments = BTreeMap::from([(current, Rc::new(deployment))]);
-        Self { deployments, current, previous: None, last: current }
+        Self { deployments, current, previous: None, remembered, last: current }
     }
 
     /// Takes in a candidate under a number that no generation had before.
@@ -39,6 +42,7 @@ impl Generations {
     /// The candidate is what is served from now on.
     pub(super) fn commit(&mut self, candidate: Generation) {
         self.previous = Some(self.current);
+        self.remembered = None;
         self.current = candidate;
         self.forget_others(None);
     }
@@ -60,6 +64,33 @@ impl Generations {
     pub(super) fn previous(&self) -> Option<(Generation, &Rc<Deployment>)> {
         self.previous.and_then(|previous| Some((previous, self.deployments.get(&previous)?)))
     }
+
+    /// The previous version, if it is only known from the primary before this one.
+    pub(super) fn remembered(&self) -> Option<&Version> {
+        self.remembered.as_ref()
+    }
+}
+
+/// A component that was deployed, as far as it is needed to find it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Version {
+    /// `sha256:` and 64 hexadecimal digits.
+    digest: String,
+    http: WasiHttp,
+    /// Where it was read from.
+    pub(super) source: PathBuf,
+}
+
+impl Version {
+    fn of(deployment: &Deployment) -> Self {
+        let Deployment { compiled, source, .. } = deployment;
+        Self { digest: compiled.digest.clone(), http: compiled.http, source: source.clone() }
+    }
+
+    /// How to have it found in `store`.
+    pub(super) fn find(&self, store: PathBuf) -> ToCompiler {
+        ToCompiler::Find { digest: self.digest.clone(), http: self.http, source: self.source.clone(), store }
+    }
 }
 
 /// What survives the primary: which generation was committed last.
@@ -67,25 +98,18 @@ impl Generations {
 pub(super) struct Committed {
     schema: u32,
     pub(super) generation: Generation,
-    /// Of the component: `sha256:` and 64 hexadecimal digits.
-    pub(super) digest: String,
-    pub(super) http: WasiHttp,
-    pub(super) source: PathBuf,
-    /// The digest of the generation before.
-    previous: Option<String>,
+    /// What `serve` was given, as an absolute path.
+    pub(super) app: PathBuf,
+    pub(super) current: Version,
+    pub(super) previous: Option<Version>,
 }
 
 impl Committed {
-    pub(super) fn of(generations: &Generations) -> Self {
+    pub(super) fn of(generations: &Generations, app: PathBuf) -> Self {
         let (generation, deployment) = generations.current();
-        Self {
-            schema: 1,
-            generation,
-            digest: deployment.compiled.digest.clone(),
-            http: deployment.compiled.http,
-            source: deployment.source.clone(),
-            previous: generations.previous().map(|(_, deployment)| deployment.compiled.digest.clone()),
-        }
+        let previous = generations.previous().map(|(_, deployment)| Version::of(deployment));
+        let previous = previous.or_else(|| generations.remembered().cloned());
+        Self { schema: 1, generation, app, current: Version::of(deployment), previous }
     }
 
     /// Written whole or not at all.
@@ -117,28 +141,37 @@ fn path(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// Components that some cluster with this state folder may want to start again, by digest.
-pub(super) fn pinned(folder: &Path) -> Vec<String> {
-    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+pub(super) fn pinned(folder: Option<&Path>) -> Vec<String> {
+    let files = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let files = files.take(MAX_PINNED).filter(|file| {
+        let is_ours = file.path().extension().is_some_and(|extension| extension == "json");
+        is_ours && file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_FILE)
+    });
     let committed = files.filter_map(|file| serde_json::from_slice::<Committed>(&fs::read(file.path()).ok()?).ok());
-    let digests = committed.flat_map(|committed| [Some(committed.digest), committed.previous]);
-    digests.flatten().take(MAX_PINNED).collect()
+    committed
+        .flat_map(|committed| [Some(committed.current), committed.previous])
+        .flatten()
+        .map(|it| it.digest)
+        .collect()
 }
 
 /// Far more clusters than one user has on a machine.
 const MAX_PINNED: usize = 256;
+/// Largest file that can be one of ours, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn committed(generation: u64, previous: Option<&str>) -> Committed {
+        let version = |digest: String| Version { digest, http: WasiHttp::V0_2, source: "/app.wasm".into() };
         Committed {
             schema: 1,
             generation: Generation(generation),
-            digest: format!("sha256:{generation}"),
-            http: WasiHttp::V0_2,
-            source: "/app.wasm".into(),
-            previous: previous.map(Into::into),
+            app: "/app.wasm".into(),
+            current: version(format!("sha256:{generation}")),
+            previous: previous.map(|digest| version(digest.into())),
         }
     }
 
@@ -147,13 +180,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("state");
         assert_eq!(Committed::read(&folder, "default").unwrap(), None);
-        assert!(pinned(&folder).is_empty());
+        assert!(pinned(Some(&folder)).is_empty());
         for state in [committed(1, None), committed(2, Some("sha256:1"))] {
             state.write(&folder, "default").unwrap();
             assert_eq!(Committed::read(&folder, "default").unwrap(), Some(state));
         }
         committed(7, None).write(&folder, "other").unwrap();
-        let mut digests = pinned(&folder);
+        let mut digests = pinned(Some(&folder));
         digests.sort();
         assert_eq!(digests, ["sha256:1", "sha256:2", "sha256:7"]);
     }
@@ -164,6 +197,6 @@ mod tests {
         fs::write(folder.path().join("default.json"), "{").unwrap();
         let error = Committed::read(folder.path(), "default").unwrap_err();
         assert!(format!("{error:#}").contains("remove it"), "{error:#}");
-        assert!(pinned(folder.path()).is_empty());
+        assert!(pinned(Some(folder.path())).is_empty());
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -32,6 +33,20 @@ pub(crate) struct ReloadRequest {
     pub(crate) force: bool,
     /// By how many percentage points the share of errors may be above the old version's.
     pub(crate) max_error_increase: Option<f64>,
+    #[serde(skip)]
+    pub(super) only_if_new: bool,
+}
+
+impl ReloadRequest {
+    pub(crate) fn new(
+        app: Option<PathBuf>,
+        timeout: Option<Duration>,
+        force: bool,
+        max_error_increase: Option<f64>,
+    ) -> Self {
+        let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
+        Self { app, timeout_ms, force, max_error_increase, only_if_new: false }
+    }
 }
 
 impl ReloadRequest {
@@ -76,13 +91,14 @@ pub(super) struct Listener(Option<mpsc::Sender<Bytes>>);
 
 impl Listener {
     pub(super) fn new() -> (Self, mpsc::Receiver<Bytes>) {
-        let (sender, receiver) = mpsc::channel(MAX_UNREAD);
+        let (sender, receiver) = mpsc::channel(MAX_UNREAD + 1);
         (Self(Some(sender)), receiver)
     }
 
     pub(super) fn tell(&self, happening: &Happening) {
-        if let Some(lines) = &self.0 {
-            // One who left, or does not read, misses it.
+        let is_last = matches!(happening, Happening::ReloadEnded { .. });
+        // One who left, or does not read, misses it; but there is room for the last line.
+        if let Some(lines) = self.0.as_ref().filter(|lines| is_last || lines.capacity() > 1) {
             let _ = lines.try_send(line(happening));
         }
     }
@@ -95,7 +111,19 @@ pub(super) struct Change {
     pub(super) gates: Gates,
     pub(super) deadline: Instant,
     pub(super) listener: Listener,
+    /// What is served already is not to be brought anew.
+    pub(super) only_if_new: bool,
     pub(super) stage: Stage,
+}
+
+impl Change {
+    /// None while it is compiled.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        match self.stage {
+            Stage::Swapping(generation) => Some(generation),
+            Stage::Compiling(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -104,6 +132,9 @@ pub(super) enum Stage {
     /// The supervisor has it.
     Swapping(Generation),
 }
+
+/// What came of a compiler, by its process id: one that was given up may still have answered.
+pub(super) type Answer = (Pid, Result<CompilerAnswer, IpcError>);
 
 /// A compiler at work.
 #[derive(Debug)]
@@ -118,20 +149,17 @@ pub(super) struct Compiling {
 
 impl Compiling {
     /// Starts a compiler; its answer goes to `answers`.
-    pub(super) fn start(
-        request: &ToCompiler,
-        answers: mpsc::Sender<Result<CompilerAnswer, IpcError>>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(request: &ToCompiler, answers: mpsc::Sender<Answer>) -> std::io::Result<Self> {
         let process = Arc::new(CompilerProcess::spawn(request)?);
         let heard = process.clone();
         let listening = tokio::spawn(async move {
             // The driver may have given up.
-            let _ = answers.send(heard.answer().await).await;
+            let _ = answers.send((heard.pid, heard.answer().await)).await;
         });
         Ok(Self { process, listening: listening.abort_handle(), is_silent: false, ended: None })
     }
 
-    pub(super) fn pid(&self) -> nix::unistd::Pid {
+    pub(super) fn pid(&self) -> Pid {
         self.process.pid
     }
 }

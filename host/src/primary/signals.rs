@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -26,7 +26,7 @@ pub(super) enum Request {
     /// Children have ended, or were stopped or continued.
     LookAfterChildren,
     Stop(Haste),
-    /// SIGHUP: the terminal is gone, or a reload is meant.
+    /// The terminal is gone: stop, but being told so twice, as happens, is no haste.
     Hangup,
     Reload,
     /// One worker more.
@@ -37,28 +37,35 @@ pub(super) enum Request {
 
 /// The descriptor. Of several equal signals that come close together only one may be seen, as is usual.
 #[derive(Debug)]
-pub(super) struct Signals(AsyncFd<SignalFd>);
+pub(super) struct Signals {
+    fd: AsyncFd<SignalFd>,
+    hangup: Option<Request>,
+}
 
 impl Signals {
     /// Takes the signals from their usual handling. To be called on the executor, before there are other threads, which
     /// inherit what is blocked.
     pub(super) fn install() -> io::Result<Self> {
+        let hangup = meaning_of_hangup();
+        // Whoever started us may have ignored it, which we would inherit: ended children would vanish unseen.
+        // SAFETY: the default runs no code of ours.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         let mut set = SigSet::empty();
         ACTED_ON.into_iter().for_each(|signal| set.add(signal));
         set.thread_block()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // SAFETY: a `SignalFd` owns its descriptor, reports the same one for life, and closes it only when it drops.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self(fd.map_err(io::Error::from)?))
+        Ok(Self { fd: fd.map_err(io::Error::from)?, hangup })
     }
 
     /// The next request. Can be dropped and called again without loss.
     pub(super) async fn next(&mut self) -> io::Result<Request> {
         loop {
-            let mut ready = self.0.readable_mut().await?;
+            let mut ready = self.fd.readable_mut().await?;
             match ready.get_inner().read_signal()? {
                 Some(signal) => {
-                    if let Some(request) = understand(signal.ssi_signo, signal.ssi_code) {
+                    if let Some(request) = understand(signal.ssi_signo, signal.ssi_code, self.hangup) {
                         return Ok(request);
                     }
                 }
@@ -68,17 +75,24 @@ impl Signals {
     }
 }
 
-/// Whether this process was started from a terminal that is still there.
-pub(super) fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
+/// What SIGHUP asks for: of a process that was started from a terminal, to stop, for its terminal is gone, unless it was
+/// told to ignore that (`nohup`); of any other, a reload. It must be known beforehand: the terminal goes before the signal.
+fn meaning_of_hangup() -> Option<Request> {
+    if std::fs::File::open("/dev/tty").is_err() {
+        return Some(Request::Reload);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let is_ignored = ignored.unwrap_or(0) & 1 << (Signal::SIGHUP as u32 - 1) != 0;
+    (!is_ignored).then_some(Request::Hangup)
 }
 
-fn understand(number: u32, code: i32) -> Option<Request> {
+fn understand(number: u32, code: i32, hangup: Option<Request>) -> Option<Request> {
     // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
     let by_process = code <= 0;
     match Signal::try_from(number as i32).ok()? {
         Signal::SIGCHLD => Some(Request::LookAfterChildren),
-        Signal::SIGHUP => Some(Request::Hangup),
+        Signal::SIGHUP => hangup,
         Signal::SIGUSR2 => Some(Request::Reload),
         Signal::SIGINT | Signal::SIGTERM => Some(Request::Stop(Haste::Drain)),
         Signal::SIGQUIT => Some(Request::Stop(Haste::Now)),
@@ -104,7 +118,7 @@ mod tests {
             (Signal::SIGINT, SI_KERNEL, Some(Request::Stop(Haste::Drain))),
             (Signal::SIGQUIT, SI_USER, Some(Request::Stop(Haste::Now))),
         ] {
-            assert_eq!(understand(signal as u32, code), expected, "{signal} with code {code}");
+            assert_eq!(understand(signal as u32, code, None), expected, "{signal} with code {code}");
         }
     }
 }

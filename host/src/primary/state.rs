@@ -78,6 +78,8 @@ pub(crate) enum Event {
     Exited { worker: WorkerId, how: String },
     /// Somebody wants the cluster to stop: in an orderly way, or, said again, at once.
     ShutdownRequested(Haste),
+    /// The canary, which serves nobody yet, has answered its health check well once more.
+    ProvedHealthy { worker: WorkerId },
     /// The canary, which serves nobody yet, does not answer its health check well any more.
     BecameUnhealthy { worker: WorkerId, reason: String },
     /// Somebody wants another number of workers, at least one.
@@ -305,6 +307,8 @@ pub(crate) struct Policy {
     pub(crate) min_ready: Duration,
     /// How long all workers of a new version must do well before it is committed.
     pub(crate) soak: Duration,
+    /// Workers that wait to serve prove again and again that they are well.
+    pub(crate) checks_health: bool,
     pub(crate) recycle: Recycle,
 }
 
@@ -319,7 +323,7 @@ pub(crate) struct Recycle {
 
 impl Recycle {
     fn limit_reached(&self, now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
-        let share = |limit: u64| (limit as f64 * worker.share) as u64;
+        let share = |limit: u64| ((limit as f64 * worker.share) as u64).max(1);
         let age = now.saturating_sub(worker.started);
         if self.max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
             return Some(Why::MaxRequests);
@@ -353,6 +357,10 @@ pub(crate) struct Supervisor {
     surge_after: Time,
     /// When workers crashed in the last minute, [`MAX_CRASHES`] at most.
     crashes: VecDeque<Time>,
+    /// Likewise, of ready workers of the current generation.
+    current_crashes: VecDeque<Time>,
+    /// When the current generation was committed.
+    current_since: Time,
     degraded: bool,
     random: fastrand::Rng,
 }
@@ -375,6 +383,8 @@ impl Supervisor {
             observed_at: Time::ZERO,
             surge_after: Time::ZERO,
             crashes: VecDeque::new(),
+            current_crashes: VecDeque::new(),
+            current_since: Time::ZERO,
             degraded: false,
             random: fastrand::Rng::with_seed(seed),
         }
@@ -396,6 +406,7 @@ impl Supervisor {
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
             Event::Observed(vitals) => self.observed(now, &vitals),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
+            Event::ProvedHealthy { worker } => self.canary_is_well(now, worker),
             Event::BecameUnhealthy { worker, reason } => self.canary_failed(now, worker, &reason),
             Event::ScaleRequested { slots } => self.scale(now, slots),
             Event::ReloadRequested { candidate, gates, deadline } => self.begin_reload(now, candidate, gates, deadline),
@@ -571,8 +582,11 @@ impl Supervisor {
     fn drain(&mut self, now: Time, worker: Option<WorkerId>, why: Why) -> Vec<Action> {
         let Some(worker) = worker else { return Vec::new() };
         let Some(state) = self.workers.get_mut(&worker) else { return Vec::new() };
+        // One that is not ready has nothing to finish, and may never hear of it.
+        let go =
+            if state.state == WorkerState::Starting { Action::Kill { worker } } else { Action::SendDrain { worker } };
         state.drain(now + self.policy.drain_timeout + CUT_GRACE);
-        vec![Action::SendDrain { worker }, Action::Report(Report::Draining { worker, why })]
+        vec![go, Action::Report(Report::Draining { worker, why })]
     }
 
     /// The worker is lost to its slot from now on, though it finishes what it has begun.
@@ -646,7 +660,9 @@ impl Supervisor {
             return vec![Action::Report(Report::Left { worker, slot, how: reason })];
         }
         if self.reload.as_ref().and_then(Reload::canary) == Some(worker) {
-            let mut actions = self.crashed(now, worker, slot, reason.clone(), Duration::ZERO);
+            // It served nobody: no crash that the cluster suffers from.
+            let report = Report::Crashed { worker, slot, reason: reason.clone(), retry_in: Duration::ZERO };
+            let mut actions = vec![Action::Report(report)];
             actions.extend(self.canary_failed(now, worker, &reason));
             return actions;
         }
@@ -673,6 +689,9 @@ impl Supervisor {
             // The boot may never be complete now, and why must not stay a secret.
             actions.push(Action::ReleaseOutput);
         }
+        if gone.ready_since.is_some() && gone.generation == self.current {
+            remember(&mut self.current_crashes, now);
+        }
         actions.extend(self.crashed(now, worker, slot, reason.clone(), wait));
         let answers = (gone.vitals.requests, gone.vitals.errors);
         actions.extend(self.weigh_crash(now, gone.generation, served, answers, &reason));
@@ -681,10 +700,7 @@ impl Supervisor {
     }
 
     fn crashed(&mut self, now: Time, worker: WorkerId, slot: Slot, reason: String, retry_in: Duration) -> Vec<Action> {
-        self.crashes.push_back(now);
-        if self.crashes.len() > MAX_CRASHES {
-            self.crashes.pop_front();
-        }
+        remember(&mut self.crashes, now);
         let mut actions = vec![Action::Report(Report::Crashed { worker, slot, reason, retry_in })];
         actions.extend(self.weigh_crashes(now));
         actions
@@ -800,7 +816,7 @@ impl Supervisor {
                     return self.drain_all(now);
                 }
                 self.stop_at = Some(now + self.policy.shutdown_delay);
-                Vec::new()
+                self.abandon_reload(now)
             }
             (Stage::Exited | Stage::Failing { .. }, _) => Vec::new(),
             // Asked again, or asked to hurry.
@@ -813,15 +829,13 @@ impl Supervisor {
     }
 
     fn drain_all(&mut self, now: Time) -> Vec<Action> {
-        let Policy { shutdown_timeout, drain_timeout, .. } = self.policy;
-        self.stage = Stage::Stopping { kill_at: Some(now + shutdown_timeout) };
+        self.stage = Stage::Stopping { kill_at: Some(now + self.policy.shutdown_timeout) };
         self.forget_deadlines();
+        let serving = self.workers.iter().filter(|(_, worker)| worker.state != WorkerState::Draining);
+        let serving: Vec<WorkerId> = serving.map(|(&worker, _)| worker).collect();
         let mut actions = vec![Action::CloseListeners];
-        let served = self.workers.iter_mut().filter(|(_, state)| state.state != WorkerState::Draining);
-        for (&worker, state) in served {
-            state.drain(now + drain_timeout + CUT_GRACE);
-            actions.push(Action::SendDrain { worker });
-            actions.push(Action::Report(Report::Draining { worker, why: Why::Stopping }));
+        for worker in serving {
+            actions.extend(self.drain(now, Some(worker), Why::Stopping));
         }
         actions
     }
@@ -878,6 +892,13 @@ impl Supervisor {
         };
         self.stage = Stage::Exited;
         Some(Action::Exit(outcome))
+    }
+}
+
+fn remember(crashes: &mut VecDeque<Time>, now: Time) {
+    crashes.push_back(now);
+    if crashes.len() > MAX_CRASHES {
+        crashes.pop_front();
     }
 }
 

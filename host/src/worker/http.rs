@@ -18,7 +18,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -117,8 +117,8 @@ impl Server {
     }
 
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
-        let in_flight = self.requests.begin();
-        let answering = watch.clone().answering();
+        let in_flight = Rc::new(self.requests.begin());
+        let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
         let mut answer = match authority(&request) {
             Some(authority) => {
                 let method = request.method().clone();
@@ -146,10 +146,13 @@ impl Server {
 fn how_it_ended(ended: hyper::Result<()>, watch: &Watch) -> Event {
     match ended {
         Ok(()) if watch.has_client_left() => Event::ClientLeft,
-        Ok(()) => Event::Shut,
+        Ok(()) if watch.is_draining() || watch.may_have_unread() => Event::Shut,
+        // It was the client's wish, and nothing can be on its way.
+        Ok(()) => Event::ClientLeft,
         Err(error) => {
             tracing::debug!("a connection ended early: {error}");
-            Event::ClientLeft
+            // What could not be understood was answered, and that is not to be destroyed by a reset.
+            if error.is_parse() && !watch.has_client_left() { Event::Shut } else { Event::ClientLeft }
         }
     }
 }
@@ -238,7 +241,7 @@ fn plain(status: StatusCode, text: &'static str) -> Answer {
 /// What belongs to a request until its guest is done, whichever task that happens in.
 struct Tail {
     stats: &'static Stats,
-    in_flight: InFlight,
+    in_flight: Rc<InFlight>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -307,8 +310,10 @@ impl Body {
     /// Gives up: hyper closes the connection without a well-formed end.
     fn cut(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Some(tail) = &self.tail {
-            tail.stats.aborted.increment();
             tail.stats.errors.increment();
+        }
+        if let Some(answering) = self.answering.take() {
+            answering.cut();
         }
         (self.frames, self.call) = (None, None);
         Poll::Ready(Some(Err(error)))
@@ -359,7 +364,6 @@ impl Drop for Body {
         };
         if !self.is_complete() {
             // The client is gone: so is the guest, as soon as `call` drops.
-            tail.stats.aborted.increment();
             return;
         }
         self.frames = None;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::drain::{self, Duty, Event};
+use super::requests::InFlight;
 
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
@@ -21,15 +22,26 @@ pub(super) struct Watch {
     /// Where the machine's time begins.
     epoch: Instant,
     machine: RefCell<drain::Connection>,
+    /// The request that is being answered, until its answer has been handed over.
+    in_flight: RefCell<Option<Rc<InFlight>>>,
     /// An answer's body has ended, but may not be handed over yet.
     body_ended: Cell<bool>,
+    /// The last request had a body, which may not have been read to its end.
+    has_upload: Cell<bool>,
     client_left: Cell<bool>,
 }
 
 impl Watch {
     pub(super) fn new(epoch: Instant, grace: drain::Time) -> Self {
         let machine = RefCell::new(drain::Connection::new(epoch.elapsed(), grace));
-        Self { epoch, machine, body_ended: Cell::new(false), client_left: Cell::new(false) }
+        Self {
+            epoch,
+            machine,
+            in_flight: RefCell::new(None),
+            body_ended: Cell::new(false),
+            has_upload: Cell::new(false),
+            client_left: Cell::new(false),
+        }
     }
 
     pub(super) fn step(&self, event: Event) {
@@ -52,22 +64,48 @@ impl Watch {
         self.client_left.get()
     }
 
+    /// Whether the client may be sending what nobody reads any more.
+    pub(super) fn may_have_unread(&self) -> bool {
+        self.has_upload.get()
+    }
+
     /// A request is there; its answer has been handed over when the guard is gone and everything is flushed.
-    pub(super) fn answering(self: Rc<Self>) -> Answering {
+    pub(super) fn answering(self: Rc<Self>, in_flight: Rc<InFlight>, has_upload: bool) -> Answering {
         // It may have been read together with the one before.
         self.body_ended.set(false);
+        self.has_upload.set(has_upload);
+        self.in_flight.replace(Some(in_flight));
         self.step(Event::HeadBegan);
-        Answering(self)
+        Answering { watch: self, whole: true }
+    }
+
+    fn handed_over(&self) {
+        self.step(Event::Answered);
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.answered();
+        }
     }
 }
 
 /// Lives as long as the body of an answer.
 #[derive(Debug)]
-pub(super) struct Answering(Rc<Watch>);
+pub(super) struct Answering {
+    watch: Rc<Watch>,
+    whole: bool,
+}
+
+impl Answering {
+    /// The answer will never be whole.
+    pub(super) fn cut(mut self) {
+        self.whole = false;
+    }
+}
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.body_ended.set(true);
+        if self.whole {
+            self.watch.body_ended.set(true);
+        }
     }
 }
 
@@ -112,7 +150,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            self.watch.step(Event::HeadBegan);
+            // After an upload it cannot be told whether this is the rest of it. The next head is noticed when it is whole.
+            self.watch.step(if self.watch.has_upload.get() { Event::BodyCame } else { Event::HeadBegan });
         } else {
             self.watch.client_left.set(true);
         }
@@ -141,7 +180,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         if self.watch.body_ended.take() {
-            self.watch.step(Event::Answered);
+            self.watch.handed_over();
         }
         Poll::Ready(Ok(()))
     }

@@ -35,6 +35,8 @@ pub(crate) use instance::{Guest, add_identity};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long the first instantiation may take.
+const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a worker that is ready and serves nobody yet checks its health.
 const HEALTH_CHECK: Duration = Duration::from_millis(100);
 /// Connections that wait between the accept threads and the executor; with the one that an accept thread holds in its
@@ -124,7 +126,7 @@ fn run(
             tokio::select! {
                 // Ends when the wait is over, whatever the primary wants of the worker.
                 () = wait(phases) => {}
-                reason = becomes_unhealthy(&instances, path) => primary.send(&ToPrimary::Unhealthy { reason }, &[])?,
+                reason = becomes_unhealthy(&instances, path, primary) => primary.send(&ToPrimary::Unhealthy { reason }, &[])?,
             }
         }
         let server = http::Server::new(instances, requests, phases.clone(), settings.drain_idle_grace, stats);
@@ -158,7 +160,9 @@ async fn load(
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
     let instances = Instances::load(settings, &artifact, identity, stats).context("cannot load the component")?;
-    instances.probe().await.map_err(|error| {
+    let probed = tokio::time::timeout(LOAD_PATIENCE, instances.probe()).await;
+    let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {LOAD_PATIENCE:?}"))?;
+    probed.map_err(|error| {
         // With the guest's own backtrace, which takes several lines.
         let error = format!("{error:?}");
         anyhow!("the component fails while it is instantiated: {}", error.trim_end())
@@ -175,12 +179,14 @@ async fn wait(mut phases: watch::Receiver<Phase>) {
 }
 
 /// Checks the component's health again and again; why it is not well any more.
-async fn becomes_unhealthy(instances: &Instances, path: &HealthPath) -> String {
+async fn becomes_unhealthy(instances: &Instances, path: &HealthPath, primary: &WorkerEnd) -> String {
     loop {
         tokio::time::sleep(HEALTH_CHECK).await;
         if let Err(reason) = instances.check_health(path).await {
             return reason;
         }
+        // A primary that does not listen now hears the next.
+        let _ = primary.send(&ToPrimary::Healthy, &[]);
     }
 }
 

@@ -24,7 +24,15 @@ pub(super) struct InFlight {
     requests: Rc<Requests>,
     place: Option<usize>,
     began: Instant,
+    answered: Cell<bool>,
     _counted: Held,
+}
+
+impl InFlight {
+    /// Its answer has been handed over. Dropped without that, it counts as aborted.
+    pub(super) fn answered(&self) {
+        self.answered.set(true);
+    }
 }
 
 impl Requests {
@@ -46,6 +54,7 @@ impl Requests {
             requests: self.clone(),
             place,
             began: Instant::now(),
+            answered: Cell::new(false),
             _counted: self.stats.in_flight.hold(),
         }
     }
@@ -55,6 +64,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let requests = &*self.requests;
         requests.stats.latency.record(self.began.elapsed());
+        if !self.answered.get() {
+            requests.stats.aborted.increment();
+        }
         if let Some(place) = self.place {
             requests.stats.requests_in_flight[place].set(0);
             requests.free.borrow_mut().push(place);
@@ -79,12 +91,13 @@ mod tests {
         };
         let (one, two, three) = (requests.begin(), requests.begin(), requests.begin());
         assert_eq!(two.id.to_string(), "7-2");
+        two.answered();
         drop(two);
-        assert_eq!(listed(), [1, 3]);
+        assert_eq!((listed(), page.aborted.get()), (vec![1, 3], 0));
         let four = requests.begin();
         assert_eq!((listed(), page.in_flight.get(), page.requests.get()), (vec![1, 3, 4], 3, 4));
         drop((one, three, four));
-        assert_eq!((listed(), page.in_flight.get()), (vec![], 0));
+        assert_eq!((listed(), page.in_flight.get(), page.aborted.get()), (vec![], 0, 3));
         assert!(page.snapshot().latency.quantile(1.0).is_some());
     }
 

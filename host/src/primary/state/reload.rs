@@ -65,6 +65,8 @@ enum Phase {
         worker: WorkerId,
         /// When it has been ready for long enough, once it is ready.
         passes_at: Option<Time>,
+        /// When it last proved to be well.
+        well_at: Option<Time>,
     },
     /// The canary has passed; it may serve as soon as not too many generations drain.
     Passed {
@@ -106,7 +108,9 @@ impl Reload {
     /// When to look again, if at all.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let phase = match self.phase {
-            Phase::Canary { passes_at, .. } => passes_at,
+            // One that proves to be well does so again and again: the next proof is what is waited for.
+            Phase::Canary { passes_at, well_at: None, .. } => passes_at,
+            Phase::Canary { .. } => None,
             Phase::Soaking { until } => Some(until),
             Phase::Waiting | Phase::Passed { .. } | Phase::Rolling | Phase::RollingBack(_) => None,
         };
@@ -122,6 +126,11 @@ impl Supervisor {
     /// Whether a reload can begin now.
     pub(crate) fn can_reload(&self) -> bool {
         matches!(self.stage, super::Stage::Running) && self.stop_at.is_none() && self.reload.is_none()
+    }
+
+    /// Whether the old generation is being brought back. A reload that is to be forced can take over then.
+    pub(crate) fn is_rolling_back(&self) -> bool {
+        self.reload.as_ref().is_some_and(Reload::is_rolling_back)
     }
 
     /// The generation on its way, and what is being done about it.
@@ -148,11 +157,16 @@ impl Supervisor {
         gates: Gates,
         deadline: Option<Time>,
     ) -> Vec<Action> {
-        if !self.can_reload() {
-            return Vec::new();
+        let mut actions = Vec::new();
+        if gates.force && self.is_rolling_back() {
+            actions.extend(self.abandon_reload(now));
         }
-        let lately = now.min(STORM_WINDOW).as_secs_f64().max(1.0) * f64::from(self.slots());
-        let crashes = self.crashes.iter().filter(|&&at| at + STORM_WINDOW > now).count();
+        if !self.can_reload() {
+            return actions;
+        }
+        let lately = now.saturating_sub(self.current_since).min(STORM_WINDOW);
+        let lately = lately.as_secs_f64().max(1.0) * f64::from(self.slots());
+        let crashes = self.current_crashes.iter().filter(|&&at| at + STORM_WINDOW > now).count();
         self.reload = Some(Reload {
             candidate,
             gates,
@@ -164,7 +178,8 @@ impl Supervisor {
             served: Duration::ZERO,
             answers: (0, 0),
         });
-        vec![Action::Report(Report::Reload(candidate, Progress::Canary(self.policy.min_ready)))]
+        actions.push(Action::Report(Report::Reload(candidate, Progress::Canary(self.policy.min_ready))));
+        actions
     }
 
     /// Does what can be done now.
@@ -192,10 +207,10 @@ impl Supervisor {
         match &reload.phase {
             Phase::Waiting if self.slots[0].successor.is_none() => {
                 let worker = self.enlist(now, Slot(0), candidate);
-                self.set_phase(Phase::Canary { worker, passes_at: None });
+                self.set_phase(Phase::Canary { worker, passes_at: None, well_at: None });
                 Some(vec![Action::Spawn { worker, slot: Slot(0), generation: candidate }])
             }
-            &Phase::Canary { worker, passes_at: Some(at) } if at <= now => {
+            &Phase::Canary { worker, passes_at: Some(at), well_at } if at <= well_at.unwrap_or(now) => {
                 self.set_phase(Phase::Passed { worker });
                 Some(Vec::new())
             }
@@ -216,6 +231,8 @@ impl Supervisor {
                 let committed = self.report(Progress::Committed);
                 self.reload = None;
                 self.current = candidate;
+                self.current_since = now;
+                self.current_crashes.clear();
                 Some(vec![committed])
             }
             Phase::RollingBack(cause) => {
@@ -294,12 +311,22 @@ impl Supervisor {
 
     /// The canary is ready: it has to stay so for a while.
     pub(super) fn canary_became_ready(&mut self, now: Time, worker: WorkerId) {
-        let passes = now + self.policy.min_ready;
-        if let Some(Reload { phase: Phase::Canary { worker: canary, passes_at }, .. }) = &mut self.reload
+        let (passes, proves) = (now + self.policy.min_ready, self.policy.checks_health);
+        if let Some(Reload { phase: Phase::Canary { worker: canary, passes_at, well_at }, .. }) = &mut self.reload
             && *canary == worker
         {
             passes_at.get_or_insert(passes);
+            *well_at = proves.then_some(now);
         }
+    }
+
+    pub(super) fn canary_is_well(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        if let Some(Reload { phase: Phase::Canary { worker: canary, well_at: Some(at), .. }, .. }) = &mut self.reload
+            && *canary == worker
+        {
+            *at = now;
+        }
+        Vec::new()
     }
 
     pub(super) fn canary_failed(&mut self, now: Time, worker: WorkerId, reason: &str) -> Vec<Action> {
@@ -375,24 +402,34 @@ impl Supervisor {
         })
     }
 
-    /// Lets go of candidates that accept nothing yet; [`Self::advance_reload`] brings the others' slots back.
+    /// [`Self::advance_reload`] brings back the slots that are rolled.
     fn roll_back(&mut self, now: Time, cause: Cause) -> Vec<Action> {
         let Some(reload) = &mut self.reload else { return Vec::new() };
         let (candidate, canary) = (reload.candidate, reload.canary());
         reload.deadline = None;
         reload.phase = Phase::RollingBack(cause.clone());
-        let is_candidate = |id: WorkerId| self.workers.get(&id).is_some_and(|worker| worker.generation == candidate);
+        let mut actions = vec![self.report(Progress::RollingBack(cause, self.slots_of(candidate)))];
+        actions.extend(self.dismiss(now, candidate, canary));
+        actions
+    }
+
+    /// Ends it where it is: the cluster stops, or another reload takes over.
+    pub(super) fn abandon_reload(&mut self, now: Time) -> Vec<Action> {
+        let Some(reload) = self.reload.take() else { return Vec::new() };
+        // On the way back it is the old generation's workers that have no place yet.
+        let coming = if reload.is_rolling_back() { self.current } else { reload.candidate };
+        self.dismiss(now, coming, reload.canary())
+    }
+
+    /// Lets go of workers of `generation` that have no slot yet.
+    fn dismiss(&mut self, now: Time, generation: Generation, canary: Option<WorkerId>) -> Vec<Action> {
+        let is_meant = |id: WorkerId| self.workers.get(&id).is_some_and(|worker| worker.generation == generation);
         let successors = self.slots.iter_mut().filter_map(|slot| {
-            slot.successor.take_if(|successor| is_candidate(successor.worker)).map(|successor| successor.worker)
+            slot.successor.take_if(|successor| is_meant(successor.worker)).map(|successor| successor.worker)
         });
         let unwanted: Vec<WorkerId> = canary.into_iter().chain(successors).collect();
-        let left = self.slots_of(candidate);
-        let mut actions = vec![self.report(Progress::RollingBack(cause, left))];
-        for worker in unwanted {
-            // It may have been told to accept: what it took, it finishes.
-            actions.extend(self.drain(now, Some(worker), Why::RolledBack));
-        }
-        actions
+        // One may have been told to accept: what it took, it finishes.
+        unwanted.into_iter().flat_map(|worker| self.drain(now, Some(worker), Why::RolledBack)).collect()
     }
 }
 

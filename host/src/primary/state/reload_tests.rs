@@ -116,7 +116,7 @@ fn a_canary_that_fails_changes_nothing() {
     let mut script = serving();
     script.push((1000, reload_with(Gates::default(), Some(ms(5000))), "Canary(1s), spawn 3 in 0 of 2"));
     script.push((4999, passed(), ""));
-    script.push((5000, passed(), "RollingBack(TimedOut, 0), drain 3, RolledBack(TimedOut)"));
+    script.push((5000, passed(), "RollingBack(TimedOut, 0), kill 3, RolledBack(TimedOut)"));
     script.push((5001, ready(3), ""));
     script.push((5002, exited(3), ""));
     check_with(RELOAD, &script);
@@ -207,7 +207,7 @@ fn a_respawn_is_what_its_slot_is() {
             (2600, exited(3), "crash 3, spawn 5 in 0 of 2"),
             (2700, exited(2), "crash 2, spawn 6 in 1"),
             (2800, ready(4), "accept 4"),
-            (2801, accepting(4), "drain 6, Rolling(2)"),
+            (2801, accepting(4), "kill 6, Rolling(2)"),
             (2900, ready(5), "accept 5, Soaking(10s)"),
         ],
     );
@@ -286,12 +286,68 @@ fn worse_answers_are_a_reason_if_asked_for() {
     check_with(RELOAD, &script);
 }
 
+/// Where health is checked, a canary passes by a proof that is late enough, not by silence.
+#[test]
+fn a_canary_passes_by_its_last_proof() {
+    let well = || Event::ProvedHealthy { worker: WorkerId(3) };
+    let policy = Policy { checks_health: true, ..RELOAD };
+    let mut script = serving();
+    script.extend([
+        (1000, reload(), "Canary(1s), spawn 3 in 0 of 2"),
+        (1500, ready(3), ""),
+        (1600, well(), ""),
+        (2500, passed(), ""),
+        (6000, passed(), ""),
+        (6001, well(), "accept 3, Rolling(0)"),
+    ]);
+    check_with(policy, &script);
+}
+
+#[test]
+fn a_forced_reload_takes_over_one_that_goes_back() {
+    let next = |force| Event::ReloadRequested {
+        candidate: Generation(3),
+        gates: Gates { force, ..Gates::default() },
+        deadline: None,
+    };
+    let back = format!("crash 4, RollingBack(Gate({DIED:?}), 1), spawn 5 in 0");
+    let mut script = rolling(Gates::default());
+    script.extend([
+        (3000, exited(4), back.as_str()),
+        (3001, next(false), ""),
+        // The worker of the old generation that was on its way has no place any more.
+        (3002, next(true), "kill 5, Canary(1s), spawn 6 in 0 of 3"),
+        (3003, exited(5), ""),
+        (3010, ready(6), ""),
+        (4010, passed(), "accept 6, Rolling(0)"),
+        (4011, accepting(6), "drain 3, Rolling(1), spawn 7 in 1 of 3"),
+        (4020, ready(7), "accept 7"),
+        (4021, accepting(7), "drain 2, Rolling(2), Soaking(10s)"),
+        (14_021, passed(), "Committed"),
+    ]);
+    check_with(RELOAD, &script);
+}
+
+#[test]
+fn a_delayed_stop_ends_a_reload_where_it_is() {
+    let policy = Policy { shutdown_delay: Duration::from_secs(60), ..RELOAD };
+    let mut script = rolling(Gates::default());
+    script.extend([
+        (2600, Event::ShutdownRequested(Haste::Drain), "kill 4"),
+        (2601, exited(4), ""),
+        // Each slot stays what it is.
+        (2700, exited(3), "crash 3, spawn 5 in 0 of 2"),
+        (2800, exited(2), "crash 2, spawn 6 in 1"),
+    ]);
+    check_with(policy, &script);
+}
+
 #[test]
 fn a_shutdown_wins() {
     check(
         rolling(Gates::default()),
         &[
-            (2600, Event::ShutdownRequested(Haste::Drain), "close, drain 2, drain 3, drain 4"),
+            (2600, Event::ShutdownRequested(Haste::Drain), "close, drain 2, drain 3, kill 4"),
             (2601, ready(4), ""),
             (2602, exited(4), ""),
             (2603, exited(1), ""),

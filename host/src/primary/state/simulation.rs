@@ -19,6 +19,7 @@ const POLICY: Policy = Policy {
     hang_timeout: Duration::from_secs(10),
     min_ready: Duration::from_secs(1),
     soak: Duration::from_secs(5),
+    checks_health: false,
     recycle: Recycle { max_requests: Some(30_000), max_lifetime: Some(Duration::from_secs(40)), max_rss: None },
 };
 const READ_EVERY: Duration = Duration::from_secs(1);
@@ -302,7 +303,14 @@ impl Simulation {
                     assert!(self.processes[&worker].ready, "worker {worker} is not ready");
                     self.plan_within(Duration::from_millis(20), Happening::Accepts(worker));
                 }
-                Action::Report(Report::Draining { worker, why: Why::Reloaded | Why::RolledBack }) => {
+                Action::Report(Report::Draining { worker, why }) if !matches!(why, Why::Reloaded | Why::RolledBack) => {
+                    if let Some(process) = self.processes.get_mut(&worker) {
+                        process.drain_began.get_or_insert(self.now);
+                    }
+                }
+                Action::Report(Report::Draining { worker, .. }) if self.never_started.contains(&worker) => {}
+                Action::Report(Report::Draining { worker, .. }) => {
+                    self.processes.get_mut(&worker).expect("alive").drain_began.get_or_insert(self.now);
                     let slot = self.processes[&worker].slot;
                     let others = self.processes.values().filter(|it| it.slot == slot && it.drain_began.is_none());
                     let goes_on = others.filter(|other| other.accepts).count() > 0;

@@ -16,6 +16,7 @@ pub(super) const POLICY: Policy = Policy {
     hang_timeout: HANG,
     min_ready: Duration::from_secs(1),
     soak: Duration::from_secs(10),
+    checks_health: false,
     recycle: Recycle { max_requests: None, max_lifetime: None, max_rss: None },
 };
 
@@ -142,7 +143,7 @@ fn scaling_adds_slots_and_drains_the_highest() {
         (4, scale(4), "spawn 3 in 2, spawn 4 in 3"),
         (5, ready(3), "accept 3"),
         (6, scale(4), ""),
-        (7, scale(1), "drain 2, drain 3, drain 4"),
+        (7, scale(1), "drain 2, drain 3, kill 4"),
         // A slot that is given up can be taken again while its old worker still drains.
         (8, scale(2), "spawn 5 in 1"),
         (9, exited(2), ""),
@@ -275,7 +276,7 @@ fn a_successor_leaves_with_its_slot() {
             (1, ready(1), "accept 1"),
             (1, ready(2), "accept 2, announce"),
             (1000, served(&[(1, 0), (2, 10)]), "spawn 3 in 1"),
-            (1001, scale(1), "drain 2, drain 3"),
+            (1001, scale(1), "drain 2, kill 3"),
             (1002, ready(3), ""),
             (1003, exited(3), ""),
             (1004, exited(2), ""),
@@ -292,7 +293,7 @@ fn a_delayed_stop_serves_on_until_its_time() {
     script.push((1001, scale(4), ""));
     script.push((2000, exited(1), "crash 1, spawn 3 in 0"));
     script.push((5999, Event::DeadlinePassed, ""));
-    script.push((6000, Event::DeadlinePassed, "close, drain 2, drain 3"));
+    script.push((6000, Event::DeadlinePassed, "close, drain 2, kill 3"));
     check_with(policy, &script);
     let mut script = start.to_vec();
     script.push((1001, stop(), "kill 1, kill 2"));
@@ -404,7 +405,7 @@ fn stopping_drains_then_kills() {
     let stop = || Event::ShutdownRequested(Haste::Drain);
     check(&[
         (1, ready(1), "accept 1"),
-        (10, stop(), "close, drain 1, drain 2"),
+        (10, stop(), "close, drain 1, kill 2"),
         (11, exited(1), ""),
         (15_009, Event::DeadlinePassed, ""),
         (15_010, Event::DeadlinePassed, "kill 2"),
@@ -412,7 +413,7 @@ fn stopping_drains_then_kills() {
         (15_012, stop(), ""),
     ]);
     check(&[
-        (10, stop(), "close, drain 1, drain 2"),
+        (10, stop(), "close, kill 1, kill 2"),
         (11, stop(), "kill 1, kill 2"),
         (12, exited(1), ""),
         (13, exited(2), "stopped"),
@@ -540,12 +541,17 @@ impl World {
                 }
                 Action::StartAccepting { worker } => assert!(self.alive[&worker].ready, "accepting before ready"),
                 Action::SendDrain { worker } => {
-                    let member = self.alive.get_mut(&worker).expect("no order for a dead worker");
+                    assert!(self.alive.contains_key(&worker), "an order for dead worker {worker}");
+                }
+                // What somebody else asked for is known already.
+                Action::Report(Report::Draining { why: Why::Asked, .. }) => {}
+                Action::Report(Report::Draining { worker, .. }) => {
+                    let member = self.alive.get_mut(&worker).expect("it lives");
                     assert!(!member.draining, "worker {worker} drains already");
                     member.draining = true;
-                    let slot = member.slot;
+                    let (slot, served) = (member.slot, member.ready);
                     let ready = self.members(slot).any(|other| other.ready);
-                    assert!(ready || self.leaving(slot), "nobody serves in slot {slot}");
+                    assert!(ready || !served || self.leaving(slot), "nobody serves in slot {slot}");
                 }
                 Action::Kill { worker } => {
                     assert!(self.alive.contains_key(&worker), "a signal for dead worker {worker}");
