@@ -82,6 +82,33 @@ fn a_head_that_has_begun_is_waited_for() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
+/// The server reads what a guest left of an upload. That is no request on its way, for which a drain would have to wait.
+#[test]
+fn the_rest_of_an_upload_holds_up_no_drain() {
+    let args = ["--drain-idle-grace", "100ms", "--drain-timeout", "10m"];
+    let cluster = Setup::new(&guest("scenarios")).workers(1).args(&args).start();
+    let mut stream = connect(&cluster);
+    stream.write_all(b"POST /abandon HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\n").unwrap();
+    let mut answer = [0; 4096];
+    let length = stream.read(&mut answer).unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
+    stream.write_all(b"too late\n").unwrap();
+    begin_drain(&cluster);
+    until("the old worker is gone", || (cluster.children().len() == 1).then_some(()));
+}
+
+/// A client that leaves before it has its answer is counted, and its guest cancelled.
+#[test]
+fn a_client_that_leaves_is_counted() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).start();
+    let mut stream = connect(&cluster);
+    stream.write_all(b"GET /sleep?ms=600000 HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    until("it sleeps", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+    drop(stream);
+    until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+    assert_eq!(cluster.status()["totals"]["aborted"], 1);
+}
+
 /// At the drain timeout what is left is cut, counted, and named.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_finish_in_time_is_cut_and_named() {

@@ -208,6 +208,20 @@ fn workers_are_recycled_one_at_a_time_surge_first() {
 }
 
 #[test]
+fn workers_that_did_nothing_are_not_recycled_for_it() {
+    let policy = recycling(Recycle { max_requests: Some(1), ..Recycle::default() });
+    check_with(
+        policy,
+        &[
+            (1, ready(1), "accept 1"),
+            (1, ready(2), "accept 2, announce"),
+            (1000, served(&[(1, 0), (2, 0)]), ""),
+            (2000, served(&[(1, 0), (2, 1)]), "spawn 3 in 1"),
+        ],
+    );
+}
+
+#[test]
 fn lifetime_and_memory_recycle_too() {
     let start = [(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
     let mut script = start.to_vec();
