@@ -253,7 +253,7 @@ fn a_first_version_must_answer_its_health_check() {
 /// Well at first, and not any more in the middle of `--min-ready`.
 #[test]
 fn a_canary_must_stay_well() {
-    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(6);
+    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(12);
     let path = format!("/well-until?unix_ms={}", end.as_millis());
     let args = ["--health-path", path.as_str(), "--min-ready", "60s"];
     let cluster = Setup::new(&guest("scenarios")).args(&args).start();
@@ -355,7 +355,7 @@ fn one_change_at_a_time() {
 /// Ctrl-C ends the command; the reload goes on.
 #[test]
 fn a_reload_goes_on_without_its_command() {
-    let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "1s", "--soak", "0s"]).start();
+    let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "3s", "--soak", "0s"]).start();
     let reload = cluster.follow(&["reload"]);
     cluster.reload_is("canary");
     reload.signal(Signal::SIGINT);
@@ -365,7 +365,7 @@ fn a_reload_goes_on_without_its_command() {
 /// A respawn in the middle of a reload is what its slot is: the old version where it is not rolled, the new one where it is.
 #[test]
 fn respawns_in_the_middle_of_a_reload() {
-    let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "3s", "--soak", "60s"]).start();
+    let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "6s", "--soak", "60s"]).start();
     let _reload = cluster.follow(&["reload"]);
     cluster.reload_is("canary");
     let generation_of = |slot: usize, new: Pid| {

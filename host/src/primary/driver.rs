@@ -5,13 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::anyhow;
-use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -19,23 +16,24 @@ use tokio::time::MissedTickBehavior;
 
 use super::control::{Query, Refusable, Refused};
 use super::events::{Events, Happening};
-use super::generations::{Committed, Generations, pinned};
+use super::generations::Generations;
 use super::output::Output;
-use super::process::{Deployment, WorkerProcess, reap};
-use super::reload::{self, Change, Compiling, LastReload, ReloadRequest, ReloadResult, Settled, Stage};
+use super::process::{WorkerProcess, reap};
+use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Stage};
 use super::signals::{Request, Signals};
 use super::state::{
-    Action, Cause, Description, Event, Gates, Haste, Outcome, Progress, Report, Role, Supervisor, Vitals, Waiting, Why,
-    WorkerState,
+    Action, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why, WorkerState,
 };
-use super::status::{GenerationStatus, ReloadStatus, Status, Totals, WorkerStatus};
+use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
 use super::watch::Watch;
 use crate::config::{LiveConfig, MAX_WORKERS, Settings};
 use crate::ids::{Generation, RequestId, Slot, WorkerId};
-use crate::ipc::{Identity, IpcError, ToCompiler, ToPrimary, ToWorker};
+use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
 use crate::listener::Listener;
 use crate::logging::Volume;
 use crate::stats::{Counter, Snapshot};
+
+mod reload;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
@@ -64,7 +62,7 @@ enum News {
     DeadlinePassed,
     ObservationDue,
     Asked(Query),
-    Compiled(reload::Answer),
+    Compiled(Answer),
     CompilationIsLate,
     FileChanged,
 }
@@ -108,8 +106,8 @@ pub(super) struct Driver<'a> {
     settled: Vec<Settled>,
     last_reload: Option<LastReload>,
     /// Where the compiler's answer comes in.
-    answers: mpsc::Sender<reload::Answer>,
-    answered: mpsc::Receiver<reload::Answer>,
+    answers: mpsc::Sender<Answer>,
+    answered: mpsc::Receiver<Answer>,
     outcome: Option<Outcome>,
 }
 
@@ -298,258 +296,6 @@ impl<'a> Driver<'a> {
             return Err(format!("it is {} just now", self.state()).into());
         }
         Ok(())
-    }
-
-    /// Begins a reload; how it goes comes as lines of JSON.
-    fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
-        let (listener, lines) = reload::Listener::new();
-        self.begin_reload(request, listener)?;
-        Ok(lines)
-    }
-
-    /// The file that is watched is the one that `serve` was given.
-    fn reload_changed(&mut self) {
-        let app = std::path::absolute(&self.settings.app).ok();
-        let request = ReloadRequest { app, only_if_new: true, ..ReloadRequest::default() };
-        self.reload_unasked("a change of the file", &request);
-    }
-
-    fn reload_unasked(&mut self, by: &str, request: &ReloadRequest) {
-        let begun = self.begin_reload(request, reload::Listener::default());
-        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
-            tracing::warn!("{by} asks for a reload: {reason}");
-        }
-    }
-
-    fn begin_reload(&mut self, request: &ReloadRequest, listener: reload::Listener) -> Refusable<()> {
-        if request.force && self.supervisor.is_rolling_back() {
-            // The old version may be what cannot be served any more; a fix must not have to wait for it.
-            self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
-        } else {
-            self.expect_calm()?;
-        }
-        let source = match &request.app {
-            Some(app) if app.is_absolute() => app.clone(),
-            Some(app) => return Err(format!("{} is not an absolute path", app.display()).into()),
-            None => self.generations.current().1.source.clone(),
-        };
-        let ask = ToCompiler::Compile {
-            source: source.clone(),
-            store: self.settings.store.clone(),
-            pinned: pinned(self.settings.state_dir.as_deref()),
-        };
-        tracing::info!("reloading {}", source.display());
-        self.compile(&ask, source, request, listener)
-    }
-
-    fn compile(
-        &mut self,
-        ask: &ToCompiler,
-        source: PathBuf,
-        request: &ReloadRequest,
-        listener: reload::Listener,
-    ) -> Refusable<()> {
-        let compiling = Compiling::start(ask, self.answers.clone())
-            .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let (gates, deadline, only_if_new) = (request.gates(), request.deadline(), request.only_if_new);
-        let stage = Stage::Compiling(compiling);
-        self.change = Some(Change { source, gates, deadline, listener, only_if_new, stage });
-        self.tell_reload(None, "compiling", None, None);
-        Ok(())
-    }
-
-    /// Begins to roll back to the generation before, as a new one.
-    fn rollback(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
-        self.expect_calm()?;
-        if request.app.is_some() {
-            return Err("a rollback takes no `app`".to_owned().into());
-        }
-        let (listener, lines) = reload::Listener::new();
-        if let Some((previous, deployment)) = self.generations.previous() {
-            tracing::info!("rolling back to what generation {previous} was");
-            let deployment = deployment.clone();
-            self.swap(deployment, request.gates(), request.deadline(), listener);
-        } else if let Some(version) = self.generations.remembered() {
-            tracing::info!("rolling back to what was served before {}", version.source.display());
-            let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
-            self.compile(&ask, source, request, listener)?;
-        } else {
-            return Err("there is no previous generation to roll back to".to_owned().into());
-        }
-        Ok(lines)
-    }
-
-    fn compilation_deadline(&self) -> Option<Instant> {
-        self.change.as_ref().filter(|change| matches!(change.stage, Stage::Compiling(_))).map(|change| change.deadline)
-    }
-
-    fn compiled(&mut self, (compiler, answer): reload::Answer) {
-        // One that was given up may still have answered.
-        let Some(change) = &mut self.change else { return };
-        let Stage::Compiling(compiling) = &mut change.stage else { return };
-        if compiling.pid() != compiler {
-            return;
-        }
-        let answer = match answer {
-            Ok(None) => {
-                compiling.is_silent = true;
-                return self.compiler_ended();
-            }
-            Ok(answer) => answer,
-            Err(error) => {
-                return self.end_change(ReloadResult::Refused, Some(format!("the compiler's answer: {error}")));
-            }
-        };
-        match Deployment::new(self.settings, &change.source, answer) {
-            Ok(deployment) if change.only_if_new && self.serves(&deployment) => {
-                tracing::info!("the file is what is served already");
-                self.change = None;
-            }
-            Ok(deployment) => {
-                if let Some(Change { gates, deadline, listener, .. }) = self.change.take() {
-                    self.swap(Rc::new(deployment), gates, deadline, listener);
-                }
-            }
-            Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
-        }
-    }
-
-    fn serves(&self, deployment: &Deployment) -> bool {
-        self.generations.current().1.compiled.digest == deployment.compiled.digest
-    }
-
-    /// The compiler died without an answer, once that is known from both sides.
-    fn compiler_ended(&mut self) {
-        if let Some(Change { source, stage: Stage::Compiling(compiling), .. }) = &self.change
-            && let (true, Some(how)) = (compiling.is_silent, &compiling.ended)
-        {
-            let reason = format!("cannot serve {}: the compiler {how}", source.display());
-            self.end_change(ReloadResult::Refused, Some(reason));
-        }
-    }
-
-    /// Hands a candidate to the supervisor.
-    fn swap(&mut self, deployment: Rc<Deployment>, gates: Gates, deadline: Instant, listener: reload::Listener) {
-        let source = deployment.source.clone();
-        let candidate = self.generations.add(deployment);
-        let stage = Stage::Swapping(candidate);
-        self.change = Some(Change { source, gates, deadline, listener, only_if_new: false, stage });
-        let deadline = Some(deadline.saturating_duration_since(self.started));
-        self.tell(Event::ReloadRequested { candidate, gates, deadline });
-    }
-
-    /// Tells how the reload goes to whoever asked for it, and to all who follow the events.
-    fn tell_reload(
-        &mut self,
-        generation: Option<Generation>,
-        phase: &'static str,
-        done: Option<(u32, u32)>,
-        detail: Option<Detail>,
-    ) {
-        let (done, of) = done.unzip();
-        let (lasts_ms, reason) = match detail {
-            Some(Detail::Lasts(time)) => (Some(time.as_millis() as u64), None),
-            Some(Detail::Because(reason)) => (None, Some(reason)),
-            None => (None, None),
-        };
-        let happening = Happening::Reload { generation, phase, done, of, lasts_ms, reason };
-        self.events.publish(&happening);
-        if let Some(change) = self.change.as_ref().filter(|change| change.generation() == generation) {
-            change.listener.tell(&happening);
-        }
-        for settled in self.settled.iter().filter(|settled| Some(settled.generation) == generation) {
-            settled.listener.tell(&happening);
-        }
-    }
-
-    /// The change that was under way is none any more: it was refused, or cannot go on.
-    fn end_change(&mut self, result: ReloadResult, reason: Option<String>) {
-        let Some(change) = self.change.take() else { return };
-        self.end_reload(change.generation(), result, reason, &change.listener);
-    }
-
-    fn end_reload(
-        &mut self,
-        generation: Option<Generation>,
-        result: ReloadResult,
-        reason: Option<String>,
-        listener: &reload::Listener,
-    ) {
-        match (result, &reason) {
-            (ReloadResult::Committed, _) => {
-                tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
-            }
-            (_, reason) => tracing::error!("the reload was not done: {}", reason.as_deref().unwrap_or("no reason")),
-        }
-        let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
-        self.events.publish(&happening);
-        listener.tell(&happening);
-        self.last_reload = Some(LastReload { generation, result, reason });
-    }
-
-    fn reload_progresses(&mut self, candidate: Generation, progress: Progress) {
-        let of = self.supervisor.slots();
-        let some = Some(candidate);
-        match progress {
-            Progress::Canary(time) => self.tell_reload(some, "canary", None, Some(Detail::Lasts(time))),
-            Progress::Rolling(done) => self.tell_reload(some, "rolling", Some((done, of)), None),
-            Progress::Soaking(time) => self.tell_reload(some, "soaking", None, Some(Detail::Lasts(time))),
-            Progress::RollingBack(cause, left) => {
-                let (_, reason) = explain_failure(cause);
-                self.tell_reload(some, "rolling_back", Some((of - left.min(of), of)), Some(Detail::Because(reason)));
-            }
-            Progress::Committed => {
-                self.generations.commit(candidate);
-                self.reloads += 1;
-                self.remember_commit();
-                self.tell_reload(some, "committed", None, None);
-                self.settle(candidate, ReloadResult::Committed, None);
-            }
-            Progress::RolledBack(cause) => {
-                self.generations.forget_others(None);
-                let (result, reason) = explain_failure(cause);
-                self.settle(candidate, result, Some(reason));
-            }
-        }
-    }
-
-    /// Writes down what is committed, for a primary that is to go on with it.
-    fn remember_commit(&self) {
-        let Some(folder) = self.settings.state_dir.clone() else { return };
-        let name = self.settings.name.clone();
-        let app = std::path::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
-        let committed = Committed::of(&self.generations, app);
-        // On another thread: a disk may take its time.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = committed.write(&folder, &name) {
-                tracing::warn!("--resume will not know of this generation: {error:#}");
-            }
-        });
-    }
-
-    /// It is decided; what is left is to see superfluous workers go.
-    fn settle(&mut self, generation: Generation, result: ReloadResult, reason: Option<String>) {
-        if let Some(Change { listener, .. }) = self.change.take_if(|change| change.generation() == Some(generation)) {
-            self.settled.push(Settled { generation, result, reason, listener });
-            let left = self.superfluous(&self.settled[self.settled.len() - 1]);
-            self.tell_reload(Some(generation), "draining", Some((0, left)), None);
-        }
-    }
-
-    fn superfluous(&self, settled: &Settled) -> u32 {
-        self.supervisor.workers_of(|generation| settled.waits_for(generation))
-    }
-
-    /// Ends the reloads that nothing is left to be done for.
-    fn end_settled(&mut self) {
-        let stopping = self.supervisor.is_stopping();
-        let over = |settled: &mut Settled| {
-            stopping || self.supervisor.workers_of(|generation| settled.waits_for(generation)) == 0
-        };
-        let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
-        for Settled { generation, result, reason, listener } in ended {
-            self.end_reload(Some(generation), result, reason, &listener);
-        }
     }
 
     /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
@@ -842,17 +588,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn reload_status(&self) -> ReloadStatus {
-        let of = self.supervisor.slots();
-        match self.supervisor.reloading() {
-            None => ReloadStatus { generation: None, phase: "compiling".into(), rolled: 0, of },
-            Some((candidate, phase)) => {
-                let rolled = self.supervisor.slots_of(candidate);
-                ReloadStatus { generation: Some(candidate.0), phase: phase.into(), rolled, of }
-            }
-        }
-    }
-
     fn worker_status(&self, id: WorkerId) -> Option<WorkerStatus> {
         let Description { slot, generation, role, state, restarts } = self.supervisor.describe(id)?;
         let running = self.workers.get(&id)?;
@@ -881,19 +616,6 @@ impl<'a> Driver<'a> {
             restarts,
             rss_bytes: running.process.rss(),
         })
-    }
-}
-
-/// What there is to say of a phase of a reload.
-enum Detail {
-    Lasts(Duration),
-    Because(String),
-}
-
-fn explain_failure(cause: Cause) -> (ReloadResult, String) {
-    match cause {
-        Cause::Gate(reason) => (ReloadResult::RolledBack, reason),
-        Cause::TimedOut => (ReloadResult::TimedOut, "it took too long".into()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A reload as the driver sees it: has the next version compiled, hands it to the supervisor, and tells whoever asked how
-//! it goes. What is decided is decided in `state/reload.rs`.
+//! What is known of a reload: who asked for what, the compiler at work, who wants to know how it goes, how it ended. What
+//! is done about it is in `driver/reload.rs`, what is decided in `state/reload.rs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
