@@ -32,6 +32,17 @@ const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Workers that live shorter would do little but start.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
+/// What a drain has beside the time that a request may take.
+const DRAIN_RESERVE: Duration = Duration::from_secs(5);
+/// Guests are interrupted no more often than this.
+const MIN_TIMEOUT: Duration = Duration::from_millis(10);
+/// Hyper's own bound, and one beyond all sense.
+const MIN_HEADER_BYTES: usize = 8 * 1024;
+const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
+/// As many as hyper can count.
+const MAX_HEADERS: usize = 32 * 1024;
+/// All that 32 bits can address.
+const MAX_MEMORY: usize = 4 * 1024 * 1024 * 1024;
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
@@ -74,7 +85,32 @@ pub(crate) struct Options {
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
 
-    /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 35s]
+    /// How long a request may take from its head to the head of its answer, before it is answered 504 [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) request_timeout: Option<Span>,
+
+    /// How long nothing may move while the body of an answer is under way, before it is cut [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) stream_timeout: Option<Span>,
+
+    /// Largest body of a request; one that is larger is answered 413 [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_body: Option<Size>,
+
+    /// Largest head of a request; one that is larger is answered 431 [default: 64KiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_header_bytes: Option<Size>,
+
+    /// Most header fields of a request; more are answered 431 [default: 100]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_headers: Option<NonZeroU32>,
+
+    /// How far each memory of an instance may grow [default: 128MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<Size>,
+
+    /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 5s more than
+    /// --request-timeout]
     #[arg(long, value_name = "TIME")]
     pub(crate) drain_timeout: Option<Span>,
 
@@ -275,6 +311,12 @@ impl Options {
             store: self.store.or(other.store),
             state_dir: self.state_dir.or(other.state_dir),
             env: env.into_iter().collect(),
+            request_timeout: self.request_timeout.or(other.request_timeout),
+            stream_timeout: self.stream_timeout.or(other.stream_timeout),
+            max_body: self.max_body.or(other.max_body),
+            max_header_bytes: self.max_header_bytes.or(other.max_header_bytes),
+            max_headers: self.max_headers.or(other.max_headers),
+            max_memory: self.max_memory.or(other.max_memory),
             drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
@@ -314,6 +356,7 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
+    pub(crate) limits: Limits,
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
@@ -357,6 +400,7 @@ impl Settings {
             drain_timeout: self.policy.drain_timeout,
             drain_idle_grace: self.drain_idle_grace,
             health_path: self.health_path.clone(),
+            limits: self.limits,
             logging: self.logging,
         }
     }
@@ -379,8 +423,18 @@ impl Settings {
         let name = options.name.unwrap_or_else(|| DEFAULT_NAME.into());
         check_name(&name)?;
         let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
+        let limits = Limits {
+            request_timeout: or_seconds(options.request_timeout, 30),
+            stream_timeout: or_seconds(options.stream_timeout, 60),
+            max_body: or_bytes(options.max_body, 64 << 20),
+            max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
+            max_headers: options.max_headers.map_or(100, |number| number.get() as usize),
+            max_memory: or_bytes(options.max_memory, 128 << 20) as usize,
+        };
+        limits.check()?;
         let policy = Policy {
-            drain_timeout: or_seconds(options.drain_timeout, 35),
+            drain_timeout: options.drain_timeout.map_or(limits.request_timeout + DRAIN_RESERVE, |span| span.0),
             shutdown_delay: or_seconds(options.shutdown_delay, 0),
             shutdown_timeout: or_seconds(options.shutdown_timeout, 15),
             hang_timeout: or_seconds(options.hang_timeout, 10),
@@ -422,6 +476,7 @@ impl Settings {
             policy,
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             health_path: options.health_path,
+            limits,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
         })
@@ -479,7 +534,35 @@ pub(crate) struct WorkerSettings {
     pub(crate) drain_timeout: Duration,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
+    pub(crate) limits: Limits,
     pub(crate) logging: Logging,
+}
+
+/// What one request, and the guest that answers it, may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    /// From the request's head to the answer's.
+    pub(crate) request_timeout: Duration,
+    /// Without a byte, while an answer's body is under way.
+    pub(crate) stream_timeout: Duration,
+    /// In bytes, as the next two.
+    pub(crate) max_body: u64,
+    pub(crate) max_header_bytes: usize,
+    pub(crate) max_headers: usize,
+    /// Of each linear memory of an instance, in bytes.
+    pub(crate) max_memory: usize,
+}
+
+impl Limits {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.request_timeout >= MIN_TIMEOUT, "--request-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
+        let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
+        ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
+        ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
+        ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
+        Ok(())
+    }
 }
 
 impl WorkerSettings {
@@ -567,6 +650,10 @@ mod tests {
         check(Options { workers: NonZeroU32::new(5000), ..Options::default() }, "over the limit");
         check(Options { hang_timeout: "1999ms".parse().ok(), ..Options::default() }, "--hang-timeout");
         check(Options { max_worker_lifetime: "999ms".parse().ok(), ..Options::default() }, "--max-worker-lifetime");
+        check(Options { request_timeout: "9ms".parse().ok(), ..Options::default() }, "--request-timeout");
+        check(Options { max_header_bytes: "1KiB".parse().ok(), ..Options::default() }, "--max-header-bytes");
+        check(Options { max_headers: NonZeroU32::new(70_000), ..Options::default() }, "--max-headers");
+        check(Options { max_memory: "5GiB".parse().ok(), ..Options::default() }, "--max-memory");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
@@ -604,6 +691,14 @@ mod tests {
             drain_timeout: Duration::from_secs(35),
             drain_idle_grace: Duration::from_millis(1500),
             health_path: "/health?deep=1".parse().ok(),
+            limits: Limits {
+                request_timeout: Duration::from_secs(1),
+                stream_timeout: Duration::from_secs(2),
+                max_body: 3,
+                max_header_bytes: 4,
+                max_headers: 5,
+                max_memory: 6,
+            },
             logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();
@@ -611,7 +706,7 @@ mod tests {
             let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
             assert_eq!((read.http, read.env), (settings.http, settings.env.clone()));
             assert_eq!(read.drain_idle_grace, settings.drain_idle_grace);
-            assert_eq!(read.health_path, settings.health_path);
+            assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
         }
     }
 }

@@ -9,6 +9,7 @@ mod drain;
 mod errors;
 mod harness;
 mod lifecycle;
+mod limits;
 mod load;
 mod output;
 mod reload;

@@ -33,13 +33,10 @@ use super::drain::{Duty, Event};
 use super::instance::{Call, Failure, Head, Instances};
 use super::io::{Answering, Io, Watch};
 use super::requests::{InFlight, Requests};
+use super::upload::{Progress, Upload, UploadState};
+use crate::config::{Limits, WorkerSettings};
 use crate::ipc::bounded;
 use crate::stats::Stats;
-
-/// Largest request head, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
-/// Most header fields of a request.
-const MAX_HEADERS: usize = 100;
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
 const NO_HOST: &str = "localhost";
@@ -51,6 +48,7 @@ pub(super) struct Server {
     phases: watch::Receiver<Phase>,
     /// How long idle connections stay served after a drain began, for requests that are already on their way.
     idle_grace: Duration,
+    limits: Limits,
     started: Instant,
     stats: &'static Stats,
 }
@@ -62,10 +60,11 @@ impl Server {
         instances: Rc<Instances>,
         requests: Rc<Requests>,
         phases: watch::Receiver<Phase>,
-        idle_grace: Duration,
+        settings: &WorkerSettings,
         stats: &'static Stats,
     ) -> Self {
-        Self { instances, requests, phases, idle_grace, started: Instant::now(), stats }
+        let (idle_grace, limits) = (settings.drain_idle_grace, settings.limits);
+        Self { instances, requests, phases, idle_grace, limits, started: Instant::now(), stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -90,17 +89,26 @@ impl Server {
             async move { Ok::<_, Infallible>(server.answer(request, watch, alive).await) }
         });
         let mut http = http1::Builder::new();
-        http.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).half_close(false);
+        http.max_buf_size(self.limits.max_header_bytes).max_headers(self.limits.max_headers).half_close(false);
         let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone())), service);
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
-        let mut timer = Timer::default();
+        let (mut timer, mut stall) = (Timer::default(), Timer::default());
         poll_fn(|context| {
             if !watch.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
                 watch.step(Event::DrainBegan);
             }
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
                 watch.step(how_it_ended(ended, &watch));
+                return Poll::Ready(());
+            }
+            if let Some(moved_at) = watch.moved_at()
+                && stall.poll(moved_at + self.limits.stream_timeout, context).is_ready()
+            {
+                self.stats.timeouts.increment();
+                let request = watch.request();
+                tracing::warn!(request, "an answer was cut: nothing moved for {:?}", self.limits.stream_timeout);
+                watch.step(Event::ClientLeft);
                 return Poll::Ready(());
             }
             while let Some(deadline) = watch.next_deadline() {
@@ -120,15 +128,18 @@ impl Server {
         let in_flight = Rc::new(self.requests.begin());
         let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
         let mut answer = match authority(&request) {
+            Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(),
             Some(authority) => {
                 let method = request.method().clone();
                 // Where HTTP/1.0 has none: guests get their authority from it.
                 if !request.headers().contains_key(HOST) {
                     request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
                 }
+                let (request, upload) = Upload::wrap(request, self.limits.max_body);
                 let (head, call) = self.instances.call(request, authority);
-                let tail = Tail { stats: self.stats, in_flight, _alive: alive };
-                drive(head, call, tail, &method).await
+                let limit = self.limits.request_timeout;
+                let tail = Tail { stats: self.stats, in_flight, limit, _alive: alive };
+                drive(head, call, tail, &upload, &method).await
             }
             None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header\n"),
         };
@@ -139,6 +150,7 @@ impl Server {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer.body_mut().answering = Some(answering);
+        watch.streams();
         answer
     }
 }
@@ -184,7 +196,13 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
 }
 
 /// Polls the guest until its head is there, or it is clear that none will come.
-async fn drive(head: oneshot::Receiver<Head>, mut call: Call, tail: Tail, method: &Method) -> Answer {
+async fn drive(
+    head: oneshot::Receiver<Head>,
+    mut call: Call,
+    tail: Tail,
+    upload: &UploadState,
+    method: &Method,
+) -> Answer {
     let mut head = pin!(head);
     let mut ended = None;
     let head = poll_fn(|context| {
@@ -193,11 +211,17 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, tail: Tail, method
         {
             ended = Some(end);
         }
+        if upload.is(Progress::TooLarge) {
+            return Poll::Ready(None);
+        }
         // The sender lives inside the call: when that has ended, the head is there or never comes.
-        head.as_mut().poll(context)
-    })
-    .await;
+        head.as_mut().poll(context).map(Some)
+    });
+    let Ok(head) = tokio::time::timeout(tail.limit, head).await else {
+        return tail.timed_out(upload);
+    };
     match (ended, head) {
+        (_, None) => too_large(),
         (Some(Err(Failure::Full)), _) => {
             tail.stats.rejected.increment();
             let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "all instances are busy\n");
@@ -209,22 +233,32 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, tail: Tail, method
             tail.trapped(&error);
             internal_error()
         }
-        (ended, Ok(Ok(head))) => {
+        (ended, Some(Ok(Ok(head)))) => {
             let call = if ended.is_some() { None } else { Some(call) };
             let (head, frames) = head.into_parts();
             let body = Body::of_guest(&head, frames, call, tail, method);
             Response::from_parts(head, body)
         }
-        (_, Ok(Err(code))) => {
+        (_, Some(Ok(Err(code)))) => {
             tracing::warn!(request = tail.in_flight.id.to_string(), "the guest answered with an error: {code}");
             internal_error()
         }
-        (_, Err(_)) => {
+        (_, Some(Err(_))) => {
             let request = tail.in_flight.id.to_string();
             tracing::warn!(request, "the guest gave up its chance to answer without setting a response");
             internal_error()
         }
     }
+}
+
+/// The rest of the body is not read.
+fn too_large() -> Answer {
+    closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"))
+}
+
+fn closing(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 fn internal_error() -> Answer {
@@ -242,6 +276,8 @@ fn plain(status: StatusCode, text: &'static str) -> Answer {
 struct Tail {
     stats: &'static Stats,
     in_flight: Rc<InFlight>,
+    /// How long its guest may take for the answer's head, and again behind its last frame.
+    limit: Duration,
     _alive: mpsc::Sender<()>,
 }
 
@@ -250,6 +286,20 @@ impl Tail {
         self.stats.traps.increment();
         let request = self.in_flight.id.to_string();
         tracing::error!(request, "the guest trapped: {}", bounded(format!("{error:?}")));
+    }
+}
+
+impl Tail {
+    /// The guest is dropped, which cancels it.
+    fn timed_out(&self, upload: &UploadState) -> Answer {
+        self.stats.timeouts.increment();
+        let (request, limit) = (self.in_flight.id.to_string(), self.limit);
+        if upload.is(Progress::Expected) {
+            tracing::warn!(request, "no answer within {limit:?}; its body had not come to its end");
+            return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"));
+        }
+        tracing::warn!(request, "no answer within {limit:?}");
+        plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long\n")
     }
 }
 
@@ -368,8 +418,14 @@ impl Drop for Body {
         }
         self.frames = None;
         tokio::task::spawn_local(async move {
-            if let Err(Failure::Trap(error)) = call.as_mut().await {
-                tail.trapped(&error);
+            match tokio::time::timeout(tail.limit, call.as_mut()).await {
+                Ok(Err(Failure::Trap(error))) => tail.trapped(&error),
+                Ok(_) => {}
+                Err(_) => {
+                    tail.stats.timeouts.increment();
+                    let request = tail.in_flight.id.to_string();
+                    tracing::warn!(request, "the guest was ended {:?} after its answer", tail.limit);
+                }
             }
         });
     }

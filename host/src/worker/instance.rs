@@ -40,8 +40,6 @@ use crate::stats::Stats;
 const EPOCH: Duration = Duration::from_millis(10);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
-/// Largest linear memory of an instance, in bytes.
-const MAX_MEMORY: usize = 128 * 1024 * 1024;
 
 mod bindings {
     wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
@@ -142,6 +140,7 @@ pub(super) struct Instances {
     engine: Engine,
     linked: Linked,
     env: Vec<(String, String)>,
+    max_memory: usize,
     identity: Arc<Identity>,
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
@@ -171,6 +170,7 @@ impl Instances {
             engine,
             linked,
             env: settings.env.clone(),
+            max_memory: settings.limits.max_memory,
             identity: Arc::new(identity),
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
@@ -237,7 +237,7 @@ impl Instances {
             http: WasiHttpCtx::new(),
             table: ResourceTable::new(),
             hooks: Hooks,
-            limits: StoreLimitsBuilder::new().memory_size(MAX_MEMORY).build(),
+            limits: StoreLimitsBuilder::new().memory_size(self.max_memory).build(),
             identity: self.identity.clone(),
         };
         let mut store = Store::new(&self.engine, guest);

@@ -29,6 +29,8 @@ pub(super) struct Watch {
     /// The last request had a body, which may not have been read to its end.
     has_upload: Cell<bool>,
     client_left: Cell<bool>,
+    /// When a byte last moved, while an answer's body is under way.
+    moved_at: Cell<Option<Instant>>,
 }
 
 impl Watch {
@@ -41,6 +43,7 @@ impl Watch {
             body_ended: Cell::new(false),
             has_upload: Cell::new(false),
             client_left: Cell::new(false),
+            moved_at: Cell::new(None),
         }
     }
 
@@ -73,13 +76,36 @@ impl Watch {
     pub(super) fn answering(self: Rc<Self>, in_flight: Rc<InFlight>, has_upload: bool) -> Answering {
         // It may have been read together with the one before.
         self.body_ended.set(false);
+        self.moved_at.set(None);
         self.has_upload.set(has_upload);
         self.in_flight.replace(Some(in_flight));
         self.step(Event::HeadBegan);
         Answering { watch: self, whole: true }
     }
 
+    /// The head of the answer is there; its body may take longer.
+    pub(super) fn streams(&self) {
+        self.moved_at.set(Some(Instant::now()));
+    }
+
+    /// When a byte last moved, while an answer's body is under way.
+    pub(super) fn moved_at(&self) -> Option<Instant> {
+        self.moved_at.get()
+    }
+
+    fn moved(&self) {
+        if self.moved_at.get().is_some() {
+            self.streams();
+        }
+    }
+
+    /// What the request in flight is called.
+    pub(super) fn request(&self) -> Option<String> {
+        self.in_flight.borrow().as_ref().map(|in_flight| in_flight.id.to_string())
+    }
+
     fn handed_over(&self) {
+        self.moved_at.set(None);
         self.step(Event::Answered);
         if let Some(in_flight) = self.in_flight.take() {
             in_flight.answered();
@@ -150,6 +176,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
+            self.watch.moved();
             // After an upload it cannot be told whether this is the rest of it. The next head is noticed when it is whole.
             self.watch.step(if self.watch.has_upload.get() { Event::BodyCame } else { Event::HeadBegan });
         } else {
@@ -161,7 +188,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
+        self.watch.moved();
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(
@@ -169,7 +198,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices));
+        self.watch.moved();
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {

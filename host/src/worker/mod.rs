@@ -12,6 +12,7 @@ mod instance;
 mod io;
 mod requests;
 mod stdio;
+mod upload;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -129,7 +130,7 @@ fn run(
                 reason = becomes_unhealthy(&instances, path, primary) => primary.send(&ToPrimary::Unhealthy { reason }, &[])?,
             }
         }
-        let server = http::Server::new(instances, requests, phases.clone(), settings.drain_idle_grace, stats);
+        let server = http::Server::new(instances, requests, phases.clone(), &settings, stats);
         serve(Rc::new(server), primary, listeners, phases).await
     })
 }

@@ -25,6 +25,8 @@ async fn handle(request: Request) -> Result<Response> {
         (&Method::GET, "/print") => print(&query.text("out"), &query.text("err"))?,
         (&Method::GET, "/print-partial") => print_partial(&query.text("out"))?,
         (&Method::GET, "/well-until") => well_until(query.milliseconds("unix_ms")?)?,
+        (&Method::GET, "/tick-then-spin") => Response::new(tick_then_spin()),
+        (&Method::GET, "/allocate") => allocate(query.number("mib")?),
         (&Method::GET, "/flood") => flood(query.number("lines")?)?,
         (&Method::GET, "/exit") => exit(),
         (&Method::GET, "/spin") => spin(query.milliseconds("ms")?),
@@ -72,6 +74,23 @@ fn print(out: &str, err: &str) -> Result<Response> {
     writeln!(std::io::stdout(), "{out}")?;
     writeln!(std::io::stderr(), "{err}")?;
     Ok("printed\n".into_response())
+}
+
+/// One chunk, and then nothing but work.
+fn tick_then_spin() -> Body {
+    Body::from_stream(stream::unfold(false, |sent| async move {
+        if sent {
+            spin(Duration::MAX);
+        }
+        Some((Ok::<_, wasmcluster_guest::Error>("tick\n"), true))
+    }))
+}
+
+/// Takes memory, and writes to all of it.
+fn allocate(mib: u64) -> Response {
+    let bytes = vec![1_u8; (mib as usize) << 20];
+    std::hint::black_box(&bytes);
+    "allocated\n".into_response()
 }
 
 /// Well up to a point in time.

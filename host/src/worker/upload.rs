@@ -1,0 +1,95 @@
+//! The body of a request as its guest gets it: bounded, and known to those who wait for the answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use wasmtime_wasi_http::Error;
+
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Progress {
+    /// There is more to come.
+    Expected,
+    /// All of it is there, or there is none.
+    Ended,
+    /// It is longer than allowed.
+    TooLarge,
+}
+
+/// What is known of a body; `None` of one that is not there.
+#[derive(Debug)]
+pub(super) struct UploadState(Option<Arc<AtomicU8>>);
+
+impl UploadState {
+    pub(super) fn is(&self, progress: Progress) -> bool {
+        let now = self.0.as_ref().map_or(Progress::Ended as u8, |state| state.load(Ordering::Relaxed));
+        now == progress as u8
+    }
+}
+
+/// The body.
+#[derive(Debug)]
+pub(super) struct Upload {
+    body: Incoming,
+    /// Bytes that may still come.
+    left: u64,
+    max: u64,
+    state: Option<Arc<AtomicU8>>,
+}
+
+impl Upload {
+    /// Bounds the body of `request` to `max` bytes.
+    pub(super) fn wrap(request: Request<Incoming>, max: u64) -> (Request<Self>, UploadState) {
+        let is_there = !request.body().is_end_stream();
+        let state = is_there.then(|| Arc::new(AtomicU8::new(Progress::Expected as u8)));
+        let known = UploadState(state.clone());
+        (request.map(|body| Self { body, left: max, max, state }), known)
+    }
+
+    fn note(&self, progress: Progress) {
+        if let Some(state) = &self.state {
+            state.store(progress as u8, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => {
+                self.note(Progress::Ended);
+                return Poll::Ready(None);
+            }
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(left) = self.left.checked_sub(length) else {
+            self.note(Progress::TooLarge);
+            return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.max)))));
+        };
+        self.left = left;
+        if self.body.is_end_stream() {
+            self.note(Progress::Ended);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,157 @@
+//! What one request, its guest and its client may take; and that nobody else pays for it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use http::Method;
+use http_body_util::BodyExt;
+
+use crate::client::{Connection, get};
+use crate::harness::{Cluster, Setup, guest, until};
+
+/// One worker, so that a good request meets the bad one's worker.
+fn cluster(args: &[&str]) -> Cluster {
+    Setup::new(&guest("scenarios")).workers(1).args(args).start()
+}
+
+/// The worker is the same, it answers, and nothing is left of the request before.
+async fn is_well(cluster: &Cluster, worker: nix::unistd::Pid) {
+    assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200);
+    assert_eq!(cluster.worker(0), Some(worker));
+    until("nothing is left", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+}
+
+fn timeouts(cluster: &Cluster) -> u64 {
+    cluster.status()["totals"]["timeouts"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_takes_too_long_is_answered_for() {
+    let cluster = cluster(&["--request-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    // It waits in a host call, or it computes.
+    for (timed_out, path) in ["/sleep?ms=600000", "/spin?ms=600000"].into_iter().enumerate() {
+        let late = tokio::spawn({
+            let address = cluster.address();
+            async move { get(address, path).await.unwrap() }
+        });
+        until("it is at work", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+        assert_eq!(get(cluster.address(), "/headers").await.unwrap().status, 200, "beside {path}");
+        assert_eq!(late.await.unwrap().status, 504, "{path}");
+        is_well(&cluster, worker).await;
+        assert_eq!(timeouts(&cluster), timed_out as u64 + 1);
+    }
+    let line = cluster.stderr.find("no answer within 500ms");
+    assert!(line.contains("request=\"1-"), "{line}");
+}
+
+/// Its time is that of the answer's head: a body may take longer, as long as something moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_answer_lives_as_long_as_something_moves() {
+    let cluster = cluster(&["--request-timeout", "2s", "--stream-timeout", "2s"]);
+    let mut connection = Connection::open(cluster.address()).await;
+    let answer = connection.get("/drip?chunks=40&ms=100").await.unwrap();
+    assert_eq!(answer.body.len(), 40 * "tick\n".len());
+    assert_eq!(timeouts(&cluster), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_answer_is_cut() {
+    let cluster = cluster(&["--stream-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    // The guest waits, or computes, behind its first piece.
+    for (cut, path) in ["/drip?chunks=2&ms=600000", "/tick-then-spin"].into_iter().enumerate() {
+        let mut connection = Connection::open(cluster.address()).await;
+        let mut body = connection.begin(path).await;
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "tick\n", "{path}");
+        assert!(body.collect().await.is_err(), "an answer that was cut is seen as cut");
+        is_well(&cluster, worker).await;
+        assert_eq!(timeouts(&cluster), cut as u64 + 1);
+    }
+    cluster.stderr.find("nothing moved for 500ms");
+}
+
+/// An answer without end, and a client that does not read it: it is held back, and cut in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let cluster = cluster(&["--stream-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    let mut stream = TcpStream::connect(cluster.address()).unwrap();
+    stream.write_all(b"GET /drip?chunks=1000000000&ms=0 HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    until("it is cut off", || (timeouts(&cluster) == 1).then_some(()));
+    is_well(&cluster, worker).await;
+    drop(stream);
+}
+
+/// Sends these bytes and reads what comes back, to the end of the connection.
+fn exchange(cluster: &Cluster, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(cluster.address()).unwrap();
+    // It may be cut off before it is through.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_bounded() {
+    let cluster = cluster(&["--max-body", "10KiB"]);
+    let worker = cluster.worker(0).unwrap();
+    let head = "POST /count HTTP/1.1\r\nhost: test\r\nconnection: close\r\n";
+    let sized = |bytes: usize| format!("{head}content-length: {bytes}\r\n\r\n{}", "x".repeat(bytes));
+    let chunked = |chunks: usize| {
+        let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
+        format!("{head}transfer-encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(chunks))
+    };
+    for (request, status) in [
+        (sized(10 * 1024), "200"),
+        (sized(10 * 1024 + 1), "413"),
+        (chunked(10), "200"),
+        (chunked(11), "413"),
+        // Said, but never sent: it is not waited for.
+        (format!("{head}content-length: 1000000000000\r\n\r\n"), "413"),
+    ] {
+        let answer = exchange(&cluster, request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        is_well(&cluster, worker).await;
+    }
+}
+
+/// The client is slow, not the guest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_does_not_come_is_the_clients_fault() {
+    let cluster = cluster(&["--request-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    let request = b"POST /count HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\nbut this";
+    let answer = exchange(&cluster, request);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("connection: close"), "{answer}");
+    is_well(&cluster, worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_are_bounded() {
+    let cluster = cluster(&["--max-headers", "10", "--max-header-bytes", "16KiB"]);
+    let worker = cluster.worker(0).unwrap();
+    let fields = |number: usize| (1..number).map(|field| format!("x-{field}: 1\r\n")).collect::<String>();
+    let head = |fields: &str| format!("GET /headers HTTP/1.1\r\nhost: test\r\n{fields}connection: close\r\n\r\n");
+    for (request, status) in [
+        (head(&fields(9)), "200"),
+        (head(&fields(20)), "431"),
+        (head(&format!("x-long: {}\r\n", "x".repeat(10 * 1024))), "200"),
+        (head(&format!("x-long: {}\r\n", "x".repeat(200 * 1024))), "431"),
+    ] {
+        let answer = exchange(&cluster, request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        is_well(&cluster, worker).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_bounded() {
+    let cluster = cluster(&["--max-memory", "32MiB"]);
+    let worker = cluster.worker(0).unwrap();
+    let mut connection = Connection::open(cluster.address()).await;
+    assert_eq!(connection.request(Method::GET, "/allocate?mib=8", "").await.unwrap().status, 200);
+    assert_eq!(connection.request(Method::GET, "/allocate?mib=64", "").await.unwrap().status, 500);
+    is_well(&cluster, worker).await;
+}
