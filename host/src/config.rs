@@ -39,6 +39,8 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(10);
 /// Hyper's own bound, and one beyond all sense.
 const MIN_HEADER_BYTES: usize = 8 * 1024;
 const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
+/// As many as there are instances in a worker's pool.
+const MAX_IN_FLIGHT: usize = 1000;
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
 /// All that 32 bits can address.
@@ -92,6 +94,10 @@ pub(crate) struct Options {
     /// How long nothing may move while the body of an answer is under way, before it is cut [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub(crate) stream_timeout: Option<Span>,
+
+    /// Requests that a worker answers at the same time; as many again wait, more are answered 503 [default: 256]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_in_flight: Option<NonZeroU32>,
 
     /// Largest body of a request; one that is larger is answered 413 [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
@@ -313,6 +319,7 @@ impl Options {
             env: env.into_iter().collect(),
             request_timeout: self.request_timeout.or(other.request_timeout),
             stream_timeout: self.stream_timeout.or(other.stream_timeout),
+            max_in_flight: self.max_in_flight.or(other.max_in_flight),
             max_body: self.max_body.or(other.max_body),
             max_header_bytes: self.max_header_bytes.or(other.max_header_bytes),
             max_headers: self.max_headers.or(other.max_headers),
@@ -427,6 +434,7 @@ impl Settings {
         let limits = Limits {
             request_timeout: or_seconds(options.request_timeout, 30),
             stream_timeout: or_seconds(options.stream_timeout, 60),
+            max_in_flight: options.max_in_flight.map_or(256, |number| number.get() as usize),
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
             max_headers: options.max_headers.map_or(100, |number| number.get() as usize),
@@ -545,7 +553,9 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Without a byte, while an answer's body is under way.
     pub(crate) stream_timeout: Duration,
-    /// In bytes, as the next two.
+    /// Requests of one worker; as many again wait.
+    pub(crate) max_in_flight: usize,
+    /// In bytes, as the next.
     pub(crate) max_body: u64,
     pub(crate) max_header_bytes: usize,
     pub(crate) max_headers: usize,
@@ -559,6 +569,7 @@ impl Limits {
         ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
         let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
         ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
+        ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
         ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
         Ok(())
@@ -652,6 +663,7 @@ mod tests {
         check(Options { max_worker_lifetime: "999ms".parse().ok(), ..Options::default() }, "--max-worker-lifetime");
         check(Options { request_timeout: "9ms".parse().ok(), ..Options::default() }, "--request-timeout");
         check(Options { max_header_bytes: "1KiB".parse().ok(), ..Options::default() }, "--max-header-bytes");
+        check(Options { max_in_flight: NonZeroU32::new(1001), ..Options::default() }, "--max-in-flight");
         check(Options { max_headers: NonZeroU32::new(70_000), ..Options::default() }, "--max-headers");
         check(Options { max_memory: "5GiB".parse().ok(), ..Options::default() }, "--max-memory");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
@@ -694,6 +706,7 @@ mod tests {
             limits: Limits {
                 request_timeout: Duration::from_secs(1),
                 stream_timeout: Duration::from_secs(2),
+                max_in_flight: 7,
                 max_body: 3,
                 max_header_bytes: 4,
                 max_headers: 5,

@@ -155,3 +155,29 @@ async fn memory_is_bounded() {
     assert_eq!(connection.request(Method::GET, "/allocate?mib=64", "").await.unwrap().status, 500);
     is_well(&cluster, worker).await;
 }
+
+/// So many are at work, as many again wait, and whoever comes then is told to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_in_flight_are_bounded() {
+    let cluster = cluster(&["--max-in-flight", "2"]);
+    let worker = cluster.worker(0).unwrap();
+    let address = cluster.address();
+    let begin = |path: &'static str| tokio::spawn(async move { get(address, path).await.unwrap().status });
+    let in_flight =
+        |number: u64| until("they are there", || (cluster.status()["workers"][0]["in_flight"] == number).then_some(()));
+    let endless = [begin("/sleep?ms=600000"), begin("/sleep?ms=600000")];
+    in_flight(2);
+    let patient = [begin("/headers"), begin("/headers")];
+    in_flight(4);
+    let refused = get(address, "/headers").await.unwrap();
+    assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    // One of those at work gives its place up: its client leaves.
+    let [first, second] = endless;
+    first.abort();
+    for waiting in patient {
+        assert_eq!(waiting.await.unwrap(), 200);
+    }
+    second.abort();
+    is_well(&cluster, worker).await;
+    assert_eq!(cluster.status()["totals"]["rejected"], 1);
+}

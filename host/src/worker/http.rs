@@ -4,10 +4,12 @@
 //! whenever the connection can take more. So a client that reads slowly slows its guest down, and one that leaves
 //! cancels it. Only a guest that outlives its last frame gets a task of its own.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,7 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Sleep, sleep_until};
 use wasmtime_wasi_http::Error;
 
@@ -49,6 +51,10 @@ pub(super) struct Server {
     /// How long idle connections stay served after a drain began, for requests that are already on their way.
     idle_grace: Duration,
     limits: Limits,
+    /// One for each request that may be at work.
+    places: Arc<Semaphore>,
+    /// Requests that wait for a place.
+    waiting: Cell<usize>,
     started: Instant,
     stats: &'static Stats,
 }
@@ -64,7 +70,8 @@ impl Server {
         stats: &'static Stats,
     ) -> Self {
         let (idle_grace, limits) = (settings.drain_idle_grace, settings.limits);
-        Self { instances, requests, phases, idle_grace, limits, started: Instant::now(), stats }
+        let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
+        Self { instances, requests, phases, idle_grace, limits, places, waiting, started: Instant::now(), stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -127,7 +134,7 @@ impl Server {
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
         let in_flight = Rc::new(self.requests.begin());
         let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
-        let mut answer = match authority(&request) {
+        let answer = match authority(&request) {
             Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(),
             Some(authority) => {
                 let method = request.method().clone();
@@ -135,14 +142,23 @@ impl Server {
                 if !request.headers().contains_key(HOST) {
                     request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
                 }
+                let Some(place) = self.place().await else {
+                    self.stats.rejected.increment();
+                    return self.finish(busy(), &watch, answering);
+                };
                 let (request, upload) = Upload::wrap(request, self.limits.max_body);
                 let (head, call) = self.instances.call(request, authority);
                 let limit = self.limits.request_timeout;
-                let tail = Tail { stats: self.stats, in_flight, limit, _alive: alive };
+                let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
                 drive(head, call, tail, &upload, &method).await
             }
             None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header\n"),
         };
+        self.finish(answer, &watch, answering)
+    }
+
+    /// What every answer has, whoever made it.
+    fn finish(&self, mut answer: Answer, watch: &Watch, answering: Answering) -> Answer {
         if answer.status().is_server_error() {
             self.stats.errors.increment();
         }
@@ -152,6 +168,35 @@ impl Server {
         answer.body_mut().answering = Some(answering);
         watch.streams();
         answer
+    }
+
+    /// A place to work at. Some may wait for one; `None` if those are too many, or it takes too long.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        if self.waiting.get() >= self.limits.max_in_flight {
+            return None;
+        }
+        let _waits = Waits::begin(&self.waiting);
+        let place = self.places.clone().acquire_owned();
+        tokio::time::timeout(self.limits.request_timeout, place).await.ok()?.ok()
+    }
+}
+
+/// Counts one that waits.
+struct Waits<'a>(&'a Cell<usize>);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a Cell<usize>) -> Self {
+        waiting.set(waiting.get() + 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -224,9 +269,7 @@ async fn drive(
         (_, None) => too_large(),
         (Some(Err(Failure::Full)), _) => {
             tail.stats.rejected.increment();
-            let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "all instances are busy\n");
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            answer
+            busy()
         }
         // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
         (Some(Err(Failure::Trap(error))), _) => {
@@ -249,6 +292,12 @@ async fn drive(
             internal_error()
         }
     }
+}
+
+fn busy() -> Answer {
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy\n");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
 }
 
 /// The rest of the body is not read.
@@ -278,6 +327,7 @@ struct Tail {
     in_flight: Rc<InFlight>,
     /// How long its guest may take for the answer's head, and again behind its last frame.
     limit: Duration,
+    _place: OwnedSemaphorePermit,
     _alive: mpsc::Sender<()>,
 }
 
