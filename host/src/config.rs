@@ -95,6 +95,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME")]
     pub(crate) stream_timeout: Option<Span>,
 
+    /// How long a client may take for the head of a request, before it is answered 408 [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) header_timeout: Option<Span>,
+
+    /// How long a connection may be idle before it is closed [default: 75s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) keep_alive_timeout: Option<Span>,
+
     /// Requests that a worker answers at the same time; as many again wait, more are answered 503 [default: 256]
     #[arg(long, value_name = "N")]
     pub(crate) max_in_flight: Option<NonZeroU32>,
@@ -319,6 +327,8 @@ impl Options {
             env: env.into_iter().collect(),
             request_timeout: self.request_timeout.or(other.request_timeout),
             stream_timeout: self.stream_timeout.or(other.stream_timeout),
+            header_timeout: self.header_timeout.or(other.header_timeout),
+            keep_alive_timeout: self.keep_alive_timeout.or(other.keep_alive_timeout),
             max_in_flight: self.max_in_flight.or(other.max_in_flight),
             max_body: self.max_body.or(other.max_body),
             max_header_bytes: self.max_header_bytes.or(other.max_header_bytes),
@@ -434,6 +444,8 @@ impl Settings {
         let limits = Limits {
             request_timeout: or_seconds(options.request_timeout, 30),
             stream_timeout: or_seconds(options.stream_timeout, 60),
+            header_timeout: or_seconds(options.header_timeout, 10),
+            keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
             max_in_flight: options.max_in_flight.map_or(256, |number| number.get() as usize),
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
@@ -553,6 +565,10 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Without a byte, while an answer's body is under way.
     pub(crate) stream_timeout: Duration,
+    /// From the first byte of a request's head to its last.
+    pub(crate) header_timeout: Duration,
+    /// Of a connection, before the first byte of the next request.
+    pub(crate) keep_alive_timeout: Duration,
     /// Requests of one worker; as many again wait.
     pub(crate) max_in_flight: usize,
     /// In bytes, as the next.
@@ -567,6 +583,8 @@ impl Limits {
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.request_timeout >= MIN_TIMEOUT, "--request-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.header_timeout >= MIN_TIMEOUT, "--header-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.keep_alive_timeout >= MIN_TIMEOUT, "--keep-alive-timeout must be at least {MIN_TIMEOUT:?}");
         let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
         ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
@@ -706,6 +724,8 @@ mod tests {
             limits: Limits {
                 request_timeout: Duration::from_secs(1),
                 stream_timeout: Duration::from_secs(2),
+                header_timeout: Duration::from_secs(8),
+                keep_alive_timeout: Duration::from_secs(9),
                 max_in_flight: 7,
                 max_body: 3,
                 max_header_bytes: 4,

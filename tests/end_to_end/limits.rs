@@ -146,6 +146,46 @@ async fn heads_are_bounded() {
     }
 }
 
+/// Byte by byte, for ever: a client that only keeps a place occupied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_head_is_answered_408() {
+    let cluster = cluster(&["--header-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    let mut slow = TcpStream::connect(cluster.address()).unwrap();
+    let mut writer = slow.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        for byte in b"GET / HTTP/1.1\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
+            if writer.write_all(&[*byte]).is_err() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    });
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("connection: close"), "{answer:?}");
+    assert_eq!(timeouts(&cluster), 1);
+    drop(slow);
+    writing.join().unwrap();
+    is_well(&cluster, worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_closed_in_the_end() {
+    let cluster = cluster(&["--keep-alive-timeout", "500ms"]);
+    let worker = cluster.worker(0).unwrap();
+    let (mut silent, mut idle) =
+        (TcpStream::connect(cluster.address()).unwrap(), TcpStream::connect(cluster.address()).unwrap());
+    idle.write_all(b"GET /headers HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    assert_eq!(silent.read_to_string(&mut answer).unwrap(), 0, "an orderly end");
+    idle.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop((silent, idle));
+    is_well(&cluster, worker).await;
+    assert_eq!(timeouts(&cluster), 0, "that is nobody's fault");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded() {
     let cluster = cluster(&["--max-memory", "32MiB"]);

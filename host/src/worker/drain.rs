@@ -1,14 +1,16 @@
-//! When a connection of a worker that drains is closed: a pure machine, one for each connection. It does no I/O and
-//! reads no clock.
+//! When a connection is closed, and above all when its worker drains: a pure machine, one for each connection. It does no
+//! I/O and reads no clock.
 //!
 //! ```text
-//!            a head begins               the answer is handed over, keep-alive
-//!     Idle ─────────────────▶ Busy ──────────────────────────────────────────▶ Idle
-//!      │                        │
-//!      │ the worker drains,     │ the answer is handed over, and said
-//!      │ and the grace is over  │ `Connection: close`
-//!      ▼                        ▼
-//!     HalfClosed ◀──────────────┘
+//!           a head begins          it is there          the answer is handed over, keep-alive
+//!     Idle ─────────────▶ Head ───────────────▶ Busy ───────────────────────────────────────▶ Idle
+//!      │                   │                     │
+//!      │ idle for too long,│ the head takes      │ the answer is handed over, and said `Connection: close`
+//!      │ or the grace is   │ too long            │
+//!      │ over              ▼                     │
+//!      │                  Late ──(408)──┐        │
+//!      ▼                                ▼        │
+//!     HalfClosed ◀──────────────────────┴────────┘
 //!      │ the client has closed too, or did not within a second
 //!      ▼
 //!     Closed
@@ -29,8 +31,10 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What happened on the connection, or to its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// The first bytes of a request came in.
+    /// Bytes came in that begin a request, or go on with its head.
     HeadBegan,
+    /// The head of a request is there.
+    RequestBegan,
     /// The last byte of an answer was handed to the kernel, and further requests may follow.
     Answered,
     /// Our side was shut behind the last answer, and the client may still be sending.
@@ -47,9 +51,18 @@ pub(super) enum Event {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Idle { since: Time },
+    Idle {
+        since: Time,
+    },
+    Head {
+        since: Time,
+    },
+    /// The client is to be told that its head took too long.
+    Late,
     Busy,
-    HalfClosed { until: Time },
+    HalfClosed {
+        until: Time,
+    },
     Closed,
 }
 
@@ -58,51 +71,66 @@ enum State {
 pub(super) enum Duty {
     /// Read requests and answer them.
     Serve,
+    /// Answer 408.
+    Refuse,
     /// Shut our side, and read what comes only to throw it away.
     Linger,
     /// Close it.
     Close,
 }
 
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// For the next request.
+    pub(super) keep_alive: Duration,
+    /// For the next request, after a drain began.
+    pub(super) grace: Duration,
+    /// From the first byte of a head to its last.
+    pub(super) header: Duration,
+}
+
 /// The machine of one connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     state: State,
-    grace: Duration,
+    timeouts: Timeouts,
     drain_began: Option<Time>,
 }
 
 impl Connection {
-    /// A connection that was accepted at `now`; idle ones are kept for `grace` after a drain began.
-    pub(super) fn new(now: Time, grace: Duration) -> Self {
-        Self { state: State::Idle { since: now }, grace, drain_began: None }
+    /// A connection that was accepted at `now`.
+    pub(super) fn new(now: Time, timeouts: Timeouts) -> Self {
+        Self { state: State::Idle { since: now }, timeouts, drain_began: None }
     }
 
     /// Takes note of what happened at `now`.
     pub(super) fn step(&mut self, now: Time, event: Event) {
+        let is_due = event == Event::DeadlinePassed && self.next_deadline().is_some_and(|at| at <= now);
+        let half_closed = State::HalfClosed { until: now + LINGER };
         self.state = match (self.state, event) {
             (State::Closed, _) | (_, Event::ClientLeft) => State::Closed,
-            (State::HalfClosed { until }, Event::DeadlinePassed) if until <= now => State::Closed,
+            (State::HalfClosed { .. }, _) if is_due => State::Closed,
             (State::HalfClosed { until }, _) => State::HalfClosed { until },
-            (State::Idle { .. } | State::Busy, Event::Shut) => State::HalfClosed { until: now + LINGER },
-            (State::Idle { .. }, Event::BodyCame) => State::Idle { since: now },
-            (State::Idle { .. } | State::Busy, Event::HeadBegan) => State::Busy,
-            (State::Busy, Event::Answered) => State::Idle { since: now },
-            (state, Event::DrainBegan) => {
-                self.drain_began.get_or_insert(now);
-                state
-            }
-            (State::Idle { .. }, Event::DeadlinePassed) if self.next_deadline().is_some_and(|at| at <= now) => {
-                State::HalfClosed { until: now + LINGER }
-            }
-            (state, Event::Answered | Event::BodyCame | Event::DeadlinePassed) => state,
+            (_, Event::Shut) => half_closed,
+            (State::Late, _) => State::Late,
+            (_, Event::RequestBegan) => State::Busy,
+            (State::Idle { .. }, Event::HeadBegan) => State::Head { since: now },
+            (State::Idle { .. }, Event::BodyCame) | (State::Busy, Event::Answered) => State::Idle { since: now },
+            (State::Idle { .. }, _) if is_due => half_closed,
+            (State::Head { .. }, _) if is_due => State::Late,
+            (state, _) => state,
         };
+        if event == Event::DrainBegan {
+            self.drain_began.get_or_insert(now);
+        }
     }
 
     /// What to do now.
     pub(super) fn duty(&self) -> Duty {
         match self.state {
-            State::Idle { .. } | State::Busy => Duty::Serve,
+            State::Idle { .. } | State::Head { .. } | State::Busy => Duty::Serve,
+            State::Late => Duty::Refuse,
             State::HalfClosed { .. } => Duty::Linger,
             State::Closed => Duty::Close,
         }
@@ -115,10 +143,13 @@ impl Connection {
 
     /// When to send [`Event::DeadlinePassed`], if at all.
     pub(super) fn next_deadline(&self) -> Option<Time> {
+        let Timeouts { keep_alive, grace, header } = self.timeouts;
         match (self.state, self.drain_began) {
-            (State::Idle { since }, Some(began)) => Some(since.max(began) + self.grace),
+            (State::Idle { since }, Some(began)) => Some((since.max(began) + grace).min(since + keep_alive)),
+            (State::Idle { since }, None) => Some(since + keep_alive),
+            (State::Head { since }, _) => Some(since + header),
             (State::HalfClosed { until }, _) => Some(until),
-            (State::Idle { .. } | State::Busy | State::Closed, _) => None,
+            (State::Busy | State::Late | State::Closed, _) => None,
         }
     }
 }
@@ -129,7 +160,11 @@ mod tests {
 
     use super::*;
 
-    const GRACE: Duration = Duration::from_secs(2);
+    const TIMEOUTS: Timeouts = Timeouts {
+        keep_alive: Duration::from_secs(75),
+        grace: Duration::from_secs(2),
+        header: Duration::from_secs(10),
+    };
 
     fn ms(milliseconds: u64) -> Time {
         Duration::from_millis(milliseconds)
@@ -137,7 +172,7 @@ mod tests {
 
     /// Feeds a script to a connection accepted at 0, and compares duty and next deadline after each event.
     fn check(script: &[(u64, Event, Duty, Option<u64>)]) {
-        let mut connection = Connection::new(ms(0), GRACE);
+        let mut connection = Connection::new(ms(0), TIMEOUTS);
         for &(at, event, duty, deadline) in script {
             connection.step(ms(at), event);
             assert_eq!(connection.duty(), duty, "at {at} ms, after {event:?}");
@@ -145,20 +180,43 @@ mod tests {
         }
     }
 
-    use Duty::{Close, Linger, Serve};
-    use Event::{Answered, BodyCame, ClientLeft, DeadlinePassed, DrainBegan, HeadBegan, Shut};
+    use Duty::{Close, Linger, Refuse, Serve};
+    use Event::{Answered, BodyCame, ClientLeft, DeadlinePassed, DrainBegan, HeadBegan, RequestBegan, Shut};
 
     #[test]
-    fn without_a_drain_there_are_no_deadlines() {
+    fn without_a_drain_a_connection_may_be_idle_for_long() {
         check(&[
-            (0, DeadlinePassed, Serve, None),
-            (5, HeadBegan, Serve, None),
-            (9, Answered, Serve, None),
-            (9, HeadBegan, Serve, None),
-            (12, Answered, Serve, None),
-            (99_000, ClientLeft, Close, None),
+            (0, DeadlinePassed, Serve, Some(75_000)),
+            (5, HeadBegan, Serve, Some(10_005)),
+            (6, HeadBegan, Serve, Some(10_005)),
+            (7, RequestBegan, Serve, None),
+            (9, Answered, Serve, Some(75_009)),
+            // Read together with the one before.
+            (9, RequestBegan, Serve, None),
+            (12, Answered, Serve, Some(75_012)),
+            (75_011, DeadlinePassed, Serve, Some(75_012)),
+            (75_012, DeadlinePassed, Linger, Some(76_012)),
+            (75_100, ClientLeft, Close, None),
         ]);
-        check(&[(5, HeadBegan, Serve, None), (9, Shut, Linger, Some(1009)), (10, ClientLeft, Close, None)]);
+        check(&[(5, RequestBegan, Serve, None), (9, Shut, Linger, Some(1009)), (10, ClientLeft, Close, None)]);
+    }
+
+    #[test]
+    fn a_head_that_takes_too_long_is_refused() {
+        check(&[
+            (5, HeadBegan, Serve, Some(10_005)),
+            (9000, HeadBegan, Serve, Some(10_005)),
+            (10_005, DeadlinePassed, Refuse, None),
+            (10_006, HeadBegan, Refuse, None),
+            (10_007, Shut, Linger, Some(11_007)),
+            (11_007, DeadlinePassed, Close, None),
+        ]);
+        // Also in a drain, where it is waited for.
+        check(&[
+            (5, HeadBegan, Serve, Some(10_005)),
+            (6, DrainBegan, Serve, Some(10_005)),
+            (10_005, DeadlinePassed, Refuse, None),
+        ]);
     }
 
     #[test]
@@ -175,13 +233,16 @@ mod tests {
             (7100, DeadlinePassed, Linger, Some(8100)),
             (7200, ClientLeft, Close, None),
         ]);
+        // A grace does not make a connection live longer than without a drain.
+        check(&[(74_000, DrainBegan, Serve, Some(75_000))]);
     }
 
     #[test]
     fn a_request_within_the_grace_is_served_and_ends_its_connection() {
         check(&[
             (5000, DrainBegan, Serve, Some(7000)),
-            (6900, HeadBegan, Serve, None),
+            (6900, HeadBegan, Serve, Some(16_900)),
+            (6900, RequestBegan, Serve, None),
             (9000, DeadlinePassed, Serve, None),
             // Its answer said so.
             (9000, Shut, Linger, Some(10_000)),
@@ -192,10 +253,10 @@ mod tests {
     #[test]
     fn an_answer_that_did_not_say_close_does_not_end_its_connection() {
         check(&[
-            (100, HeadBegan, Serve, None),
+            (100, RequestBegan, Serve, None),
             (5000, DrainBegan, Serve, None),
             (9000, Answered, Serve, Some(11_000)),
-            (10_000, HeadBegan, Serve, None),
+            (10_000, RequestBegan, Serve, None),
             (10_500, Shut, Linger, Some(11_500)),
             (11_500, DeadlinePassed, Close, None),
         ]);
@@ -205,10 +266,10 @@ mod tests {
     #[test]
     fn the_rest_of_a_body_keeps_nothing_busy() {
         check(&[
-            (100, HeadBegan, Serve, None),
+            (100, RequestBegan, Serve, None),
             (150, BodyCame, Serve, None),
-            (200, Answered, Serve, None),
-            (300, BodyCame, Serve, None),
+            (200, Answered, Serve, Some(75_200)),
+            (300, BodyCame, Serve, Some(75_300)),
             (5000, DrainBegan, Serve, Some(7000)),
             (6000, BodyCame, Serve, Some(8000)),
             (8000, DeadlinePassed, Linger, Some(9000)),
@@ -235,9 +296,9 @@ mod tests {
 
         /// Whatever happens: no deadline lies far ahead, nothing reopens, and a drain ends unless a request is busy.
         #[test]
-        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..7_usize), 0..40)) {
-            let all = [HeadBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame];
-            let mut connection = Connection::new(ms(0), GRACE);
+        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..8_usize), 0..40)) {
+            let all = [HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame];
+            let mut connection = Connection::new(ms(0), TIMEOUTS);
             let (mut now, mut furthest) = (0, Serve as usize);
             for (wait, event) in script {
                 now += wait;
@@ -245,14 +306,18 @@ mod tests {
                 let duty = connection.duty() as usize;
                 prop_assert!(duty >= furthest, "it reopened");
                 furthest = duty;
-                prop_assert!(connection.next_deadline().is_none_or(|at| at <= ms(now) + GRACE));
+                prop_assert!(connection.next_deadline().is_none_or(|at| at <= ms(now) + TIMEOUTS.keep_alive));
             }
             connection.step(ms(now), DrainBegan);
             let mut turns = 0;
-            while let Some(deadline) = connection.next_deadline() {
+            loop {
+                if connection.duty() == Refuse {
+                    connection.step(ms(now), Shut);
+                }
+                let Some(deadline) = connection.next_deadline() else { break };
                 connection.step(deadline, DeadlinePassed);
                 turns += 1;
-                prop_assert!(turns <= 2);
+                prop_assert!(turns <= 3);
             }
             prop_assert!(connection.duty() == Close || connection.state == State::Busy);
         }

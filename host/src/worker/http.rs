@@ -31,7 +31,7 @@ use wasmtime_wasi_http::Error;
 
 use super::Phase;
 use super::accept::{Connection, Stream};
-use super::drain::{Duty, Event};
+use super::drain::{Duty, Event, Timeouts};
 use super::instance::{Call, Failure, Head, Instances};
 use super::io::{Answering, Io, Watch};
 use super::requests::{InFlight, Requests};
@@ -48,8 +48,7 @@ pub(super) struct Server {
     instances: Rc<Instances>,
     requests: Rc<Requests>,
     phases: watch::Receiver<Phase>,
-    /// How long idle connections stay served after a drain began, for requests that are already on their way.
-    idle_grace: Duration,
+    timeouts: Timeouts,
     limits: Limits,
     /// One for each request that may be at work.
     places: Arc<Semaphore>,
@@ -69,9 +68,11 @@ impl Server {
         settings: &WorkerSettings,
         stats: &'static Stats,
     ) -> Self {
-        let (idle_grace, limits) = (settings.drain_idle_grace, settings.limits);
+        let limits = settings.limits;
+        let (keep_alive, header) = (limits.keep_alive_timeout, limits.header_timeout);
+        let timeouts = Timeouts { keep_alive, grace: settings.drain_idle_grace, header };
         let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
-        Self { instances, requests, phases, idle_grace, limits, places, waiting, started: Instant::now(), stats }
+        Self { instances, requests, phases, timeouts, limits, places, waiting, started: Instant::now(), stats }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
@@ -89,7 +90,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let watch = Rc::new(Watch::new(self.started, self.idle_grace));
+        let watch = Rc::new(Watch::new(self.started, self.timeouts));
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, watch, alive) = (self.clone(), watch.clone(), alive.clone());
@@ -128,7 +129,12 @@ impl Server {
             Poll::Pending
         })
         .await;
-        connection.into_parts().io.into_inner().linger().await;
+        let mut io = connection.into_parts().io.into_inner();
+        if watch.duty() == Duty::Refuse {
+            self.stats.timeouts.increment();
+            io.refuse().await;
+        }
+        io.linger().await;
     }
 
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
@@ -214,17 +220,24 @@ fn how_it_ended(ended: hyper::Result<()>, watch: &Watch) -> Event {
     }
 }
 
-/// A timer that costs nothing until it is needed.
+/// A timer that costs little: deadlines that move away, as they do with every request, do not touch it.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
-        if sleep.deadline() != deadline.into() {
-            sleep.as_mut().reset(deadline.into());
+        let deadline = deadline.into();
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        loop {
+            if sleep.deadline() > deadline {
+                sleep.as_mut().reset(deadline);
+            }
+            ready!(sleep.as_mut().poll(context));
+            if sleep.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
         }
-        sleep.as_mut().poll(context)
     }
 }
 

@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::drain::{self, Duty, Event};
 use super::requests::InFlight;
 
+/// The answer to a head that took too long (RFC 9110, section 15.5.9).
+const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
 
@@ -34,8 +36,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(epoch: Instant, grace: drain::Time) -> Self {
-        let machine = RefCell::new(drain::Connection::new(epoch.elapsed(), grace));
+    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts) -> Self {
+        let machine = RefCell::new(drain::Connection::new(epoch.elapsed(), timeouts));
         Self {
             epoch,
             machine,
@@ -79,7 +81,7 @@ impl Watch {
         self.moved_at.set(None);
         self.has_upload.set(has_upload);
         self.in_flight.replace(Some(in_flight));
-        self.step(Event::HeadBegan);
+        self.step(Event::RequestBegan);
         Answering { watch: self, whole: true }
     }
 
@@ -145,6 +147,13 @@ pub(super) struct Io<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     pub(super) fn new(stream: S, watch: Rc<Watch>) -> Self {
         Self { stream, watch }
+    }
+
+    /// Tells the client that its head took too long.
+    pub(super) async fn refuse(&mut self) {
+        // Whoever is so slow may not read it either: what the kernel does not take at once is not sent.
+        let _ = self.stream.write(LATE).await;
+        self.watch.step(Event::Shut);
     }
 
     /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
