@@ -191,8 +191,8 @@ pub(crate) struct Options {
 pub(crate) struct Span(Duration);
 
 impl Span {
-    pub(crate) fn as_duration(self) -> Duration {
-        self.0
+    pub(crate) fn as_millis(self) -> u64 {
+        self.0.as_millis() as u64
     }
 }
 

@@ -16,5 +16,6 @@ mod logging;
 mod memfd;
 mod pipe;
 mod primary;
+mod signal;
 mod stats;
 mod worker;

@@ -66,9 +66,9 @@ counters! {
     timeouts,
     /// Requests refused because the worker was full.
     rejected,
-    /// Answers cut after their head was sent.
+    /// Requests whose answer was never handed over to its end.
     aborted,
-    /// Requests being answered now.
+    /// Requests being answered now, or waiting for a place.
     in_flight,
     /// Connections open now.
     connections,

@@ -194,8 +194,12 @@ struct TermsArgs {
 
 impl TermsArgs {
     fn request(&self, app: Option<PathBuf>) -> ReloadRequest {
-        let timeout = self.timeout.map(Span::as_duration);
-        ReloadRequest::new(app, timeout, self.force, self.max_error_increase)
+        ReloadRequest {
+            app,
+            timeout_ms: self.timeout.map(Span::as_millis),
+            force: self.force,
+            max_error_increase: self.max_error_increase,
+        }
     }
 
     fn show(&self) -> Show {

@@ -1,13 +1,10 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
-use std::io::{self, Write};
-
 use crate::primary::{Status, WorkerStatus};
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(super::print(text.as_bytes())?)
 }
 
 fn table(status: &Status) -> String {

@@ -77,13 +77,13 @@ async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Re
     let mut compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
     let mut given_up = pin!(tokio::time::sleep(COMPILE_PATIENCE));
     loop {
-        if let (true, Some(how)) = (compiling.is_silent, &compiling.ended) {
+        if let Some(how) = compiling.death() {
             bail!("cannot serve {}: the compiler {how}", settings.app.display());
         }
         tokio::select! {
             Some((_, answer)) = answered.recv() => match answer.context("the compiler's answer makes no sense")? {
                 None => compiling.is_silent = true,
-                answer => {
+                Some(answer) => {
                     let deployment = Deployment::new(settings, &source, answer)?;
                     return Ok(Some(Generations::new(generation, deployment, previous)));
                 }

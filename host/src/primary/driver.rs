@@ -19,7 +19,7 @@ use super::events::{Events, Happening};
 use super::generations::Generations;
 use super::output::Output;
 use super::process::{WorkerProcess, reap};
-use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Stage};
+use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
 use super::signals::{Request, Signals};
 use super::state::{
     Action, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why, WorkerState,
@@ -196,7 +196,7 @@ impl<'a> Driver<'a> {
             News::Signal(Request::Stop(haste)) => self.stop(haste),
             News::Signal(Request::Hangup) if self.supervisor.is_about_to_stop() => {}
             News::Signal(Request::Hangup) => self.stop(Haste::Drain),
-            News::Signal(Request::Reload) => self.reload_unasked("a signal", &ReloadRequest::default()),
+            News::Signal(Request::Reload) => self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always),
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
             News::Compiled(answer) => self.compiled(answer),
@@ -504,10 +504,10 @@ impl<'a> Driver<'a> {
         // All that have ended are taken out first: from here on nothing is sent to them, least of all a signal.
         let mut ended = Vec::new();
         for (pid, how) in reap() {
-            if let Some(Change { stage: Stage::Compiling(compiling), .. }) = &mut self.change
-                && compiling.pid() == pid
+            if let Some(draft) = self.change.as_mut().and_then(Change::draft_mut)
+                && draft.compiling.pid() == pid
             {
-                compiling.ended = Some(how);
+                draft.compiling.ended = Some(how);
                 self.compiler_ended();
                 continue;
             }

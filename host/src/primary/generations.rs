@@ -44,12 +44,12 @@ impl Generations {
         self.previous = Some(self.current);
         self.remembered = None;
         self.current = candidate;
-        self.forget_others(None);
+        self.forget_others();
     }
 
     /// Forgets what no worker will be started of any more.
-    pub(super) fn forget_others(&mut self, candidate: Option<Generation>) {
-        let kept = [Some(self.current), self.previous, candidate];
+    pub(super) fn forget_others(&mut self) {
+        let kept = [Some(self.current), self.previous];
         self.deployments.retain(|generation, _| kept.contains(&Some(*generation)));
     }
 

@@ -40,12 +40,15 @@ pub(super) struct Deployment {
 
 impl Deployment {
     /// Of what the compiler said; an error says why there is nothing to deploy.
-    pub(super) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        settings: &Settings,
+        source: &Path,
+        answer: (FromCompiler, Option<OwnedFd>),
+    ) -> anyhow::Result<Self> {
         let (compiled, artifact) = match answer {
-            Some((FromCompiler::Done(compiled), Some(artifact))) => (compiled, artifact),
-            Some((FromCompiler::Done(_), None)) => bail!("the compiler's answer came without an artifact"),
-            Some((FromCompiler::Refused { reason }, _)) => bail!(reason),
-            None => bail!("cannot serve {}: the compiler gave no answer", source.display()),
+            (FromCompiler::Done(compiled), Some(artifact)) => (compiled, artifact),
+            (FromCompiler::Done(_), None) => bail!("the compiler's answer came without an artifact"),
+            (FromCompiler::Refused { reason }, _) => bail!(reason),
         };
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         let settings = settings.for_workers(compiled.http).write()?;

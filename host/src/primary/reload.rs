@@ -33,20 +33,6 @@ pub(crate) struct ReloadRequest {
     pub(crate) force: bool,
     /// By how many percentage points the share of errors may be above the old version's.
     pub(crate) max_error_increase: Option<f64>,
-    #[serde(skip)]
-    pub(super) only_if_new: bool,
-}
-
-impl ReloadRequest {
-    pub(crate) fn new(
-        app: Option<PathBuf>,
-        timeout: Option<Duration>,
-        force: bool,
-        max_error_increase: Option<f64>,
-    ) -> Self {
-        let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
-        Self { app, timeout_ms, force, max_error_increase, only_if_new: false }
-    }
 }
 
 impl ReloadRequest {
@@ -107,12 +93,7 @@ impl Listener {
 /// A reload that is neither committed nor rolled back.
 #[derive(Debug)]
 pub(super) struct Change {
-    pub(super) source: PathBuf,
-    pub(super) gates: Gates,
-    pub(super) deadline: Instant,
     pub(super) listener: Listener,
-    /// What is served already is not to be brought anew.
-    pub(super) only_if_new: bool,
     pub(super) stage: Stage,
 }
 
@@ -124,13 +105,44 @@ impl Change {
             Stage::Compiling(_) => None,
         }
     }
+
+    pub(super) fn draft(&self) -> Option<&Draft> {
+        match &self.stage {
+            Stage::Compiling(draft) => Some(draft),
+            Stage::Swapping(_) => None,
+        }
+    }
+
+    pub(super) fn draft_mut(&mut self) -> Option<&mut Draft> {
+        match &mut self.stage {
+            Stage::Compiling(draft) => Some(draft),
+            Stage::Swapping(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) enum Stage {
-    Compiling(Compiling),
+    Compiling(Draft),
     /// The supervisor has it.
     Swapping(Generation),
+}
+
+/// What is to become of a component that is being compiled.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) compiling: Compiling,
+    pub(super) source: PathBuf,
+    pub(super) gates: Gates,
+    pub(super) deadline: Instant,
+    pub(super) wanted: Wanted,
+}
+
+/// Whether what is served already is to be brought anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Always,
+    IfNew,
 }
 
 /// What came of a compiler, by its process id: one that was given up may still have answered.
@@ -157,6 +169,11 @@ impl Compiling {
             let _ = answers.send((heard.pid, heard.answer().await)).await;
         });
         Ok(Self { process, listening: listening.abort_handle(), is_silent: false, ended: None })
+    }
+
+    /// How it died without an answer, once that is known from both sides.
+    pub(super) fn death(&self) -> Option<&str> {
+        self.ended.as_deref().filter(|_| self.is_silent)
     }
 
     pub(super) fn pid(&self) -> Pid {

@@ -2,12 +2,13 @@
 
 use std::io;
 
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::state::Haste;
+use crate::signal::divert;
 
 const ACTED_ON: [Signal; 8] = [
     Signal::SIGCHLD,
@@ -50,10 +51,7 @@ impl Signals {
         // Whoever started us may have ignored it, which we would inherit: ended children would vanish unseen.
         // SAFETY: the default runs no code of ours.
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
-        let mut set = SigSet::empty();
-        ACTED_ON.into_iter().for_each(|signal| set.add(signal));
-        set.thread_block()?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let fd = divert(&ACTED_ON)?;
         // SAFETY: a `SignalFd` owns its descriptor, reports the same one for life, and closes it only when it drops.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self { fd: fd.map_err(io::Error::from)?, hangup })

@@ -50,7 +50,7 @@ const LEAST_SHARE: f64 = 0.8;
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// The time over which crashes are counted.
 const STORM_WINDOW: Duration = Duration::from_secs(60);
-/// Crashes that are remembered; a storm of more than 2 a slot, and more than [`MAX_CRASHES`] is one for any number.
+/// Crashes that are remembered: more than make a storm of any cluster.
 const MAX_CRASHES: usize = 4096;
 /// A boot that takes so long must not hold back any longer what its workers say.
 const BOOT_PATIENCE: Duration = Duration::from_secs(10);
@@ -440,7 +440,7 @@ impl Supervisor {
         let found = self.workers.get(&worker)?;
         let slot = self.slots.get(found.slot.0 as usize);
         let succeeds = slot.and_then(|slot| slot.successor).is_some_and(|successor| successor.worker == worker)
-            || self.reload.as_ref().and_then(Reload::canary) == Some(worker);
+            || self.is_canary(worker);
         Some(Description {
             slot: found.slot,
             generation: found.generation,
@@ -544,7 +544,7 @@ impl Supervisor {
         found.state = WorkerState::Ready;
         found.ready_since = Some(now);
         self.ever_ready = true;
-        if self.reload.as_ref().and_then(Reload::canary) == Some(worker) {
+        if self.is_canary(worker) {
             self.canary_became_ready(now, worker);
             return vec![Action::Report(Report::Ready { worker })];
         }
@@ -579,19 +579,25 @@ impl Supervisor {
         actions
     }
 
+    /// When a worker is killed whose drain begins now.
+    fn drained_by(&self, now: Time) -> Time {
+        now + self.policy.drain_timeout + CUT_GRACE
+    }
+
     fn drain(&mut self, now: Time, worker: Option<WorkerId>, why: Why) -> Vec<Action> {
         let Some(worker) = worker else { return Vec::new() };
+        let kill_at = self.drained_by(now);
         let Some(state) = self.workers.get_mut(&worker) else { return Vec::new() };
         // One that is not ready has nothing to finish, and may never hear of it.
         let go =
             if state.state == WorkerState::Starting { Action::Kill { worker } } else { Action::SendDrain { worker } };
-        state.drain(now + self.policy.drain_timeout + CUT_GRACE);
+        state.drain(kill_at);
         vec![go, Action::Report(Report::Draining { worker, why })]
     }
 
     /// The worker is lost to its slot from now on, though it finishes what it has begun.
     fn began_draining(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let kill_at = now + self.policy.drain_timeout + CUT_GRACE;
+        let kill_at = self.drained_by(now);
         let Some(found) = self.workers.get_mut(&worker).filter(|found| found.state != WorkerState::Draining) else {
             return Vec::new();
         };
@@ -659,7 +665,7 @@ impl Supervisor {
         if gone.state == WorkerState::Draining || self.is_stopping() {
             return vec![Action::Report(Report::Left { worker, slot, how: reason })];
         }
-        if self.reload.as_ref().and_then(Reload::canary) == Some(worker) {
+        if self.is_canary(worker) {
             // It served nobody: no crash that the cluster suffers from.
             let report = Report::Crashed { worker, slot, reason: reason.clone(), retry_in: Duration::ZERO };
             let mut actions = vec![Action::Report(report)];

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use crate::ipc::{Received, ToPrimary, ToWorker, Wait, WorkerEnd};
 use crate::logging::Volume;
+use crate::signal::divert;
 use crate::stats::Stats;
 use crate::worker::{Phase, advance};
 
@@ -32,10 +33,7 @@ pub(super) fn take_signals() -> io::Result<SignalFd> {
         // SAFETY: ignoring a signal runs no code of ours.
         unsafe { signal(ignored, SigHandler::SigIgn) }?;
     }
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+    divert(&[Signal::SIGTERM])
 }
 
 /// The thread's own things.

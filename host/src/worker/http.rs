@@ -164,13 +164,11 @@ impl Server {
     }
 
     /// What every answer has, whoever made it.
-    fn finish(&self, mut answer: Answer, watch: &Watch, answering: Answering) -> Answer {
+    fn finish(&self, answer: Answer, watch: &Watch, answering: Answering) -> Answer {
         if answer.status().is_server_error() {
             self.stats.errors.increment();
         }
-        if watch.is_draining() {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        let mut answer = if watch.is_draining() { closing(answer) } else { answer };
         answer.body_mut().answering = Some(answering);
         watch.streams();
         answer
@@ -296,11 +294,11 @@ async fn drive(
             Response::from_parts(head, body)
         }
         (_, Some(Ok(Err(code)))) => {
-            tracing::warn!(request = tail.in_flight.id.to_string(), "the guest answered with an error: {code}");
+            tracing::warn!(request = tail.request(), "the guest answered with an error: {code}");
             internal_error()
         }
         (_, Some(Err(_))) => {
-            let request = tail.in_flight.id.to_string();
+            let request = tail.request();
             tracing::warn!(request, "the guest gave up its chance to answer without setting a response");
             internal_error()
         }
@@ -345,18 +343,21 @@ struct Tail {
 }
 
 impl Tail {
+    /// What the request is called.
+    fn request(&self) -> String {
+        self.in_flight.id.to_string()
+    }
+
     fn trapped(&self, error: &wasmtime::Error) {
         self.stats.traps.increment();
-        let request = self.in_flight.id.to_string();
+        let request = self.request();
         tracing::error!(request, "the guest trapped: {}", bounded(format!("{error:?}")));
     }
-}
 
-impl Tail {
     /// The guest is dropped, which cancels it.
     fn timed_out(&self, upload: &UploadState) -> Answer {
         self.stats.timeouts.increment();
-        let (request, limit) = (self.in_flight.id.to_string(), self.limit);
+        let (request, limit) = (self.request(), self.limit);
         if upload.is(Progress::Expected) {
             tracing::warn!(request, "no answer within {limit:?}; its body had not come to its end");
             return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"));
@@ -486,7 +487,7 @@ impl Drop for Body {
                 Ok(_) => {}
                 Err(_) => {
                     tail.stats.timeouts.increment();
-                    let request = tail.in_flight.id.to_string();
+                    let request = tail.request();
                     tracing::warn!(request, "the guest was ended {:?} after its answer", tail.limit);
                 }
             }

@@ -16,34 +16,34 @@ use crate::primary::events::Happening;
 use crate::primary::generations::{Committed, pinned};
 use crate::primary::process::Deployment;
 use crate::primary::reload::{
-    Answer, Change, Compiling, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage,
+    Answer, Change, Compiling, Draft, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage, Wanted,
 };
-use crate::primary::state::{Cause, Event, Gates, Progress};
+use crate::primary::state::{Cause, Event, Gates, Progress, Supervisor};
 use crate::primary::status::ReloadStatus;
 
 impl Driver<'_> {
     /// Begins a reload; how it goes comes as lines of JSON.
     pub(super) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         let (listener, lines) = Listener::new();
-        self.begin_reload(request, listener)?;
+        self.begin_reload(request, Wanted::Always, listener)?;
         Ok(lines)
     }
 
     /// The file that is watched is the one that `serve` was given.
     pub(super) fn reload_changed(&mut self) {
         let app = std::path::absolute(&self.settings.app).ok();
-        let request = ReloadRequest { app, only_if_new: true, ..ReloadRequest::default() };
-        self.reload_unasked("a change of the file", &request);
+        let request = ReloadRequest { app, ..ReloadRequest::default() };
+        self.reload_unasked("a change of the file", &request, Wanted::IfNew);
     }
 
-    pub(super) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest) {
-        let begun = self.begin_reload(request, Listener::default());
+    pub(super) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest, wanted: Wanted) {
+        let begun = self.begin_reload(request, wanted, Listener::default());
         if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
             tracing::warn!("{by} asks for a reload: {reason}");
         }
     }
 
-    fn begin_reload(&mut self, request: &ReloadRequest, listener: Listener) -> Refusable<()> {
+    fn begin_reload(&mut self, request: &ReloadRequest, wanted: Wanted, listener: Listener) -> Refusable<()> {
         if request.force && self.supervisor.is_rolling_back() {
             // The old version may be what cannot be served any more; a fix must not have to wait for it.
             self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
@@ -61,7 +61,7 @@ impl Driver<'_> {
             pinned: pinned(self.settings.state_dir.as_deref()),
         };
         tracing::info!("reloading {}", source.display());
-        self.compile(&ask, source, request, listener)
+        self.compile(&ask, source, request, wanted, listener)
     }
 
     fn compile(
@@ -69,13 +69,14 @@ impl Driver<'_> {
         ask: &ToCompiler,
         source: PathBuf,
         request: &ReloadRequest,
+        wanted: Wanted,
         listener: Listener,
     ) -> Refusable<()> {
         let compiling = Compiling::start(ask, self.answers.clone())
             .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let (gates, deadline, only_if_new) = (request.gates(), request.deadline(), request.only_if_new);
-        let stage = Stage::Compiling(compiling);
-        self.change = Some(Change { source, gates, deadline, listener, only_if_new, stage });
+        let (gates, deadline) = (request.gates(), request.deadline());
+        let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted });
+        self.change = Some(Change { listener, stage });
         self.tell_reload(None, "compiling", None, None);
         Ok(())
     }
@@ -94,7 +95,7 @@ impl Driver<'_> {
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before {}", version.source.display());
             let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
-            self.compile(&ask, source, request, listener)?;
+            self.compile(&ask, source, request, Wanted::Always, listener)?;
         } else {
             return Err("there is no previous generation to roll back to".to_owned().into());
         }
@@ -102,33 +103,33 @@ impl Driver<'_> {
     }
 
     pub(super) fn compilation_deadline(&self) -> Option<Instant> {
-        self.change.as_ref().filter(|change| matches!(change.stage, Stage::Compiling(_))).map(|change| change.deadline)
+        Some(self.change.as_ref()?.draft()?.deadline)
     }
 
     pub(super) fn compiled(&mut self, (compiler, answer): Answer) {
         // One that was given up may still have answered.
-        let Some(change) = &mut self.change else { return };
-        let Stage::Compiling(compiling) = &mut change.stage else { return };
-        if compiling.pid() != compiler {
+        let Some(draft) = self.change.as_mut().and_then(Change::draft_mut) else { return };
+        if draft.compiling.pid() != compiler {
             return;
         }
         let answer = match answer {
             Ok(None) => {
-                compiling.is_silent = true;
+                draft.compiling.is_silent = true;
                 return self.compiler_ended();
             }
-            Ok(answer) => answer,
+            Ok(Some(answer)) => answer,
             Err(error) => {
                 return self.end_change(ReloadResult::Refused, Some(format!("the compiler's answer: {error}")));
             }
         };
-        match Deployment::new(self.settings, &change.source, answer) {
-            Ok(deployment) if change.only_if_new && self.serves(&deployment) => {
+        let (gates, deadline, wanted) = (draft.gates, draft.deadline, draft.wanted);
+        match Deployment::new(self.settings, &draft.source, answer) {
+            Ok(deployment) if wanted == Wanted::IfNew && self.serves(&deployment) => {
                 tracing::info!("the file is what is served already");
                 self.change = None;
             }
             Ok(deployment) => {
-                if let Some(Change { gates, deadline, listener, .. }) = self.change.take() {
+                if let Some(Change { listener, .. }) = self.change.take() {
                     self.swap(Rc::new(deployment), gates, deadline, listener);
                 }
             }
@@ -140,22 +141,20 @@ impl Driver<'_> {
         self.generations.current().1.compiled.digest == deployment.compiled.digest
     }
 
-    /// The compiler died without an answer, once that is known from both sides.
+    /// The compiler may have died without an answer.
     pub(super) fn compiler_ended(&mut self) {
-        if let Some(Change { source, stage: Stage::Compiling(compiling), .. }) = &self.change
-            && let (true, Some(how)) = (compiling.is_silent, &compiling.ended)
+        if let Some(draft) = self.change.as_ref().and_then(Change::draft)
+            && let Some(how) = draft.compiling.death()
         {
-            let reason = format!("cannot serve {}: the compiler {how}", source.display());
+            let reason = format!("cannot serve {}: the compiler {how}", draft.source.display());
             self.end_change(ReloadResult::Refused, Some(reason));
         }
     }
 
     /// Hands a candidate to the supervisor.
     fn swap(&mut self, deployment: Rc<Deployment>, gates: Gates, deadline: Instant, listener: Listener) {
-        let source = deployment.source.clone();
         let candidate = self.generations.add(deployment);
-        let stage = Stage::Swapping(candidate);
-        self.change = Some(Change { source, gates, deadline, listener, only_if_new: false, stage });
+        self.change = Some(Change { listener, stage: Stage::Swapping(candidate) });
         let deadline = Some(deadline.saturating_duration_since(self.started));
         self.tell(Event::ReloadRequested { candidate, gates, deadline });
     }
@@ -228,7 +227,7 @@ impl Driver<'_> {
                 self.settle(candidate, ReloadResult::Committed, None);
             }
             Progress::RolledBack(cause) => {
-                self.generations.forget_others(None);
+                self.generations.forget_others();
                 let (result, reason) = explain_failure(cause);
                 self.settle(candidate, result, Some(reason));
             }
@@ -252,22 +251,17 @@ impl Driver<'_> {
     /// It is decided; what is left is to see superfluous workers go.
     fn settle(&mut self, generation: Generation, result: ReloadResult, reason: Option<String>) {
         if let Some(Change { listener, .. }) = self.change.take_if(|change| change.generation() == Some(generation)) {
-            self.settled.push(Settled { generation, result, reason, listener });
-            let left = self.superfluous(&self.settled[self.settled.len() - 1]);
+            let settled = Settled { generation, result, reason, listener };
+            let left = superfluous(&self.supervisor, &settled);
+            self.settled.push(settled);
             self.tell_reload(Some(generation), "draining", Some((0, left)), None);
         }
-    }
-
-    fn superfluous(&self, settled: &Settled) -> u32 {
-        self.supervisor.workers_of(|generation| settled.waits_for(generation))
     }
 
     /// Ends the reloads that nothing is left to be done for.
     pub(super) fn end_settled(&mut self) {
         let stopping = self.supervisor.is_stopping();
-        let over = |settled: &mut Settled| {
-            stopping || self.supervisor.workers_of(|generation| settled.waits_for(generation)) == 0
-        };
+        let over = |settled: &mut Settled| stopping || superfluous(&self.supervisor, settled) == 0;
         let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
         for Settled { generation, result, reason, listener } in ended {
             self.end_reload(Some(generation), result, reason, &listener);
@@ -290,6 +284,11 @@ impl Driver<'_> {
 enum Detail {
     Lasts(Duration),
     Because(String),
+}
+
+/// Workers that have to be gone before a reload is over.
+fn superfluous(supervisor: &Supervisor, settled: &Settled) -> u32 {
+    supervisor.workers_of(|generation| settled.waits_for(generation))
 }
 
 fn explain_failure(cause: Cause) -> (ReloadResult, String) {

@@ -98,7 +98,7 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) fn canary(&self) -> Option<WorkerId> {
+    fn canary(&self) -> Option<WorkerId> {
         match self.phase {
             Phase::Canary { worker, .. } | Phase::Passed { worker } => Some(worker),
             Phase::Waiting | Phase::Rolling | Phase::Soaking { .. } | Phase::RollingBack(_) => None,
@@ -126,6 +126,10 @@ impl Supervisor {
     /// Whether a reload can begin now.
     pub(crate) fn can_reload(&self) -> bool {
         matches!(self.stage, super::Stage::Running) && self.stop_at.is_none() && self.reload.is_none()
+    }
+
+    pub(super) fn is_canary(&self, worker: WorkerId) -> bool {
+        self.reload.as_ref().and_then(Reload::canary) == Some(worker)
     }
 
     /// Whether the old generation is being brought back. A reload that is to be forced can take over then.
@@ -330,12 +334,10 @@ impl Supervisor {
     }
 
     pub(super) fn canary_failed(&mut self, now: Time, worker: WorkerId, reason: &str) -> Vec<Action> {
-        match &self.reload {
-            Some(reload) if reload.canary() == Some(worker) => {
-                self.roll_back(now, Cause::Gate(format!("the canary failed: {reason}")))
-            }
-            _ => Vec::new(),
+        if !self.is_canary(worker) {
+            return Vec::new();
         }
+        self.roll_back(now, Cause::Gate(format!("the canary failed: {reason}")))
     }
 
     /// A worker crashed that was ready for `served`, or never: what it means for the reload.
