@@ -98,6 +98,13 @@ fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Re
     compile(source, store, &[digest.into()])
 }
 
+/// What can be told of the component at `source` without compiling it: its digest and its surface.
+pub(crate) fn inspect(source: &Path) -> anyhow::Result<(String, Surface)> {
+    let bytes = snapshot(source)?;
+    let bytes = to_binary(&bytes)?;
+    Ok((sha256(&bytes), Surface::read(&bytes)?))
+}
+
 /// Finds or makes the artifact of the component at `source`.
 fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<(Compiled, OwnedFd)> {
     let bytes = snapshot(source)?;

@@ -125,6 +125,33 @@ impl Surface {
     }
 }
 
+/// What a guest needs before an import such as `wasi:http/outgoing-handler@0.2.6` is of use to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Grant {
+    /// Nothing: every guest has it.
+    Given,
+    /// One of these flags; without, it is there and says no.
+    Flag(&'static str),
+    /// It is there and says no; no flag changes that.
+    Denied,
+    /// It is not there.
+    Unknown,
+}
+
+/// What `import` needs.
+pub(crate) fn grant(import: &str) -> Grant {
+    let interface = import.split_once('@').map_or(import, |(interface, _)| interface);
+    match interface {
+        _ if !is_provided(import) => Grant::Unknown,
+        "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flag("--allow-host"),
+        "wasi:filesystem/preopens" => Grant::Flag("--dir"),
+        "wasi:cli/environment" => Grant::Flag("--env, --env-inherit"),
+        _ if interface.starts_with("wasi:sockets/") => Grant::Denied,
+        _ => Grant::Given,
+    }
+}
+
 /// Whether an import such as `wasi:io/poll@0.2.6` is of a package and version that workers provide.
 fn is_provided(import: &str) -> bool {
     let Some((interface, version)) = import.split_once('@') else {
@@ -200,6 +227,20 @@ mod tests {
         check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
         check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
+    }
+
+    #[test]
+    fn what_must_be_granted_is_known() {
+        for (import, needed) in [
+            ("wasi:io/poll@0.2.6", Grant::Given),
+            ("wasi:http/outgoing-handler@0.2.3", Grant::Flag("--allow-host")),
+            ("wasi:http/client@0.3.0", Grant::Flag("--allow-host")),
+            ("wasi:filesystem/preopens@0.2.3", Grant::Flag("--dir")),
+            ("wasi:sockets/tcp@0.2.3", Grant::Denied),
+            ("acme:db/query@1.0.0", Grant::Unknown),
+        ] {
+            assert_eq!(grant(import), needed, "{import}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -15,10 +17,13 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::component::WasiHttp;
+use crate::limits::memory_of_this_machine;
 use crate::listener::ListenAddr;
 use crate::logging::{LogFormat, LogLevel, Logging};
 use crate::memfd;
 use crate::primary::{Policy, Recycle};
+
+pub(crate) use limits::*;
 
 /// Read when no `--config` is given.
 const DEFAULT_FILE: &str = "wasmcluster.toml";
@@ -34,17 +39,6 @@ const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// What a drain has beside the time that a request may take.
 const DRAIN_RESERVE: Duration = Duration::from_secs(5);
-/// Guests are interrupted no more often than this.
-const MIN_TIMEOUT: Duration = Duration::from_millis(10);
-/// Hyper's own bound, and one beyond all sense.
-const MIN_HEADER_BYTES: usize = 8 * 1024;
-const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
-/// As many as there are instances in a worker's pool.
-const MAX_IN_FLIGHT: usize = 1000;
-/// As many as hyper can count.
-const MAX_HEADERS: usize = 32 * 1024;
-/// All that 32 bits can address.
-const MAX_MEMORY: usize = 4 * 1024 * 1024 * 1024;
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
@@ -107,6 +101,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pub(crate) max_in_flight: Option<NonZeroU32>,
 
+    /// Connections that a worker keeps open; for one more, the one that is idle for longest is closed [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_connections: Option<NonZeroU32>,
+
     /// Largest body of a request; one that is larger is answered 413 [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_body: Option<Size>,
@@ -119,9 +117,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pub(crate) max_headers: Option<NonZeroU32>,
 
-    /// How far each memory of an instance may grow [default: 128MiB]
+    /// How much memory an instance may have [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_memory: Option<Size>,
+
+    /// How much memory the instances of a worker may have together [default: 80 % of the machine's or the control
+    /// group's, shared by the workers and one to spare]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_worker_memory: Option<Size>,
 
     /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 5s more than
     /// --request-timeout]
@@ -330,10 +333,12 @@ impl Options {
             header_timeout: self.header_timeout.or(other.header_timeout),
             keep_alive_timeout: self.keep_alive_timeout.or(other.keep_alive_timeout),
             max_in_flight: self.max_in_flight.or(other.max_in_flight),
+            max_connections: self.max_connections.or(other.max_connections),
             max_body: self.max_body.or(other.max_body),
             max_header_bytes: self.max_header_bytes.or(other.max_header_bytes),
             max_headers: self.max_headers.or(other.max_headers),
             max_memory: self.max_memory.or(other.max_memory),
+            max_worker_memory: self.max_worker_memory.or(other.max_worker_memory),
             drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
@@ -441,16 +446,21 @@ impl Settings {
         check_name(&name)?;
         let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
+        let max_memory = or_bytes(options.max_memory, 128 << 20);
+        // A machine too small for one instance a worker shall still serve.
+        let share = memory_of_this_machine() / 5 * 4 / (u64::from(workers) + 1);
         let limits = Limits {
             request_timeout: or_seconds(options.request_timeout, 30),
             stream_timeout: or_seconds(options.stream_timeout, 60),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
             max_in_flight: options.max_in_flight.map_or(256, |number| number.get() as usize),
+            max_connections: options.max_connections.map_or(4096, |number| number.get() as usize),
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
             max_headers: options.max_headers.map_or(100, |number| number.get() as usize),
-            max_memory: or_bytes(options.max_memory, 128 << 20) as usize,
+            max_memory: max_memory as usize,
+            max_worker_memory: or_bytes(options.max_worker_memory, share.max(max_memory)) as usize,
         };
         limits.check()?;
         let policy = Policy {
@@ -558,42 +568,6 @@ pub(crate) struct WorkerSettings {
     pub(crate) logging: Logging,
 }
 
-/// What one request, and the guest that answers it, may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Limits {
-    /// From the request's head to the answer's.
-    pub(crate) request_timeout: Duration,
-    /// Without a byte, while an answer's body is under way.
-    pub(crate) stream_timeout: Duration,
-    /// From the first byte of a request's head to its last.
-    pub(crate) header_timeout: Duration,
-    /// Of a connection, before the first byte of the next request.
-    pub(crate) keep_alive_timeout: Duration,
-    /// Requests of one worker; as many again wait.
-    pub(crate) max_in_flight: usize,
-    /// In bytes, as the next.
-    pub(crate) max_body: u64,
-    pub(crate) max_header_bytes: usize,
-    pub(crate) max_headers: usize,
-    /// Of each linear memory of an instance, in bytes.
-    pub(crate) max_memory: usize,
-}
-
-impl Limits {
-    fn check(&self) -> anyhow::Result<()> {
-        ensure!(self.request_timeout >= MIN_TIMEOUT, "--request-timeout must be at least {MIN_TIMEOUT:?}");
-        ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
-        ensure!(self.header_timeout >= MIN_TIMEOUT, "--header-timeout must be at least {MIN_TIMEOUT:?}");
-        ensure!(self.keep_alive_timeout >= MIN_TIMEOUT, "--keep-alive-timeout must be at least {MIN_TIMEOUT:?}");
-        let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
-        ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
-        ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
-        ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
-        ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
-        Ok(())
-    }
-}
-
 impl WorkerSettings {
     /// As a sealed file, to be handed to every worker of a generation.
     pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
@@ -684,6 +658,8 @@ mod tests {
         check(Options { max_in_flight: NonZeroU32::new(1001), ..Options::default() }, "--max-in-flight");
         check(Options { max_headers: NonZeroU32::new(70_000), ..Options::default() }, "--max-headers");
         check(Options { max_memory: "5GiB".parse().ok(), ..Options::default() }, "--max-memory");
+        check(Options { max_worker_memory: "1MiB".parse().ok(), ..Options::default() }, "--max-worker-memory");
+        check(Options { max_connections: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-connections");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
@@ -727,10 +703,12 @@ mod tests {
                 header_timeout: Duration::from_secs(8),
                 keep_alive_timeout: Duration::from_secs(9),
                 max_in_flight: 7,
+                max_connections: 10,
                 max_body: 3,
                 max_header_bytes: 4,
                 max_headers: 5,
                 max_memory: 6,
+                max_worker_memory: 11,
             },
             logging: Logging { format: LogFormat::Json, colour: false },
         };

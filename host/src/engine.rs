@@ -9,10 +9,9 @@ use wasmtime_wasi::WasiView;
 use wasmtime_wasi_http::WasiHttpView;
 
 use crate::component::WasiHttp;
+use crate::config::{MAX_CORE_INSTANCES, MAX_INSTANCES, MAX_MEMORIES, MAX_STACK, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use crate::worker::Guest;
 
-/// Instances that may live at the same time in one worker, from its pool.
-const MAX_INSTANCES: u32 = 1000;
 /// Core modules a component may consist of, on average over the instances of a pool: a Rust guest has four, adapter
 /// and shims included.
 const CORE_INSTANCES_EACH: u32 = 8;
@@ -42,6 +41,7 @@ pub(crate) fn for_compiler(http: WasiHttp) -> wasmtime::Result<Engine> {
 /// are mapped on demand, which is slower but gives the same answers.
 pub(crate) fn for_worker(http: WasiHttp) -> wasmtime::Result<Engine> {
     let mut config = shared(http);
+    config.max_wasm_stack(MAX_STACK);
     let mut instances = MAX_INSTANCES;
     while instances >= 16 {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
@@ -66,9 +66,10 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .total_tables(instances * 4)
         .total_stacks(instances)
         .total_gc_heaps(instances)
-        .max_core_instances_per_component(200)
-        .max_memories_per_component(20)
-        .max_tables_per_component(40)
+        .max_core_instances_per_component(MAX_CORE_INSTANCES as u32)
+        .max_memories_per_component(MAX_MEMORIES as u32)
+        .max_tables_per_component(MAX_TABLES as u32)
+        .table_elements(MAX_TABLE_ELEMENTS)
         .max_component_instance_size(4 * 1024 * 1024)
         .max_core_instance_size(4 * 1024 * 1024);
     // Resetting a used memory by asking the kernel which pages were written beats dropping and faulting them all in.

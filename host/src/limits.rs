@@ -1,5 +1,7 @@
 //! Limits of the kernel's that a process of ours sets for itself.
 
+use std::path::Path;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -34,10 +36,32 @@ pub(crate) fn restrain_compiler() {
     }
 }
 
-/// In bytes; of the control group, where that has less.
-fn memory_of_this_machine() -> u64 {
+/// How much more likely than its primary a worker is to be ended by the kernel when there is no memory left. The compiler
+/// goes first.
+const WORKER_OOM_SCORE: i32 = 500;
+
+/// Makes this process, a worker, go before its primary when there is no memory left.
+pub(crate) fn restrain_worker() {
+    let path = "/proc/self/oom_score_adj";
+    let inherited = std::fs::read_to_string(path).ok().and_then(|score| score.trim().parse().ok()).unwrap_or(0);
+    // Lowering it would take a privilege.
+    if inherited < WORKER_OOM_SCORE
+        && let Err(error) = std::fs::write(path, WORKER_OOM_SCORE.to_string())
+    {
+        tracing::debug!("cannot go before the primary when there is no memory left: {error}");
+    }
+}
+
+/// In bytes; of the control group, or one that it is in, where that has less.
+pub(crate) fn memory_of_this_machine() -> u64 {
     let number = |variable| sysconf(variable).ok().flatten().map_or(u64::MAX, |number| number.unsigned_abs());
     let physical = number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE));
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    group.and_then(|limit| limit.trim().parse().ok()).map_or(physical, |limit: u64| physical.min(limit))
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    // Of version 2 of the interface: a single line that begins so.
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Path::new(group)
+        .ancestors()
+        .filter_map(|group| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max")).ok())
+        .filter_map(|limit| limit.trim().parse().ok())
+        .fold(physical, u64::min)
 }

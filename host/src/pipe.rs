@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -25,8 +26,37 @@ pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 #[derive(Debug)]
 pub(crate) struct LineWriter {
     fd: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
     /// The pipe took only the beginning of the last line.
-    broken: Mutex<bool>,
+    is_broken: bool,
+    rate: Option<Rate>,
+}
+
+/// So many bytes in a second, and as many at once after a second of silence.
+#[derive(Debug)]
+struct Rate {
+    per_second: u32,
+    left: u32,
+    refilled: Instant,
+}
+
+impl Rate {
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        let more = now.saturating_duration_since(self.refilled).min(Duration::from_secs(1)).as_secs_f64();
+        let more = (more * f64::from(self.per_second)) as u32;
+        // What is less than a byte is not lost: it comes with the next.
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(self.per_second);
+            self.refilled = now;
+        }
+        let rest = u32::try_from(bytes).ok().and_then(|bytes| self.left.checked_sub(bytes));
+        self.left = rest.unwrap_or(self.left);
+        rest.is_some()
+    }
 }
 
 /// What became of a line.
@@ -34,28 +64,37 @@ pub(crate) struct LineWriter {
 pub(crate) enum Written {
     /// The pipe took it.
     Whole,
-    /// There was no room, or no reader.
+    /// There was no room, or no reader, or there were too many lines in too short a time.
     Dropped,
 }
 
 impl LineWriter {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd, broken: Mutex::new(false) }
+        Self { fd, state: Mutex::new(State { is_broken: false, rate: None }) }
+    }
+
+    /// One that drops lines beyond so many bytes a second.
+    pub(crate) fn limited(fd: OwnedFd, per_second: u32) -> Self {
+        let rate = Some(Rate { per_second, left: per_second, refilled: Instant::now() });
+        Self { fd, state: Mutex::new(State { is_broken: false, rate }) }
     }
 
     /// Writes `line`, which must end in a newline.
     pub(crate) fn write(&self, line: &[u8]) -> Written {
         debug_assert!(line.ends_with(b"\n"));
-        // A poisoned lock means a panic between two writes: the flag is as good as it was.
-        let mut broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *broken {
+        // A poisoned lock means a panic between two writes: the state is as good as it was.
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if state.rate.as_mut().is_some_and(|rate| !rate.take(line.len(), Instant::now())) {
+            return Written::Dropped;
+        }
+        if state.is_broken {
             match self.try_write(b"\n") {
-                1 => *broken = false,
+                1 => state.is_broken = false,
                 _ => return Written::Dropped,
             }
         }
         let taken = self.try_write(line);
-        *broken = taken > 0 && taken < line.len();
+        state.is_broken = taken > 0 && taken < line.len();
         if taken == line.len() { Written::Whole } else { Written::Dropped }
     }
 
@@ -151,6 +190,20 @@ mod tests {
                 assert_eq!(out.len(), length.div_ceil(MAX_LINE), "length {length}, chunk {chunk}");
             }
         }
+    }
+
+    #[test]
+    fn a_flood_is_held_to_its_rate() {
+        let start = Instant::now();
+        let mut rate = Rate { per_second: 1000, left: 1000, refilled: start };
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert!(rate.take(600, at(0)) && rate.take(400, at(0)), "a burst");
+        assert!(!rate.take(1, at(0)));
+        // What comes too often does not keep the rate from filling up.
+        assert!((1..=10).filter(|&tenths| rate.take(1, start + Duration::from_micros(100 * tenths))).count() == 1);
+        assert!(rate.take(99, at(101)) && !rate.take(99, at(101)));
+        assert!(!rate.take(1001, at(10_000)), "never more than the burst");
+        assert!(rate.take(1000, at(10_000)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use http::Method;
 use http_body_util::BodyExt;
@@ -158,7 +159,7 @@ async fn a_slow_head_is_answered_408() {
             if writer.write_all(&[*byte]).is_err() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
     });
     let mut answer = String::new();
@@ -201,23 +202,122 @@ async fn memory_is_bounded() {
 async fn requests_in_flight_are_bounded() {
     let cluster = cluster(&["--max-in-flight", "2"]);
     let worker = cluster.worker(0).unwrap();
-    let address = cluster.address();
-    let begin = |path: &'static str| tokio::spawn(async move { get(address, path).await.unwrap().status });
+    // Connections first: a worker that is full accepts no more.
+    let mut connections = Vec::new();
+    for _ in 0..5 {
+        let mut connection = Connection::open(cluster.address()).await;
+        assert_eq!(connection.get("/headers").await.unwrap().status, 200);
+        connections.push(connection);
+    }
+    let mut begin = |path: &'static str| {
+        let mut connection = connections.pop().unwrap();
+        tokio::spawn(async move { connection.get(path).await.unwrap() })
+    };
     let in_flight =
         |number: u64| until("they are there", || (cluster.status()["workers"][0]["in_flight"] == number).then_some(()));
-    let endless = [begin("/sleep?ms=600000"), begin("/sleep?ms=600000")];
+    let [first, second] = [begin("/sleep?ms=600000"), begin("/sleep?ms=600000")];
     in_flight(2);
     let patient = [begin("/headers"), begin("/headers")];
     in_flight(4);
-    let refused = get(address, "/headers").await.unwrap();
+    let refused = begin("/headers").await.unwrap();
     assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
     // One of those at work gives its place up: its client leaves.
-    let [first, second] = endless;
     first.abort();
     for waiting in patient {
-        assert_eq!(waiting.await.unwrap(), 200);
+        assert_eq!(waiting.await.unwrap().status, 200);
     }
     second.abort();
     is_well(&cluster, worker).await;
     assert_eq!(cluster.status()["totals"]["rejected"], 1);
+}
+
+/// A new connection waits for a moment in the kernel's queue, for a sibling that there is not, and is then told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_all_are_full_clients_are_told_to_come_again() {
+    let cluster = cluster(&["--max-in-flight", "1"]);
+    let worker = cluster.worker(0).unwrap();
+    let address = cluster.address();
+    let endless = tokio::spawn(async move { get(address, "/sleep?ms=600000").await });
+    until("it is at work", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+    // The thread that already waits for a connection still takes one.
+    let patient = tokio::spawn(async move { get(address, "/headers").await });
+    until("it waits", || (cluster.status()["workers"][0]["in_flight"] == 2).then_some(()));
+    for _ in 0..3 {
+        let refused = get(address, "/headers").await.unwrap();
+        assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+        assert_eq!(refused.headers["connection"], "close");
+    }
+    endless.abort();
+    assert_eq!(patient.await.unwrap().unwrap().status, 200);
+    is_well(&cluster, worker).await;
+    assert_eq!(cluster.status()["totals"]["rejected"], 3);
+}
+
+/// Whoever finds one worker full is served by the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_worker_leaves_connections_to_its_sibling() {
+    let cluster = Setup::new(&guest("scenarios")).workers(2).args(&["--max-in-flight", "1"]).start();
+    let address = cluster.address();
+    let endless = tokio::spawn(async move { get(address, "/sleep?ms=600000").await });
+    let busy = || {
+        let status = cluster.status();
+        let workers = status["workers"].as_array().unwrap().clone();
+        workers.into_iter().find(|worker| worker["in_flight"].as_u64() > Some(0))
+    };
+    until("it is at work", busy);
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        let mut answer = tokio::spawn(async move { get(address, "/headers").await.unwrap().status });
+        match tokio::time::timeout(Duration::from_secs(3), &mut answer).await {
+            Ok(status) => assert_eq!(status.unwrap(), 200),
+            Err(_) => waiting.push(answer),
+        }
+    }
+    assert!(waiting.len() <= 1, "{} wait for the full worker", waiting.len());
+    endless.abort();
+    for answer in waiting {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    assert_eq!(cluster.status()["totals"]["rejected"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_connection_that_is_idle_for_longest_makes_room() {
+    let cluster = cluster(&["--max-connections", "3"]);
+    let worker = cluster.worker(0).unwrap();
+    let request = b"GET /headers HTTP/1.1\r\nhost: test\r\n\r\n";
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        idle.push(stream);
+    }
+    let connections =
+        |number: u64| until("so many", || (cluster.status()["workers"][0]["connections"] == number).then_some(()));
+    // For the third, the first had to go: there is always room for one more.
+    connections(2);
+    is_well(&cluster, worker).await;
+    let mut rest = String::new();
+    idle[0].read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("GET http://test/headers\n"), "an orderly end: {rest}");
+    // The last one that spoke is still there.
+    idle[2].write_all(b"GET /headers HTTP/1.1\r\nhost: last\r\nconnection: close\r\n\r\n").unwrap();
+    rest.clear();
+    idle[2].read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("GET http://last/headers\n"), "{rest}");
+    is_well(&cluster, worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limits_in_force_are_shown() {
+    let cluster = cluster(&["--max-memory", "32MiB", "--max-worker-memory", "1GiB", "--request-timeout", "1500ms"]);
+    let limits = cluster.status()["limits"].clone();
+    assert_eq!((&limits["max-memory"], &limits["max-worker-memory"]), (&"32MiB".into(), &"1GiB".into()));
+    assert_eq!((&limits["request-timeout"], &limits["max-connections"]), (&"1s 500ms".into(), &"4096".into()));
+    assert_eq!(limits["fixed"]["stack"], "512KiB");
+    let table = cluster.command(&["status"]);
+    assert!(table.stdout.contains("max-memory 32MiB"), "{}", table.stdout);
 }

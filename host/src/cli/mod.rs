@@ -1,6 +1,7 @@
 //! The command line: what it looks like, and which part of the program each command is.
 
 mod commands;
+mod inspect;
 mod reload;
 mod status;
 
@@ -64,6 +65,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Show what a running cluster does
     Status(StatusArgs),
+    /// Show what a component is, what it asks for, and the limits it would run with
+    Inspect(Box<InspectArgs>),
     /// Bring a running cluster to a new version, without losing a request
     Reload(ReloadArgs),
     /// Bring a running cluster back to the version before
@@ -105,6 +108,21 @@ struct ServeArgs {
 
     #[command(flatten)]
     options: Options,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster inspect app.wasm\n  \
+    wasmcluster inspect app.wasm --json | jq .grants\n\n\
+    Takes the flags and the configuration file of `serve`, and shows the limits that they make. Exits with 1 if the \
+    component could not be served.")]
+struct InspectArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Which cluster a command is for.
@@ -346,6 +364,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Status(args) => {
             let status = block_on(client(args.cluster)?.status())?;
             status::print(&status, args.json).map_err(Failure::Error)
+        }
+        Command::Inspect(args) => {
+            let settings = settings(args.serve).map_err(Failure::Usage)?;
+            inspect::inspect(&settings, args.json).map_err(Failure::Error)
         }
         Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),

@@ -51,6 +51,8 @@ fn table(status: &Status) -> String {
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: half of all below {p50:.2} ms, 99 % below {p99:.2} ms\n"));
     }
+    let limits: Vec<String> = status.limits.by_flag.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    text.push_str(&format!("limits: {}\n", limits.join(", ")));
     text
 }
 

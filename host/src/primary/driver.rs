@@ -585,6 +585,7 @@ impl<'a> Driver<'a> {
             last_reload: self.last_reload.clone(),
             workers,
             totals: Totals::new(&totals, self.crashes, self.reloads),
+            limits: self.settings.limits.in_force(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::reload::LastReload;
+use crate::config::InForce;
 use crate::stats::Snapshot;
 
 /// A cluster at one moment.
@@ -27,6 +28,9 @@ pub(crate) struct Status {
     pub(crate) last_reload: Option<LastReload>,
     pub(crate) workers: Vec<WorkerStatus>,
     pub(crate) totals: Totals,
+    /// Of each worker, each instance, each request.
+    #[serde(default)]
+    pub(crate) limits: InForce,
 }
 
 /// What is deployed.

@@ -43,6 +43,8 @@ pub(super) enum Event {
     BodyCame,
     /// The client closed its side, or the connection broke.
     ClientLeft,
+    /// There are too many connections, and this one was idle for longest.
+    Evicted,
     /// The worker began to drain.
     DrainBegan,
     /// The time that [`Connection::next_deadline`] named has come.
@@ -113,6 +115,8 @@ impl Connection {
             (State::HalfClosed { .. }, _) if is_due => State::Closed,
             (State::HalfClosed { until }, _) => State::HalfClosed { until },
             (_, Event::Shut) => half_closed,
+            // Without a half-close, which would keep its place for another second.
+            (State::Idle { .. }, Event::Evicted) => State::Closed,
             (State::Late, _) => State::Late,
             (_, Event::RequestBegan) => State::Busy,
             (State::Idle { .. }, Event::HeadBegan) => State::Head { since: now },
@@ -123,6 +127,14 @@ impl Connection {
         };
         if event == Event::DrainBegan {
             self.drain_began.get_or_insert(now);
+        }
+    }
+
+    /// Since when nothing is asked of it.
+    pub(super) fn idle_since(&self) -> Option<Time> {
+        match self.state {
+            State::Idle { since } => Some(since),
+            _ => None,
         }
     }
 

@@ -4,7 +4,8 @@
 //! whenever the connection can take more. So a client that reads slowly slows its guest down, and one that leaves
 //! cancels it. Only a guest that outlives its last frame gets a task of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::uri::Authority;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -30,18 +31,24 @@ use tokio::time::{Sleep, sleep_until};
 use wasmtime_wasi_http::Error;
 
 use super::Phase;
-use super::accept::{Connection, Stream};
+use super::accept::{Admission, Connection, Gate, Stream};
 use super::drain::{Duty, Event, Timeouts};
 use super::instance::{Call, Failure, Head, Instances};
 use super::io::{Answering, Io, Watch};
 use super::requests::{InFlight, Requests};
 use super::upload::{Progress, Upload, UploadState};
 use crate::config::{Limits, WorkerSettings};
+use crate::ids::RequestId;
 use crate::ipc::bounded;
 use crate::stats::Stats;
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
 const NO_HOST: &str = "localhost";
+
+/// What names a request in the log and to its client.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How long a client that is to come again may take to ask.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// What connections share.
 pub(super) struct Server {
@@ -54,6 +61,10 @@ pub(super) struct Server {
     places: Arc<Semaphore>,
     /// Requests that wait for a place.
     waiting: Cell<usize>,
+    pub(super) gate: Arc<Gate>,
+    /// By the order in which they came.
+    connections: RefCell<BTreeMap<u64, Rc<Watch>>>,
+    last_connection: Cell<u64>,
     started: Instant,
     stats: &'static Stats,
 }
@@ -66,35 +77,78 @@ impl Server {
         requests: Rc<Requests>,
         phases: watch::Receiver<Phase>,
         settings: &WorkerSettings,
+        gate: Arc<Gate>,
         stats: &'static Stats,
     ) -> Self {
         let limits = settings.limits;
         let (keep_alive, header) = (limits.keep_alive_timeout, limits.header_timeout);
         let timeouts = Timeouts { keep_alive, grace: settings.drain_idle_grace, header };
         let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
-        Self { instances, requests, phases, timeouts, limits, places, waiting, started: Instant::now(), stats }
+        Self {
+            instances,
+            requests,
+            phases,
+            timeouts,
+            limits,
+            places,
+            waiting,
+            gate,
+            connections: RefCell::default(),
+            last_connection: Cell::new(0),
+            started: Instant::now(),
+            stats,
+        }
     }
 
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
     pub(super) async fn serve(self: Rc<Self>, connection: Connection, alive: mpsc::Sender<()>) {
-        let _connection = self.stats.connections.hold();
+        let held = self.stats.connections.hold();
+        let admission = connection.admission;
         match connection.into_stream() {
-            Ok(Stream::Tcp(stream)) => self.serve_stream(stream, alive).await,
-            Ok(Stream::Unix(stream)) => self.serve_stream(stream, alive).await,
+            Ok(Stream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
+            Ok(Stream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
             // The client reset it while it was queued.
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
+        drop(held);
+        if admission == Admission::Refuse {
+            self.gate.refused();
+        }
     }
 
-    async fn serve_stream<S>(self: Rc<Self>, stream: S, alive: mpsc::Sender<()>)
+    /// Closes the connection that has been idle for longest, if there are too many.
+    fn make_room(&self) {
+        let mut connections = self.connections.borrow_mut();
+        if connections.len() < self.limits.max_connections {
+            return;
+        }
+        let idle = connections.iter().filter_map(|(&number, watch)| Some((watch.idle_since()?, number)));
+        if let Some((_, number)) = idle.min()
+            && let Some(longest) = connections.remove(&number)
+        {
+            longest.evict();
+        }
+    }
+
+    async fn serve_stream<S>(self: Rc<Self>, stream: S, admission: Admission, alive: mpsc::Sender<()>)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let watch = Rc::new(Watch::new(self.started, self.timeouts));
+        let timeouts = match admission {
+            Admission::Serve => self.timeouts,
+            // It has been queued for long: its request is there, or it has none.
+            Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..self.timeouts },
+        };
+        let watch = Rc::new(Watch::new(self.started, timeouts));
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, watch, alive) = (self.clone(), watch.clone(), alive.clone());
-            async move { Ok::<_, Infallible>(server.answer(request, watch, alive).await) }
+            async move {
+                Ok::<_, Infallible>(match admission {
+                    Admission::Serve => server.answer(request, watch, alive).await,
+                    Admission::Refuse => server.refuse(&request, watch),
+                })
+            }
         });
         let mut http = http1::Builder::new();
         http.max_buf_size(self.limits.max_header_bytes).max_headers(self.limits.max_headers).half_close(false);
@@ -102,12 +156,21 @@ impl Server {
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
         let (mut timer, mut stall) = (Timer::default(), Timer::default());
+        let _listed = Listed::new(&self, watch.clone());
+        self.make_room();
         poll_fn(|context| {
+            watch.polled(context);
             if !watch.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
                 watch.step(Event::DrainBegan);
             }
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
                 watch.step(how_it_ended(ended, &watch));
+                return Poll::Ready(());
+            }
+            if watch.idle_since().is_some() {
+                self.make_room();
+            }
+            if watch.duty() == Duty::Close {
                 return Poll::Ready(());
             }
             if let Some(moved_at) = watch.moved_at()
@@ -139,9 +202,10 @@ impl Server {
 
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
         let in_flight = Rc::new(self.requests.begin());
+        let id = in_flight.id;
         let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
         let answer = match authority(&request) {
-            Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(),
+            Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(id),
             Some(authority) => {
                 let method = request.method().clone();
                 // Where HTTP/1.0 has none: guests get their authority from it.
@@ -150,7 +214,7 @@ impl Server {
                 }
                 let Some(place) = self.place().await else {
                     self.stats.rejected.increment();
-                    return self.finish(busy(), &watch, answering);
+                    return self.finish(busy(id), &watch, answering);
                 };
                 let (request, upload) = Upload::wrap(request, self.limits.max_body);
                 let (head, call) = self.instances.call(request, authority);
@@ -158,8 +222,17 @@ impl Server {
                 let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
                 drive(head, call, tail, &upload, &method).await
             }
-            None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header\n"),
+            None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header", id),
         };
+        self.finish(answer, &watch, answering)
+    }
+
+    /// Tells the client to come again, and to go.
+    fn refuse(&self, request: &Request<Incoming>, watch: Rc<Watch>) -> Answer {
+        self.stats.rejected.increment();
+        let in_flight = Rc::new(self.requests.begin());
+        let answer = closing(busy(in_flight.id));
+        let answering = watch.clone().answering(in_flight, !request.body().is_end_stream());
         self.finish(answer, &watch, answering)
     }
 
@@ -185,6 +258,27 @@ impl Server {
         let _waits = Waits::begin(&self.waiting);
         let place = self.places.clone().acquire_owned();
         tokio::time::timeout(self.limits.request_timeout, place).await.ok()?.ok()
+    }
+}
+
+/// A connection in its server's list.
+struct Listed<'a> {
+    server: &'a Server,
+    number: u64,
+}
+
+impl<'a> Listed<'a> {
+    fn new(server: &'a Server, watch: Rc<Watch>) -> Self {
+        let number = server.last_connection.get() + 1;
+        server.last_connection.set(number);
+        server.connections.borrow_mut().insert(number, watch);
+        Self { server, number }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.server.connections.borrow_mut().remove(&self.number);
     }
 }
 
@@ -277,43 +371,66 @@ async fn drive(
         return tail.timed_out(upload);
     };
     match (ended, head) {
-        (_, None) => too_large(),
+        (_, None) => too_large(tail.id()),
         (Some(Err(Failure::Full)), _) => {
             tail.stats.rejected.increment();
-            busy()
+            busy(tail.id())
         }
         // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
         (Some(Err(Failure::Trap(error))), _) => {
             tail.trapped(&error);
-            internal_error()
+            internal_error(tail.id())
         }
         (ended, Some(Ok(Ok(head)))) => {
             let call = if ended.is_some() { None } else { Some(call) };
             let (head, frames) = head.into_parts();
+            if let Some(fault) = fault(&head) {
+                tracing::warn!(request = tail.request(), "the guest's answer cannot be sent: {fault}");
+                return internal_error(tail.id());
+            }
             let body = Body::of_guest(&head, frames, call, tail, method);
             Response::from_parts(head, body)
         }
         (_, Some(Ok(Err(code)))) => {
             tracing::warn!(request = tail.request(), "the guest answered with an error: {code}");
-            internal_error()
+            internal_error(tail.id())
         }
         (_, Some(Err(_))) => {
             let request = tail.request();
             tracing::warn!(request, "the guest gave up its chance to answer without setting a response");
-            internal_error()
+            internal_error(tail.id())
         }
     }
 }
 
-fn busy() -> Answer {
-    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy\n");
+/// What is wrong with the head of a guest's answer, if anything: what would change where the answer ends.
+fn fault(head: &http::response::Parts) -> Option<&'static str> {
+    if head.status.is_informational() {
+        return Some("its status is informational, and says that another follows");
+    }
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(_), Some(_)) => Some("it has more than one content-length"),
+        (Some(_), None) if content_length(&head.headers).is_none() => Some("its content-length is no number"),
+        _ => None,
+    }
+}
+
+/// As RFC 9110, section 8.6, has it: digits and nothing else.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let digits = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+fn busy(request: RequestId) -> Answer {
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy", request);
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }
 
 /// The rest of the body is not read.
-fn too_large() -> Answer {
-    closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"))
+fn too_large(request: RequestId) -> Answer {
+    closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", request))
 }
 
 fn closing(mut answer: Answer) -> Answer {
@@ -321,14 +438,19 @@ fn closing(mut answer: Answer) -> Answer {
     answer
 }
 
-fn internal_error() -> Answer {
-    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+fn internal_error(request: RequestId) -> Answer {
+    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error", request)
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Answer {
-    let mut answer = Response::new(Body::text(text));
+/// An answer of our own. All that it tells of what happened inside is how the log calls the request.
+fn plain(status: StatusCode, text: &str, request: RequestId) -> Answer {
+    let request = request.to_string();
+    let mut answer = Response::new(Body::text(format!("{text} (request {request})\n")));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if let Ok(request) = HeaderValue::try_from(request) {
+        answer.headers_mut().insert(REQUEST_ID, request);
+    }
     answer
 }
 
@@ -343,9 +465,13 @@ struct Tail {
 }
 
 impl Tail {
+    fn id(&self) -> RequestId {
+        self.in_flight.id
+    }
+
     /// What the request is called.
     fn request(&self) -> String {
-        self.in_flight.id.to_string()
+        self.id().to_string()
     }
 
     fn trapped(&self, error: &wasmtime::Error) {
@@ -360,10 +486,10 @@ impl Tail {
         let (request, limit) = (self.request(), self.limit);
         if upload.is(Progress::Expected) {
             tracing::warn!(request, "no answer within {limit:?}; its body had not come to its end");
-            return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"));
+            return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long", self.id()));
         }
         tracing::warn!(request, "no answer within {limit:?}");
-        plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long\n")
+        plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long", self.id())
     }
 }
 
@@ -379,8 +505,8 @@ struct Body {
 }
 
 impl Body {
-    fn text(text: &'static str) -> Self {
-        let frames = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
+    fn text(text: String) -> Self {
+        let frames = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
         Self { frames: Some(frames), call: None, tail: None, remaining: None, answering: None }
     }
 
@@ -393,8 +519,7 @@ impl Body {
     ) -> Self {
         let bodyless =
             method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let declared = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let remaining = if bodyless { Some(0) } else { declared };
+        let remaining = if bodyless { Some(0) } else { content_length(&head.headers) };
         Self { frames: Some(frames), call, tail: Some(tail), remaining, answering: None }
     }
 
@@ -447,8 +572,12 @@ impl http_body::Body for Body {
         };
         match ready!(Pin::new(frames).poll_frame(context)) {
             Some(Ok(frame)) => {
-                if let (Some(remaining), Some(data)) = (&mut self.remaining, frame.data_ref()) {
-                    *remaining = remaining.saturating_sub(data.len() as u64);
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match self.remaining.map(|remaining| remaining.checked_sub(length)) {
+                    // Hyper would drop what is over, and the client take the answer for whole.
+                    Some(None) => return self.cut(Error::HttpResponseBodySize(None)),
+                    Some(rest) => self.remaining = rest,
+                    None => {}
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -1,113 +1,39 @@
-//! Instances of the component: what one may see of the world, and how a request is handed to a fresh one.
+//! Instances of the component, and how a request is handed to a fresh one.
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use tokio::sync::oneshot;
-use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
-use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
-use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime::component::Component;
+use wasmtime::{Engine, Store};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
-use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
-    WasiHttpView,
-};
+use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
-use super::stdio::{GuestOutput, Sink};
+use super::guest::{Guest, World};
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, WorkerSettings};
 use crate::engine;
 use crate::ipc::Identity;
-use crate::pipe::LineWriter;
 use crate::stats::Stats;
 
 /// How often running guests give way to the executor.
 const EPOCH: Duration = Duration::from_millis(10);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
-
-mod bindings {
-    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
-}
-use bindings::wasmcluster::worker::identity;
-
-/// What one instance may see of the world: the data of its store.
-pub(crate) struct Guest {
-    wasi: WasiCtx,
-    http: WasiHttpCtx,
-    table: ResourceTable,
-    hooks: Hooks,
-    limits: StoreLimits,
-    identity: Arc<Identity>,
-}
-
-impl WasiView for Guest {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
-    }
-}
-
-impl WasiHttpView for Guest {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
-    }
-}
-
-impl identity::Host for Guest {
-    fn current(&mut self) -> identity::Worker {
-        let identity = &self.identity;
-        identity::Worker {
-            id: identity.worker.0,
-            slot: identity.slot.0,
-            pid: std::process::id(),
-            generation: identity.generation.0,
-            digest: identity.digest.clone(),
-            workers: identity.workers,
-        }
-    }
-}
-
-/// Adds `wasmcluster:worker/identity`.
-pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
-}
-
-/// Outbound requests: none, as long as no host can be granted.
-struct Hooks;
-
-type Sent = Result<(), Error>;
-
-impl WasiHttpHooks for Hooks {
-    /// As by default, without an allocation for each header.
-    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        DEFAULT_FORBIDDEN_HEADERS.contains(name)
-    }
-
-    fn send_request(
-        &mut self,
-        _: Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Box<dyn Future<Output = Sent> + Send>,
-    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Box<dyn Future<Output = Sent> + Send>), Error>> + Send>
-    {
-        Box::new(async { Err(Error::HttpRequestDenied) })
-    }
-}
 
 /// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
 pub(super) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
@@ -118,7 +44,7 @@ pub(super) type Call = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 /// Why a guest did not end well.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// All instances of the pool are in use.
+    /// All instances of the pool are in use, or their memory is.
     Full,
     /// It trapped, or broke a rule of its interfaces.
     Trap(wasmtime::Error),
@@ -126,8 +52,13 @@ pub(super) enum Failure {
 
 impl From<wasmtime::Error> for Failure {
     fn from(error: wasmtime::Error) -> Self {
-        if error.is::<wasmtime::PoolConcurrencyLimitError>() { Self::Full } else { Self::Trap(error) }
+        Self::Trap(error)
     }
+}
+
+fn not_instantiated(store: &Store<Guest>, error: wasmtime::Error) -> Failure {
+    let is_full = error.is::<wasmtime::PoolConcurrencyLimitError>() || store.data().is_starved();
+    if is_full { Failure::Full } else { Failure::Trap(error) }
 }
 
 enum Linked {
@@ -139,11 +70,7 @@ enum Linked {
 pub(super) struct Instances {
     engine: Engine,
     linked: Linked,
-    env: Vec<(String, String)>,
-    max_memory: usize,
-    identity: Arc<Identity>,
-    stdout: Arc<Sink>,
-    stderr: Arc<Sink>,
+    world: World,
 }
 
 impl Instances {
@@ -165,21 +92,12 @@ impl Instances {
             WasiHttp::V0_3 => Linked::V0_3(ServicePre::new(pre)?),
         };
         tick(engine.clone())?;
-        let sink = |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::new(fd), stats)));
-        Ok(Self {
-            engine,
-            linked,
-            env: settings.env.clone(),
-            max_memory: settings.limits.max_memory,
-            identity: Arc::new(identity),
-            stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
-            stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
-        })
+        Ok(Self { engine, linked, world: World::new(settings, identity, stats)? })
     }
 
     /// Instantiates once and drops the instance.
     pub(super) async fn probe(&self) -> wasmtime::Result<()> {
-        let mut store = self.store();
+        let mut store = self.world.store(&self.engine);
         match &self.linked {
             Linked::V0_2(pre) => pre.instantiate_async(&mut store).await.map(drop),
             Linked::V0_3(pre) => pre.instantiate_async(&mut store).await.map(drop),
@@ -225,36 +143,12 @@ impl Instances {
     {
         let (head, receiver) = oneshot::channel();
         let call: Call = match &self.linked {
-            Linked::V0_2(pre) => Box::pin(call_v0_2(self.store(), pre.clone(), request, head)),
-            Linked::V0_3(pre) => Box::pin(call_v0_3(self.store(), pre.clone(), request, authority, head)),
+            Linked::V0_2(pre) => Box::pin(call_v0_2(self.world.store(&self.engine), pre.clone(), request, head)),
+            Linked::V0_3(pre) => {
+                Box::pin(call_v0_3(self.world.store(&self.engine), pre.clone(), request, authority, head))
+            }
         };
         (receiver, call)
-    }
-
-    fn store(&self) -> Store<Guest> {
-        let guest = Guest {
-            wasi: self.wasi(),
-            http: WasiHttpCtx::new(),
-            table: ResourceTable::new(),
-            hooks: Hooks,
-            limits: StoreLimitsBuilder::new().memory_size(self.max_memory).build(),
-            identity: self.identity.clone(),
-        };
-        let mut store = Store::new(&self.engine, guest);
-        store.limiter(|guest| &mut guest.limits);
-        store.set_epoch_deadline(1);
-        // `yield_now` lets the executor look at its sockets and timers before the guest goes on; a plain yield wakes
-        // itself at once, and tokio would look only every 61 turns.
-        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
-        store
-    }
-
-    fn wasi(&self) -> WasiCtx {
-        WasiCtxBuilder::new()
-            .envs(&self.env)
-            .stdout(GuestOutput::new(self.stdout.clone()))
-            .stderr(GuestOutput::new(self.stderr.clone()))
-            .build()
     }
 }
 
@@ -279,7 +173,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let proxy = pre.instantiate_async(&mut store).await?;
+    let proxy = pre.instantiate_async(&mut store).await.map_err(|error| not_instantiated(&store, error))?;
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
     let out = view.new_response_outparam_from_callback(move |answer| {
@@ -294,7 +188,7 @@ where
 /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
 /// would end it well.
 fn abort_open_bodies(guest: &mut Guest) {
-    for body in guest.table.iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>()) {
+    for body in guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>()) {
         let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
         std::mem::replace(body, closed).abort();
     }
@@ -311,9 +205,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let service = pre.instantiate_async(&mut store).await?;
+    let service = pre.instantiate_async(&mut store).await.map_err(|error| not_instantiated(&store, error))?;
     let (parts, body) = request.into_parts();
-    let headers = FieldMap::new_immutable(&mut store.data_mut().hooks, parts.headers);
+    let headers = FieldMap::new_immutable(store.data_mut().http().hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
     let (request, _sent) =
         p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);

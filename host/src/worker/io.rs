@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -33,6 +33,8 @@ pub(super) struct Watch {
     client_left: Cell<bool>,
     /// When a byte last moved, while an answer's body is under way.
     moved_at: Cell<Option<Instant>>,
+    /// Of the connection's task.
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Watch {
@@ -46,6 +48,7 @@ impl Watch {
             has_upload: Cell::new(false),
             client_left: Cell::new(false),
             moved_at: Cell::new(None),
+            waker: RefCell::new(None),
         }
     }
 
@@ -55,6 +58,27 @@ impl Watch {
 
     pub(super) fn duty(&self) -> Duty {
         self.machine.borrow().duty()
+    }
+
+    /// When it became idle, if it is.
+    pub(super) fn idle_since(&self) -> Option<drain::Time> {
+        self.machine.borrow().idle_since()
+    }
+
+    /// Closes the connection, if it is idle, to make room for another.
+    pub(super) fn evict(&self) {
+        self.step(Event::Evicted);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The connection's task is polled.
+    pub(super) fn polled(&self, context: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
     }
 
     pub(super) fn is_draining(&self) -> bool {

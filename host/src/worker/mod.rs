@@ -7,9 +7,12 @@
 mod accept;
 mod drain;
 mod guardian;
+mod guest;
 mod http;
 mod instance;
 mod io;
+mod outbound;
+mod quota;
 mod requests;
 mod stdio;
 mod upload;
@@ -22,17 +25,17 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{HealthPath, LiveConfig, WorkerSettings};
+use crate::config::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
 use crate::limits;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
-use accept::{Acceptor, Connection};
+use accept::{Connection, Gate};
 use guardian::Guardian;
 use instance::Instances;
 use requests::Requests;
 
-pub(crate) use instance::{Guest, add_identity};
+pub(crate) use guest::{Guest, add_identity};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -40,10 +43,6 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a worker that is ready and serves nobody yet checks its health.
 const HEALTH_CHECK: Duration = Duration::from_millis(100);
-/// Connections that wait between the accept threads and the executor; with the one that an accept thread holds in its
-/// hand, a wedged worker swallows eight.
-const HAND_OFF: usize = 7;
-
 /// What the worker is to do. It only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
@@ -90,12 +89,13 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
     let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
-    let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(log)));
+    let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);
     let _span = span.enter();
 
     limits::raise_descriptor_limit();
+    limits::restrain_worker();
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
     let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
@@ -130,8 +130,9 @@ fn run(
                 reason = becomes_unhealthy(&instances, path, primary) => primary.send(&ToPrimary::Unhealthy { reason }, &[])?,
             }
         }
-        let server = http::Server::new(instances, requests, phases.clone(), &settings, stats);
-        serve(Rc::new(server), primary, listeners, phases).await
+        let gate = Arc::new(Gate::new(&settings.limits, stats));
+        let server = http::Server::new(instances, requests, phases.clone(), &settings, gate.clone(), stats);
+        serve(Rc::new(server), primary, listeners, &gate, phases).await
     })
 }
 
@@ -196,6 +197,7 @@ async fn serve(
     server: Rc<http::Server>,
     primary: &WorkerEnd,
     listeners: Vec<OwnedFd>,
+    gate: &Arc<Gate>,
     mut phases: watch::Receiver<Phase>,
 ) -> anyhow::Result<()> {
     let local = tokio::task::LocalSet::new();
@@ -205,12 +207,7 @@ async fn serve(
             if *phases.wait_for(|&phase| phase > Phase::Waiting).await? == Phase::Draining {
                 return Ok(());
             }
-            let (sender, mut connections) = mpsc::channel(HAND_OFF);
-            let acceptors = listeners
-                .into_iter()
-                .map(|listener| Acceptor::start(listener, sender.clone()))
-                .collect::<std::io::Result<Vec<_>>>()?;
-            drop(sender);
+            let (acceptors, mut connections) = accept::start(listeners, gate)?;
             primary.send(&ToPrimary::Accepting, &[])?;
             let (alive, mut all_done) = mpsc::channel::<()>(1);
             loop {
@@ -245,5 +242,6 @@ async fn serve(
 }
 
 fn start(server: &Rc<http::Server>, connection: Connection, alive: mpsc::Sender<()>) {
+    server.gate.taken();
     tokio::task::spawn_local(http::Server::serve(server.clone(), connection, alive));
 }

@@ -1,0 +1,127 @@
+//! `wasmcluster inspect`: what a component is, what it asks for, and what it would run with.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::artifact;
+use crate::component::{Grant, WasiHttp, grant};
+use crate::config::{InForce, Settings};
+
+/// What `inspect --json` prints. Its shape is a contract: fields are added, none is taken away.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    schema: u32,
+    source: &'a Path,
+    digest: String,
+    /// The version of WASI that it answers HTTP with; `null` if it cannot be served.
+    wasi: Option<WasiHttp>,
+    world: Option<&'static str>,
+    /// Why it cannot be served.
+    refusal: Option<String>,
+    imports: Vec<Import>,
+    exports: Vec<String>,
+    /// Flags that grant what it imports.
+    grants: Vec<&'static str>,
+    limits: InForce,
+}
+
+#[derive(Debug, Serialize)]
+struct Import {
+    name: String,
+    #[serde(flatten)]
+    needs: Needs,
+}
+
+/// As people and programs read it.
+#[derive(Debug, Serialize)]
+struct Needs {
+    /// `given`, `flag`, `denied` or `unknown`.
+    access: &'static str,
+    flag: Option<&'static str>,
+}
+
+impl From<Grant> for Needs {
+    fn from(grant: Grant) -> Self {
+        let (access, flag) = match grant {
+            Grant::Given => ("given", None),
+            Grant::Flag(flag) => ("flag", Some(flag)),
+            Grant::Denied => ("denied", None),
+            Grant::Unknown => ("unknown", None),
+        };
+        Self { access, flag }
+    }
+}
+
+/// Prints what is known; an error if it could not be served.
+pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let app = &settings.app;
+    let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
+    let (digest, surface) = artifact::inspect(app).map_err(|error| failed(&error))?;
+    let handler = surface.handler();
+    let imports: Vec<Import> =
+        surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name).into() }).collect();
+    let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
+    grants.dedup();
+    let wasi = handler.as_ref().ok().copied();
+    let world = wasi.map(|wasi| match wasi {
+        WasiHttp::V0_2 => "wasi:http/proxy",
+        WasiHttp::V0_3 => "wasi:http/service",
+    });
+    let refusal = handler.err();
+    let report = Report {
+        schema: 1,
+        source: app,
+        digest,
+        wasi,
+        world,
+        refusal: refusal.as_ref().map(ToString::to_string),
+        imports,
+        exports: surface.exports,
+        grants,
+        limits: settings.limits.in_force(),
+    };
+    let text = if json { format!("{}\n", serde_json::to_string(&report)?) } else { for_people(&report) };
+    super::print(text.as_bytes())?;
+    refusal.map_or(Ok(()), |refusal| Err(failed(&refusal)))
+}
+
+fn for_people(report: &Report<'_>) -> String {
+    let Report { source, digest, wasi, world, imports, exports, limits, .. } = report;
+    let version = match wasi {
+        Some(WasiHttp::V0_2) => "WASI 0.2",
+        Some(WasiHttp::V0_3) => "WASI 0.3",
+        None => "it cannot be served",
+    };
+    let mut text = format!("{}: a component, {version}", source.display());
+    if let Some(world) = world {
+        text.push_str(&format!(", world {world}"));
+    }
+    text.push_str(&format!("\n{digest}\n\nExports\n"));
+    for export in exports {
+        text.push_str(&format!("  {export}\n"));
+    }
+    text.push_str("\nImports\n");
+    let width = imports.iter().map(|import| import.name.len()).max().unwrap_or(0);
+    for Import { name, needs } in imports {
+        let note = match (needs.access, needs.flag) {
+            (_, Some(flag)) => format!("says no unless granted: {flag}"),
+            ("denied", _) => "says no; no flag grants it".into(),
+            ("unknown", _) => "not provided".into(),
+            _ => String::new(),
+        };
+        text.push_str(format!("  {name:width$}  {note}").trim_end());
+        text.push('\n');
+    }
+    text.push_str("\nLimits, by flag\n");
+    list(&mut text, &limits.by_flag);
+    text.push_str("\nLimits that no flag changes (of an instance, unless they say otherwise)\n");
+    list(&mut text, &limits.fixed);
+    text
+}
+
+fn list(text: &mut String, limits: &std::collections::BTreeMap<String, String>) {
+    for (name, value) in limits {
+        text.push_str(&format!("  {name:20}  {value}\n"));
+    }
+}

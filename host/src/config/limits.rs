@@ -1,0 +1,150 @@
+//! What one request, its guest and its worker may take: what flags say, and what is fixed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// Guests are interrupted no more often than this.
+const MIN_TIMEOUT: Duration = Duration::from_millis(10);
+/// Hyper's own bound, and one beyond all sense.
+const MIN_HEADER_BYTES: usize = 8 * 1024;
+const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
+/// As many as there are instances in a worker's pool.
+const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
+/// Each takes a descriptor, of which a process has a million at most on most machines.
+const MAX_CONNECTIONS: usize = 1_000_000;
+/// As many as hyper can count.
+const MAX_HEADERS: usize = 32 * 1024;
+/// All that 32 bits can address.
+const MAX_MEMORY: usize = 4 * 1024 * 1024 * 1024;
+
+/// Instances that may live at the same time in one worker, from its pool.
+pub(crate) const MAX_INSTANCES: u32 = 1000;
+/// Bytes of stack that a guest may use, before it traps.
+pub(crate) const MAX_STACK: usize = 512 * 1024;
+/// Core instances, tables and memories of one instance of a component.
+pub(crate) const MAX_CORE_INSTANCES: usize = 200;
+pub(crate) const MAX_TABLES: usize = 40;
+pub(crate) const MAX_MEMORIES: usize = 20;
+/// Elements that each table may have.
+pub(crate) const MAX_TABLE_ELEMENTS: usize = 64 * 1024;
+/// Resources of the host's that one instance may hold: streams, fields, pollables. Wasmtime's default is a million.
+pub(crate) const MAX_HANDLES: usize = 10_000;
+/// Bytes that a guest may hand to the host in one call. Wasmtime's default is 128 MiB.
+pub(crate) const MAX_HOSTCALL: usize = 16 * 1024 * 1024;
+/// Bytes of all header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.
+pub(crate) const MAX_FIELDS: usize = 96 * 1024;
+/// Random bytes that a guest may have at once. Wasmtime's default is 64 MiB.
+pub(crate) const MAX_RANDOM: u64 = 1024 * 1024;
+/// Bytes that the guests of one worker may print in a second, and as much again in a burst.
+pub(crate) const MAX_OUTPUT: u32 = 1024 * 1024;
+
+/// What flags say, for each worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    /// From the request's head to the answer's.
+    pub(crate) request_timeout: Duration,
+    /// Without a byte, while an answer's body is under way.
+    pub(crate) stream_timeout: Duration,
+    /// From the first byte of a request's head to its last.
+    pub(crate) header_timeout: Duration,
+    /// Of a connection, before the first byte of the next request.
+    pub(crate) keep_alive_timeout: Duration,
+    /// Requests of one worker; as many again wait.
+    pub(crate) max_in_flight: usize,
+    /// Connections of one worker.
+    pub(crate) max_connections: usize,
+    /// In bytes, as the next.
+    pub(crate) max_body: u64,
+    pub(crate) max_header_bytes: usize,
+    pub(crate) max_headers: usize,
+    /// Of all linear memories of an instance together, in bytes.
+    pub(crate) max_memory: usize,
+    /// Of all instances of a worker together.
+    pub(crate) max_worker_memory: usize,
+}
+
+impl Limits {
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.request_timeout >= MIN_TIMEOUT, "--request-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.header_timeout >= MIN_TIMEOUT, "--header-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.keep_alive_timeout >= MIN_TIMEOUT, "--keep-alive-timeout must be at least {MIN_TIMEOUT:?}");
+        let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
+        ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
+        ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
+        ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
+        ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
+        ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
+        ensure!(
+            self.max_worker_memory >= self.max_memory,
+            "--max-worker-memory {} is less than --max-memory {}, what one instance may have",
+            size(self.max_worker_memory),
+            size(self.max_memory)
+        );
+        Ok(())
+    }
+
+    /// All limits in force: those that flags say, by the flags' names and in the form that the flags take, and those
+    /// that are fixed.
+    pub(crate) fn in_force(&self) -> InForce {
+        let time = |time: Duration| humantime::format_duration(time).to_string();
+        let by_flag = [
+            ("header-timeout", time(self.header_timeout)),
+            ("keep-alive-timeout", time(self.keep_alive_timeout)),
+            ("max-body", size(self.max_body)),
+            ("max-connections", self.max_connections.to_string()),
+            ("max-header-bytes", size(self.max_header_bytes)),
+            ("max-headers", self.max_headers.to_string()),
+            ("max-in-flight", self.max_in_flight.to_string()),
+            ("max-memory", size(self.max_memory)),
+            ("max-worker-memory", size(self.max_worker_memory)),
+            ("request-timeout", time(self.request_timeout)),
+            ("stream-timeout", time(self.stream_timeout)),
+        ];
+        let fixed = [
+            ("core-instances", MAX_CORE_INSTANCES.to_string()),
+            ("fields", size(MAX_FIELDS)),
+            ("handles", MAX_HANDLES.to_string()),
+            ("host-call", size(MAX_HOSTCALL)),
+            ("instances-per-worker", MAX_INSTANCES.to_string()),
+            ("memories", MAX_MEMORIES.to_string()),
+            ("output-per-second", size(MAX_OUTPUT)),
+            ("random", size(MAX_RANDOM)),
+            ("stack", size(MAX_STACK)),
+            ("table-elements", MAX_TABLE_ELEMENTS.to_string()),
+            ("tables", MAX_TABLES.to_string()),
+        ];
+        let map = |pairs: [(&str, String); 11]| pairs.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        InForce { by_flag: map(by_flag), fixed: map(fixed) }
+    }
+}
+
+/// The limits in force, as `status` and `inspect` show them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InForce {
+    /// By the names of flags, in the form that they take: `30s`, `64 MiB`.
+    #[serde(flatten)]
+    pub(crate) by_flag: BTreeMap<String, String>,
+    /// What no flag changes, of an instance unless the name says otherwise.
+    pub(crate) fixed: BTreeMap<String, String>,
+}
+
+fn size(bytes: impl TryInto<u64>) -> String {
+    ByteSize(bytes.try_into().unwrap_or(u64::MAX)).display().iec().to_string().replace(' ', "").replace(".0", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_shown_as_they_are_written() {
+        for (bytes, text) in [(64 << 20, "64MiB"), (512 << 10, "512KiB"), (1536 << 20, "1.5GiB"), (7, "7B")] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

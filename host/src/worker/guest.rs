@@ -1,0 +1,131 @@
+//! What one instance may see of the world, and how much of it: the data of its store.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use super::outbound::Hooks;
+use super::quota::{Budget, Quota};
+use super::stdio::{GuestOutput, Sink};
+use crate::config::{MAX_FIELDS, MAX_HANDLES, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings};
+use crate::ipc::Identity;
+use crate::pipe::LineWriter;
+use crate::stats::Stats;
+
+mod bindings {
+    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+}
+use bindings::wasmcluster::worker::identity;
+
+/// One instance's.
+pub(crate) struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    hooks: Hooks,
+    quota: Quota,
+    identity: Arc<Identity>,
+}
+
+impl Guest {
+    /// Whether it was refused memory because other instances have it.
+    pub(super) fn is_starved(&self) -> bool {
+        self.quota.is_starved()
+    }
+
+    pub(super) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+impl identity::Host for Guest {
+    fn current(&mut self) -> identity::Worker {
+        let identity = &self.identity;
+        identity::Worker {
+            id: identity.worker.0,
+            slot: identity.slot.0,
+            pid: std::process::id(),
+            generation: identity.generation.0,
+            digest: identity.digest.clone(),
+            workers: identity.workers,
+        }
+    }
+}
+
+/// Adds `wasmcluster:worker/identity`.
+pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
+}
+
+/// What all instances of a worker have in common.
+pub(super) struct World {
+    env: Vec<(String, String)>,
+    max_memory: usize,
+    budget: Arc<Budget>,
+    identity: Arc<Identity>,
+    stdout: Arc<Sink>,
+    stderr: Arc<Sink>,
+}
+
+impl World {
+    pub(super) fn new(settings: &WorkerSettings, identity: Identity, stats: &'static Stats) -> io::Result<Self> {
+        let sink =
+            |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
+        Ok(Self {
+            env: settings.env.clone(),
+            max_memory: settings.limits.max_memory,
+            budget: Budget::new(settings.limits.max_worker_memory),
+            identity: Arc::new(identity),
+            stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
+            stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
+        })
+    }
+
+    /// The store of a fresh instance.
+    pub(super) fn store(&self, engine: &Engine) -> Store<Guest> {
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_FIELDS);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        let quota = Quota::new(self.budget.clone(), self.max_memory);
+        let guest = Guest { wasi: self.wasi(), http, table, hooks: Hooks, quota, identity: self.identity.clone() };
+        let mut store = Store::new(engine, guest);
+        store.limiter(|guest| &mut guest.quota);
+        store.set_hostcall_fuel(MAX_HOSTCALL);
+        store.set_max_component_handles(MAX_HANDLES);
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(MAX_HANDLES);
+        }
+        store.set_epoch_deadline(1);
+        // `yield_now` lets the executor look at its sockets and timers before the guest goes on; a plain yield wakes
+        // itself at once, and tokio would look only every 61 turns.
+        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+        store
+    }
+
+    fn wasi(&self) -> WasiCtx {
+        WasiCtxBuilder::new()
+            .envs(&self.env)
+            .max_random_size(MAX_RANDOM)
+            .stdout(GuestOutput::new(self.stdout.clone()))
+            .stderr(GuestOutput::new(self.stderr.clone()))
+            .build()
+    }
+}

@@ -1,0 +1,114 @@
+//! How much memory instances may have: each of them, and all of a worker together. What is over is refused to the guest
+//! that asks, long before the kernel would have to end a process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use wasmtime::ResourceLimiter;
+
+use crate::config::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+
+/// Bytes that a worker's instances may still take.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicUsize);
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(bytes)))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What one instance has of it, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Quota {
+    budget: Arc<Budget>,
+    /// Bytes that the instance may have.
+    max: usize,
+    /// Never less than it really has: growth that was granted and failed all the same is not given back, since wasmtime
+    /// reports failures also where nothing was granted before.
+    held: usize,
+    /// Something was refused because its siblings have the rest.
+    is_starved: bool,
+}
+
+impl Quota {
+    pub(super) fn new(budget: Arc<Budget>, max: usize) -> Self {
+        Self { budget, max, held: 0, is_starved: false }
+    }
+
+    /// Whether it was refused what it might have had with fewer siblings.
+    pub(super) fn is_starved(&self) -> bool {
+        self.is_starved
+    }
+}
+
+impl ResourceLimiter for Quota {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let more = desired.saturating_sub(current);
+        if maximum.is_some_and(|maximum| desired > maximum) || more > self.max - self.held {
+            return Ok(false);
+        }
+        if !self.budget.take(more) {
+            self.is_starved = true;
+            return Ok(false);
+        }
+        self.held += more;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= MAX_TABLE_ELEMENTS)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_CORE_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        self.budget.give_back(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shared_and_given_back() {
+        let budget = Budget::new(100);
+        let mut one = Quota::new(budget.clone(), 60);
+        let mut other = Quota::new(budget.clone(), 60);
+        let grow = |quota: &mut Quota, from, to| quota.memory_growing(from, to, None).unwrap();
+        assert!(grow(&mut one, 0, 50));
+        assert!(!grow(&mut one, 50, 61), "more than one may have");
+        assert!(!one.memory_growing(50, 55, Some(52)).unwrap(), "more than it said itself");
+        assert!(!one.is_starved());
+        assert!(grow(&mut other, 0, 50));
+        assert!(!grow(&mut other, 50, 60), "the rest is taken");
+        assert!(other.is_starved());
+        drop(one);
+        assert!(grow(&mut other, 50, 60));
+        // A second memory counts too.
+        assert!(!grow(&mut other, 0, 10));
+        drop(other);
+        assert_eq!(budget.0.load(Ordering::Relaxed), 100);
+    }
+}
