@@ -17,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::component::WasiHttp;
+use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
 use crate::limits::memory_of_this_machine;
 use crate::listener::ListenAddr;
 use crate::logging::{LogFormat, LogLevel, Logging};
@@ -31,6 +32,8 @@ const DEFAULT_FILE: &str = "wasmcluster.toml";
 pub(crate) const MAX_WORKERS: u32 = 1024;
 /// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
 const MAX_LISTENERS: usize = 32;
+/// Hosts that guests may be granted: each outbound request looks at all of them.
+const MAX_GRANTS: usize = 1024;
 /// Longest time that can be asked for: no sum of such times overflows.
 const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// An executor shows twice a second that it turns.
@@ -80,6 +83,19 @@ pub(crate) struct Options {
     #[arg(long, value_name = "K=V", value_parser = parse_variable)]
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
+
+    /// Environment variable of this process that the guests see too. Can be repeated
+    #[arg(long, value_name = "K")]
+    pub(crate) env_inherit: Vec<String>,
+
+    /// Folder that the guests may open, under another path; with :ro they may only read. Can be repeated
+    #[arg(long, value_name = "HOST::GUEST[:ro]")]
+    pub(crate) dir: Vec<DirGrant>,
+
+    /// Host that the guests may send requests to: https://api.example.com, http://10.1.2.3:8080, https://*.example.com,
+    /// http://10.0.0.0:8080/8 for a network, port * for any. Can be repeated
+    #[arg(long, value_name = "URL")]
+    pub(crate) allow_host: Vec<AllowHost>,
 
     /// How long a request may take from its head to the head of its answer, before it is answered 504 [default: 30s]
     #[arg(long, value_name = "TIME")]
@@ -320,7 +336,7 @@ impl Options {
         let mut env: BTreeMap<String, String> = other.env.into_iter().collect();
         env.extend(self.env);
         Self {
-            listen: if self.listen.is_empty() { other.listen } else { self.listen },
+            listen: first(self.listen, other.listen),
             backlog: self.backlog.or(other.backlog),
             workers: self.workers.or(other.workers),
             name: self.name.or(other.name),
@@ -328,6 +344,9 @@ impl Options {
             store: self.store.or(other.store),
             state_dir: self.state_dir.or(other.state_dir),
             env: env.into_iter().collect(),
+            env_inherit: first(self.env_inherit, other.env_inherit),
+            dir: first(self.dir, other.dir),
+            allow_host: first(self.allow_host, other.allow_host),
             request_timeout: self.request_timeout.or(other.request_timeout),
             stream_timeout: self.stream_timeout.or(other.stream_timeout),
             header_timeout: self.header_timeout.or(other.header_timeout),
@@ -358,6 +377,11 @@ impl Options {
     }
 }
 
+/// The first of two lists that says anything.
+fn first<T>(list: Vec<T>, or: Vec<T>) -> Vec<T> {
+    if list.is_empty() { or } else { list }
+}
+
 /// What `serve` runs with: options checked, defaults filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -374,7 +398,7 @@ pub(crate) struct Settings {
     pub(crate) resume: bool,
     /// Reload when the file changes.
     pub(crate) watch: bool,
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) granted: Granted,
     pub(crate) policy: Policy,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
@@ -418,7 +442,7 @@ impl Settings {
     pub(crate) fn for_workers(&self, http: WasiHttp) -> WorkerSettings {
         WorkerSettings {
             http,
-            env: self.env.clone(),
+            granted: self.granted.clone(),
             drain_timeout: self.policy.drain_timeout,
             drain_idle_grace: self.drain_idle_grace,
             health_path: self.health_path.clone(),
@@ -502,13 +526,51 @@ impl Settings {
                 }
             },
             state_dir,
-            env: options.env,
+            granted: Granted::new(options.env, options.env_inherit, options.dir, options.allow_host)?,
             policy,
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             health_path: options.health_path,
             limits,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
+        })
+    }
+}
+
+/// What guests were granted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Granted {
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) dirs: Vec<DirGrant>,
+    pub(crate) hosts: Grants,
+}
+
+impl Granted {
+    fn new(
+        env: Vec<(String, String)>,
+        inherited: Vec<String>,
+        dirs: Vec<DirGrant>,
+        hosts: Vec<AllowHost>,
+    ) -> anyhow::Result<Self> {
+        let mut variables = BTreeMap::new();
+        for name in inherited {
+            let value = std::env::var(&name).map_err(|error| anyhow::anyhow!("--env-inherit {name}: {error}"))?;
+            variables.insert(name, value);
+        }
+        // What is said outright wins.
+        variables.extend(env);
+        check_dirs(&dirs).map_err(anyhow::Error::msg)?;
+        ensure!(hosts.len() <= MAX_GRANTS, "--allow-host is given {} times; the limit is {MAX_GRANTS}", hosts.len());
+        let dirs = dirs.into_iter().map(|dir| {
+            let host = std::path::absolute(&dir.host)?;
+            let metadata = std::fs::metadata(&host).with_context(|| format!("--dir {dir}"))?;
+            ensure!(metadata.is_dir(), "--dir {dir}: it is no folder");
+            Ok(DirGrant { host, ..dir })
+        });
+        Ok(Self {
+            env: variables.into_iter().collect(),
+            dirs: dirs.collect::<anyhow::Result<_>>()?,
+            hosts: hosts.into(),
         })
     }
 }
@@ -560,7 +622,7 @@ fn absolute_variable(name: &str) -> Option<PathBuf> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WorkerSettings {
     pub(crate) http: WasiHttp,
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) granted: Granted,
     pub(crate) drain_timeout: Duration,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
@@ -602,6 +664,9 @@ mod tests {
             workers = 3
             log-level = "debug"
             log-format = "json"
+            env-inherit = ["HOME"]
+            dir = ["./data::/data:ro"]
+            allow-host = ["https://api.example.com"]
             [env]
             GREETING = "hello"
             "#,
@@ -609,6 +674,11 @@ mod tests {
         .unwrap();
         assert_eq!(options.listen, ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]);
         assert_eq!(options.workers, NonZeroU32::new(3));
+        assert_eq!(
+            (options.env_inherit, options.dir),
+            (vec!["HOME".into()], vec!["./data::/data:ro".parse().unwrap()])
+        );
+        assert_eq!(options.allow_host, ["https://api.example.com".parse().unwrap()]);
         assert_eq!(options.env, [("GREETING".into(), "hello".into())]);
         assert_eq!((options.log_level, options.log_format), (Some(LogLevel::Debug), Some(LogFormat::Json)));
     }
@@ -627,6 +697,8 @@ mod tests {
             ("max-worker-rss = \"much\"", "write 64KiB"),
             ("max-worker-requests = 0", "nonzero"),
             ("health-path = \"health\"", "begins with /"),
+            ("allow-host = [\"api.example.com\"]", "expected a URL"),
+            ("dir = [\"data\"]", "expected HOST::GUEST"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
@@ -660,6 +732,9 @@ mod tests {
         check(Options { max_memory: "5GiB".parse().ok(), ..Options::default() }, "--max-memory");
         check(Options { max_worker_memory: "1MiB".parse().ok(), ..Options::default() }, "--max-worker-memory");
         check(Options { max_connections: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-connections");
+        check(Options { env_inherit: vec!["NO_SUCH_VARIABLE".into()], ..Options::default() }, "NO_SUCH_VARIABLE: ");
+        check(Options { dir: vec!["/no/such::/x".parse().unwrap()], ..Options::default() }, "--dir /no/such::/x");
+        check(Options { dir: vec!["/dev/null::/x".parse().unwrap()], ..Options::default() }, "no folder");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
@@ -693,7 +768,11 @@ mod tests {
     fn worker_settings_survive_the_way() {
         let settings = WorkerSettings {
             http: WasiHttp::V0_3,
-            env: vec![("A".into(), "ä\n".into())],
+            granted: Granted {
+                env: vec![("A".into(), "ä\n".into())],
+                dirs: vec!["/srv::/data:ro".parse().unwrap()],
+                hosts: vec!["https://*.example.com".parse().unwrap()].into(),
+            },
             drain_timeout: Duration::from_secs(35),
             drain_idle_grace: Duration::from_millis(1500),
             health_path: "/health?deep=1".parse().ok(),
@@ -715,7 +794,7 @@ mod tests {
         let fd = settings.write().unwrap();
         for _ in 0..2 {
             let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
-            assert_eq!((read.http, read.env), (settings.http, settings.env.clone()));
+            assert_eq!((read.http, read.granted), (settings.http, settings.granted.clone()));
             assert_eq!(read.drain_idle_grace, settings.drain_idle_grace);
             assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
         }

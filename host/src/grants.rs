@@ -210,6 +210,16 @@ impl Destination {
         self.port
     }
 
+    /// As a Host field says it (RFC 9110, section 7.2).
+    pub(crate) fn authority(&self) -> String {
+        let host = match &self.host {
+            Host::Name(name) => name.clone(),
+            Host::Address(IpAddr::V4(address)) => address.to_string(),
+            Host::Address(IpAddr::V6(address)) => format!("[{address}]"),
+        };
+        if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
+    }
+
     /// The same service at an address: what must be granted too when a granted name leads to a special address.
     pub(crate) fn at(&self, address: IpAddr) -> Self {
         Self { host: Host::Address(address.to_canonical()), ..*self }

@@ -8,6 +8,7 @@ pub mod cli;
 mod component;
 mod config;
 mod engine;
+mod grants;
 mod ids;
 mod ipc;
 mod limits;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "tests tell what they measured, and why they failed")]
 
+mod capabilities;
 mod client;
 mod commands;
 mod drain;

@@ -31,14 +31,20 @@ pub(crate) const MAX_TABLES: usize = 40;
 pub(crate) const MAX_MEMORIES: usize = 20;
 /// Elements that each table may have.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 64 * 1024;
-/// Resources of the host's that one instance may hold: streams, fields, pollables. Wasmtime's default is a million.
-pub(crate) const MAX_HANDLES: usize = 10_000;
+/// Resources of the host's that one instance may hold: streams, fields, open files. Wasmtime's default is a million.
+pub(crate) const MAX_HANDLES: usize = 2000;
 /// Bytes that a guest may hand to the host in one call. Wasmtime's default is 128 MiB.
 pub(crate) const MAX_HOSTCALL: usize = 16 * 1024 * 1024;
 /// Bytes of all header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.
 pub(crate) const MAX_FIELDS: usize = 96 * 1024;
 /// Random bytes that a guest may have at once. Wasmtime's default is 64 MiB.
 pub(crate) const MAX_RANDOM: u64 = 1024 * 1024;
+/// Outbound requests at a time: of one inbound request, and of one worker.
+pub(crate) const MAX_OUTBOUND_PER_REQUEST: usize = 32;
+pub(crate) const MAX_OUTBOUND: usize = 512;
+/// How long an outbound connection may take to come about. Its first byte has the request timeout, every further one the
+/// stream timeout.
+pub(crate) const MAX_CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Bytes that the guests of one worker may print in a second, and as much again in a burst.
 pub(crate) const MAX_OUTPUT: u32 = 1024 * 1024;
 
@@ -112,14 +118,17 @@ impl Limits {
             ("host-call", size(MAX_HOSTCALL)),
             ("instances-per-worker", MAX_INSTANCES.to_string()),
             ("memories", MAX_MEMORIES.to_string()),
+            ("outbound-connect", time(MAX_CONNECT_TIME)),
+            ("outbound-per-request", MAX_OUTBOUND_PER_REQUEST.to_string()),
+            ("outbound-per-worker", MAX_OUTBOUND.to_string()),
             ("output-per-second", size(MAX_OUTPUT)),
             ("random", size(MAX_RANDOM)),
             ("stack", size(MAX_STACK)),
             ("table-elements", MAX_TABLE_ELEMENTS.to_string()),
             ("tables", MAX_TABLES.to_string()),
         ];
-        let map = |pairs: [(&str, String); 11]| pairs.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        InForce { by_flag: map(by_flag), fixed: map(fixed) }
+        let named = |(name, value): (&str, String)| (name.to_owned(), value);
+        InForce { by_flag: by_flag.map(named).into(), fixed: fixed.map(named).into() }
     }
 }
 

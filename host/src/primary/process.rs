@@ -181,6 +181,8 @@ fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Resu
         .arg0("wasmcluster")
         .arg(role)
         .env_clear()
+        // Where the machine's trusted certificates are, if not in the usual places.
+        .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         // Errors on the ordinary path of a request would capture native backtraces; panics still can.
         .env("RUST_LIB_BACKTRACE", "0")
         // Out of the terminal's foreground group: Ctrl-C reaches the primary alone, which then drains its workers.

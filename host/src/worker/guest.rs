@@ -4,15 +4,18 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
-use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use super::outbound::Hooks;
+use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota};
 use super::stdio::{GuestOutput, Sink};
-use crate::config::{MAX_FIELDS, MAX_HANDLES, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings};
+use crate::config::{Granted, MAX_FIELDS, MAX_HANDLES, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings};
+use crate::grants::{Access, DirGrant};
 use crate::ipc::Identity;
 use crate::pipe::LineWriter;
 use crate::stats::Stats;
@@ -77,6 +80,8 @@ pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 /// What all instances of a worker have in common.
 pub(super) struct World {
     env: Vec<(String, String)>,
+    folders: WasiFilesystemCtx,
+    outbound: Arc<Outbound>,
     max_memory: usize,
     budget: Arc<Budget>,
     identity: Arc<Identity>,
@@ -85,11 +90,14 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(settings: &WorkerSettings, identity: Identity, stats: &'static Stats) -> io::Result<Self> {
+    pub(super) fn new(settings: &WorkerSettings, identity: Identity, stats: &'static Stats) -> anyhow::Result<Self> {
         let sink =
             |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
+        let Granted { env, dirs, hosts } = settings.granted.clone();
         Ok(Self {
-            env: settings.env.clone(),
+            env,
+            folders: open(&dirs)?,
+            outbound: Arc::new(Outbound::new(hosts, &settings.limits)),
             max_memory: settings.limits.max_memory,
             budget: Budget::new(settings.limits.max_worker_memory),
             identity: Arc::new(identity),
@@ -99,13 +107,14 @@ impl World {
     }
 
     /// The store of a fresh instance.
-    pub(super) fn store(&self, engine: &Engine) -> Store<Guest> {
+    pub(super) fn store(&self, engine: &Engine, origin: Origin) -> Store<Guest> {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let quota = Quota::new(self.budget.clone(), self.max_memory);
-        let guest = Guest { wasi: self.wasi(), http, table, hooks: Hooks, quota, identity: self.identity.clone() };
+        let hooks = Hooks::new(self.outbound.clone(), origin);
+        let guest = Guest { wasi: self.wasi(), http, table, hooks, quota, identity: self.identity.clone() };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);
@@ -121,11 +130,27 @@ impl World {
     }
 
     fn wasi(&self) -> WasiCtx {
-        WasiCtxBuilder::new()
+        let mut wasi = WasiCtxBuilder::new()
             .envs(&self.env)
             .max_random_size(MAX_RANDOM)
             .stdout(GuestOutput::new(self.stdout.clone()))
             .stderr(GuestOutput::new(self.stderr.clone()))
-            .build()
+            .build();
+        // Sockets are denied as they come, before one is made. The folders were opened once, for all.
+        *wasi.filesystem() = self.folders.clone();
+        wasi
     }
+}
+
+fn open(dirs: &[DirGrant]) -> anyhow::Result<WasiFilesystemCtx> {
+    let mut wasi = WasiCtxBuilder::new();
+    for dir in dirs {
+        let access = match dir.access {
+            Access::ReadOnly => FsPerms::ReadOnly,
+            Access::ReadWrite => FsPerms::ReadWrite,
+        };
+        wasi.preopened_dir(&dir.host, &dir.guest, access)
+            .map_err(|error| anyhow!("cannot open --dir {dir}: {error}"))?;
+    }
+    Ok(wasi.build().filesystem().clone())
 }

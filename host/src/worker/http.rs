@@ -35,6 +35,7 @@ use super::accept::{Admission, Connection, Gate, Stream};
 use super::drain::{Duty, Event, Timeouts};
 use super::instance::{Call, Failure, Head, Instances};
 use super::io::{Answering, Io, Watch};
+use super::outbound::{MAX_LOOPS, Origin, loops};
 use super::requests::{InFlight, Requests};
 use super::upload::{Progress, Upload, UploadState};
 use crate::config::{Limits, WorkerSettings};
@@ -205,6 +206,14 @@ impl Server {
         let id = in_flight.id;
         let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
         let answer = match authority(&request) {
+            _ if request.method() == Method::CONNECT => plain(StatusCode::NOT_IMPLEMENTED, "this is no proxy", id),
+            Some(_) if loops(request.headers()) > MAX_LOOPS => {
+                tracing::warn!(
+                    request = id.to_string(),
+                    "refused: it came through servers like this {MAX_LOOPS} times"
+                );
+                plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", id)
+            }
             Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(id),
             Some(authority) => {
                 let method = request.method().clone();
@@ -217,7 +226,8 @@ impl Server {
                     return self.finish(busy(id), &watch, answering);
                 };
                 let (request, upload) = Upload::wrap(request, self.limits.max_body);
-                let (head, call) = self.instances.call(request, authority);
+                let origin = Origin::new(id, request.headers());
+                let (head, call) = self.instances.call(request, authority, origin);
                 let limit = self.limits.request_timeout;
                 let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
                 drive(head, call, tail, &upload, &method).await
@@ -550,6 +560,7 @@ impl Body {
     fn cut(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Some(tail) = &self.tail {
             tail.stats.errors.increment();
+            tracing::warn!(request = tail.request(), "an answer was cut: {error}");
         }
         if let Some(answering) = self.answering.take() {
             answering.cut();

@@ -24,6 +24,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
 use super::guest::{Guest, World};
+use super::outbound::Origin;
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, WorkerSettings};
 use crate::engine;
@@ -97,7 +98,7 @@ impl Instances {
 
     /// Instantiates once and drops the instance.
     pub(super) async fn probe(&self) -> wasmtime::Result<()> {
-        let mut store = self.world.store(&self.engine);
+        let mut store = self.world.store(&self.engine, Origin::default());
         match &self.linked {
             Linked::V0_2(pre) => pre.instantiate_async(&mut store).await.map(drop),
             Linked::V0_3(pre) => pre.instantiate_async(&mut store).await.map(drop),
@@ -111,7 +112,7 @@ impl Instances {
         *request.uri_mut() = path.as_uri();
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         let (mut head, mut call) =
-            self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority);
+            self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority, Origin::default());
         let answered = async {
             let ended = tokio::select! {
                 biased;
@@ -136,17 +137,21 @@ impl Instances {
 
     /// Starts a fresh instance on `request`, which must have an authority or a Host that is one. The head comes through
     /// the receiver, at some poll of the call.
-    pub(super) fn call<B>(&self, request: Request<B>, authority: Authority) -> (oneshot::Receiver<Head>, Call)
+    pub(super) fn call<B>(
+        &self,
+        request: Request<B>,
+        authority: Authority,
+        origin: Origin,
+    ) -> (oneshot::Receiver<Head>, Call)
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Error>,
     {
         let (head, receiver) = oneshot::channel();
+        let store = self.world.store(&self.engine, origin);
         let call: Call = match &self.linked {
-            Linked::V0_2(pre) => Box::pin(call_v0_2(self.world.store(&self.engine), pre.clone(), request, head)),
-            Linked::V0_3(pre) => {
-                Box::pin(call_v0_3(self.world.store(&self.engine), pre.clone(), request, authority, head))
-            }
+            Linked::V0_2(pre) => Box::pin(call_v0_2(store, pre.clone(), request, head)),
+            Linked::V0_3(pre) => Box::pin(call_v0_3(store, pre.clone(), request, authority, head)),
         };
         (receiver, call)
     }

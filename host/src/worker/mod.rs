@@ -15,6 +15,7 @@ mod outbound;
 mod quota;
 mod requests;
 mod stdio;
+mod tls;
 mod upload;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,10 +40,14 @@ pub(crate) use guest::{Guest, add_identity};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long the first instantiation may take.
-const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the first instantiation may take at least and at most; between, as long as a request.
+const MIN_LOAD_PATIENCE: Duration = Duration::from_secs(5);
+const MAX_LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a worker that is ready and serves nobody yet checks its health.
 const HEALTH_CHECK: Duration = Duration::from_millis(100);
+/// Threads for what guests do with files, and for resolving names; what is over waits.
+const MAX_BLOCKING: usize = 16;
+
 /// What the worker is to do. It only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
@@ -116,7 +121,8 @@ fn run(
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build()?;
     runtime.block_on(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
@@ -162,8 +168,9 @@ async fn load(
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
     let instances = Instances::load(settings, &artifact, identity, stats).context("cannot load the component")?;
-    let probed = tokio::time::timeout(LOAD_PATIENCE, instances.probe()).await;
-    let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {LOAD_PATIENCE:?}"))?;
+    let patience = settings.limits.request_timeout.clamp(MIN_LOAD_PATIENCE, MAX_LOAD_PATIENCE);
+    let probed = tokio::time::timeout(patience, instances.probe()).await;
+    let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {patience:?}"))?;
     probed.map_err(|error| {
         // With the guest's own backtrace, which takes several lines.
         let error = format!("{error:?}");

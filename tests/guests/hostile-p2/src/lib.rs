@@ -1,0 +1,144 @@
+//! A guest of WASI 0.2 with a path for each way to be hostile. Paths that do not depend on the version of HTTP are in
+//! the crate `misdeeds`, and so is the form of all answers.
+
+mod outbound;
+mod sending;
+
+use misdeeds::{Answer, Outcome, Query, debug};
+use wasip2::clocks::monotonic_clock::subscribe_duration;
+use wasip2::exports::http::incoming_handler::Guest;
+use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, ResponseOutparam};
+use wasip2::io::streams::StreamError;
+
+use sending::{body_of, send, start};
+
+/// A millisecond in the unit of WASI's clocks.
+const MILLISECOND: u64 = 1_000_000;
+/// For ever, as far as any test can tell.
+const YEAR: u64 = 365 * 24 * 3_600_000 * MILLISECOND;
+/// What `/endless` sends at once.
+const PIECE: u64 = 65_536;
+
+struct Component;
+
+impl Guest for Component {
+    fn handle(request: IncomingRequest, out: ResponseOutparam) {
+        let target = request.path_with_query().unwrap_or_default();
+        let (path, query) = misdeeds::split(&target);
+        match path {
+            "/silent" => {}
+            "/error-code" => ResponseOutparam::set(out, Err(ErrorCode::InternalError(Some("asked to fail".into())))),
+            "/trap-after-head" => trap_after_head(out, query.number("bytes", 5)),
+            "/endless" => endless(out),
+            "/trickle" => trickle(out, query.number("ms", 100)),
+            "/echo" => echo(&request, out),
+            "/linger" => {
+                send(out, Answer::of(Ok("lingering".into())));
+                wait(YEAR);
+            }
+            "/linger-spin" => {
+                send(out, Answer::of(Ok("lingering".into())));
+                misdeeds::spin();
+            }
+            _ => send(out, answer(path, &query, &request)),
+        }
+    }
+}
+
+wasip2::http::proxy::export!(Component);
+
+fn answer(path: &str, query: &Query, request: &IncomingRequest) -> Answer {
+    Answer::of(match path {
+        "/wait" => Ok(wait(YEAR)),
+        "/sleep" => Ok(wait(query.nanoseconds("ms").unwrap_or_default())),
+        "/hold" => hold(query),
+        "/leak" => leak(),
+        "/giant-list" => Fields::from_list(&misdeeds::giant_field(query)).map(|_| "taken".into()).map_err(debug),
+        "/giant-fields" => {
+            let fields = misdeeds::fields(query.number("n", 1_000_000));
+            Fields::from_list(&fields).map(|_| "taken".into()).map_err(debug)
+        }
+        "/ignore-upload" => Ok("ignored".into()),
+        "/count" => count(request),
+        "/headers" => Ok(headers(request)),
+        "/fetch" => outbound::fetch(query),
+        "/fetch-many" => Ok(outbound::fetch_many(query)),
+        "/relay" => outbound::relay(query),
+        _ => return misdeeds::answer(path, query),
+    })
+}
+
+fn wait(nanoseconds: u64) -> String {
+    subscribe_duration(nanoseconds).block();
+    "waited".into()
+}
+
+fn hold(query: &Query) -> Outcome {
+    let taken = misdeeds::take(query.number("mib", 1))?;
+    wait(query.nanoseconds("ms").unwrap_or_default());
+    drop(taken);
+    Ok("held".into())
+}
+
+fn leak() -> Outcome {
+    loop {
+        std::mem::forget(Fields::new());
+    }
+}
+
+fn trap_after_head(out: ResponseOutparam, bytes: u64) {
+    let body = start(out);
+    let stream = body.write().expect("the stream is opened once");
+    let _ = sending::write(&stream, &vec![b'x'; bytes as usize]);
+    // The head shall be on its way when the trap comes.
+    wait(100 * MILLISECOND);
+    panic!("asked to trap after the head");
+}
+
+fn endless(out: ResponseOutparam) {
+    let body = start(out);
+    let stream = body.write().expect("the stream is opened once");
+    let piece = [b'x'; PIECE as usize];
+    while sending::write(&stream, &piece).is_ok() {}
+}
+
+fn trickle(out: ResponseOutparam, milliseconds: u64) {
+    let body = start(out);
+    let stream = body.write().expect("the stream is opened once");
+    while sending::write(&stream, b"drip\n").is_ok() {
+        wait(milliseconds.saturating_mul(MILLISECOND));
+    }
+}
+
+/// What cannot be read or written ends it, without the end of a good body.
+fn echo(request: &IncomingRequest, out: ResponseOutparam) {
+    let incoming = request.consume().expect("the body is taken once");
+    let source = incoming.stream().expect("the stream is opened once");
+    let body = start(out);
+    let target = body.write().expect("the stream is opened once");
+    loop {
+        match source.blocking_read(PIECE) {
+            Ok(bytes) if sending::write(&target, &bytes).is_ok() => {}
+            Err(StreamError::Closed) => break,
+            Ok(_) | Err(StreamError::LastOperationFailed(_)) => return,
+        }
+    }
+    drop(target);
+    sending::finish(body);
+}
+
+fn count(request: &IncomingRequest) -> Outcome {
+    let incoming = request.consume().expect("the body is taken once");
+    let mut bytes = 0;
+    body_of(&incoming, |piece| bytes += piece.len())?;
+    Ok(bytes.to_string())
+}
+
+fn headers(request: &IncomingRequest) -> String {
+    let mut lines = format!("{:?} {:?}\n", request.method(), request.path_with_query());
+    lines += &format!("authority: {:?}\n", request.authority());
+    for (name, value) in request.headers().entries() {
+        lines += &format!("{name}: {}\n", value.escape_ascii());
+    }
+    lines
+}
