@@ -16,6 +16,7 @@ mod output;
 mod reload;
 mod serving;
 mod store;
+mod strictness;
 mod supervision;
 
 /// The table of Node's cases names tests that exist.

@@ -8,7 +8,7 @@
 //!      │ idle for too long,│ the head takes      │ the answer is handed over, and said `Connection: close`
 //!      │ or the grace is   │ too long            │
 //!      │ over              ▼                     │
-//!      │                  Late ──(408)──┐        │
+//!      │               Refused ──(408)──┐     │
 //!      ▼                                ▼        │
 //!     HalfClosed ◀──────────────────────┴────────┘
 //!      │ the client has closed too, or did not within a second
@@ -33,6 +33,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) enum Event {
     /// Bytes came in that begin a request, or go on with its head.
     HeadBegan,
+    /// What came in makes no sense, and it is its turn to be answered.
+    Malformed,
     /// The head of a request is there.
     RequestBegan,
     /// The last byte of an answer was handed to the kernel, and further requests may follow.
@@ -59,8 +61,8 @@ enum State {
     Head {
         since: Time,
     },
-    /// The client is to be told that its head took too long.
-    Late,
+    /// The client is to be told that its head took too long, or made no sense.
+    Refused,
     Busy,
     HalfClosed {
         until: Time,
@@ -73,7 +75,7 @@ enum State {
 pub(super) enum Duty {
     /// Read requests and answer them.
     Serve,
-    /// Answer 408.
+    /// Answer 408 or 400, whatever the reason was.
     Refuse,
     /// Shut our side, and read what comes only to throw it away.
     Linger,
@@ -117,17 +119,23 @@ impl Connection {
             (_, Event::Shut) => half_closed,
             // Without a half-close, which would keep its place for another second.
             (State::Idle { .. }, Event::Evicted) => State::Closed,
-            (State::Late, _) => State::Late,
+            (State::Refused, _) => State::Refused,
+            (_, Event::Malformed) => State::Refused,
             (_, Event::RequestBegan) => State::Busy,
             (State::Idle { .. }, Event::HeadBegan) => State::Head { since: now },
             (State::Idle { .. }, Event::BodyCame) | (State::Busy, Event::Answered) => State::Idle { since: now },
             (State::Idle { .. }, _) if is_due => half_closed,
-            (State::Head { .. }, _) if is_due => State::Late,
+            (State::Head { .. }, _) if is_due => State::Refused,
             (state, _) => state,
         };
         if event == Event::DrainBegan {
             self.drain_began.get_or_insert(now);
         }
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state == State::Busy
     }
 
     /// Since when nothing is asked of it.
@@ -142,7 +150,7 @@ impl Connection {
     pub(super) fn duty(&self) -> Duty {
         match self.state {
             State::Idle { .. } | State::Head { .. } | State::Busy => Duty::Serve,
-            State::Late => Duty::Refuse,
+            State::Refused => Duty::Refuse,
             State::HalfClosed { .. } => Duty::Linger,
             State::Closed => Duty::Close,
         }
@@ -161,7 +169,7 @@ impl Connection {
             (State::Idle { since }, None) => Some(since + keep_alive),
             (State::Head { since }, _) => Some(since + header),
             (State::HalfClosed { until }, _) => Some(until),
-            (State::Busy | State::Late | State::Closed, _) => None,
+            (State::Busy | State::Refused | State::Closed, _) => None,
         }
     }
 }
@@ -193,7 +201,9 @@ mod tests {
     }
 
     use Duty::{Close, Linger, Refuse, Serve};
-    use Event::{Answered, BodyCame, ClientLeft, DeadlinePassed, DrainBegan, HeadBegan, RequestBegan, Shut};
+    use Event::{
+        Answered, BodyCame, ClientLeft, DeadlinePassed, DrainBegan, Evicted, HeadBegan, Malformed, RequestBegan, Shut,
+    };
 
     #[test]
     fn without_a_drain_a_connection_may_be_idle_for_long() {
@@ -229,6 +239,19 @@ mod tests {
             (6, DrainBegan, Serve, Some(10_005)),
             (10_005, DeadlinePassed, Refuse, None),
         ]);
+    }
+
+    #[test]
+    fn a_client_that_makes_no_sense_is_refused() {
+        check(&[(5, Malformed, Refuse, None), (6, RequestBegan, Refuse, None), (7, Shut, Linger, Some(1007))]);
+        check(&[(5, RequestBegan, Serve, None), (6, Malformed, Refuse, None), (7, ClientLeft, Close, None)]);
+    }
+
+    #[test]
+    fn only_idle_connections_make_room() {
+        check(&[(5, RequestBegan, Serve, None), (6, Evicted, Serve, None), (7, Answered, Serve, Some(75_007))]);
+        check(&[(5, HeadBegan, Serve, Some(10_005)), (6, Evicted, Serve, Some(10_005))]);
+        check(&[(5, RequestBegan, Serve, None), (7, Answered, Serve, Some(75_007)), (8, Evicted, Close, None)]);
     }
 
     #[test]
@@ -308,8 +331,10 @@ mod tests {
 
         /// Whatever happens: no deadline lies far ahead, nothing reopens, and a drain ends unless a request is busy.
         #[test]
-        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..8_usize), 0..40)) {
-            let all = [HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame];
+        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..10_usize), 0..40)) {
+            let all = [
+                HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame, Malformed, Evicted,
+            ];
             let mut connection = Connection::new(ms(0), TIMEOUTS);
             let (mut now, mut furthest) = (0, Serve as usize);
             for (wait, event) in script {

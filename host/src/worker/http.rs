@@ -33,8 +33,9 @@ use wasmtime_wasi_http::Error;
 use super::Phase;
 use super::accept::{Admission, Connection, Gate, Stream};
 use super::drain::{Duty, Event, Timeouts};
+use super::framing::Framing;
 use super::instance::{Call, Failure, Head, Instances};
-use super::io::{Answering, Io, Watch};
+use super::io::{Answering, Io, Refusal, Watch};
 use super::outbound::{MAX_LOOPS, Origin, loops};
 use super::requests::{InFlight, Requests};
 use super::upload::{Progress, Upload, UploadState};
@@ -153,7 +154,8 @@ impl Server {
         });
         let mut http = http1::Builder::new();
         http.max_buf_size(self.limits.max_header_bytes).max_headers(self.limits.max_headers).half_close(false);
-        let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone())), service);
+        let framing = Framing::new(self.limits.max_header_bytes, self.limits.max_headers);
+        let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone(), framing)), service);
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
         let (mut timer, mut stall) = (Timer::default(), Timer::default());
@@ -171,7 +173,7 @@ impl Server {
             if watch.idle_since().is_some() {
                 self.make_room();
             }
-            if watch.duty() == Duty::Close {
+            if watch.duty() != Duty::Serve {
                 return Poll::Ready(());
             }
             if let Some(moved_at) = watch.moved_at()
@@ -194,9 +196,8 @@ impl Server {
         })
         .await;
         let mut io = connection.into_parts().io.into_inner();
-        if watch.duty() == Duty::Refuse {
+        if watch.duty() == Duty::Refuse && io.refuse().await == Refusal::Late {
             self.stats.timeouts.increment();
-            io.refuse().await;
         }
         io.linger().await;
     }

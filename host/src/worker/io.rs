@@ -11,10 +11,32 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::drain::{self, Duty, Event};
+use super::framing::{Bad, Framing, Part, Violation};
 use super::requests::InFlight;
 
-/// The answer to a head that took too long (RFC 9110, section 15.5.9).
-const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// Why a client is sent away before there is a request to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Its head takes too long (RFC 9110, section 15.5.9).
+    Late,
+    /// It has too many bytes or fields (RFC 6585, section 5).
+    TooLarge,
+    /// What it sends is no request, or could be read as more than one.
+    Malformed,
+}
+
+impl Refusal {
+    fn answer(self) -> &'static [u8] {
+        match self {
+            Self::Late => b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            Self::TooLarge => {
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            }
+            Self::Malformed => b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        }
+    }
+}
+
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
 
@@ -28,6 +50,10 @@ pub(super) struct Watch {
     in_flight: RefCell<Option<Rc<InFlight>>>,
     /// An answer's body has ended, but may not be handed over yet.
     body_ended: Cell<bool>,
+    /// Requests that hyper has handed over.
+    requests: Cell<u64>,
+    /// Requests to be answered before the client is told that what follows makes no sense.
+    good: Cell<Option<u64>>,
     /// The last request had a body, which may not have been read to its end.
     has_upload: Cell<bool>,
     client_left: Cell<bool>,
@@ -45,6 +71,8 @@ impl Watch {
             machine,
             in_flight: RefCell::new(None),
             body_ended: Cell::new(false),
+            requests: Cell::new(0),
+            good: Cell::new(None),
             has_upload: Cell::new(false),
             client_left: Cell::new(false),
             moved_at: Cell::new(None),
@@ -105,6 +133,7 @@ impl Watch {
         self.moved_at.set(None);
         self.has_upload.set(has_upload);
         self.in_flight.replace(Some(in_flight));
+        self.requests.set(self.requests.get() + 1);
         self.step(Event::RequestBegan);
         Answering { watch: self, whole: true }
     }
@@ -130,9 +159,26 @@ impl Watch {
         self.in_flight.borrow().as_ref().map(|in_flight| in_flight.id.to_string())
     }
 
+    /// What follows the first `good` requests makes no sense.
+    fn malformed(&self, good: u64) {
+        self.good.set(Some(good));
+        self.refuse_in_turn();
+    }
+
+    fn refuse_in_turn(&self) {
+        let Some(good) = self.good.get() else { return };
+        let begun = self.requests.get();
+        let is_turn = if self.machine.borrow().is_busy() { begun > good } else { begun >= good };
+        if is_turn {
+            // Of a request whose body turned out bad, an answer may be under way.
+            self.step(if self.moved_at.get().is_some() { Event::ClientLeft } else { Event::Malformed });
+        }
+    }
+
     fn handed_over(&self) {
         self.moved_at.set(None);
         self.step(Event::Answered);
+        self.refuse_in_turn();
         if let Some(in_flight) = self.in_flight.take() {
             in_flight.answered();
         }
@@ -166,18 +212,23 @@ impl Drop for Answering {
 pub(super) struct Io<S> {
     stream: S,
     watch: Rc<Watch>,
+    framing: Framing,
+    /// What follows cannot be read.
+    refusal: Option<Refusal>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
-    pub(super) fn new(stream: S, watch: Rc<Watch>) -> Self {
-        Self { stream, watch }
+    pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing) -> Self {
+        Self { stream, watch, framing, refusal: None }
     }
 
-    /// Tells the client that its head took too long.
-    pub(super) async fn refuse(&mut self) {
+    /// Tells the client why there will be no answer.
+    pub(super) async fn refuse(&mut self) -> Refusal {
+        let refusal = self.refusal.unwrap_or(Refusal::Late);
         // Whoever is so slow may not read it either: what the kernel does not take at once is not sent.
-        let _ = self.stream.write(LATE).await;
+        let _ = self.stream.write(refusal.answer()).await;
         self.watch.step(Event::Shut);
+        refusal
     }
 
     /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
@@ -206,16 +257,42 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
-            self.watch.moved();
-            // After an upload it cannot be told whether this is the rest of it. The next head is noticed when it is whole.
-            self.watch.step(if self.watch.has_upload.get() { Event::BodyCame } else { Event::HeadBegan });
-        } else {
-            self.watch.client_left.set(true);
+        let Self { stream, watch, framing, refusal } = &mut *self;
+        if refusal.is_some() {
+            // The connection ends without hyper, which is asked no more.
+            return Poll::Pending;
         }
-        Poll::Ready(Ok(()))
+        let before = buffer.filled().len();
+        ready!(Pin::new(stream).poll_read(context, buffer))?;
+        let bytes = &buffer.filled()[before..];
+        if bytes.is_empty() {
+            watch.client_left.set(true);
+            return Poll::Ready(Ok(()));
+        }
+        watch.moved();
+        match framing.follow(bytes) {
+            Ok(()) => {
+                match framing.inside() {
+                    Some(Part::Head) => watch.step(Event::HeadBegan),
+                    Some(Part::Body) => watch.step(Event::BodyCame),
+                    // Hyper has a whole request, and hands it over.
+                    None => {}
+                }
+                Poll::Ready(Ok(()))
+            }
+            Err(Bad { good, part, violation }) => {
+                tracing::debug!("a client is refused: {violation}");
+                *refusal = Some(match violation {
+                    Violation::HeadTooLarge => Refusal::TooLarge,
+                    _ => Refusal::Malformed,
+                });
+                // Of a body, the head has been counted.
+                watch.malformed(framing.heads() - u64::from(part == Part::Body));
+                buffer.set_filled(before + good);
+                // No bytes would mean that the client has left.
+                if good > 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+            }
+        }
     }
 }
 

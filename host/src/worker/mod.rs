@@ -6,6 +6,7 @@
 
 mod accept;
 mod drain;
+mod framing;
 mod guardian;
 mod guest;
 mod http;
