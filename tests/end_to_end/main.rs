@@ -15,6 +15,7 @@ mod load;
 mod output;
 mod reload;
 mod serving;
+mod soak;
 mod store;
 mod strictness;
 mod supervision;

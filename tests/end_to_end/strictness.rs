@@ -9,7 +9,7 @@ use crate::client::get;
 use crate::harness::{Cluster, Setup, guest, until};
 
 /// The corpora, with the bytes that a client sends in each file.
-fn corpus(name: &str) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn corpus(name: &str) -> BTreeMap<String, Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpora/smuggling").join(name);
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     files.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap())).collect()
