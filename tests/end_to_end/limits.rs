@@ -318,6 +318,30 @@ async fn the_connection_that_is_idle_for_longest_makes_room() {
     is_well(&cluster, worker).await;
 }
 
+/// An answer of HTTP/1.0 without a length ends with its connection: when it is cut, that must not look like its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_answer_that_is_cut_ends_in_a_reset() {
+    let cluster = cluster(&["--stream-timeout", "500ms"]);
+    for (path, ends_well) in [("/drip?chunks=3&ms=1", true), ("/drip?chunks=2&ms=600000", false)] {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        assert_eq!(ended.is_ok(), ends_well, "{}", answer.escape_ascii());
+    }
+}
+
+/// When there is no memory left, the kernel is to end workers before their primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_go_before_their_primary() {
+    let cluster = cluster(&[]);
+    let score = |pid: String| -> i32 {
+        std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+    };
+    let worker = cluster.worker(0).unwrap();
+    assert!(score(worker.to_string()) > score(cluster.status()["pid"].to_string()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limits_in_force_are_shown() {
     let cluster = cluster(&["--max-memory", "32MiB", "--max-worker-memory", "1GiB", "--request-timeout", "1500ms"]);

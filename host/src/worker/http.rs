@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -134,7 +135,7 @@ impl Server {
 
     async fn serve_stream<S>(self: Rc<Self>, stream: S, admission: Admission, alive: mpsc::Sender<()>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
     {
         let timeouts = match admission {
             Admission::Serve => self.timeouts,
@@ -205,7 +206,7 @@ impl Server {
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
         let in_flight = Rc::new(self.requests.begin());
         let id = in_flight.id;
-        let answering = watch.clone().answering(in_flight.clone(), !request.body().is_end_stream());
+        let answering = watch.clone().answering(in_flight.clone(), &request);
         let answer = match authority(&request) {
             _ if request.method() == Method::CONNECT => plain(StatusCode::NOT_IMPLEMENTED, "this is no proxy", id),
             Some(_) if loops(request.headers()) > MAX_LOOPS => {
@@ -243,7 +244,7 @@ impl Server {
         self.stats.rejected.increment();
         let in_flight = Rc::new(self.requests.begin());
         let answer = closing(busy(in_flight.id));
-        let answering = watch.clone().answering(in_flight, !request.body().is_end_stream());
+        let answering = watch.clone().answering(in_flight, request);
         self.finish(answer, &watch, answering)
     }
 

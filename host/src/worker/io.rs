@@ -3,11 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use http::{Request, Version};
+use hyper::body::{Body, Incoming};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::drain::{self, Duty, Event};
@@ -56,6 +60,8 @@ pub(super) struct Watch {
     good: Cell<Option<u64>>,
     /// The last request had a body, which may not have been read to its end.
     has_upload: Cell<bool>,
+    /// The last request was of HTTP/1.0, whose answers may have no other end than that of the connection.
+    is_old: Cell<bool>,
     client_left: Cell<bool>,
     /// When a byte last moved, while an answer's body is under way.
     moved_at: Cell<Option<Instant>>,
@@ -74,6 +80,7 @@ impl Watch {
             requests: Cell::new(0),
             good: Cell::new(None),
             has_upload: Cell::new(false),
+            is_old: Cell::new(false),
             client_left: Cell::new(false),
             moved_at: Cell::new(None),
             waker: RefCell::new(None),
@@ -127,11 +134,12 @@ impl Watch {
     }
 
     /// A request is there; its answer has been handed over when the guard is gone and everything is flushed.
-    pub(super) fn answering(self: Rc<Self>, in_flight: Rc<InFlight>, has_upload: bool) -> Answering {
+    pub(super) fn answering(self: Rc<Self>, in_flight: Rc<InFlight>, request: &Request<Incoming>) -> Answering {
         // It may have been read together with the one before.
         self.body_ended.set(false);
         self.moved_at.set(None);
-        self.has_upload.set(has_upload);
+        self.has_upload.set(!request.body().is_end_stream());
+        self.is_old.set(request.version() == Version::HTTP_10);
         self.in_flight.replace(Some(in_flight));
         self.requests.set(self.requests.get() + 1);
         self.step(Event::RequestBegan);
@@ -152,6 +160,11 @@ impl Watch {
         if self.moved_at.get().is_some() {
             self.streams();
         }
+    }
+
+    /// Whether the connection ends in the middle of an answer, and its end could be taken for the answer's.
+    fn ends_too_early(&self) -> bool {
+        self.is_old.get() && self.moved_at.get().is_some()
     }
 
     /// What the request in flight is called.
@@ -217,7 +230,7 @@ pub(super) struct Io<S> {
     refusal: Option<Refusal>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
+impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Io<S> {
     pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing) -> Self {
         Self { stream, watch, framing, refusal: None }
     }
@@ -234,6 +247,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
     /// is closed with bytes unread is reset, which can destroy an answer that the client has not read.
     pub(super) async fn linger(mut self) {
+        if self.watch.ends_too_early() {
+            // Closing then resets the connection.
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+            return;
+        }
         if self.watch.duty() == Duty::Close || self.stream.shutdown().await.is_err() {
             return;
         }
