@@ -15,6 +15,17 @@ pub(crate) enum WasiHttp {
     V0_3,
 }
 
+impl WasiHttp {
+    /// How many requests an instance serves unless a flag says otherwise; as many as with `wasmtime serve`. Only with 0.3
+    /// must a guest expect more than one.
+    pub(crate) fn usual_reuse(self) -> u32 {
+        match self {
+            Self::V0_2 => 1,
+            Self::V0_3 => 128,
+        }
+    }
+}
+
 /// Packages whose interfaces a worker provides, with the versions (major and minor) it provides them in.
 const PROVIDED: &[(&str, &[&str])] = &[
     ("wasi:cli", &["0.2", "0.3"]),

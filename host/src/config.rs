@@ -142,6 +142,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_worker_memory: Option<Size>,
 
+    /// Requests that an instance serves, one after the other, before it is dropped [default: 1 with WASI 0.2, 128 with
+    /// 0.3]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
+
     /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 5s more than
     /// --request-timeout]
     #[arg(long, value_name = "TIME")]
@@ -358,6 +363,7 @@ impl Options {
             max_headers: self.max_headers.or(other.max_headers),
             max_memory: self.max_memory.or(other.max_memory),
             max_worker_memory: self.max_worker_memory.or(other.max_worker_memory),
+            max_instance_reuse_count: self.max_instance_reuse_count.or(other.max_instance_reuse_count),
             drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
@@ -403,6 +409,8 @@ pub(crate) struct Settings {
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
+    /// None is what is usual for the component's version of WASI.
+    pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
@@ -447,6 +455,7 @@ impl Settings {
             drain_idle_grace: self.drain_idle_grace,
             health_path: self.health_path.clone(),
             limits: self.limits,
+            max_instance_reuse: self.max_instance_reuse_count.map_or(http.usual_reuse(), NonZeroU32::get),
             logging: self.logging,
         }
     }
@@ -531,6 +540,7 @@ impl Settings {
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             health_path: options.health_path,
             limits,
+            max_instance_reuse_count: options.max_instance_reuse_count,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
         })
@@ -627,6 +637,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
+    /// Requests that an instance serves, one after the other.
+    pub(crate) max_instance_reuse: u32,
     pub(crate) logging: Logging,
 }
 
@@ -789,6 +801,7 @@ mod tests {
                 max_memory: 6,
                 max_worker_memory: 11,
             },
+            max_instance_reuse: 12,
             logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();

@@ -14,6 +14,7 @@ mod limits;
 mod load;
 mod output;
 mod reload;
+mod reuse;
 mod serving;
 mod soak;
 mod store;

@@ -27,12 +27,18 @@ use bindings::wasmcluster::worker::identity;
 
 /// One instance's.
 pub(crate) struct Guest {
-    wasi: WasiCtx,
+    world: Arc<World>,
+    /// Made when it is first needed: many guests never do.
+    wasi: Option<Wasi>,
     http: WasiHttpCtx,
     table: ResourceTable,
     hooks: Hooks,
     quota: Quota,
-    identity: Arc<Identity>,
+}
+
+struct Wasi {
+    ctx: WasiCtx,
+    outputs: [GuestOutput; 2],
 }
 
 impl Guest {
@@ -44,11 +50,25 @@ impl Guest {
     pub(super) fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
     }
+
+    /// It gets another request.
+    pub(super) fn begin(&mut self, origin: Origin) {
+        self.hooks = Hooks::new(self.world.clone(), origin);
+    }
+
+    /// It has served its request: how many of the host's resources it still holds.
+    pub(super) fn end(&mut self) -> usize {
+        if let Some(Wasi { outputs, .. }) = &self.wasi {
+            outputs.iter().for_each(GuestOutput::finish);
+        }
+        self.table.iter_mut().count()
+    }
 }
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        let wasi = self.wasi.get_or_insert_with(|| self.world.wasi());
+        WasiCtxView { ctx: &mut wasi.ctx, table: &mut self.table }
     }
 }
 
@@ -60,7 +80,7 @@ impl WasiHttpView for Guest {
 
 impl identity::Host for Guest {
     fn current(&mut self) -> identity::Worker {
-        let identity = &self.identity;
+        let identity = &self.world.identity;
         identity::Worker {
             id: identity.worker.0,
             slot: identity.slot.0,
@@ -81,10 +101,10 @@ pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 pub(super) struct World {
     env: Vec<(String, String)>,
     folders: WasiFilesystemCtx,
-    outbound: Arc<Outbound>,
+    pub(super) outbound: Outbound,
     max_memory: usize,
     budget: Arc<Budget>,
-    identity: Arc<Identity>,
+    identity: Identity,
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
 }
@@ -97,24 +117,24 @@ impl World {
         Ok(Self {
             env,
             folders: open(&dirs)?,
-            outbound: Arc::new(Outbound::new(hosts, &settings.limits)),
+            outbound: Outbound::new(hosts, &settings.limits),
             max_memory: settings.limits.max_memory,
             budget: Budget::new(settings.limits.max_worker_memory),
-            identity: Arc::new(identity),
+            identity,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
         })
     }
 
     /// The store of a fresh instance.
-    pub(super) fn store(&self, engine: &Engine, origin: Origin) -> Store<Guest> {
+    pub(super) fn store(self: &Arc<Self>, engine: &Engine, origin: Origin) -> Store<Guest> {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let quota = Quota::new(self.budget.clone(), self.max_memory);
-        let hooks = Hooks::new(self.outbound.clone(), origin);
-        let guest = Guest { wasi: self.wasi(), http, table, hooks, quota, identity: self.identity.clone() };
+        let hooks = Hooks::new(self.clone(), origin);
+        let guest = Guest { world: self.clone(), wasi: None, http, table, hooks, quota };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);
@@ -129,16 +149,17 @@ impl World {
         store
     }
 
-    fn wasi(&self) -> WasiCtx {
-        let mut wasi = WasiCtxBuilder::new()
+    fn wasi(&self) -> Wasi {
+        let outputs = [&self.stdout, &self.stderr].map(|sink| GuestOutput::new(sink.clone()));
+        let mut ctx = WasiCtxBuilder::new()
             .envs(&self.env)
             .max_random_size(MAX_RANDOM)
-            .stdout(GuestOutput::new(self.stdout.clone()))
-            .stderr(GuestOutput::new(self.stderr.clone()))
+            .stdout(outputs[0].clone())
+            .stderr(outputs[1].clone())
             .build();
         // Sockets are denied as they come, before one is made. The folders were opened once, for all.
-        *wasi.filesystem() = self.folders.clone();
-        wasi
+        *ctx.filesystem() = self.folders.clone();
+        Wasi { ctx, outputs }
     }
 }
 

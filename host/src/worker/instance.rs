@@ -1,9 +1,12 @@
 //! Instances of the component, and how a request is handed to a fresh one.
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +19,8 @@ use http_body_util::{BodyExt, Empty};
 use tokio::sync::oneshot;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Store};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
@@ -25,6 +28,7 @@ use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
 use super::guest::{Guest, World};
 use super::outbound::Origin;
+use super::reuse::{Live, Stock};
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, WorkerSettings};
 use crate::engine;
@@ -57,21 +61,15 @@ impl From<wasmtime::Error> for Failure {
     }
 }
 
-fn not_instantiated(store: &Store<Guest>, error: wasmtime::Error) -> Failure {
+pub(super) fn not_instantiated(store: &Store<Guest>, error: wasmtime::Error) -> Failure {
     let is_full = error.is::<wasmtime::PoolConcurrencyLimitError>() || store.data().is_starved();
     if is_full { Failure::Full } else { Failure::Trap(error) }
 }
 
-enum Linked {
-    V0_2(ProxyPre<Guest>),
-    V0_3(ServicePre<Guest>),
-}
-
-/// The component, ready to be instantiated for each request.
-pub(super) struct Instances {
-    engine: Engine,
-    linked: Linked,
-    world: World,
+/// The component's instances, ready to be handed requests.
+pub(super) enum Instances {
+    V0_2(Rc<Stock<ProxyPre<Guest>>>),
+    V0_3(Rc<Stock<ServicePre<Guest>>>),
 }
 
 impl Instances {
@@ -88,20 +86,27 @@ impl Instances {
         // write to.
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
-        let linked = match settings.http {
-            WasiHttp::V0_2 => Linked::V0_2(ProxyPre::new(pre)?),
-            WasiHttp::V0_3 => Linked::V0_3(ServicePre::new(pre)?),
-        };
         tick(engine.clone())?;
-        Ok(Self { engine, linked, world: World::new(settings, identity, stats)? })
+        let (world, uses) = (Arc::new(World::new(settings, identity, stats)?), settings.max_instance_reuse);
+        Ok(match settings.http {
+            WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(engine, ProxyPre::new(pre)?, world, uses))),
+            WasiHttp::V0_3 => Self::V0_3(Rc::new(Stock::new(engine, ServicePre::new(pre)?, world, uses))),
+        })
     }
 
     /// Instantiates once and drops the instance.
-    pub(super) async fn probe(&self) -> wasmtime::Result<()> {
-        let mut store = self.world.store(&self.engine, Origin::default());
-        match &self.linked {
-            Linked::V0_2(pre) => pre.instantiate_async(&mut store).await.map(drop),
-            Linked::V0_3(pre) => pre.instantiate_async(&mut store).await.map(drop),
+    pub(super) async fn probe(&self) -> Result<(), Failure> {
+        match self {
+            Self::V0_2(stock) => stock.fresh(Origin::default()).await.map(drop),
+            Self::V0_3(stock) => stock.fresh(Origin::default()).await.map(drop),
+        }
+    }
+
+    /// Drops instances that wait for too long.
+    pub(super) fn trim(&self) {
+        match self {
+            Self::V0_2(stock) => stock.trim(),
+            Self::V0_3(stock) => stock.trim(),
         }
     }
 
@@ -135,8 +140,8 @@ impl Instances {
         }
     }
 
-    /// Starts a fresh instance on `request`, which must have an authority or a Host that is one. The head comes through
-    /// the receiver, at some poll of the call.
+    /// Starts an instance on `request`, which must have an authority or a Host that is one. The head comes through the
+    /// receiver, at some poll of the call.
     pub(super) fn call<B>(
         &self,
         request: Request<B>,
@@ -148,10 +153,9 @@ impl Instances {
         B::Error: Into<Error>,
     {
         let (head, receiver) = oneshot::channel();
-        let store = self.world.store(&self.engine, origin);
-        let call: Call = match &self.linked {
-            Linked::V0_2(pre) => Box::pin(call_v0_2(store, pre.clone(), request, head)),
-            Linked::V0_3(pre) => Box::pin(call_v0_3(store, pre.clone(), request, authority, head)),
+        let call: Call = match self {
+            Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
+            Self::V0_3(stock) => Box::pin(call_v0_3(stock.clone(), request, authority, origin, head)),
         };
         (receiver, call)
     }
@@ -169,8 +173,63 @@ fn tick(engine: Engine) -> io::Result<()> {
 }
 
 async fn call_v0_2<B>(
-    mut store: Store<Guest>,
-    pre: ProxyPre<Guest>,
+    stock: Rc<Stock<ProxyPre<Guest>>>,
+    request: Request<B>,
+    origin: Origin,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
+    let live = stock.take(origin.clone()).await?;
+    if live.is_fresh() || !stock.is_unproven() {
+        return answer_v0_2(&stock, live, request, head).await;
+    }
+    // The first that is to serve a second request: there are guests that do not answer it. Then a request without a body
+    // can still go to a fresh one.
+    let again = if request.body().is_end_stream() { Some(copy_of_head(&request)) } else { None };
+    let (trial, mut tried) = oneshot::channel();
+    let mut answering = pin!(answer_v0_2(&stock, live, request, trial));
+    let ended = tokio::select! {
+        biased;
+        answer = &mut tried => match answer {
+            Ok(answer) => {
+                let _ = head.send(answer);
+                return answering.await;
+            }
+            Err(_) => answering.await,
+        },
+        ended = &mut answering => match tried.try_recv() {
+            Ok(answer) => {
+                let _ = head.send(answer);
+                return ended;
+            }
+            Err(_) => ended,
+        },
+    };
+    ended?;
+    stock.serves_only_once();
+    match again {
+        Some(request) => {
+            let request = request.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
+            answer_v0_2(&stock, stock.fresh(origin).await?, request, head).await
+        }
+        None => Ok(()),
+    }
+}
+
+fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+async fn answer_v0_2<B>(
+    stock: &Stock<ProxyPre<Guest>>,
+    mut live: Live<Proxy>,
     request: Request<B>,
     head: oneshot::Sender<Head>,
 ) -> Result<(), Failure>
@@ -178,39 +237,45 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let proxy = pre.instantiate_async(&mut store).await.map_err(|error| not_instantiated(&store, error))?;
+    let store = &mut live.store;
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
     let out = view.new_response_outparam_from_callback(move |answer| {
         // The connection may be gone.
         let _ = head.send(answer.map_err(|code| format!("{code:?}")));
     })?;
-    let result = proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await;
-    abort_open_bodies(store.data_mut());
+    let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
+    if abort_open_bodies(live.store.data_mut()) == 0 && result.is_ok() {
+        stock.give_back(live);
+    }
     Ok(result?)
 }
 
 /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
-/// would end it well.
-fn abort_open_bodies(guest: &mut Guest) {
-    for body in guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>()) {
-        let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
-        std::mem::replace(body, closed).abort();
-    }
+/// would end it well. How many there were.
+fn abort_open_bodies(guest: &mut Guest) -> usize {
+    let bodies = guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>());
+    bodies
+        .map(|body| {
+            let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+            std::mem::replace(body, closed).abort();
+        })
+        .count()
 }
 
 async fn call_v0_3<B>(
-    mut store: Store<Guest>,
-    pre: ServicePre<Guest>,
+    stock: Rc<Stock<ServicePre<Guest>>>,
     request: Request<B>,
     authority: Authority,
+    origin: Origin,
     head: oneshot::Sender<Head>,
 ) -> Result<(), Failure>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let service = pre.instantiate_async(&mut store).await.map_err(|error| not_instantiated(&store, error))?;
+    let mut live = stock.take(origin).await?;
+    let Live { store, exports: service, .. } = &mut live;
     let (parts, body) = request.into_parts();
     let headers = FieldMap::new_immutable(store.data_mut().http().hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
@@ -227,20 +292,21 @@ where
             };
             let answer = accessor.with(|access| answer.into_http(access, async { Ok(()) }))?;
             // Ends when the connection has taken the last frame, or is gone.
-            let (taking, taken) = oneshot::channel::<std::convert::Infallible>();
+            let (taking, taken) = oneshot::channel::<Infallible>();
             let _ = head.send(Ok(answer.map(|frames| UnsyncBoxBody::new(Guarded { frames, _taking: taking }))));
             let _ = taken.await;
             poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
             Ok(())
         })
         .await??;
+    stock.give_back(live);
     Ok(())
 }
 
 /// A body that tells when it is dropped.
 struct Guarded {
     frames: UnsyncBoxBody<Bytes, Error>,
-    _taking: oneshot::Sender<std::convert::Infallible>,
+    _taking: oneshot::Sender<Infallible>,
 }
 
 impl http_body::Body for Guarded {

@@ -15,6 +15,7 @@ mod io;
 mod outbound;
 mod quota;
 mod requests;
+mod reuse;
 mod stdio;
 mod tls;
 mod upload;
@@ -44,6 +45,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long the first instantiation may take at least and at most; between, as long as a request.
 const MIN_LOAD_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How often instances that wait for a request are looked at.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 /// How often a worker that is ready and serves nobody yet checks its health.
 const HEALTH_CHECK: Duration = Duration::from_millis(100);
 /// Threads for what guests do with files, and for resolving names; what is over waits.
@@ -138,8 +141,8 @@ fn run(
             }
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
-        let server = http::Server::new(instances, requests, phases.clone(), &settings, gate.clone(), stats);
-        serve(Rc::new(server), primary, listeners, &gate, phases).await
+        let server = http::Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
+        serve(Rc::new(server), instances, primary, listeners, &gate, phases).await
     })
 }
 
@@ -173,9 +176,12 @@ async fn load(
     let probed = tokio::time::timeout(patience, instances.probe()).await;
     let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {patience:?}"))?;
     probed.map_err(|error| {
-        // With the guest's own backtrace, which takes several lines.
-        let error = format!("{error:?}");
-        anyhow!("the component fails while it is instantiated: {}", error.trim_end())
+        let reason = match error {
+            instance::Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
+            // With the guest's own backtrace, which takes several lines.
+            instance::Failure::Trap(error) => format!("{error:?}"),
+        };
+        anyhow!("the component fails while it is instantiated: {}", reason.trim_end())
     })?;
     if let Some(path) = &settings.health_path {
         instances.check_health(path).await.map_err(anyhow::Error::msg)?;
@@ -203,6 +209,7 @@ async fn becomes_unhealthy(instances: &Instances, path: &HealthPath, primary: &W
 /// Accepts and serves from the moment the primary says so until everything is drained.
 async fn serve(
     server: Rc<http::Server>,
+    instances: Rc<Instances>,
     primary: &WorkerEnd,
     listeners: Vec<OwnedFd>,
     gate: &Arc<Gate>,
@@ -218,6 +225,13 @@ async fn serve(
             let (acceptors, mut connections) = accept::start(listeners, gate)?;
             primary.send(&ToPrimary::Accepting, &[])?;
             let (alive, mut all_done) = mpsc::channel::<()>(1);
+            let trimming = tokio::task::spawn_local(async move {
+                let mut turns = tokio::time::interval(TRIM_EVERY);
+                loop {
+                    turns.tick().await;
+                    instances.trim();
+                }
+            });
             loop {
                 tokio::select! {
                     connection = connections.recv() => match connection {
@@ -244,6 +258,7 @@ async fn serve(
             drop(alive);
             // Ends when the last connection and the last guest dropped its sender.
             let _ = all_done.recv().await;
+            trimming.abort();
             Ok(())
         })
         .await

@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, timeout};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+use super::guest::World;
 use super::tls::Tls;
 use crate::config::{Limits, MAX_CONNECT_TIME, MAX_OUTBOUND, MAX_OUTBOUND_PER_REQUEST};
 use crate::grants::{Destination, Grants, Host, Scheme, special};
@@ -110,7 +111,7 @@ impl Origin {
 
 /// One instance's.
 pub(super) struct Hooks {
-    outbound: Arc<Outbound>,
+    world: Arc<World>,
     origin: Origin,
     /// Made for the first request.
     places: Option<Arc<Semaphore>>,
@@ -134,7 +135,7 @@ impl WasiHttpHooks for Hooks {
         match self.permit(&request) {
             Ok((destination, places)) => {
                 let exchange = Exchange {
-                    outbound: self.outbound.clone(),
+                    world: self.world.clone(),
                     request_id: self.origin.request,
                     destination,
                     options: options.unwrap_or_default(),
@@ -152,8 +153,8 @@ impl WasiHttpHooks for Hooks {
 type Places = [OwnedSemaphorePermit; 2];
 
 impl Hooks {
-    pub(super) fn new(outbound: Arc<Outbound>, origin: Origin) -> Self {
-        Self { outbound, origin, places: None }
+    pub(super) fn new(world: Arc<World>, origin: Origin) -> Self {
+        Self { world, origin, places: None }
     }
 
     fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, Places), Error> {
@@ -161,7 +162,7 @@ impl Hooks {
             return Err(Error::HttpRequestMethodInvalid);
         }
         let destination = Destination::of(request.uri()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let Outbound { grants, denials, places, .. } = &*self.outbound;
+        let Outbound { grants, denials, places, .. } = &self.world.outbound;
         if !grants.permits(&destination) {
             let remedy = format!("grant it with {}", destination.flag());
             denials.say(self.origin.request, "a request to a host that is not granted", remedy);
@@ -186,7 +187,7 @@ impl Hooks {
 
 /// One outbound request that may be sent.
 struct Exchange {
-    outbound: Arc<Outbound>,
+    world: Arc<World>,
     request_id: Option<RequestId>,
     destination: Destination,
     options: RequestOptions,
@@ -204,7 +205,7 @@ impl Exchange {
         let connecting = timeout(at_most(self.options.connect_timeout, MAX_CONNECT_TIME), self.connect());
         let stream = connecting.await.map_err(|_| Error::ConnectionTimeout)??;
         let mut http = http1::Builder::new();
-        http.max_buf_size(self.outbound.max_head);
+        http.max_buf_size(self.world.outbound.max_head);
         let (mut sender, mut connection) = http.handshake::<_, WasiBody>(TokioIo::new(stream)).await?;
         let (answer, is_open) = {
             let mut answer = pin!(sender.send_request(request));
@@ -219,10 +220,10 @@ impl Exchange {
                 }
                 answer.as_mut().poll(context)
             });
-            let answer = timeout(at_most(self.options.first_byte_timeout, self.outbound.first_byte), both).await;
+            let answer = timeout(at_most(self.options.first_byte_timeout, self.world.outbound.first_byte), both).await;
             (answer.map_err(|_| Error::ConnectionReadTimeout)??, is_open)
         };
-        let silence = at_most(self.options.between_bytes_timeout, self.outbound.between_bytes);
+        let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
         let timer = Box::pin(tokio::time::sleep(silence));
         let answer = answer.map(|body| Answer { body, silence, timer, _places: self.places }.boxed_unsync());
         let rest = async move { if is_open { connection.await.map_err(Error::from) } else { Ok(()) } };
@@ -249,7 +250,7 @@ impl Exchange {
         let _ = stream.set_nodelay(true);
         Ok(match self.destination.scheme() {
             Scheme::Http => Box::new(stream),
-            Scheme::Https => Box::new(self.outbound.tls.connect(self.destination.host(), stream).await?),
+            Scheme::Https => Box::new(self.world.outbound.tls.connect(self.destination.host(), stream).await?),
         })
     }
 
@@ -280,13 +281,13 @@ impl Exchange {
             }
         };
         let (permitted, denied): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|&found| self.outbound.grants.permits_address(&self.destination, found));
+            found.into_iter().partition(|&found| self.world.outbound.grants.permits_address(&self.destination, found));
         if permitted.is_empty() {
             let Some(&address) = denied.first() else { return Err(Error::DestinationNotFound) };
             let range = special(address).unwrap_or("other");
             let what = format!("a request to a granted host whose address {address} is special ({range})");
             let remedy = format!("grant it with {} beside the name", self.destination.at(address).flag());
-            self.outbound.denials.say(self.request_id, what, remedy);
+            self.world.outbound.denials.say(self.request_id, what, remedy);
             return Err(Error::DestinationIpProhibited);
         }
         Ok(permitted.into_iter().map(|address| SocketAddr::new(address, port)).collect())

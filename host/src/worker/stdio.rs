@@ -32,8 +32,8 @@ impl Sink {
     }
 }
 
-/// The standard output or error of one instance. What it printed after its last newline is passed on when the
-/// instance ends.
+/// The standard output or error of one instance. What it printed after its last newline is passed on when its request
+/// has been served, or the instance ends.
 #[derive(Clone, Debug)]
 pub(super) struct GuestOutput(Arc<Lines>);
 
@@ -46,6 +46,13 @@ struct Lines {
 impl GuestOutput {
     pub(super) fn new(sink: Arc<Sink>) -> Self {
         Self(Arc::new(Lines { buffer: Mutex::default(), sink }))
+    }
+
+    /// Passes on what came after the last newline.
+    pub(super) fn finish(&self) {
+        let lines = &*self.0;
+        let mut buffer = lines.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.finish(|line| lines.sink.write(line));
     }
 
     fn push(&self, bytes: &[u8]) {

@@ -4,6 +4,8 @@
 mod outbound;
 mod sending;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use misdeeds::{Answer, Outcome, Query, debug};
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
@@ -19,6 +21,9 @@ const YEAR: u64 = 365 * 24 * 3_600_000 * MILLISECOND;
 /// What `/endless` sends at once.
 const PIECE: u64 = 65_536;
 
+/// This instance has answered.
+static USED: AtomicBool = AtomicBool::new(false);
+
 struct Component;
 
 impl Guest for Component {
@@ -27,6 +32,9 @@ impl Guest for Component {
         let (path, query) = misdeeds::split(&target);
         match path {
             "/silent" => {}
+            // As guests of some languages: only the first request of an instance is answered.
+            "/once" if USED.swap(true, Ordering::Relaxed) => {}
+            "/once" => send(out, Answer::of(Ok("once".into()))),
             "/error-code" => ResponseOutparam::set(out, Err(ErrorCode::InternalError(Some("asked to fail".into())))),
             "/trap-after-head" => trap_after_head(out, query.number("bytes", 5)),
             "/endless" => endless(out),

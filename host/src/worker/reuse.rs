@@ -1,0 +1,144 @@
+//! Instances of one component: fresh ones, and those that wait for their next request.
+//!
+//! An instance serves one request at a time. It is kept only if that went well in every way: it did not trap, was not
+//! cancelled, and gave back all that it had from the host. What a guest keeps in memory is then there for its next request.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Engine, Store};
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
+
+use super::guest::{Guest, World};
+use super::outbound::Origin;
+
+/// How long an instance may wait for its next request.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+
+/// A component that can be instantiated.
+pub(super) trait Instantiate {
+    /// What an instance exports.
+    type Exports;
+    fn instantiate(&self, store: &mut Store<Guest>) -> impl Future<Output = wasmtime::Result<Self::Exports>>;
+}
+
+impl Instantiate for ProxyPre<Guest> {
+    type Exports = Proxy;
+
+    async fn instantiate(&self, store: &mut Store<Guest>) -> wasmtime::Result<Proxy> {
+        self.instantiate_async(store).await
+    }
+}
+
+impl Instantiate for ServicePre<Guest> {
+    type Exports = Service;
+
+    async fn instantiate(&self, store: &mut Store<Guest>) -> wasmtime::Result<Service> {
+        self.instantiate_async(store).await
+    }
+}
+
+/// An instance.
+pub(super) struct Live<E> {
+    pub(super) store: Store<Guest>,
+    pub(super) exports: E,
+    /// Requests that it has served.
+    uses: u32,
+    /// What it had from the host after the first of them: what its libraries keep for later.
+    handles: usize,
+    idle_since: Instant,
+}
+
+impl<E> Live<E> {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.uses == 0
+    }
+}
+
+/// All instances of a component.
+pub(super) struct Stock<P: Instantiate> {
+    engine: Engine,
+    pre: P,
+    world: Arc<World>,
+    max_uses: Cell<u32>,
+    /// The one that was used last is at the end, and is used next.
+    idle: RefCell<Vec<Live<P::Exports>>>,
+    /// Some instance has served a second request.
+    is_proven: Cell<bool>,
+}
+
+impl<P: Instantiate> Stock<P> {
+    pub(super) fn new(engine: Engine, pre: P, world: Arc<World>, max_uses: u32) -> Self {
+        let (idle, is_proven) = (RefCell::default(), Cell::new(false));
+        Self { engine, pre, world, max_uses: Cell::new(max_uses), idle, is_proven }
+    }
+
+    /// An instance for a request: one that waits, or a fresh one.
+    pub(super) async fn take(&self, origin: Origin) -> wasmtime::Result<Live<P::Exports>, super::instance::Failure> {
+        let waiting = self.idle.borrow_mut().pop();
+        match waiting {
+            Some(mut live) => {
+                live.store.data_mut().begin(origin);
+                // It waited for many ticks: the first look at the epoch would yield at once.
+                live.store.set_epoch_deadline(1);
+                Ok(live)
+            }
+            None => self.fresh(origin).await,
+        }
+    }
+
+    /// A fresh instance, whoever waits.
+    pub(super) async fn fresh(&self, origin: Origin) -> wasmtime::Result<Live<P::Exports>, super::instance::Failure> {
+        let mut store = World::store(&self.world, &self.engine, origin);
+        match self.pre.instantiate(&mut store).await {
+            Ok(exports) => Ok(Live { store, exports, uses: 0, handles: 0, idle_since: Instant::now() }),
+            Err(error) => Err(super::instance::not_instantiated(&store, error)),
+        }
+    }
+
+    /// Takes an instance back that has served its request well.
+    pub(super) fn give_back(&self, mut live: Live<P::Exports>) {
+        live.uses += 1;
+        if live.uses > 1 {
+            self.is_proven.set(true);
+        }
+        if live.uses >= self.max_uses.get() {
+            return;
+        }
+        let handles = live.store.data_mut().end();
+        if live.uses == 1 {
+            live.handles = handles;
+        } else if handles > live.handles {
+            tracing::debug!(handles, before = live.handles, "an instance is not used again: it keeps what it was lent");
+            return;
+        }
+        live.idle_since = Instant::now();
+        self.idle.borrow_mut().push(live);
+    }
+
+    /// Whether it is not known yet that an instance can serve more than one request.
+    pub(super) fn is_unproven(&self) -> bool {
+        !self.is_proven.get()
+    }
+
+    /// No instance of this component can.
+    pub(super) fn serves_only_once(&self) {
+        if self.max_uses.replace(1) > 1 {
+            tracing::warn!(
+                "the component does not answer a second request in the same instance; from now on each request gets a \
+                 fresh one"
+            );
+        }
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Drops instances that wait for too long.
+    pub(super) fn trim(&self) {
+        let mut idle = self.idle.borrow_mut();
+        let stale = idle.iter().take_while(|live| live.idle_since.elapsed() > MAX_IDLE).count();
+        idle.drain(..stale);
+    }
+}
