@@ -318,6 +318,33 @@ async fn the_connection_that_is_idle_for_longest_makes_room() {
     is_well(&cluster, worker).await;
 }
 
+/// Connections that are in use are not closed for others, and a newcomer has its chance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_in_use_are_not_closed_for_others() {
+    let cluster = cluster(&["--max-connections", "3", "--header-timeout", "5s"]);
+    let worker = cluster.worker(0).unwrap();
+    let mut slow = [(); 2].map(|()| TcpStream::connect(cluster.address()).unwrap());
+    for stream in &mut slow {
+        stream.write_all(b"G").unwrap();
+    }
+    until("they are there", || (cluster.status()["workers"][0]["connections"] == 2).then_some(()));
+    for _ in 0..6 {
+        let answer = get(cluster.address(), "/headers").await.expect("no reset");
+        assert!([200, 503].contains(&answer.status), "{}", answer.status);
+    }
+    for stream in &mut slow {
+        stream.write_all(b"ET /headers HTTP/1.1\r\nhost: slow\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    is_well(&cluster, worker).await;
+    let one = self::cluster(&["--max-connections", "1"]);
+    for _ in 0..3 {
+        assert_eq!(get(one.address(), "/headers").await.unwrap().status, 200);
+    }
+}
+
 /// An answer of HTTP/1.0 without a length ends with its connection: when it is cut, that must not look like its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_answer_that_is_cut_ends_in_a_reset() {

@@ -62,6 +62,7 @@ pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let imports: Vec<Import> =
         surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name).into() }).collect();
     let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
+    grants.sort_unstable();
     grants.dedup();
     let wasi = handler.as_ref().ok().copied();
     let world = wasi.map(|wasi| match wasi {
@@ -99,7 +100,7 @@ fn for_people(report: &Report<'_>) -> String {
     }
     text.push_str(&format!("\n{digest}\n\nExports\n"));
     for export in exports {
-        text.push_str(&format!("  {export}\n"));
+        text.push_str(&format!("  {}\n", export.escape_debug()));
     }
     text.push_str("\nImports\n");
     let width = imports.iter().map(|import| import.name.len()).max().unwrap_or(0);

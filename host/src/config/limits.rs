@@ -32,11 +32,16 @@ pub(crate) const MAX_MEMORIES: usize = 20;
 /// Elements that each table may have.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 64 * 1024;
 /// Resources of the host's that one instance may hold: streams, fields, open files. Wasmtime's default is a million.
-pub(crate) const MAX_HANDLES: usize = 2000;
+pub(crate) const MAX_HANDLES: usize = 1000;
 /// Bytes that a guest may hand to the host in one call. Wasmtime's default is 128 MiB.
 pub(crate) const MAX_HOSTCALL: usize = 16 * 1024 * 1024;
-/// Bytes of all header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.
+/// Bytes of each set of header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.
 pub(crate) const MAX_FIELDS: usize = 96 * 1024;
+/// Bytes of a body that a guest may write before somebody takes them, once again as much in a queue. Beyond the first
+/// bodies of a request it is little: each can be made to hold so much. Wasmtime's default is 1 MiB.
+pub(crate) const MAX_BODY_CHUNK: usize = 64 * 1024;
+pub(crate) const MAX_FURTHER_BODY_CHUNK: usize = 4 * 1024;
+pub(crate) const LARGE_BODIES: usize = 8;
 /// Random bytes that a guest may have at once. Wasmtime's default is 64 MiB.
 pub(crate) const MAX_RANDOM: u64 = 1024 * 1024;
 /// Outbound requests at a time: of one inbound request, and of one worker.

@@ -118,9 +118,9 @@ impl Gate {
         self.lying.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A connection that was refused is gone.
-    pub(super) fn refused(&self) {
-        self.refused.fetch_sub(1, Ordering::Relaxed);
+    /// A connection that was accepted to be refused is at hand, until this is dropped.
+    pub(super) fn refusing(&self) -> Refusing<'_> {
+        Refusing(self)
     }
 
     /// Whether there are as many connections as there may be.
@@ -161,6 +161,16 @@ impl Gate {
             }
             State::Full | State::Lagging => None,
         }
+    }
+}
+
+/// A connection that is being refused.
+#[derive(Debug)]
+pub(super) struct Refusing<'a>(&'a Gate);
+
+impl Drop for Refusing<'_> {
+    fn drop(&mut self) {
+        self.0.refused.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -216,6 +226,7 @@ fn accept_all(
     stop: &AtomicBool,
 ) {
     let mut last_words = MAX_LAST;
+    let mut queued_since = None;
     while !stop.load(Ordering::Relaxed) || (last_words > 0 && is_queued(listener)) {
         // A place first: a connection in a thread's hand is one that no sibling can serve.
         let place = connections.try_reserve().or_else(|_| runtime.block_on(connections.reserve()));
@@ -225,7 +236,7 @@ fn accept_all(
             // The last worker of a cluster leaves nobody behind.
             Admission::Serve
         } else {
-            match wait_for_admission(listener, gate, stop) {
+            match wait_for_admission(listener, gate, stop, &mut queued_since) {
                 Some(admission) => admission,
                 None => continue,
             }
@@ -247,19 +258,30 @@ fn accept_all(
     }
 }
 
-/// Waits until the gate opens, or somebody must be told that it does not; `None` if the thread is to stop.
-fn wait_for_admission(listener: &Socket, gate: &Gate, stop: &AtomicBool) -> Option<Admission> {
-    let mut queued_since = None;
+/// Waits until the gate opens, or somebody must be told that it does not; `None` if the thread is to stop. There has been
+/// somebody in the queue, at each look, since `queued_since`.
+fn wait_for_admission(
+    listener: &Socket,
+    gate: &Gate,
+    stop: &AtomicBool,
+    queued_since: &mut Option<Instant>,
+) -> Option<Admission> {
     loop {
-        let queued = queued_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-        if let Some(admission) = gate.admission(queued) {
-            return Some(admission);
+        let queued = queued_since.map_or(Duration::ZERO, |since| since.elapsed());
+        match gate.admission(queued) {
+            Some(Admission::Refuse) if !is_queued(listener) => *queued_since = None,
+            Some(Admission::Refuse) => return Some(Admission::Refuse),
+            Some(Admission::Serve) => {
+                *queued_since = None;
+                return Some(Admission::Serve);
+            }
+            None => {}
         }
         if stop.load(Ordering::Relaxed) {
             return None;
         }
         std::thread::sleep(LOOK_AGAIN);
-        queued_since = if is_queued(listener) { queued_since.or_else(|| Some(Instant::now())) } else { None };
+        *queued_since = if is_queued(listener) { queued_since.or_else(|| Some(Instant::now())) } else { None };
     }
 }
 
@@ -313,7 +335,7 @@ mod tests {
         check(State::Open, Some(Admission::Serve));
         let _last = stats.connections.hold();
         check(State::Full, None);
-        gate.refused();
+        drop(gate.refusing());
         check(State::Full, Some(Admission::Refuse));
         drop(page);
     }

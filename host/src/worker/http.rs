@@ -48,8 +48,12 @@ use crate::stats::Stats;
 /// What a request of HTTP/1.0 is addressed to if it does not say.
 const NO_HOST: &str = "localhost";
 
+/// Header fields that hyper reads unless it is told otherwise.
+const HYPER_HEADERS: usize = 100;
 /// What names a request in the log and to its client.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Bytes of a guest's own error that are logged.
+const MAX_SAID: usize = 1024;
 /// How long a client that is to come again may take to ask.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -107,6 +111,7 @@ impl Server {
     pub(super) async fn serve(self: Rc<Self>, connection: Connection, alive: mpsc::Sender<()>) {
         let held = self.stats.connections.hold();
         let admission = connection.admission;
+        let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
             Ok(Stream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
             Ok(Stream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
@@ -114,9 +119,6 @@ impl Server {
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
         drop(held);
-        if admission == Admission::Refuse {
-            self.gate.refused();
-        }
     }
 
     /// Closes the connection that has been idle for longest, if there are too many.
@@ -125,7 +127,7 @@ impl Server {
         if connections.len() < self.limits.max_connections {
             return;
         }
-        let idle = connections.iter().filter_map(|(&number, watch)| Some((watch.idle_since()?, number)));
+        let idle = connections.iter().filter_map(|(&number, watch)| Some((watch.spare_since()?, number)));
         if let Some((_, number)) = idle.min()
             && let Some(longest) = connections.remove(&number)
         {
@@ -154,13 +156,21 @@ impl Server {
             }
         });
         let mut http = http1::Builder::new();
-        http.max_buf_size(self.limits.max_header_bytes).max_headers(self.limits.max_headers).half_close(false);
+        http.max_buf_size(self.limits.max_header_bytes).half_close(false);
+        // Fewer are bounded before hyper sees them, and it allocates for each request what is not its own default.
+        if self.limits.max_headers > HYPER_HEADERS {
+            http.max_headers(self.limits.max_headers);
+        }
         let framing = Framing::new(self.limits.max_header_bytes, self.limits.max_headers);
         let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone(), framing)), service);
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
         let (mut timer, mut stall) = (Timer::default(), Timer::default());
-        let _listed = Listed::new(&self, watch.clone());
+        let _listed = match admission {
+            Admission::Serve => Some(Listed::new(&self, watch.clone())),
+            // It goes soon, and makes room for nobody.
+            Admission::Refuse => None,
+        };
         self.make_room();
         poll_fn(|context| {
             watch.polled(context);
@@ -171,7 +181,7 @@ impl Server {
                 watch.step(how_it_ended(ended, &watch));
                 return Poll::Ready(());
             }
-            if watch.idle_since().is_some() {
+            if watch.spare_since().is_some() {
                 self.make_room();
             }
             if watch.duty() != Duty::Serve {
@@ -205,7 +215,7 @@ impl Server {
 
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
         let in_flight = Rc::new(self.requests.begin());
-        let id = in_flight.id;
+        let (id, began) = (in_flight.id, in_flight.began());
         let answering = watch.clone().answering(in_flight.clone(), &request);
         let answer = match authority(&request) {
             _ if request.method() == Method::CONNECT => plain(StatusCode::NOT_IMPLEMENTED, "this is no proxy", id),
@@ -223,7 +233,8 @@ impl Server {
                 if !request.headers().contains_key(HOST) {
                     request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
                 }
-                let Some(place) = self.place().await else {
+                let deadline = began + self.limits.request_timeout;
+                let Some(place) = self.place(deadline).await else {
                     self.stats.rejected.increment();
                     return self.finish(busy(id), &watch, answering);
                 };
@@ -232,7 +243,7 @@ impl Server {
                 let (head, call) = self.instances.call(request, authority, origin);
                 let limit = self.limits.request_timeout;
                 let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
-                drive(head, call, tail, &upload, &method).await
+                drive(head, call, deadline, tail, &upload, &method).await
             }
             None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header", id),
         };
@@ -259,8 +270,8 @@ impl Server {
         answer
     }
 
-    /// A place to work at. Some may wait for one; `None` if those are too many, or it takes too long.
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+    /// A place to work at. Some may wait for one until `deadline`; `None` if those are too many, or there is none by then.
+    async fn place(&self, deadline: Instant) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);
         }
@@ -269,7 +280,7 @@ impl Server {
         }
         let _waits = Waits::begin(&self.waiting);
         let place = self.places.clone().acquire_owned();
-        tokio::time::timeout(self.limits.request_timeout, place).await.ok()?.ok()
+        tokio::time::timeout_at(deadline.into(), place).await.ok()?.ok()
     }
 }
 
@@ -361,6 +372,7 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
 async fn drive(
     head: oneshot::Receiver<Head>,
     mut call: Call,
+    deadline: Instant,
     tail: Tail,
     upload: &UploadState,
     method: &Method,
@@ -379,7 +391,7 @@ async fn drive(
         // The sender lives inside the call: when that has ended, the head is there or never comes.
         head.as_mut().poll(context).map(Some)
     });
-    let Ok(head) = tokio::time::timeout(tail.limit, head).await else {
+    let Ok(head) = tokio::time::timeout_at(deadline.into(), head).await else {
         return tail.timed_out(upload);
     };
     match (ended, head) {
@@ -396,7 +408,7 @@ async fn drive(
         (ended, Some(Ok(Ok(head)))) => {
             let call = if ended.is_some() { None } else { Some(call) };
             let (head, frames) = head.into_parts();
-            if let Some(fault) = fault(&head) {
+            if let Some(fault) = fault(&head, frames.is_end_stream() && method != Method::HEAD) {
                 tracing::warn!(request = tail.request(), "the guest's answer cannot be sent: {fault}");
                 return internal_error(tail.id());
             }
@@ -404,7 +416,7 @@ async fn drive(
             Response::from_parts(head, body)
         }
         (_, Some(Ok(Err(code)))) => {
-            tracing::warn!(request = tail.request(), "the guest answered with an error: {code}");
+            tracing::warn!(request = tail.request(), "the guest answered with an error: {}", shortened(&code));
             internal_error(tail.id())
         }
         (_, Some(Err(_))) => {
@@ -416,16 +428,29 @@ async fn drive(
 }
 
 /// What is wrong with the head of a guest's answer, if anything: what would change where the answer ends.
-fn fault(head: &http::response::Parts) -> Option<&'static str> {
+fn fault(head: &http::response::Parts, is_empty: bool) -> Option<&'static str> {
     if head.status.is_informational() {
         return Some("its status is informational, and says that another follows");
     }
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (Some(_), Some(_)) => Some("it has more than one content-length"),
-        (Some(_), None) if content_length(&head.headers).is_none() => Some("its content-length is no number"),
+        (Some(_), None) => match content_length(&head.headers) {
+            None => Some("its content-length is no number"),
+            // RFC 9110, section 8.6.
+            Some(_) if head.status == StatusCode::NO_CONTENT => Some("it has a content-length, and no content"),
+            Some(1..) if is_empty && head.status != StatusCode::NOT_MODIFIED => {
+                Some("its body is empty, and its content-length says otherwise")
+            }
+            Some(_) => None,
+        },
         _ => None,
     }
+}
+
+/// What a guest says, for the log: one line, and not longer than one.
+fn shortened(text: &str) -> std::str::EscapeDebug<'_> {
+    text[..text.floor_char_boundary(MAX_SAID)].escape_debug()
 }
 
 /// As RFC 9110, section 8.6, has it: digits and nothing else.

@@ -2,6 +2,7 @@
 //! handed over, when the client left. Hyper keeps all of that to itself.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -41,6 +42,8 @@ impl Refusal {
     }
 }
 
+/// How long a connection may be silent in the beginning, when others want its place.
+const CHANCE: Duration = Duration::from_secs(1);
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
 
@@ -95,9 +98,11 @@ impl Watch {
         self.machine.borrow().duty()
     }
 
-    /// When it became idle, if it is.
-    pub(super) fn idle_since(&self) -> Option<drain::Time> {
-        self.machine.borrow().idle_since()
+    /// When it became idle, if it is, and may make room for another. One that has just come may not.
+    pub(super) fn spare_since(&self) -> Option<drain::Time> {
+        let since = self.machine.borrow().idle_since()?;
+        let has_had_its_chance = self.requests.get() > 0 || self.epoch.elapsed() > since + CHANCE;
+        has_had_its_chance.then_some(since)
     }
 
     /// Closes the connection, if it is idle, to make room for another.
@@ -181,10 +186,12 @@ impl Watch {
     fn refuse_in_turn(&self) {
         let Some(good) = self.good.get() else { return };
         let begun = self.requests.get();
-        let is_turn = if self.machine.borrow().is_busy() { begun > good } else { begun >= good };
+        let is_busy = self.machine.borrow().is_busy();
+        let is_turn = if is_busy { begun > good } else { begun >= good };
         if is_turn {
-            // Of a request whose body turned out bad, an answer may be under way.
-            self.step(if self.moved_at.get().is_some() { Event::ClientLeft } else { Event::Malformed });
+            // Of a request whose body turned out bad, an answer may be under way, or have come to its end.
+            let is_answered = self.moved_at.get().is_some() || (!is_busy && begun > good);
+            self.step(if is_answered { Event::ClientLeft } else { Event::Malformed });
         }
     }
 
@@ -239,7 +246,11 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Io<S> {
     pub(super) async fn refuse(&mut self) -> Refusal {
         let refusal = self.refusal.unwrap_or(Refusal::Late);
         // Whoever is so slow may not read it either: what the kernel does not take at once is not sent.
-        let _ = self.stream.write(refusal.answer()).await;
+        poll_fn(|context| {
+            let _ = Pin::new(&mut self.stream).poll_write(context, refusal.answer());
+            Poll::Ready(())
+        })
+        .await;
         self.watch.step(Event::Shut);
         refusal
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -23,14 +23,17 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::guest::World;
 use super::tls::Tls;
-use crate::config::{Limits, MAX_CONNECT_TIME, MAX_OUTBOUND, MAX_OUTBOUND_PER_REQUEST};
+use crate::config::{
+    LARGE_BODIES, Limits, MAX_BODY_CHUNK, MAX_CONNECT_TIME, MAX_FURTHER_BODY_CHUNK, MAX_OUTBOUND,
+    MAX_OUTBOUND_PER_REQUEST,
+};
 use crate::grants::{Destination, Grants, Host, Scheme, special};
 use crate::ids::RequestId;
 
@@ -41,6 +44,8 @@ const CDN_ID: &str = "wasmcluster";
 pub(super) const MAX_LOOPS: usize = 8;
 /// Denials that are logged: each destination once, and no more than so many.
 const MAX_DENIALS: usize = 64;
+/// Names that are looked up at the same time: guests' files need threads too.
+const MAX_LOOKUPS: usize = 8;
 /// Addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
@@ -72,6 +77,8 @@ pub(super) struct Outbound {
     grants: Grants,
     /// One for each request that may be under way.
     places: Arc<Semaphore>,
+    /// One for each name that may be looked up at the same time.
+    lookups: Arc<Semaphore>,
     /// What a guest's own timeouts are bounded by.
     first_byte: Duration,
     between_bytes: Duration,
@@ -85,6 +92,7 @@ impl Outbound {
         Self {
             grants,
             places: Arc::new(Semaphore::new(MAX_OUTBOUND)),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             first_byte: limits.request_timeout,
             between_bytes: limits.stream_timeout,
             max_head: limits.max_header_bytes,
@@ -115,6 +123,8 @@ pub(super) struct Hooks {
     origin: Origin,
     /// Made for the first request.
     places: Option<Arc<Semaphore>>,
+    /// Bodies that the guest has made for the request it works on.
+    bodies: usize,
 }
 
 type Sent = Result<(), Error>;
@@ -124,6 +134,15 @@ impl WasiHttpHooks for Hooks {
     /// As by default, without an allocation for each header.
     fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
         DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        self.bodies += 1;
+        if self.bodies <= LARGE_BODIES { MAX_BODY_CHUNK } else { MAX_FURTHER_BODY_CHUNK }
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_BODY_CHUNK
     }
 
     fn send_request(
@@ -154,7 +173,7 @@ type Places = [OwnedSemaphorePermit; 2];
 
 impl Hooks {
     pub(super) fn new(world: Arc<World>, origin: Origin) -> Self {
-        Self { world, origin, places: None }
+        Self { world, origin, places: None, bodies: 0 }
     }
 
     fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, Places), Error> {
@@ -206,7 +225,8 @@ impl Exchange {
         let stream = connecting.await.map_err(|_| Error::ConnectionTimeout)??;
         let mut http = http1::Builder::new();
         http.max_buf_size(self.world.outbound.max_head);
-        let (mut sender, mut connection) = http.handshake::<_, WasiBody>(TokioIo::new(stream)).await?;
+        let handshake = http.handshake::<_, WasiBody>(TokioIo::new(stream)).await;
+        let (mut sender, mut connection) = handshake.map_err(failure)?;
         let (answer, is_open) = {
             let mut answer = pin!(sender.send_request(request));
             let mut is_open = true;
@@ -221,12 +241,11 @@ impl Exchange {
                 answer.as_mut().poll(context)
             });
             let answer = timeout(at_most(self.options.first_byte_timeout, self.world.outbound.first_byte), both).await;
-            (answer.map_err(|_| Error::ConnectionReadTimeout)??, is_open)
+            (answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(failure)?, is_open)
         };
         let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
-        let timer = Box::pin(tokio::time::sleep(silence));
-        let answer = answer.map(|body| Answer { body, silence, timer, _places: self.places }.boxed_unsync());
-        let rest = async move { if is_open { connection.await.map_err(Error::from) } else { Ok(()) } };
+        let answer = answer.map(|body| Answer { body, silence, timer: None, _places: self.places }.boxed_unsync());
+        let rest = async move { if is_open { connection.await.map_err(failure) } else { Ok(()) } };
         Ok((answer, Box::new(rest)))
     }
 
@@ -265,8 +284,20 @@ impl Exchange {
         Err(last.map_or(Error::DestinationNotFound, |error| match error.kind() {
             io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
             io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => Error::DestinationIpUnroutable,
-            _ => Error::Connect(error),
+            io::ErrorKind::TimedOut => Error::ConnectionTimeout,
+            _ => Error::DestinationUnavailable,
         }))
+    }
+
+    /// The addresses of a name. A lookup goes on when nobody waits for it any more, so it has its place until it is done.
+    async fn look_up(&self, name: String, port: u16) -> io::Result<Vec<IpAddr>> {
+        let place = self.world.outbound.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let looking = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let found = (name.as_str(), port).to_socket_addrs()?;
+            Ok(found.map(|found| found.ip()).take(MAX_ADDRESSES).collect())
+        });
+        looking.await?
     }
 
     /// The addresses that may be connected to.
@@ -275,9 +306,7 @@ impl Exchange {
         let found: Vec<IpAddr> = match self.destination.host() {
             Host::Address(address) => vec![*address],
             Host::Name(name) => {
-                let found = lookup_host((name.as_str(), port)).await;
-                let found = found.map_err(|_| Error::DnsError { rcode: None, info_code: None })?;
-                found.map(|found| found.ip()).take(MAX_ADDRESSES).collect()
+                self.look_up(name.clone(), port).await.map_err(|_| Error::DnsError { rcode: None, info_code: None })?
             }
         };
         let (permitted, denied): (Vec<_>, Vec<_>) =
@@ -294,6 +323,17 @@ impl Exchange {
     }
 }
 
+/// What the guest is told. As it is, wasmtime would log it, without the request.
+fn failure(error: hyper::Error) -> Error {
+    if error.is_incomplete_message() {
+        Error::HttpResponseIncomplete
+    } else if error.is_parse() {
+        Error::HttpProtocolError
+    } else {
+        Error::ConnectionTerminated
+    }
+}
+
 /// What HTTP is spoken over.
 type Stream = Box<dyn Duplex>;
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -303,7 +343,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 struct Answer {
     body: Incoming,
     silence: Duration,
-    timer: Pin<Box<Sleep>>,
+    /// Runs while the guest waits for the other side.
+    timer: Option<Pin<Box<Sleep>>>,
     _places: Places,
 }
 
@@ -313,11 +354,11 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            let silence = self.silence;
-            self.timer.as_mut().reset(Instant::now() + silence);
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
+            self.timer = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(failure)));
         }
-        ready!(self.timer.as_mut().poll(context));
+        let silence = self.silence;
+        ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(silence))).as_mut().poll(context));
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
     }
 

@@ -8,6 +8,9 @@ use wasmtime::ResourceLimiter;
 
 use crate::config::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 
+/// Bytes of an element.
+const TABLE_ELEMENT: usize = size_of::<usize>();
+
 /// Bytes that a worker's instances may still take.
 #[derive(Debug)]
 pub(super) struct Budget(AtomicUsize);
@@ -44,6 +47,18 @@ impl Quota {
         Self { budget, max, held: 0, is_starved: false }
     }
 
+    fn take(&mut self, more: usize) -> bool {
+        if more > self.max - self.held {
+            return false;
+        }
+        if !self.budget.take(more) {
+            self.is_starved = true;
+            return false;
+        }
+        self.held += more;
+        true
+    }
+
     /// Whether it was refused what it might have had with fewer siblings.
     pub(super) fn is_starved(&self) -> bool {
         self.is_starved
@@ -52,20 +67,12 @@ impl Quota {
 
 impl ResourceLimiter for Quota {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let more = desired.saturating_sub(current);
-        if maximum.is_some_and(|maximum| desired > maximum) || more > self.max - self.held {
-            return Ok(false);
-        }
-        if !self.budget.take(more) {
-            self.is_starved = true;
-            return Ok(false);
-        }
-        self.held += more;
-        Ok(true)
+        Ok(maximum.is_none_or(|maximum| desired <= maximum) && self.take(desired.saturating_sub(current)))
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= MAX_TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let is_allowed = desired <= maximum.unwrap_or(MAX_TABLE_ELEMENTS).min(MAX_TABLE_ELEMENTS);
+        Ok(is_allowed && self.take(desired.saturating_sub(current) * TABLE_ELEMENT))
     }
 
     fn instances(&self) -> usize {

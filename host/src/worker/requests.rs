@@ -29,6 +29,11 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// When its head was there.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Its answer has been handed over. Dropped without that, it counts as aborted.
     pub(super) fn answered(&self) {
         self.answered.set(true);

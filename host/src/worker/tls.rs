@@ -15,21 +15,31 @@ use crate::grants::Host;
 
 /// Made for the first request that needs it.
 #[derive(Default)]
-pub(super) struct Tls(OnceCell<TlsConnector>);
+pub(super) struct Tls(Arc<OnceCell<TlsConnector>>);
 
 impl Tls {
     /// Proves that the other side is `host`, and encrypts.
     pub(super) async fn connect(&self, host: &Host, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let connector = self.0.get_or_try_init(connector).await.map_err(Error::Tls)?;
+        let connector = self.connector().await.map_err(|_| Error::TlsProtocolError)?;
         let name = match host {
             Host::Address(address) => ServerName::from(*address),
             Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Error::TlsCertificateError)?,
         };
         connector.connect(name, stream).await.map_err(|error| match error.get_ref().and_then(|it| it.downcast_ref()) {
             Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
-            Some(_) => Error::TlsProtocolError,
-            None => Error::Tls(error),
+            _ => Error::TlsProtocolError,
         })
+    }
+}
+
+impl Tls {
+    async fn connector(&self) -> io::Result<TlsConnector> {
+        if let Some(connector) = self.0.get() {
+            return Ok(connector.clone());
+        }
+        let cell = self.0.clone();
+        // To its end, though nobody may wait for it by then: it would begin anew each time.
+        tokio::spawn(async move { cell.get_or_try_init(connector).await.cloned() }).await?
     }
 }
 

@@ -67,7 +67,8 @@ impl Body for Upload {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            // The client is gone, or makes no sense.
+            Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
             None => {
                 self.note(Progress::Ended);
                 return Poll::Ready(None);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use misdeeds::{Answer, Outcome, Query, debug};
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, ResponseOutparam};
+use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, OutgoingResponse, ResponseOutparam};
 use wasip2::io::streams::StreamError;
 
 use sending::{body_of, send, start};
@@ -35,6 +35,10 @@ impl Guest for Component {
             // As guests of some languages: only the first request of an instance is answered.
             "/once" if USED.swap(true, Ordering::Relaxed) => {}
             "/once" => send(out, Answer::of(Ok("once".into()))),
+            "/unwritten-body" => {
+                let fields = Fields::from_list(&[("content-length".into(), b"5".to_vec())]).expect("a good field");
+                ResponseOutparam::set(out, Ok(OutgoingResponse::new(fields)));
+            }
             "/error-code" => ResponseOutparam::set(out, Err(ErrorCode::InternalError(Some("asked to fail".into())))),
             "/trap-after-head" => trap_after_head(out, query.number("bytes", 5)),
             "/endless" => endless(out),
