@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -184,38 +185,57 @@ where
 {
     let live = stock.take(origin.clone()).await?;
     if live.is_fresh() || !stock.is_unproven() {
-        return answer_v0_2(&stock, live, request, head).await;
+        answer_v0_2(&stock, live, request, head).await
+    } else {
+        // Boxed, so that other calls do not carry its size.
+        Box::pin(try_v0_2(&stock, live, request, origin, head)).await
     }
-    // The first that is to serve a second request: there are guests that do not answer it. Then a request without a body
-    // can still go to a fresh one.
+}
+
+/// The first that is to serve a second request: there are guests that do not answer it. Then a request without a body can
+/// still go to a fresh one.
+async fn try_v0_2<B>(
+    stock: &Stock<ProxyPre<Guest>>,
+    live: Live<Proxy>,
+    request: Request<B>,
+    origin: Origin,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
     let again = if request.body().is_end_stream() { Some(copy_of_head(&request)) } else { None };
     let (trial, mut tried) = oneshot::channel();
-    let mut answering = pin!(answer_v0_2(&stock, live, request, trial));
-    let ended = tokio::select! {
-        biased;
-        answer = &mut tried => match answer {
-            Ok(answer) => {
-                let _ = head.send(answer);
-                return answering.await;
-            }
-            Err(_) => answering.await,
-        },
-        ended = &mut answering => match tried.try_recv() {
-            Ok(answer) => {
-                let _ = head.send(answer);
-                return ended;
-            }
-            Err(_) => ended,
-        },
-    };
-    ended?;
-    stock.serves_only_once();
-    match again {
-        Some(request) => {
-            let request = request.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
-            answer_v0_2(&stock, stock.fresh(origin).await?, request, head).await
+    let mut answering = pin!(answer_v0_2(stock, live, request, trial));
+    let mut ended = None;
+    let answer = poll_fn(|context| {
+        if ended.is_none()
+            && let Poll::Ready(end) = answering.as_mut().poll(context)
+        {
+            ended = Some(end);
         }
-        None => Ok(()),
+        Pin::new(&mut tried).poll(context)
+    });
+    match (answer.await, ended) {
+        (Ok(answer), ended) => {
+            let _ = head.send(answer);
+            match ended {
+                Some(ended) => ended,
+                None => answering.await,
+            }
+        }
+        (Err(_), Some(Err(failure))) => Err(failure),
+        // It gave up its chance to answer.
+        (Err(_), ended) => {
+            if ended.is_none() {
+                answering.await?;
+            }
+            stock.serves_only_once();
+            let Some(request) = again else { return Ok(()) };
+            let request = request.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
+            answer_v0_2(stock, stock.fresh(origin).await?, request, head).await
+        }
     }
 }
 
