@@ -20,6 +20,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How long a blocked `accept` waits before it returns to see whether it is still wanted.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of a connection that wait in the kernel and are not sent yet, from which on it takes no more. Without a bound
+/// these are megabytes, of which the kernel lets a third drain before it takes any: a client that reads slowly would look
+/// like one that does not read.
+const MAX_UNSENT: u32 = 128 * 1024;
 
 /// One `--listen`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -149,6 +153,7 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<Listener> {
     socket.set_reuse_address(true)?;
     // Inherited by every connection: an answer that comes in pieces must not wait for the client's acknowledgements.
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(MAX_UNSENT)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
