@@ -9,6 +9,7 @@ mod commands;
 mod drain;
 mod errors;
 mod harness;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod load;
