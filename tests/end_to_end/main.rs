@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "tests tell what they measured, and why they failed")]
 
+use std::path::Path;
+
 mod capabilities;
 mod client;
 mod commands;
@@ -22,26 +24,49 @@ mod store;
 mod strictness;
 mod supervision;
 
-/// The table of Node's cases names tests that exist.
-#[test]
-fn the_table_of_nodes_cases_is_true() {
-    let sources = [
-        include_str!("commands.rs"),
-        include_str!("drain.rs"),
-        include_str!("errors.rs"),
-        include_str!("lifecycle.rs"),
-        include_str!("serving.rs"),
-        include_str!("supervision.rs"),
-    ]
-    .concat();
-    let rows = include_str!("../node-cluster.md").lines().filter(|line| line.starts_with("| ")).skip(2);
-    let mut names = 0;
-    for row in rows {
-        let tests = row.rsplit(" | ").next().unwrap();
-        for name in tests.split('`').skip(1).step_by(2) {
-            assert!(sources.contains(&format!("fn {name}()")), "there is no test {name}");
-            names += 1;
+/// All that a table can name: the tests here, and the units' own.
+fn sources() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("../tests/end_to_end"), root.join("src")];
+    let mut sources = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                sources += &std::fs::read_to_string(path).unwrap();
+            }
         }
     }
-    assert!(names > 30, "{names}");
+    sources
+}
+
+/// What the first column of each row says, and how many tests the last one names. There is exactly one of each name.
+fn rows(table: &str) -> Vec<(&str, usize)> {
+    let sources = sources();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")).skip(2);
+    rows.map(|row| {
+        let tests: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2).collect();
+        for name in &tests {
+            let is_one = sources.matches(&format!("fn {name}()")).count() == 1;
+            assert!(is_one, "there is no test {name}, or more than one");
+        }
+        (row.split(" | ").next().unwrap(), tests.len())
+    })
+    .collect()
+}
+
+#[test]
+fn the_table_of_nodes_cases_is_true() {
+    let named: usize = rows(include_str!("../node-cluster.md")).iter().map(|(_, tests)| tests).sum();
+    assert!(named > 30, "{named}");
+}
+
+#[test]
+fn the_table_of_hostile_cases_is_true_and_whole() {
+    let rows = rows(include_str!("../hostile.md"));
+    let numbers: Vec<String> = rows.iter().map(|(number, _)| (*number).to_owned()).collect();
+    assert_eq!(numbers, (1..=27).map(|number: u32| number.to_string()).collect::<Vec<_>>());
+    assert!(rows.iter().all(|(_, tests)| *tests > 0), "{rows:?}");
 }
