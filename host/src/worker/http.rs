@@ -579,6 +579,10 @@ impl Body {
         }
     }
 
+    fn has_its_length(&self) -> bool {
+        self.remaining.is_none_or(|remaining| remaining == 0)
+    }
+
     fn is_complete(&self) -> bool {
         self.frames.is_none() || self.remaining == Some(0)
     }
@@ -620,6 +624,7 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.cut(error),
+            None if !self.has_its_length() => self.cut(Error::HttpResponseBodySize(None)),
             None => {
                 self.frames = None;
                 // A 0.3 guest may be waiting for just this, and then needs no task of its own.
@@ -630,7 +635,8 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.call.is_none() && self.frames.as_ref().is_none_or(http_body::Body::is_end_stream)
+        // Of one that is too short, the end is an error.
+        self.call.is_none() && self.frames.as_ref().is_none_or(|frames| self.has_its_length() && frames.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
