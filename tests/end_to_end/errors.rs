@@ -119,6 +119,13 @@ fn a_component_that_traps_while_it_is_instantiated() {
     check(&ended, 1, &["cannot serve", "fails while it is instantiated", "unreachable"]);
 }
 
+/// It is given five seconds, the least that there is.
+#[test]
+fn a_component_that_is_never_instantiated() {
+    let ended = outcome(Setup::new(&fixture("spins-at-start.wat")).args(&["--request-timeout", "500ms"]));
+    check(&ended, 1, &["cannot serve", "instantiated"]);
+}
+
 /// The other server stays for the whole three seconds in which a busy port is tried again.
 #[test]
 fn a_port_in_use() {

@@ -189,6 +189,12 @@ fn versions_that_cannot_be_served_are_refused() {
     refused(&cluster, &[&write("text.wasm", b"no wasm")], 3, "it is not WebAssembly");
     refused(&cluster, &[&write("core.wat", b"(module)")], 3, "core module");
     refused(&cluster, &[&write("other.wat", b"(component)")], 3, "wasi:http");
+    let whole = std::fs::read(guest("echo")).unwrap();
+    let middle = whole.len() / 2;
+    let broken = [&whole[..middle], &[0xff; 64], &whole[middle + 64..]].concat();
+    refused(&cluster, &[&write("empty.wasm", b"")], 3, "the file is empty");
+    refused(&cluster, &[&write("cut.wasm", &whole[..middle])], 3, "not a valid component");
+    refused(&cluster, &[&write("broken.wasm", &broken)], 3, "not a valid component");
     let import = b"(component (import \"acme:shop/cart@1.0.0\" (instance)))";
     refused(&cluster, &[&write("import.wat", import)], 3, "cannot serve");
     refused(&cluster, &["/nowhere/app.wasm"], 3, "no such file");
@@ -197,6 +203,14 @@ fn versions_that_cannot_be_served_are_refused() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     refused(&cluster, &[text(&pipe)], 3, "it is not a regular file");
     refused(&cluster, &[text(&fixture("traps-at-start.wat"))], 4, "the canary failed: the component fails while");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_never_starts_is_refused() {
+    let cluster = Setup::new(&guest("hello")).args(&["--request-timeout", "500ms"]).start();
+    refused(&cluster, &[text(&fixture("spins-at-start.wat"))], 4, "the canary failed");
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    until("its canary is gone", || (cluster.children().len() == 2).then_some(()));
 }
 
 /// A component whose one function is very long.

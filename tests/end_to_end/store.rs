@@ -79,3 +79,28 @@ async fn a_damaged_artifact_is_made_anew() {
     assert!(compiled(&cluster));
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
 }
+
+/// Also when a cluster reloads. Its workers map the file that was there before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_artifact_that_was_cut_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let serve = || setup(&store).args(&["--min-ready", "0s", "--soak", "0s"]).start();
+    let cut = |percent: usize| {
+        let [entry] = &entries(&store)[..] else { panic!("one entry") };
+        let artifact = entry.join("component.cwasm");
+        let whole = fs::read(&artifact).unwrap();
+        fs::remove_file(&artifact).unwrap();
+        fs::write(&artifact, &whole[..whole.len() * percent / 100]).unwrap();
+    };
+    drop(serve());
+    cut(99);
+    let cluster = serve();
+    for percent in [99, 50, 0] {
+        cut(percent);
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+        let reloaded = cluster.command(&["reload"]);
+        assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    }
+}
