@@ -197,6 +197,20 @@ async fn memory_is_bounded() {
     is_well(&cluster, worker).await;
 }
 
+/// What instances hold that wait for their next request is there for those at work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "instances that wait keep their memory, whoever needs it"]
+async fn idle_instances_starve_nobody() {
+    let args = ["--max-memory", "64MiB", "--max-worker-memory", "128MiB", "--max-instance-reuse-count", "100"];
+    let cluster = Setup::new(&guest("hostile_p3")).workers(1).args(&args).start();
+    let address = cluster.address();
+    let hold = |path: &'static str| tokio::spawn(async move { get(address, path).await.unwrap().text().to_owned() });
+    for held in [(); 5].map(|()| hold("/hold?mib=20&ms=1000")) {
+        held.await.unwrap();
+    }
+    assert_eq!(hold("/hold?mib=60").await.unwrap(), "held");
+}
+
 /// So many are at work, as many again wait, and whoever comes then is told to come again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_in_flight_are_bounded() {
