@@ -184,7 +184,7 @@ fn wrong_usage() {
         (&["serve", "app.wasm", "--listen", "8080"], "expected HOST:PORT"),
         (&["serve", "app.wasm", "--env", "NOVALUE"], "NAME=VALUE"),
         (&["serve", "app.wasm", "--log-level", "loud"], "possible values"),
-        (&["serve", "app.wasm", "--allow-host", "example.org"], "unexpected argument"),
+        (&["serve", "app.wasm", "--allow-host", "example.org"], "expected a URL"),
         (&["serve", "app.wasm", "--config", "missing.toml"], "cannot read missing.toml"),
         (&["frobnicate"], "unrecognized subcommand"),
     ] {
