@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test check soak lint build guests hello install fmt clean
+.PHONY: help serve test fuzz check soak lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -24,6 +24,9 @@ check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
 soak: guests ## Misdeeds of all kinds beside good traffic, for minutes (SOAK_SECONDS=120)
 	$(CARGO) test -p wasmcluster --test end_to_end soak -- --ignored --nocapture
+
+fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
+	scripts/fuzz
 
 lint: ## What check does before the tests
 	$(CARGO) fmt --all --check

@@ -1,6 +1,9 @@
 //! What a file is, read from its outermost layer before anything is compiled: a component or not, which HTTP handler
 //! it exports, and whether it imports only what a worker provides.
 
+#[cfg(test)]
+mod fuzz;
+
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
 

@@ -2,6 +2,8 @@
 //!
 //! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
 
+#[cfg(test)]
+mod fuzz;
 mod limits;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,8 @@
 
 mod address;
 mod dir;
+#[cfg(test)]
+mod fuzz;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -3,6 +3,9 @@
 //! A frame is one packet: a version byte, then the message as JSON, [`MAX_FRAME`] bytes at most. Descriptors travel
 //! beside a frame as SCM_RIGHTS. The two ends have types of their own, so neither can say what only the other may.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

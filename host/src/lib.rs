@@ -8,6 +8,8 @@ pub mod cli;
 mod component;
 mod config;
 mod engine;
+#[cfg(test)]
+mod fuzz;
 mod grants;
 mod ids;
 mod ipc;

@@ -3,6 +3,9 @@
 //! They never block: a line for which there is no room is dropped and counted, so that a reader who stops cannot
 //! stop a worker, and a guest that floods its output loses lines, not time.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;

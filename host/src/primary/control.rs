@@ -3,6 +3,9 @@
 //! The socket is in a folder of its owner's, guarded by a lock that a primary holds for life: who has the lock owns the
 //! name, so a socket file found beside it is a leftover. Whoever connects must be the same user, or root.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};

@@ -28,6 +28,9 @@
 //!   extensions and trailers are above those here, and when it meets them, it closes the connection.
 //! - After `Connection: close`, or HTTP/1.0, hyper reads no further message, and this module goes on to judge them.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::mem;
 use std::net::Ipv6Addr;
 

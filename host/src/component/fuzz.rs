@@ -1,0 +1,21 @@
+//! Files: whatever it is, it is told what it is.
+
+use super::*;
+use crate::fuzz;
+
+#[test]
+fn files() {
+    fuzz::bytes("component", |bytes| {
+        let Ok(binary) = to_binary(bytes) else { return };
+        assert!(binary.starts_with(b"\0asm"));
+        let Ok(surface) = Surface::read(&binary) else { return };
+        match surface.handler() {
+            Ok(_) => assert!(surface.imports.iter().all(|import| grant(import) != Grant::Unknown)),
+            Err(Refusal::NoHandler(exports)) => assert_eq!(exports, surface.exports),
+            Err(Refusal::UnknownImports(unknown)) => {
+                assert!(!unknown.is_empty() && unknown.iter().all(|import| grant(import) == Grant::Unknown));
+            }
+            Err(refusal) => panic!("{refusal}"),
+        }
+    });
+}

@@ -1,0 +1,1 @@
+(component (import "wasi:http/types@0.3.0-rc-2025-09-16" (instance)) (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))

@@ -1,0 +1,1 @@
+(component (import "wasi:io/poll@0.2.12" (instance)) (import "wasmcluster:worker/identity@0.1.0" (instance)) (instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))

@@ -1,0 +1,1 @@
+(component (component) (core module) (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))

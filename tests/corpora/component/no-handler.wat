@@ -1,0 +1,1 @@
+(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))
