@@ -43,10 +43,18 @@ struct Manifest {
     /// Of the component.
     digest: String,
     http: WasiHttp,
+    can_hold_back: bool,
     /// Of the artifact, to notice one that was damaged on disk.
     artifact_digest: String,
     /// Where the component was read from, for people who look into the store.
     source: PathBuf,
+}
+
+impl Manifest {
+    /// What the primary is told of an entry that was there.
+    fn found(self) -> Compiled {
+        Compiled { digest: self.digest, http: self.http, can_hold_back: self.can_hold_back, cached: true }
+    }
 }
 
 /// The compiler process: answers one request on its standard input, an IPC channel, and ends.
@@ -86,8 +94,8 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
 /// Finds the artifact of a component that was compiled before; makes it anew if the component is still at `source`.
 fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
     let key = key(digest, &engine::for_compiler(http)?);
-    if let Some(artifact) = Store::open(store)?.find(&key) {
-        return Ok((Compiled { digest: digest.into(), http, cached: true }, artifact));
+    if let Some((manifest, artifact)) = Store::open(store)?.find(&key) {
+        return Ok((manifest.found(), artifact));
     }
     let is_there = snapshot(source).and_then(|bytes| Ok(sha256(&to_binary(&bytes)?) == digest));
     ensure!(
@@ -116,22 +124,23 @@ fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<(Co
     let store = Store::open(store)?;
     let key = key(&digest, &engine);
 
-    if let Some(artifact) = store.find(&key) {
-        return Ok((Compiled { digest, http, cached: true }, artifact));
+    if let Some((manifest, artifact)) = store.find(&key) {
+        return Ok((manifest.found(), artifact));
     }
     let component = Component::new(&engine, &bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
     check_links(&component, http)?;
     let native = component.serialize()?;
     let manifest = Manifest {
         schema: 1,
-        digest: digest.clone(),
+        digest,
         http,
+        can_hold_back: surface.can_hold_back,
         artifact_digest: sha256(&native),
         source: std::path::absolute(source)?,
     };
     let artifact = store.insert(&key, &manifest, &native)?;
     store.remove_old_entries(pinned);
-    Ok((Compiled { digest, http, cached: false }, artifact))
+    Ok((Compiled { cached: false, ..manifest.found() }, artifact))
 }
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
@@ -221,13 +230,13 @@ impl Store {
     }
 
     /// The artifact under `key`, if it is there and whole. A damaged entry is moved out of the way, to be made anew.
-    fn find(&self, key: &str) -> Option<OwnedFd> {
+    fn find(&self, key: &str) -> Option<(Manifest, OwnedFd)> {
         let entry = self.folder.join(key);
         let damage = match read_entry(&entry) {
-            Ok(artifact) => {
+            Ok(found) => {
                 // For `remove_old_entries`: it was needed now. That it cannot be noted does no harm.
                 let _ = File::open(entry.join(MANIFEST)).and_then(|file| file.set_modified(SystemTime::now()));
-                return Some(artifact);
+                return Some(found);
             }
             Err(error) => error,
         };
@@ -247,7 +256,7 @@ impl Store {
         let draft = self.draft().with_context(of)?;
         write_synced(&draft.path().join(ARTIFACT), native).with_context(of)?;
         write_synced(&draft.path().join(MANIFEST), &serde_json::to_vec_pretty(manifest)?).with_context(of)?;
-        let artifact = read_entry(draft.path()).with_context(of)?;
+        let (_, artifact) = read_entry(draft.path()).with_context(of)?;
         match fs::rename(draft.path(), self.folder.join(key)) {
             Ok(()) => {
                 // It has another name now: nothing is left to remove.
@@ -307,7 +316,7 @@ impl Store {
     }
 }
 
-fn read_entry(entry: &Path) -> anyhow::Result<OwnedFd> {
+fn read_entry(entry: &Path) -> anyhow::Result<(Manifest, OwnedFd)> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
     ensure!(manifest.schema == 1, "unknown schema {}", manifest.schema);
     let mut artifact = File::options().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(entry.join(ARTIFACT))?;
@@ -317,7 +326,7 @@ fn read_entry(entry: &Path) -> anyhow::Result<OwnedFd> {
     let mut hasher = Sha256::new();
     io::copy(&mut artifact, &mut HashWriter(&mut hasher))?;
     ensure!(format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest, "the artifact was changed");
-    Ok(artifact.into())
+    Ok((manifest, artifact.into()))
 }
 
 struct HashWriter<'a>(&'a mut Sha256);
@@ -355,6 +364,7 @@ mod tests {
             schema: 1,
             digest: sha256(b"component"),
             http: WasiHttp::V0_2,
+            can_hold_back: false,
             artifact_digest: sha256(native),
             source: "/app.wasm".into(),
         }
@@ -375,7 +385,7 @@ mod tests {
         assert!(store.find("key").is_none());
         assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
         assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
-        assert_eq!(contents(store.find("key").unwrap()), b"native");
+        assert_eq!(contents(store.find("key").unwrap().1), b"native");
         assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "no draft is left");
     }
 

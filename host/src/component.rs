@@ -5,7 +5,7 @@
 mod fuzz;
 
 use serde::{Deserialize, Serialize};
-use wasmparser::{Parser, Payload};
+use wasmparser::{CanonicalFunction, Parser, Payload};
 
 /// The version of wasi:http whose handler a component exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,11 +82,13 @@ fn provided() -> String {
     packages.join(", ")
 }
 
-/// The outermost imports and exports of a component.
+/// The outermost imports and exports of a component, and what else must be known before it runs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Surface {
     pub(crate) imports: Vec<String>,
     pub(crate) exports: Vec<String>,
+    /// Some part of it can hold back calls (`backpressure.inc`), and nobody could tell that an instance does.
+    pub(crate) can_hold_back: bool,
 }
 
 impl Surface {
@@ -108,6 +110,11 @@ impl Surface {
             match payload? {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentCanonicalSection(section) => {
+                    for function in section {
+                        surface.can_hold_back |= matches!(function?, CanonicalFunction::BackpressureInc);
+                    }
+                }
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
                         surface.imports.push(import?.name.name.to_owned());
@@ -225,6 +232,18 @@ mod tests {
         check("hello", Err("not WebAssembly (neither the binary nor the text format): expected `(` --> <anon>:1:1"));
         check("", Err("the file is empty"));
         check("\0\0\0", Err("not WebAssembly"));
+    }
+
+    #[test]
+    fn what_holds_back_calls_is_found_wherever_it_is() {
+        let check = |text: &str, expected| {
+            let surface = Surface::read(&to_binary(text.as_bytes()).unwrap()).unwrap();
+            assert_eq!(surface.can_hold_back, expected, "{text}");
+        };
+        check("(component (core module))", false);
+        check("(component (core func (canon backpressure.dec)))", false);
+        check("(component (core func (canon backpressure.inc)))", true);
+        check("(component (component (core func (canon backpressure.inc))))", true);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::WasiHttp;
 use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
+use crate::ipc::Compiled;
 use crate::limits::memory_of_this_machine;
 use crate::listener::ListenAddr;
 use crate::logging::{LogFormat, LogLevel, Logging};
@@ -449,15 +450,19 @@ impl LiveConfig {
 
 impl Settings {
     /// What of it the workers of a component go by.
-    pub(crate) fn for_workers(&self, http: WasiHttp) -> WorkerSettings {
+    pub(crate) fn for_workers(&self, component: &Compiled) -> WorkerSettings {
         WorkerSettings {
-            http,
+            http: component.http,
             granted: self.granted.clone(),
             drain_timeout: self.policy.drain_timeout,
             drain_idle_grace: self.drain_idle_grace,
             health_path: self.health_path.clone(),
             limits: self.limits,
-            max_instance_reuse: self.max_instance_reuse_count.map_or(http.usual_reuse(), NonZeroU32::get),
+            max_instance_reuse: match self.max_instance_reuse_count {
+                _ if component.can_hold_back => 1,
+                Some(count) => count.get(),
+                None => component.http.usual_reuse(),
+            },
             logging: self.logging,
         }
     }

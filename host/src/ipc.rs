@@ -127,6 +127,8 @@ pub(crate) struct Compiled {
     /// `sha256:` and 64 hexadecimal digits of the component's bytes.
     pub(crate) digest: String,
     pub(crate) http: WasiHttp,
+    /// An instance may take no more calls after one, and look as if it did.
+    pub(crate) can_hold_back: bool,
     /// Whether the store had it already.
     pub(crate) cached: bool,
 }

@@ -199,7 +199,6 @@ async fn memory_is_bounded() {
 
 /// What instances hold that wait for their next request is there for those at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "instances that wait keep their memory, whoever needs it"]
 async fn idle_instances_starve_nobody() {
     let args = ["--max-memory", "64MiB", "--max-worker-memory", "128MiB", "--max-instance-reuse-count", "100"];
     let cluster = Setup::new(&guest("hostile_p3")).workers(1).args(&args).start();

@@ -57,7 +57,6 @@ const MISDEEDS: &[&str] = &[
     "/linger",
     "/linger-spin",
     "/exit?code=1",
-    "/backpressure",
     "/fetch?url=http://127.0.0.1:1/",
     "/fetch?url=http://169.254.169.254/",
     "/fetch-many?url=http://127.0.0.1:1/&n=100",

@@ -103,7 +103,7 @@ pub(super) struct World {
     folders: WasiFilesystemCtx,
     pub(super) outbound: Outbound,
     max_memory: usize,
-    budget: Arc<Budget>,
+    pub(super) budget: Arc<Budget>,
     identity: Identity,
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,

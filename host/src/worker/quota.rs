@@ -13,19 +13,27 @@ const TABLE_ELEMENT: usize = size_of::<usize>();
 
 /// Bytes that a worker's instances may still take.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicUsize);
+pub(super) struct Budget {
+    left: AtomicUsize,
+    total: usize,
+}
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self(AtomicUsize::new(bytes)))
+        Arc::new(Self { left: AtomicUsize::new(bytes), total: bytes })
+    }
+
+    /// Whether more than half of it is in use.
+    pub(super) fn is_low(&self) -> bool {
+        self.left.load(Ordering::Relaxed) < self.total / 2
     }
 
     fn take(&self, bytes: usize) -> bool {
-        self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+        self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
     }
 
     fn give_back(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.left.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -116,6 +124,6 @@ mod tests {
         // A second memory counts too.
         assert!(!grow(&mut other, 0, 10));
         drop(other);
-        assert_eq!(budget.0.load(Ordering::Relaxed), 100);
+        assert_eq!(budget.left.load(Ordering::Relaxed), 100);
     }
 }

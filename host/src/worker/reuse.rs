@@ -116,7 +116,12 @@ impl<P: Instantiate> Stock<P> {
             return;
         }
         live.idle_since = Instant::now();
-        self.idle.borrow_mut().push(live);
+        let mut idle = self.idle.borrow_mut();
+        idle.push(live);
+        // What waits must not be missing to those at work: they get half of a worker's memory at least.
+        while self.world.budget.is_low() && !idle.is_empty() {
+            drop(idle.remove(0));
+        }
     }
 
     /// Whether it is not known yet that an instance can serve more than one request.

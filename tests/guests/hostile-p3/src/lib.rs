@@ -9,7 +9,7 @@ use misdeeds::{Answer, Outcome, Query, debug};
 use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::exports::http::handler::Guest;
 use wasip3::http::types::{ErrorCode, Fields, Request, Response};
-use wasip3::wit_bindgen::{StreamWriter, backpressure_inc};
+use wasip3::wit_bindgen::StreamWriter;
 use wasip3::{spawn_local, wit_future};
 
 use sending::{respond, streamed};
@@ -37,7 +37,6 @@ impl Guest for Component {
             // What was spawned goes on after the answer.
             "/linger" => drop(spawn_local(wait_for(YEAR))),
             "/linger-spin" => drop(spawn_local(spin_later())),
-            "/backpressure" => backpressure_inc(),
             _ => {}
         }
         Ok(respond(answer(path, &query, request).await))

@@ -53,7 +53,7 @@ pub fn field(name: &str, value: &str) -> (String, Vec<u8>) {
 /// Answers every path that is not the guest's own.
 pub fn answer(path: &str, query: &Query) -> Answer {
     Answer::of(match path {
-        "/" | "/backpressure" => Ok("hello".into()),
+        "/" => Ok("hello".into()),
         "/spin" => spin(),
         "/trap" => panic!("asked to trap"),
         "/grow-memory" => memory::grow_until_it_fails(),
