@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test fuzz check soak lint build guests hello install fmt clean
+.PHONY: help serve test fuzz check soak bench lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -18,7 +18,7 @@ serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS
 	exec $(TARGET)/release/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
 
 test: guests ## Run every test
-	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros
+	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
@@ -27,6 +27,11 @@ soak: guests ## Misdeeds of all kinds beside good traffic, for minutes (SOAK_SEC
 
 fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 	scripts/fuzz
+
+# It takes ten minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,p3: less or more of it.
+# WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
+bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
+	$(CARGO) run --release -p wasmcluster-bench
 
 lint: ## What check does before the tests
 	$(CARGO) fmt --all --check

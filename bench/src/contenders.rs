@@ -1,0 +1,203 @@
+//! Who takes part: finds the programs, starts them as servers on a free port, and checks what they answer.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{ANYWHERE, Process, Scratch, output};
+use crate::{http, root, target, variable};
+
+/// What all contenders answer, but the guest of WASI 0.3.
+pub(crate) const HELLO: &str = "Hello from wasmcluster!\n";
+pub(crate) const HELLO_P3: &str = "Hello from WASI 0.3!\n";
+pub(crate) const CONTENT_TYPE_OF_HELLO: &str = "text/plain; charset=utf-8";
+
+/// The peer that is built from its crate.
+const WASMTIME_VERSION: &str = "48.0.8";
+/// Compiling a large guest takes a while.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// A server, and how it is started.
+pub(crate) struct Contender {
+    pub(crate) key: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) program: Program,
+    pub(crate) flags: &'static [&'static str],
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Program {
+    /// This project, with the name of a guest.
+    Ours(&'static str),
+    /// `wasmtime serve`, with the name of a guest.
+    Wasmtime(&'static str),
+    Node,
+    BareHyper,
+}
+
+/// The programs that were found, or why they were not.
+pub(crate) struct Programs {
+    pub(crate) ours: PathBuf,
+    pub(crate) wasmtime: Result<PathBuf, String>,
+    pub(crate) node: Result<String, String>,
+}
+
+impl Programs {
+    pub(crate) fn find() -> Result<Self> {
+        let ours = variable("WASMCLUSTER").map_or_else(|| target().join("release/wasmcluster"), PathBuf::from);
+        ensure!(ours.is_file(), "there is no {}: run `make build`", ours.display());
+        Command::new("wrk").arg("--version").output().context("there is no wrk: on Debian, apt-get install wrk")?;
+        let node =
+            output(Command::new("node").arg("--version"), ANYWHERE).map_err(|_| "there is no node on the PATH".into());
+        Ok(Self { ours, wasmtime: find_wasmtime().map_err(|error| format!("{error:#}")), node })
+    }
+}
+
+/// `$WASMTIME`, the one on the PATH, or the one that was built here; builds it if that was asked for.
+fn find_wasmtime() -> Result<PathBuf> {
+    let peers = target().join("peers");
+    let built = peers.join("bin/wasmtime");
+    let candidates = [variable("WASMTIME").map(PathBuf::from), Some("wasmtime".into()), Some(built.clone())];
+    let series = WASMTIME_VERSION.split('.').next().unwrap_or_default();
+    let fits = |path: &PathBuf| {
+        let version = Command::new(path).arg("--version").output();
+        version.is_ok_and(|version| version.stdout.starts_with(format!("wasmtime {series}.").as_bytes()))
+    };
+    if let Some(path) = candidates.into_iter().flatten().find(fits) {
+        return Ok(path);
+    }
+    if variable("BENCH_PEERS").as_deref() != Some("all") {
+        bail!("there is no wasmtime {series}: set WASMTIME, or BENCH_PEERS=all to build it in some minutes");
+    }
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut install = Command::new(cargo);
+    install.args(["install", "wasmtime-cli", "--version", WASMTIME_VERSION, "--locked", "--root"]).arg(&peers);
+    output(&mut install, ANYWHERE).context("building wasmtime")?;
+    Ok(built)
+}
+
+/// The compiled form of a guest's name.
+pub(crate) fn component(guest: &str) -> Result<PathBuf> {
+    let path = target().join(format!("wasm32-wasip2/guest/{guest}.wasm"));
+    ensure!(path.is_file(), "there is no component {guest}.wasm");
+    Ok(path)
+}
+
+/// `wasmcluster serve` on a free port, with files of its own; the store outlives it, so that a guest is compiled once.
+pub(crate) fn ours(programs: &Programs, guest: &str, workers: usize, scratch: &Scratch) -> Result<Command> {
+    let mut command = Command::new(&programs.ours);
+    command.arg("serve").args(["--listen", "127.0.0.1:0", "--workers", &workers.to_string()]);
+    command.args(["--name", "bench", "--control"]).arg(scratch.path("control"));
+    command.arg("--store").arg(target().join("bench/store")).arg("--state-dir").arg(scratch.path("state"));
+    command.current_dir(scratch.path("")).arg(component(guest)?);
+    Ok(command)
+}
+
+impl Contender {
+    fn command(&self, programs: &Programs, workers: usize, scratch: &Scratch) -> Result<Command> {
+        let found = |program: &Result<PathBuf, String>| program.clone().map_err(anyhow::Error::msg);
+        let mut command = match self.program {
+            Program::Ours(guest) => ours(programs, guest, workers, scratch)?,
+            Program::Wasmtime(guest) => {
+                let component = component(guest)?;
+                let mut command = Command::new(found(&programs.wasmtime)?);
+                // Its one process takes as many threads as there are CPUs for it.
+                command.args(["serve", "--addr", "127.0.0.1:0", "-S", "cli"]).args(self.flags).arg(component);
+                return Ok(command);
+            }
+            Program::Node => {
+                programs.node.clone().map_err(anyhow::Error::msg)?;
+                let mut command = Command::new("node");
+                command.arg(root().join("bench/node-cluster.js")).arg(workers.to_string());
+                command
+            }
+            Program::BareHyper => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg(crate::bare::COMMAND);
+                command
+            }
+        };
+        command.args(self.flags);
+        Ok(command)
+    }
+
+    /// How a person would start it, without the folders that are only for the benchmark.
+    pub(crate) fn command_line(&self, workers: usize) -> String {
+        let (start, guest) = match self.program {
+            Program::Ours(guest) => (format!("wasmcluster serve --workers {workers}"), guest),
+            Program::Wasmtime(guest) => ("wasmtime serve -S cli".into(), guest),
+            Program::Node => (format!("node bench/node-cluster.js {workers}"), ""),
+            Program::BareHyper => (format!("wasmcluster-bench {}", crate::bare::COMMAND), ""),
+        };
+        let guest = if guest.is_empty() { String::new() } else { format!("{guest}.wasm") };
+        let words = std::iter::once(start.as_str()).chain(self.flags.iter().copied()).chain([guest.as_str()]);
+        words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
+    pub(crate) fn start(&self, programs: &Programs, workers: usize, cpus: &[usize]) -> Result<Server> {
+        let scratch = Scratch::new()?;
+        Server::start(self.command(programs, workers, &scratch)?, scratch, cpus)
+    }
+}
+
+/// A server that listens, until it is dropped.
+pub(crate) struct Server {
+    process: Process,
+    pub(crate) scratch: Scratch,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) fn start(mut command: Command, scratch: Scratch, cpus: &[usize]) -> Result<Self> {
+        let log = scratch.path("log");
+        let file = File::create(&log)?;
+        let process = Process::start(command.stdout(file.try_clone()?).stderr(file), cpus)?;
+        let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into() };
+        server.address = server.listens(&log)?;
+        Ok(server)
+    }
+
+    fn listens(&mut self, log: &Path) -> Result<SocketAddr> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let ended = self.process.has_ended()?;
+            let text = std::fs::read_to_string(log)?;
+            if let Some((_, rest)) = text.split_once("Serving HTTP on http://")
+                && let Some((address, _)) = rest.split_once('/')
+            {
+                return address.parse().with_context(|| format!("reading the address {address}"));
+            }
+            if let Some(status) = ended {
+                bail!("it ended with {status}: {}", text.trim().lines().last().unwrap_or_default());
+            }
+            ensure!(Instant::now() < deadline, "it does not listen after {} s", START_TIMEOUT.as_secs());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The answer must be the expected one, to the byte. Says which header fields are not those that all contenders
+    /// should send.
+    pub(crate) fn check(&self, path: &str, body: &str) -> Result<Option<String>> {
+        let answer = http::get(self.address, path)?;
+        ensure!(answer.status == 200, "it answers with status {}", answer.status);
+        ensure!(answer.body == body.as_bytes(), "it answers {:?}", String::from_utf8_lossy(&answer.body));
+        let expected = [("content-length", Some(body.len().to_string())), ("date", None)]
+            .into_iter()
+            .chain([("content-type", Some(CONTENT_TYPE_OF_HELLO.into()))]);
+        let mut odd: Vec<String> = Vec::new();
+        for (name, value) in expected.clone() {
+            match (answer.header(name), value) {
+                (None, _) => odd.push(format!("no {name}")),
+                (Some(found), Some(value)) if found != value => odd.push(format!("{name}: {found}")),
+                _ => {}
+            }
+        }
+        let others = answer.headers.iter().filter(|(name, _)| !expected.clone().any(|(other, _)| other == name));
+        odd.extend(others.map(|(name, value)| format!("{name}: {value}")));
+        Ok((!odd.is_empty()).then(|| odd.join(", ")))
+    }
+}

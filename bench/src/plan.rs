@@ -1,0 +1,242 @@
+//! What is measured: groups of contenders under the same load, the ratios between them, and the figures that stand alone.
+
+use anyhow::Result;
+
+use crate::Bench;
+use crate::contenders::Program::{BareHyper, Node, Ours, Wasmtime};
+use crate::contenders::{Contender, HELLO, HELLO_P3, Program};
+use crate::report::{Row, Unit};
+use crate::rounds::Figures;
+use crate::stats::{Spread, ratios};
+use crate::{cluster, stats};
+
+/// Contenders that are measured one after the other, round by round.
+pub(crate) struct Group {
+    pub(crate) key: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) body: &'static str,
+    pub(crate) load: Load,
+    pub(crate) contenders: &'static [Contender],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// The server on one CPU, 32 connections that are kept from another.
+    KeepAlive,
+    /// The same, with a connection for each request.
+    ConnectionEach,
+    /// Two workers on two CPUs, and the load on the same two, with twice as many connections.
+    TwoWorkers,
+}
+
+impl Load {
+    pub(crate) fn workers(self) -> usize {
+        if self == Self::TwoWorkers { 2 } else { 1 }
+    }
+}
+
+const fn contender(
+    key: &'static str,
+    name: &'static str,
+    program: Program,
+    flags: &'static [&'static str],
+) -> Contender {
+    Contender { key, name, program, flags }
+}
+
+const DEFAULTS: &[&str] = &[];
+const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
+const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
+/// What wasmcluster does for its own pool, as far as there are flags for it.
+const TUNED: &[&str] = &[
+    "-O",
+    "pooling-allocator=y,pooling-pagemap-scan=y,pooling-memory-keep-resident=2097152,pooling-table-keep-resident=65536",
+];
+
+pub(crate) const GROUPS: &[Group] = &[
+    Group {
+        key: "hello",
+        title: "WASI 0.2, 32 keep-alive connections, one core for the server",
+        body: HELLO,
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
+            contender("wasmtime-tuned", "wasmtime serve, fresh instance, tuned pool", Wasmtime("bare_p2"), TUNED),
+            contender("sdk-fresh", "wasmcluster, fresh instance, SDK's hello", Ours("hello"), FRESH),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("bare_p2"), REUSED),
+            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("bare_p2"), REUSED),
+            contender("sdk-reused", "wasmcluster, instance reused, SDK's hello", Ours("hello"), REUSED),
+            contender("node", "Node cluster, one worker", Node, DEFAULTS),
+            contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "p3",
+        title: "WASI 0.3, 32 keep-alive connections, one core for the server",
+        body: HELLO_P3,
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("ours-default", "wasmcluster, default reuse", Ours("bare_p3"), DEFAULTS),
+            contender("wasmtime-default", "wasmtime serve, default reuse", Wasmtime("bare_p3"), DEFAULTS),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p3"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p3"), FRESH),
+        ],
+    },
+    Group {
+        key: "python",
+        title: "Python (componentize-py), fresh instance",
+        body: HELLO,
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("ours", "wasmcluster", Ours("hello_python"), FRESH),
+            contender("wasmtime", "wasmtime serve", Wasmtime("hello_python"), FRESH),
+        ],
+    },
+    Group {
+        key: "javascript",
+        title: "JavaScript (componentize-js), fresh instance",
+        body: HELLO,
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("ours", "wasmcluster", Ours("hello_javascript"), FRESH),
+            contender("wasmtime", "wasmtime serve", Wasmtime("hello_javascript"), FRESH),
+        ],
+    },
+    Group {
+        key: "connect",
+        title: "A connection for each request, 32 at a time, one core for the server",
+        body: HELLO,
+        load: Load::ConnectionEach,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
+            contender("node", "Node cluster, one worker", Node, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "two",
+        title: "Two workers on two cores, 64 keep-alive connections from the same two cores",
+        body: HELLO,
+        load: Load::TwoWorkers,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("bare_p2"), REUSED),
+            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("bare_p2"), REUSED),
+            contender("node", "Node cluster, two workers", Node, DEFAULTS),
+        ],
+    },
+];
+
+/// One contender against another of its group.
+pub(crate) struct Ratio {
+    pub(crate) group: &'static str,
+    label: &'static str,
+    of: &'static str,
+    to: &'static str,
+    required: f64,
+    aim: f64,
+}
+
+const fn ratio(
+    group: &'static str,
+    label: &'static str,
+    of: &'static str,
+    to: &'static str,
+    required: f64,
+    aim: f64,
+) -> Ratio {
+    Ratio { group, label, of, to, required, aim }
+}
+
+#[rustfmt::skip]
+pub(crate) const RATIOS: &[Ratio] = &[
+    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its defaults", "ours-fresh", "wasmtime-fresh", 3.0, 4.5),
+    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its pool tuned by flags", "ours-fresh", "wasmtime-tuned", 2.0, 3.0),
+    ratio("hello", "reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.3, 1.8),
+    ratio("hello", "reused instance (0.2) / Node `cluster`, one worker", "ours-reused", "node", 1.0, 1.4),
+    ratio("hello", "reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
+    ratio("p3", "0.3 guest, default reuse / `wasmtime serve` likewise", "ours-default", "wasmtime-default", 1.5, 2.2),
+    ratio("p3", "0.3 guest, fresh instance / `wasmtime serve` likewise", "ours-fresh", "wasmtime-fresh", 3.0, 4.0),
+    ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 3.0, 4.0),
+    ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
+    ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
+    ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "ours-fresh", 0.85, 0.95),
+    ratio("two", "two workers, fresh instance (0.2) / `wasmtime serve`", "ours-fresh", "wasmtime-fresh", 4.0, 5.5),
+    ratio("two", "two workers, reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.3, 1.8),
+    ratio("two", "two workers, reused instance (0.2) / Node `cluster`, two workers", "ours-reused", "node", 1.0, 1.4),
+];
+
+impl Ratio {
+    pub(crate) fn of(&self, figures: &[Figures]) -> Row {
+        let find =
+            |key| figures.iter().find(|figures| figures.contender.key == key).expect("the plan names its contenders");
+        let value = match (&find(self.of).rates, &find(self.to).rates) {
+            (Ok(of), Ok(to)) => Spread::of(&ratios(of, to)).ok_or_else(|| "not measured".into()),
+            (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+        };
+        Row { label: self.label, value, unit: Unit::Times, required: self.required, aim: self.aim }
+    }
+}
+
+/// Something of ours alone.
+pub(crate) struct Figure {
+    pub(crate) key: &'static str,
+    pub(crate) label: &'static str,
+    unit: Unit,
+    required: f64,
+    aim: f64,
+    pub(crate) measure: fn(&Bench) -> Result<Vec<f64>>,
+}
+
+pub(crate) const FIGURES: &[Figure] = &[
+    Figure {
+        key: "spin",
+        label: "p99 of a light route at a quarter of capacity, open loop, while 4 requests spin in the same worker",
+        unit: Unit::Milliseconds,
+        required: 30.0,
+        aim: 8.0,
+        measure: cluster::light_beside_spinning,
+    },
+    Figure {
+        key: "ready",
+        label: "worker exec → ready, cached artifact",
+        unit: Unit::Milliseconds,
+        required: 30.0,
+        aim: 10.0,
+        measure: cluster::until_ready,
+    },
+    Figure {
+        key: "memory",
+        label: "proportional memory of each further idle worker",
+        unit: Unit::Mebibytes,
+        required: 16.0,
+        aim: 6.0,
+        measure: cluster::memory_of_a_worker,
+    },
+];
+
+impl Figure {
+    pub(crate) fn row(&self, values: Result<Vec<f64>>) -> Row {
+        let value = values.map_err(|error| crate::report::Why::Failed(format!("{error:#}")));
+        let value = value.and_then(|values| stats::Spread::of(&values).ok_or_else(|| "not measured".into()));
+        Row { label: self.label, value, unit: self.unit, required: self.required, aim: self.aim }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_name_contenders_that_exist() {
+        for ratio in RATIOS {
+            let group = GROUPS.iter().find(|group| group.key == ratio.group).expect("its group exists");
+            for key in [ratio.of, ratio.to] {
+                let found = group.contenders.iter().filter(|contender| contender.key == key).count();
+                assert_eq!(found, 1, "{key} in {}", ratio.group);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A group of contenders under load: all are started, checked and warmed up, then measured in turns.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::Bench;
+use crate::contenders::{Contender, Program, Server, component};
+use crate::plan::{Group, Load};
+use crate::process::output;
+use crate::report::Why;
+
+/// Open connections for each thread of the load.
+const CONNECTIONS: usize = 32;
+
+/// Requests per second of a contender, one value for each round.
+pub(crate) struct Figures {
+    pub(crate) contender: &'static Contender,
+    pub(crate) rates: Result<Vec<f64>, Why>,
+    /// Header fields that are not as those of others.
+    pub(crate) odd_headers: Option<String>,
+}
+
+pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
+    eprintln!("{}: {}", group.key, group.title);
+    let started = group.contenders.iter().map(|contender| start(bench, group, contender));
+    let (mut all, servers): (Vec<Figures>, Vec<Option<Server>>) = started.unzip();
+    for round in 0..bench.rounds {
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        // Whoever follows whom, it evens out.
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            let (figures, Some(server)) = (&mut all[index], &servers[index]) else { continue };
+            let Ok(rates) = &mut figures.rates else { continue };
+            match measure(bench, group.load, server.address, bench.time) {
+                Ok(rate) => {
+                    eprintln!("  {}/{}  {:<45} {rate:>9.0}/s", round + 1, bench.rounds, figures.contender.name);
+                    rates.push(rate);
+                }
+                Err(error) => figures.fail(&error),
+            }
+        }
+    }
+    for (figures, server) in all.iter_mut().zip(&servers) {
+        if let (Ok(_), Some(server)) = (&figures.rates, server)
+            && let Err(error) = server.check("/", group.body).context("after the load")
+        {
+            figures.fail(&error);
+        }
+    }
+    all
+}
+
+impl Figures {
+    fn fail(&mut self, error: &anyhow::Error) {
+        eprintln!("  {}: {error:#}", self.contender.name);
+        self.rates = Err(Why::Failed(format!("{}: {error:#}", self.contender.name)));
+    }
+}
+
+fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figures, Option<Server>) {
+    let mut figures = Figures { contender, rates: Ok(Vec::new()), odd_headers: None };
+    if let Some(why) = missing(bench, contender) {
+        eprintln!("  {}: skipped, {why}", contender.name);
+        figures.rates = Err(Why::Skipped(why));
+        return (figures, None);
+    }
+    let cpus = if group.load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.server() };
+    let mut ready = || -> Result<Server> {
+        let server = contender.start(&bench.programs, group.load.workers(), cpus)?;
+        figures.odd_headers = server.check("/", group.body)?;
+        measure(bench, group.load, server.address, bench.warm_up).context("while it warms up")?;
+        Ok(server)
+    };
+    match ready() {
+        Ok(server) => (figures, Some(server)),
+        Err(error) => {
+            figures.fail(&error);
+            (figures, None)
+        }
+    }
+}
+
+fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
+    match contender.program {
+        Program::Ours(guest) => component(guest).err().map(|error| error.to_string()),
+        Program::Wasmtime(guest) => {
+            let program = bench.programs.wasmtime.as_ref().err().cloned();
+            program.or_else(|| component(guest).err().map(|error| error.to_string()))
+        }
+        Program::Node => bench.programs.node.as_ref().err().cloned(),
+        Program::BareHyper => None,
+    }
+}
+
+/// Requests per second, as `wrk` counts them.
+fn measure(bench: &Bench, load: Load, address: SocketAddr, time: Duration) -> Result<f64> {
+    let cpus = if load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.load() };
+    let extra: &[&str] = if load == Load::ConnectionEach { &["-H", "Connection: close"] } else { &[] };
+    wrk(address, "/", cpus, time, extra)
+}
+
+pub(crate) fn wrk(address: SocketAddr, path: &str, cpus: &[usize], time: Duration, extra: &[&str]) -> Result<f64> {
+    let mut command = Command::new("wrk");
+    command.args(["-t", &cpus.len().to_string(), "-c", &(CONNECTIONS * cpus.len()).to_string()]);
+    command.args(["-d", &format!("{}s", time.as_secs())]).args(extra).arg(format!("http://{address}{path}"));
+    rate(&output(&mut command, cpus)?)
+}
+
+/// The figure in what `wrk` printed. An answer that is not 2xx, or none, makes it worthless.
+fn rate(text: &str) -> Result<f64> {
+    if let Some(line) = text.lines().find(|line| line.contains("Non-2xx") || line.contains("Socket errors")) {
+        bail!("{}", line.trim());
+    }
+    let rate =
+        text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).and_then(|rate| rate.trim().parse().ok());
+    rate.filter(|rate| *rate > 0.0).with_context(|| format!("no answer came: {}", text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_wrk_prints() {
+        assert_eq!(rate("  11758 requests in 2.01s, 1.58MB read\nRequests/sec:   5835.75\n").unwrap(), 5835.75);
+        for bad in [
+            "  Non-2xx or 3xx responses: 3\nRequests/sec:   5.0\n",
+            "  Socket errors: connect 0, read 9, write 0, timeout 0\nRequests/sec:   5.0\n",
+            "Requests/sec:      0.00\n",
+        ] {
+            rate(bad).unwrap_err();
+        }
+    }
+}
