@@ -49,7 +49,8 @@ pub(crate) struct Programs {
 impl Programs {
     pub(crate) fn find() -> Result<Self> {
         let ours = variable("WASMCLUSTER").map_or_else(|| target().join("release/wasmcluster"), PathBuf::from);
-        ensure!(ours.is_file(), "there is no {}: run `make build`", ours.display());
+        // It is started in another folder.
+        let ours = ours.canonicalize().with_context(|| format!("there is no {}: run `make build`", ours.display()))?;
         Command::new("wrk").arg("--version").output().context("there is no wrk: on Debian, apt-get install wrk")?;
         let node =
             output(Command::new("node").arg("--version"), ANYWHERE).map_err(|_| "there is no node on the PATH".into());
