@@ -37,7 +37,7 @@ use crate::ipc::Identity;
 use crate::stats::Stats;
 
 /// How often running guests give way to the executor.
-const EPOCH: Duration = Duration::from_millis(10);
+const EPOCH: Duration = Duration::from_millis(2);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
