@@ -571,7 +571,9 @@ impl Granted {
     ) -> anyhow::Result<Self> {
         let mut variables = BTreeMap::new();
         for name in inherited {
-            let value = std::env::var(&name).map_err(|error| anyhow::anyhow!("--env-inherit {name}: {error}"))?;
+            let value = std::env::var(&name).map_err(|error| {
+                anyhow::anyhow!("--env-inherit {name}: {error}; set it, or say its value with --env {name}=VALUE")
+            })?;
             variables.insert(name, value);
         }
         // What is said outright wins.
