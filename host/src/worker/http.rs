@@ -38,6 +38,7 @@ use super::framing::Framing;
 use super::instance::{Call, Failure, Head, Instances};
 use super::io::{Answering, Io, Refusal, Watch};
 use super::outbound::{MAX_LOOPS, Origin, loops};
+use super::outbox::Outbox;
 use super::requests::{InFlight, Requests};
 use super::upload::{Progress, Upload, UploadState};
 use crate::config::{Limits, WorkerSettings};
@@ -69,6 +70,7 @@ pub(super) struct Server {
     /// Requests that wait for a place.
     waiting: Cell<usize>,
     pub(super) gate: Arc<Gate>,
+    pub(super) outbox: Rc<Outbox>,
     /// By the order in which they came.
     connections: RefCell<BTreeMap<u64, Rc<Watch>>>,
     last_connection: Cell<u64>,
@@ -100,6 +102,7 @@ impl Server {
             places,
             waiting,
             gate,
+            outbox: Rc::default(),
             connections: RefCell::default(),
             last_connection: Cell::new(0),
             started: Instant::now(),
@@ -162,7 +165,8 @@ impl Server {
             http.max_headers(self.limits.max_headers);
         }
         let framing = Framing::new(self.limits.max_header_bytes, self.limits.max_headers);
-        let mut connection = http.serve_connection(TokioIo::new(Io::new(stream, watch.clone(), framing)), service);
+        let mut connection =
+            http.serve_connection(TokioIo::new(Io::new(stream, watch.clone(), framing, self.outbox.clone())), service);
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
         let (mut timer, mut stall) = (Timer::default(), Timer::default());

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::drain::{self, Duty, Event};
 use super::framing::{Bad, Framing, Part, Violation};
+use super::outbox::{MAX_SHORT, Outbox};
 use super::requests::InFlight;
 
 /// Why a client is sent away before there is a request to answer.
@@ -228,18 +229,20 @@ impl Drop for Answering {
 }
 
 /// The stream.
-#[derive(Debug)]
 pub(super) struct Io<S> {
     stream: S,
     watch: Rc<Watch>,
     framing: Framing,
     /// What follows cannot be read.
     refusal: Option<Refusal>,
+    outbox: Rc<Outbox>,
+    /// The next write has waited for others.
+    has_waited: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Io<S> {
-    pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing) -> Self {
-        Self { stream, watch, framing, refusal: None }
+    pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing, outbox: Rc<Outbox>) -> Self {
+        Self { stream, watch, framing, refusal: None, outbox, has_waited: false }
     }
 
     /// Tells the client why there will be no answer.
@@ -280,13 +283,25 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Io<S> {
     }
 }
 
+impl<S> Io<S> {
+    /// Lets others that are ready go first, once for each short write.
+    fn poll_turn(&mut self, bytes: usize) -> Poll<()> {
+        self.has_waited = !self.has_waited && bytes <= MAX_SHORT;
+        if !self.has_waited {
+            return Poll::Ready(());
+        }
+        self.outbox.put_aside();
+        Poll::Pending
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, watch, framing, refusal } = &mut *self;
+        let Self { stream, watch, framing, refusal, .. } = &mut *self;
         if refusal.is_some() {
             // The connection ends without hyper, which is asked no more.
             return Poll::Pending;
@@ -327,6 +342,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(bytes.len()));
         let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
         self.watch.moved();
         Poll::Ready(written)
@@ -337,6 +353,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(slices.iter().map(|slice| slice.len()).sum()));
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices));
         self.watch.moved();
         Poll::Ready(written)

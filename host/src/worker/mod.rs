@@ -13,6 +13,7 @@ mod http;
 mod instance;
 mod io;
 mod outbound;
+mod outbox;
 mod quota;
 mod requests;
 mod reuse;
@@ -225,6 +226,8 @@ async fn serve(
             let (acceptors, mut connections) = accept::start(listeners, gate)?;
             primary.send(&ToPrimary::Accepting, &[])?;
             let (alive, mut all_done) = mpsc::channel::<()>(1);
+            let outbox = server.outbox.clone();
+            let sending = tokio::task::spawn_local(async move { outbox.run_last().await });
             let trimming = tokio::task::spawn_local(async move {
                 let mut turns = tokio::time::interval(TRIM_EVERY);
                 loop {
@@ -259,6 +262,7 @@ async fn serve(
             // Ends when the last connection and the last guest dropped its sender.
             let _ = all_done.recv().await;
             trimming.abort();
+            sending.abort();
             Ok(())
         })
         .await
@@ -266,5 +270,8 @@ async fn serve(
 
 fn start(server: &Rc<http::Server>, connection: Connection, alive: mpsc::Sender<()>) {
     server.gate.taken();
-    tokio::task::spawn_local(http::Server::serve(server.clone(), connection, alive));
+    let server = server.clone();
+    tokio::task::spawn_local(async move {
+        server.outbox.run(server.clone().serve(connection, alive)).await;
+    });
 }
