@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::Bench;
 use crate::contenders::Program::{BareHyper, Node, Ours, Wasmtime};
-use crate::contenders::{Contender, HELLO, HELLO_P3, Program};
+use crate::contenders::{Contender, Program};
 use crate::report::{Row, Unit};
 use crate::rounds::Figures;
 use crate::stats::{Spread, ratios};
@@ -14,7 +14,6 @@ use crate::{cluster, stats};
 pub(crate) struct Group {
     pub(crate) key: &'static str,
     pub(crate) title: &'static str,
-    pub(crate) body: &'static str,
     pub(crate) load: Load,
     pub(crate) contenders: &'static [Contender],
 }
@@ -57,15 +56,15 @@ pub(crate) const GROUPS: &[Group] = &[
     Group {
         key: "hello",
         title: "WASI 0.2, 32 keep-alive connections, one core for the server",
-        body: HELLO,
         load: Load::KeepAlive,
         contenders: &[
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
-            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
-            contender("wasmtime-tuned", "wasmtime serve, fresh instance, tuned pool", Wasmtime("bare_p2"), TUNED),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("hello_p2"), DEFAULTS),
+            contender("wasmtime-tuned", "wasmtime serve, fresh instance, tuned pool", Wasmtime("hello_p2"), TUNED),
             contender("sdk-fresh", "wasmcluster, fresh instance, SDK's hello", Ours("hello"), FRESH),
-            contender("ours-reused", "wasmcluster, instance reused", Ours("bare_p2"), REUSED),
-            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("bare_p2"), REUSED),
+            contender("bare-fresh", "wasmcluster, fresh instance, that on bare bindings", Ours("bare_p2"), FRESH),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("hello_p2"), REUSED),
             contender("sdk-reused", "wasmcluster, instance reused, SDK's hello", Ours("hello"), REUSED),
             contender("node", "Node cluster, one worker", Node, DEFAULTS),
             contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
@@ -74,19 +73,17 @@ pub(crate) const GROUPS: &[Group] = &[
     Group {
         key: "p3",
         title: "WASI 0.3, 32 keep-alive connections, one core for the server",
-        body: HELLO_P3,
         load: Load::KeepAlive,
         contenders: &[
-            contender("ours-default", "wasmcluster, default reuse", Ours("bare_p3"), DEFAULTS),
-            contender("wasmtime-default", "wasmtime serve, default reuse", Wasmtime("bare_p3"), DEFAULTS),
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p3"), FRESH),
-            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p3"), FRESH),
+            contender("ours-default", "wasmcluster, default reuse", Ours("hello_p3"), DEFAULTS),
+            contender("wasmtime-default", "wasmtime serve, default reuse", Wasmtime("hello_p3"), DEFAULTS),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p3"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("hello_p3"), FRESH),
         ],
     },
     Group {
         key: "python",
         title: "Python (componentize-py), fresh instance",
-        body: HELLO,
         load: Load::KeepAlive,
         contenders: &[
             contender("ours", "wasmcluster", Ours("hello_python"), FRESH),
@@ -96,7 +93,6 @@ pub(crate) const GROUPS: &[Group] = &[
     Group {
         key: "javascript",
         title: "JavaScript (componentize-js), fresh instance",
-        body: HELLO,
         load: Load::KeepAlive,
         contenders: &[
             contender("ours", "wasmcluster", Ours("hello_javascript"), FRESH),
@@ -106,24 +102,22 @@ pub(crate) const GROUPS: &[Group] = &[
     Group {
         key: "connect",
         title: "A connection for each request, 32 at a time, one core for the server",
-        body: HELLO,
         load: Load::ConnectionEach,
         contenders: &[
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
-            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("hello_p2"), DEFAULTS),
             contender("node", "Node cluster, one worker", Node, DEFAULTS),
         ],
     },
     Group {
         key: "two",
         title: "Two workers on two cores, 64 keep-alive connections from the same two cores",
-        body: HELLO,
         load: Load::TwoWorkers,
         contenders: &[
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("bare_p2"), FRESH),
-            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("bare_p2"), DEFAULTS),
-            contender("ours-reused", "wasmcluster, instance reused", Ours("bare_p2"), REUSED),
-            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("bare_p2"), REUSED),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
+            contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("hello_p2"), DEFAULTS),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("hello_p2"), REUSED),
             contender("node", "Node cluster, two workers", Node, DEFAULTS),
         ],
     },
@@ -162,7 +156,7 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 3.0, 4.0),
     ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
-    ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "ours-fresh", 0.85, 0.95),
+    ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),
     ratio("two", "two workers, fresh instance (0.2) / `wasmtime serve`", "ours-fresh", "wasmtime-fresh", 4.0, 5.5),
     ratio("two", "two workers, reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.3, 1.8),
     ratio("two", "two workers, reused instance (0.2) / Node `cluster`, two workers", "ours-reused", "node", 1.0, 1.4),

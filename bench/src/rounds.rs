@@ -47,7 +47,7 @@ pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
     }
     for (figures, server) in all.iter_mut().zip(&servers) {
         if let (Ok(_), Some(server)) = (&figures.rates, server)
-            && let Err(error) = server.check("/", group.body).context("after the load")
+            && let Err(error) = server.check().context("after the load")
         {
             figures.fail(&error);
         }
@@ -72,7 +72,7 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
     let cpus = if group.load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.server() };
     let mut ready = || -> Result<Server> {
         let server = contender.start(&bench.programs, group.load.workers(), cpus)?;
-        figures.odd_headers = server.check("/", group.body)?;
+        figures.odd_headers = server.check()?;
         measure(bench, group.load, server.address, bench.warm_up).context("while it warms up")?;
         Ok(server)
     };
