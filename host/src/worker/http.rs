@@ -583,6 +583,20 @@ impl Body {
         }
     }
 
+    fn poll_written(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.frames {
+            Some(frames) => Pin::new(frames).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// The answer is whole.
+    fn ended(&mut self, context: &mut Context<'_>) {
+        self.frames = None;
+        // A 0.3 guest may be waiting for just this, and then needs no task of its own.
+        let _ = self.poll_guest(context);
+    }
+
     fn has_its_length(&self) -> bool {
         self.remaining.is_none_or(|remaining| remaining == 0)
     }
@@ -610,13 +624,15 @@ impl http_body::Body for Body {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Err(error) = self.poll_guest(context) {
-            return self.cut(error);
+        // The guest works only when nothing is left of what it wrote before.
+        let mut polled = self.poll_written(context);
+        if polled.is_pending() {
+            if let Err(error) = self.poll_guest(context) {
+                return self.cut(error);
+            }
+            polled = self.poll_written(context);
         }
-        let Some(frames) = &mut self.frames else {
-            return Poll::Ready(None);
-        };
-        match ready!(Pin::new(frames).poll_frame(context)) {
+        match ready!(polled) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.remaining.map(|remaining| remaining.checked_sub(length)) {
@@ -625,14 +641,15 @@ impl http_body::Body for Body {
                     Some(rest) => self.remaining = rest,
                     None => {}
                 }
+                if self.remaining == Some(0) {
+                    self.ended(context);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.cut(error),
             None if !self.has_its_length() => self.cut(Error::HttpResponseBodySize(None)),
             None => {
-                self.frames = None;
-                // A 0.3 guest may be waiting for just this, and then needs no task of its own.
-                let _ = self.poll_guest(context);
+                self.ended(context);
                 Poll::Ready(None)
             }
         }

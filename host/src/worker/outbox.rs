@@ -23,8 +23,8 @@ pub(super) struct Outbox {
     aside: RefCell<Vec<Rc<Work>>>,
     /// When the first of them was put there.
     since: Cell<Option<Instant>>,
-    /// What is being polled.
-    current: RefCell<Option<Rc<Work>>>,
+    /// What is being polled, and since when.
+    current: RefCell<Option<(Rc<Work>, Instant)>>,
     /// Wakes [`Outbox::run_last`].
     last: RefCell<Option<Waker>>,
 }
@@ -54,10 +54,11 @@ impl Outbox {
         let work = Rc::new(Work { future, waker, was_slow: Cell::new(false) });
         poll_fn(|context| {
             work.waker.borrow_mut().clone_from(context.waker());
-            if self.since.get().is_some_and(|since| work.was_slow.get() || since.elapsed() > self.late) {
-                self.poll_all();
+            let mut now = Instant::now();
+            if self.since.get().is_some_and(|since| work.was_slow.get() || now - since > self.late) {
+                now = self.poll_all(now);
             }
-            self.poll(&work, context)
+            self.poll(&work, context, now).0
         })
         .await;
     }
@@ -67,7 +68,7 @@ impl Outbox {
     pub(super) async fn run_last(&self) {
         poll_fn(|context| {
             self.last.borrow_mut().get_or_insert(context.waker().clone());
-            self.poll_all();
+            self.poll_all(Instant::now());
             Poll::Pending
         })
         .await
@@ -75,9 +76,10 @@ impl Outbox {
 
     /// Puts aside what is being polled: it is polled again soon.
     pub(super) fn put_aside(&self) {
-        self.aside.borrow_mut().extend(self.current.borrow().clone());
+        let Some((work, now)) = self.current.borrow().clone() else { return };
+        self.aside.borrow_mut().push(work);
         if self.since.get().is_none() {
-            self.since.set(Some(Instant::now()));
+            self.since.set(Some(now));
             // Tasks are polled in the order in which they were woken.
             if let Some(last) = &*self.last.borrow() {
                 last.wake_by_ref();
@@ -85,29 +87,34 @@ impl Outbox {
         }
     }
 
-    fn poll_all(&self) {
+    /// Begins at `now`. When it ended.
+    fn poll_all(&self, mut now: Instant) -> Instant {
         self.since.set(None);
         for work in self.aside.take() {
             let waker = work.waker.borrow().clone();
-            if self.poll(&work, &mut Context::from_waker(&waker)).is_ready() {
+            let (polled, ended) = self.poll(&work, &mut Context::from_waker(&waker), now);
+            if polled.is_ready() {
                 // Its own task has yet to learn that.
                 waker.wake();
             }
+            now = ended;
         }
+        now
     }
 
-    fn poll(&self, work: &Rc<Work>, context: &mut Context<'_>) -> Poll<()> {
+    /// Begins at `now`. What came of it, and when.
+    fn poll(&self, work: &Rc<Work>, context: &mut Context<'_>, now: Instant) -> (Poll<()>, Instant) {
         let mut future = work.future.borrow_mut();
-        let Some(running) = &mut *future else { return Poll::Ready(()) };
-        self.current.replace(Some(work.clone()));
-        let began = Instant::now();
+        let Some(running) = &mut *future else { return (Poll::Ready(()), now) };
+        self.current.replace(Some((work.clone(), now)));
         let polled = running.as_mut().poll(context);
-        work.was_slow.set(began.elapsed() > self.late);
         self.current.replace(None);
+        let ended = Instant::now();
+        work.was_slow.set(ended - now > self.late);
         if polled.is_ready() {
             *future = None;
         }
-        polled
+        (polled, ended)
     }
 }
 
