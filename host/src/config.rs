@@ -145,10 +145,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_worker_memory: Option<Size>,
 
-    /// Requests that an instance serves, one after the other, before it is dropped [default: 1 with WASI 0.2, 128 with
+    /// Requests that an instance serves before it is dropped [default: 1 with WASI 0.2, 128 with
     /// 0.3]
     #[arg(long, value_name = "N")]
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
+
+    /// Requests that an instance serves at the same time, with WASI 0.3; what goes wrong for one of them, goes wrong for
+    /// all [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
 
     /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 5s more than
     /// --request-timeout]
@@ -367,6 +372,9 @@ impl Options {
             max_memory: self.max_memory.or(other.max_memory),
             max_worker_memory: self.max_worker_memory.or(other.max_worker_memory),
             max_instance_reuse_count: self.max_instance_reuse_count.or(other.max_instance_reuse_count),
+            max_instance_concurrent_reuse_count: self
+                .max_instance_concurrent_reuse_count
+                .or(other.max_instance_concurrent_reuse_count),
             drain_timeout: self.drain_timeout.or(other.drain_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
@@ -414,6 +422,7 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// None is what is usual for the component's version of WASI.
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
+    pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
@@ -449,6 +458,15 @@ impl LiveConfig {
 }
 
 impl Settings {
+    fn reuse(&self, component: &Compiled) -> Reuse {
+        if component.can_hold_back {
+            return Reuse { uses: 1, seats: 1 };
+        }
+        let uses = self.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
+        let seats = self.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get);
+        Reuse { uses, seats }
+    }
+
     /// What of it the workers of a component go by.
     pub(crate) fn for_workers(&self, component: &Compiled) -> WorkerSettings {
         WorkerSettings {
@@ -458,11 +476,7 @@ impl Settings {
             drain_idle_grace: self.drain_idle_grace,
             health_path: self.health_path.clone(),
             limits: self.limits,
-            max_instance_reuse: match self.max_instance_reuse_count {
-                _ if component.can_hold_back => 1,
-                Some(count) => count.get(),
-                None => component.http.usual_reuse(),
-            },
+            reuse: self.reuse(component),
             logging: self.logging,
         }
     }
@@ -548,6 +562,7 @@ impl Settings {
             health_path: options.health_path,
             limits,
             max_instance_reuse_count: options.max_instance_reuse_count,
+            max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
         })
@@ -637,6 +652,15 @@ fn absolute_variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
+/// How many requests share an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reuse {
+    /// All that it serves before it is dropped.
+    pub(crate) uses: u32,
+    /// Of these at the same time; only with WASI 0.3.
+    pub(crate) seats: u32,
+}
+
 /// What a worker runs with. A generation's workers all read the same sealed file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WorkerSettings {
@@ -646,8 +670,7 @@ pub(crate) struct WorkerSettings {
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
-    /// Requests that an instance serves, one after the other.
-    pub(crate) max_instance_reuse: u32,
+    pub(crate) reuse: Reuse,
     pub(crate) logging: Logging,
 }
 
@@ -810,7 +833,7 @@ mod tests {
                 max_memory: 6,
                 max_worker_memory: 11,
             },
-            max_instance_reuse: 12,
+            reuse: Reuse { uses: 12, seats: 3 },
             logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();

@@ -51,9 +51,13 @@ impl Guest {
         &mut self.table
     }
 
-    /// It gets another request.
-    pub(super) fn begin(&mut self, origin: Origin) {
-        self.hooks = Hooks::new(self.world.clone(), origin);
+    /// It gets another request, and has no other, or others beside it.
+    pub(super) fn begin(&mut self, hooks: Hooks, is_alone: bool) {
+        if is_alone {
+            self.hooks = hooks;
+        } else {
+            self.hooks.join(hooks);
+        }
     }
 
     /// It has served its request: how many of the host's resources it still holds.

@@ -649,6 +649,10 @@ impl http_body::Body for Body {
             Some(Err(error)) => self.cut(error),
             None if !self.has_its_length() => self.cut(Error::HttpResponseBodySize(None)),
             None => {
+                // A trap on behalf of another request in the same instance ends this one's frames as well.
+                if let Err(error) = self.poll_guest(context) {
+                    return self.cut(error);
+                }
                 self.ended(context);
                 Poll::Ready(None)
             }

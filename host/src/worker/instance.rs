@@ -1,6 +1,5 @@
-//! Instances of the component, and how a request is handed to a fresh one.
+//! Instances of the component, and how a request is handed to one.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,20 +17,21 @@ use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use tokio::sync::oneshot;
+use wasmtime::Engine;
 use wasmtime::component::Component;
-use wasmtime::{Engine, Store};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
-use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
+use super::concurrent;
 use super::guest::{Guest, World};
 use super::outbound::Origin;
-use super::reuse::{Live, Stock};
+use super::reuse::{Factory, Live, Stock};
 use crate::component::WasiHttp;
-use crate::config::{HealthPath, WorkerSettings};
+use crate::config::{HealthPath, Reuse, WorkerSettings};
 use crate::engine;
 use crate::ipc::Identity;
 use crate::stats::Stats;
@@ -62,15 +62,10 @@ impl From<wasmtime::Error> for Failure {
     }
 }
 
-pub(super) fn not_instantiated(store: &Store<Guest>, error: wasmtime::Error) -> Failure {
-    let is_full = error.is::<wasmtime::PoolConcurrencyLimitError>() || store.data().is_starved();
-    if is_full { Failure::Full } else { Failure::Trap(error) }
-}
-
 /// The component's instances, ready to be handed requests.
 pub(super) enum Instances {
-    V0_2(Rc<Stock<ProxyPre<Guest>>>),
-    V0_3(Rc<Stock<ServicePre<Guest>>>),
+    V0_2(Rc<Stock>),
+    V0_3(Rc<concurrent::Stock>),
 }
 
 impl Instances {
@@ -88,10 +83,14 @@ impl Instances {
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         tick(engine.clone())?;
-        let (world, uses) = (Arc::new(World::new(settings, identity, stats)?), settings.max_instance_reuse);
+        let world = Arc::new(World::new(settings, identity, stats)?);
+        let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
-            WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(engine, ProxyPre::new(pre)?, world, uses))),
-            WasiHttp::V0_3 => Self::V0_3(Rc::new(Stock::new(engine, ServicePre::new(pre)?, world, uses))),
+            WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
+            WasiHttp::V0_3 => {
+                let factory = Factory::new(engine, ServicePre::new(pre)?, world);
+                Self::V0_3(Rc::new(concurrent::Stock::new(factory, uses, seats as usize)))
+            }
         })
     }
 
@@ -99,7 +98,7 @@ impl Instances {
     pub(super) async fn probe(&self) -> Result<(), Failure> {
         match self {
             Self::V0_2(stock) => stock.fresh(Origin::default()).await.map(drop),
-            Self::V0_3(stock) => stock.fresh(Origin::default()).await.map(drop),
+            Self::V0_3(stock) => stock.probe().await,
         }
     }
 
@@ -174,7 +173,7 @@ fn tick(engine: Engine) -> io::Result<()> {
 }
 
 async fn call_v0_2<B>(
-    stock: Rc<Stock<ProxyPre<Guest>>>,
+    stock: Rc<Stock>,
     request: Request<B>,
     origin: Origin,
     head: oneshot::Sender<Head>,
@@ -195,8 +194,8 @@ where
 /// The first that is to serve a second request: there are guests that do not answer it. Then a request without a body can
 /// still go to a fresh one.
 async fn try_v0_2<B>(
-    stock: &Stock<ProxyPre<Guest>>,
-    live: Live<Proxy>,
+    stock: &Stock,
+    live: Live,
     request: Request<B>,
     origin: Origin,
     head: oneshot::Sender<Head>,
@@ -248,8 +247,8 @@ fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
 }
 
 async fn answer_v0_2<B>(
-    stock: &Stock<ProxyPre<Guest>>,
-    mut live: Live<Proxy>,
+    stock: &Stock,
+    mut live: Live,
     request: Request<B>,
     head: oneshot::Sender<Head>,
 ) -> Result<(), Failure>
@@ -284,7 +283,7 @@ fn abort_open_bodies(guest: &mut Guest) -> usize {
 }
 
 async fn call_v0_3<B>(
-    stock: Rc<Stock<ServicePre<Guest>>>,
+    stock: Rc<concurrent::Stock>,
     request: Request<B>,
     authority: Authority,
     origin: Origin,
@@ -294,57 +293,11 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let mut live = stock.take(origin).await?;
-    let Live { store, exports: service, .. } = &mut live;
+    let mut hooks = stock.hooks(origin);
     let (parts, body) = request.into_parts();
-    let headers = FieldMap::new_immutable(store.data_mut().http().hooks, parts.headers);
+    let headers = FieldMap::new_immutable(&mut hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
     let (request, _sent) =
         p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
-    store
-        .run_concurrent(async |accessor| -> wasmtime::Result<()> {
-            let answer = match service.handle(accessor, request).await? {
-                Ok(answer) => answer,
-                Err(code) => {
-                    let _ = head.send(Err(format!("{code:?}")));
-                    return Ok(());
-                }
-            };
-            let answer = accessor.with(|access| answer.into_http(access, async { Ok(()) }))?;
-            // Ends when the connection has taken the last frame, or is gone.
-            let (taking, taken) = oneshot::channel::<Infallible>();
-            let _ = head.send(Ok(answer.map(|frames| UnsyncBoxBody::new(Guarded { frames, _taking: taking }))));
-            let _ = taken.await;
-            poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
-            Ok(())
-        })
-        .await??;
-    stock.give_back(live);
-    Ok(())
-}
-
-/// A body that tells when it is dropped.
-struct Guarded {
-    frames: UnsyncBoxBody<Bytes, Error>,
-    _taking: oneshot::Sender<Infallible>,
-}
-
-impl http_body::Body for Guarded {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.frames).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.frames.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.frames.size_hint()
-    }
+    stock.serve(concurrent::Request { request, hooks, head }).await
 }

@@ -121,7 +121,9 @@ impl Origin {
 pub(super) struct Hooks {
     world: Arc<World>,
     origin: Origin,
-    /// Made for the first request.
+    /// Requests that the guest has worked on since it last had none.
+    requests: usize,
+    /// Made for the first outbound request.
     places: Option<Arc<Semaphore>>,
     /// Bodies that the guest has made for the request it works on.
     bodies: usize,
@@ -173,7 +175,20 @@ type Places = [OwnedSemaphorePermit; 2];
 
 impl Hooks {
     pub(super) fn new(world: Arc<World>, origin: Origin) -> Self {
-        Self { world, origin, places: None, bodies: 0 }
+        Self { world, origin, requests: 1, places: None, bodies: 0 }
+    }
+
+    /// What another request may, beside the first: nobody can tell which of them the guest works on.
+    pub(super) fn join(&mut self, other: Self) {
+        if let Some(places) = &self.places {
+            places.add_permits(MAX_OUTBOUND_PER_REQUEST);
+        }
+        self.requests += 1;
+        self.bodies = 0;
+        self.origin.request = other.origin.request;
+        if other.origin.loops.len() > self.origin.loops.len() {
+            self.origin.loops = other.origin.loops;
+        }
     }
 
     fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, Places), Error> {
@@ -187,7 +202,8 @@ impl Hooks {
             denials.say(self.origin.request, "a request to a host that is not granted", remedy);
             return Err(Error::HttpRequestDenied);
         }
-        let of_request = self.places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_OUTBOUND_PER_REQUEST)));
+        let of_request =
+            self.places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_OUTBOUND_PER_REQUEST * self.requests)));
         match (of_request.clone().try_acquire_owned(), places.clone().try_acquire_owned()) {
             (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
             (Err(_), _) => {

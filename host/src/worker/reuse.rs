@@ -1,22 +1,24 @@
 //! Instances of one component: fresh ones, and those that wait for their next request.
 //!
-//! An instance serves one request at a time. It is kept only if that went well in every way: it did not trap, was not
-//! cancelled, and gave back all that it had from the host. What a guest keeps in memory is then there for its next request.
+//! An instance is kept only if its request went well in every way: it did not trap, was not cancelled, and gave back all
+//! that it had from the host. What a guest keeps in memory is then there for its next request. Those of WASI 0.2 are here;
+//! they serve one request at a time.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::{Engine, Store};
+use wasmtime::{Engine, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use super::guest::{Guest, World};
-use super::outbound::Origin;
+use super::instance::Failure;
+use super::outbound::{Hooks, Origin};
 
 /// How long an instance may wait for its next request.
-const MAX_IDLE: Duration = Duration::from_secs(10);
+pub(super) const MAX_IDLE: Duration = Duration::from_secs(10);
 
 /// A component that can be instantiated.
 pub(super) trait Instantiate {
@@ -41,10 +43,10 @@ impl Instantiate for ServicePre<Guest> {
     }
 }
 
-/// An instance.
-pub(super) struct Live<E> {
+/// An instance of WASI 0.2.
+pub(super) struct Live {
     pub(super) store: Store<Guest>,
-    pub(super) exports: E,
+    pub(super) exports: Proxy,
     /// Requests that it has served.
     uses: u32,
     /// What it had from the host after the first of them: what its libraries keep for later.
@@ -52,36 +54,70 @@ pub(super) struct Live<E> {
     idle_since: Instant,
 }
 
-impl<E> Live<E> {
+impl Live {
     pub(super) fn is_fresh(&self) -> bool {
         self.uses == 0
     }
 }
 
-/// All instances of a component.
-pub(super) struct Stock<P: Instantiate> {
+/// Makes instances of a component.
+pub(super) struct Factory<P> {
     engine: Engine,
     pre: P,
     world: Arc<World>,
+}
+
+impl<P: Instantiate> Factory<P> {
+    pub(super) fn new(engine: Engine, pre: P, world: Arc<World>) -> Self {
+        Self { engine, pre, world }
+    }
+
+    /// A fresh instance.
+    pub(super) async fn fresh(&self, origin: Origin) -> Result<(Store<Guest>, P::Exports), Failure> {
+        let mut store = World::store(&self.world, &self.engine, origin);
+        match self.pre.instantiate(&mut store).await {
+            Ok(exports) => Ok((store, exports)),
+            Err(error) if error.is::<PoolConcurrencyLimitError>() || store.data().is_starved() => Err(Failure::Full),
+            Err(error) => Err(Failure::Trap(error)),
+        }
+    }
+
+    /// What the guest asks for while it works on a request.
+    pub(super) fn hooks(&self, origin: Origin) -> Hooks {
+        Hooks::new(self.world.clone(), origin)
+    }
+
+    /// Drops idle instances if memory is low. What waits must not be missing to those at work: they get half of a worker's
+    /// memory at least.
+    pub(super) fn make_room<I>(&self, idle: &mut Vec<I>) {
+        while self.world.budget.is_low() && !idle.is_empty() {
+            drop(idle.remove(0));
+        }
+    }
+}
+
+/// All instances of a component of WASI 0.2.
+pub(super) struct Stock {
+    factory: Factory<ProxyPre<Guest>>,
     max_uses: Cell<u32>,
     /// The one that was used last is at the end, and is used next.
-    idle: RefCell<Vec<Live<P::Exports>>>,
+    idle: RefCell<Vec<Live>>,
     /// Some instance has served a second request.
     is_proven: Cell<bool>,
 }
 
-impl<P: Instantiate> Stock<P> {
-    pub(super) fn new(engine: Engine, pre: P, world: Arc<World>, max_uses: u32) -> Self {
+impl Stock {
+    pub(super) fn new(factory: Factory<ProxyPre<Guest>>, max_uses: u32) -> Self {
         let (idle, is_proven) = (RefCell::default(), Cell::new(false));
-        Self { engine, pre, world, max_uses: Cell::new(max_uses), idle, is_proven }
+        Self { factory, max_uses: Cell::new(max_uses), idle, is_proven }
     }
 
     /// An instance for a request: one that waits, or a fresh one.
-    pub(super) async fn take(&self, origin: Origin) -> wasmtime::Result<Live<P::Exports>, super::instance::Failure> {
+    pub(super) async fn take(&self, origin: Origin) -> Result<Live, Failure> {
         let waiting = self.idle.borrow_mut().pop();
         match waiting {
             Some(mut live) => {
-                live.store.data_mut().begin(origin);
+                live.store.data_mut().begin(self.factory.hooks(origin), true);
                 // It waited for many ticks: the first look at the epoch would yield at once.
                 live.store.set_epoch_deadline(1);
                 Ok(live)
@@ -91,16 +127,13 @@ impl<P: Instantiate> Stock<P> {
     }
 
     /// A fresh instance, whoever waits.
-    pub(super) async fn fresh(&self, origin: Origin) -> wasmtime::Result<Live<P::Exports>, super::instance::Failure> {
-        let mut store = World::store(&self.world, &self.engine, origin);
-        match self.pre.instantiate(&mut store).await {
-            Ok(exports) => Ok(Live { store, exports, uses: 0, handles: 0, idle_since: Instant::now() }),
-            Err(error) => Err(super::instance::not_instantiated(&store, error)),
-        }
+    pub(super) async fn fresh(&self, origin: Origin) -> Result<Live, Failure> {
+        let (store, exports) = self.factory.fresh(origin).await?;
+        Ok(Live { store, exports, uses: 0, handles: 0, idle_since: Instant::now() })
     }
 
     /// Takes an instance back that has served its request well.
-    pub(super) fn give_back(&self, mut live: Live<P::Exports>) {
+    pub(super) fn give_back(&self, mut live: Live) {
         live.uses += 1;
         if live.uses > 1 {
             self.is_proven.set(true);
@@ -118,10 +151,7 @@ impl<P: Instantiate> Stock<P> {
         live.idle_since = Instant::now();
         let mut idle = self.idle.borrow_mut();
         idle.push(live);
-        // What waits must not be missing to those at work: they get half of a worker's memory at least.
-        while self.world.budget.is_low() && !idle.is_empty() {
-            drop(idle.remove(0));
-        }
+        self.factory.make_room(&mut idle);
     }
 
     /// Whether it is not known yet that an instance can serve more than one request.
