@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderValue, Method};
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -252,5 +252,25 @@ async fn guests_see_the_environment_they_are_given_and_no_other() {
     ] {
         let answer = get(cluster.address(), &format!("/env?name={name}")).await.unwrap();
         assert_eq!((answer.status == 200).then(|| answer.text()), expected, "{name}");
+    }
+}
+
+/// A guest that does not say how long its answer is need not be sent in chunks, unless it is still at it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_written_at_once_is_sent_with_its_length() {
+    for name in ["hostile_p2", "hostile_p3"] {
+        let cluster = Setup::new(&guest(name)).start();
+        let mut connection = Connection::open(cluster.address()).await;
+        let whole = connection.request(Method::POST, "/echo", "whole").await.unwrap();
+        assert_eq!(
+            (whole.headers.get("content-length").unwrap(), whole.text()),
+            (&HeaderValue::from(5), "whole"),
+            "{name}"
+        );
+        let empty = connection.request(Method::POST, "/echo", "").await.unwrap();
+        assert_eq!((empty.headers.get("content-length").unwrap(), empty.text()), (&HeaderValue::from(0), ""), "{name}");
+        let under_way = connection.send(Method::GET, "/trickle?ms=1", Full::default()).await.unwrap();
+        assert!(under_way.headers().get("content-length").is_none(), "{name}");
+        assert_eq!(under_way.headers()["transfer-encoding"], "chunked", "{name}");
     }
 }

@@ -5,7 +5,7 @@
 //! cancels it. Only a guest that outlives its last frame gets a task of its own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
@@ -55,6 +55,8 @@ const HYPER_HEADERS: usize = 100;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a guest's own error that are logged.
 const MAX_SAID: usize = 1024;
+/// Bytes of an answer that are taken before its head is sent, if the guest has written them by then.
+const MAX_GATHERED: usize = 64 * 1024;
 /// How long a client that is to come again may take to ask.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -416,8 +418,15 @@ async fn drive(
                 tracing::warn!(request = tail.request(), "the guest's answer cannot be sent: {fault}");
                 return internal_error(tail.id());
             }
-            let body = Body::of_guest(&head, frames, call, tail, method);
-            Response::from_parts(head, body)
+            let id = tail.id();
+            let mut body = Body::of_guest(&head, frames, call, tail, method);
+            match poll_fn(|context| Poll::Ready(body.gather(context))).await {
+                Ok(()) => Response::from_parts(head, body),
+                Err(error) => {
+                    tracing::warn!(request = id.to_string(), "an answer failed before it was sent: {error}");
+                    internal_error(id)
+                }
+            }
         }
         (_, Some(Ok(Err(code)))) => {
             tracing::warn!(request = tail.request(), "the guest answered with an error: {}", shortened(&code));
@@ -536,6 +545,10 @@ impl Tail {
 
 /// The body of an answer, with the guest that is still writing it.
 struct Body {
+    /// What was taken of the frames already.
+    gathered: VecDeque<Frame<Bytes>>,
+    /// Its length, if that is all and the head does not say it.
+    length: Option<u64>,
     /// What the guest writes; `None` after its end.
     frames: Option<UnsyncBoxBody<Bytes, Error>>,
     call: Option<Call>,
@@ -546,9 +559,18 @@ struct Body {
 }
 
 impl Body {
+    fn new(
+        frames: Option<UnsyncBoxBody<Bytes, Error>>,
+        call: Option<Call>,
+        tail: Option<Tail>,
+        remaining: Option<u64>,
+    ) -> Self {
+        Self { gathered: VecDeque::new(), length: None, frames, call, tail, remaining, answering: None }
+    }
+
     fn text(text: String) -> Self {
         let frames = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
-        Self { frames: Some(frames), call: None, tail: None, remaining: None, answering: None }
+        Self::new(Some(frames), None, None, None)
     }
 
     fn of_guest(
@@ -561,7 +583,40 @@ impl Body {
         let bodyless =
             method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let remaining = if bodyless { Some(0) } else { content_length(&head.headers) };
-        Self { frames: Some(frames), call, tail: Some(tail), remaining, answering: None }
+        Self::new(Some(frames), call, Some(tail), remaining)
+    }
+
+    /// Takes what the guest has written by now, so that a short answer is sent with its length. After an error, nothing of
+    /// it was sent.
+    fn gather(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
+        let (mut bytes, mut has_worked) = (0, false);
+        // Where the length is known, frames can go as they come.
+        while self.remaining.is_none() && bytes < MAX_GATHERED {
+            let failure = match self.poll_written(context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    bytes += frame.data_ref().map_or(0, Bytes::len);
+                    self.gathered.push_back(frame);
+                    has_worked = false;
+                    continue;
+                }
+                Poll::Ready(None) => {
+                    let is_plain = self.gathered.iter().all(Frame::is_data);
+                    self.length = is_plain.then_some(bytes as u64);
+                    self.ended(context).err()
+                }
+                Poll::Ready(Some(Err(error))) => Some(error),
+                Poll::Pending if has_worked => break,
+                Poll::Pending => {
+                    has_worked = true;
+                    match self.poll_guest(context) {
+                        Ok(()) => continue,
+                        Err(error) => Some(error),
+                    }
+                }
+            };
+            return failure.map_or(Ok(()), Err);
+        }
+        Ok(())
     }
 
     /// Lets the guest work. An error means that the answer can no longer become whole.
@@ -590,8 +645,16 @@ impl Body {
         }
     }
 
+    /// There are no more frames. An error means that they came to an end too early.
+    fn ended(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
+        // A trap ends them, also one on behalf of another request in the same instance.
+        let ended = self.poll_guest(context);
+        self.took_all(context);
+        ended
+    }
+
     /// The answer is whole.
-    fn ended(&mut self, context: &mut Context<'_>) {
+    fn took_all(&mut self, context: &mut Context<'_>) {
         self.frames = None;
         // A 0.3 guest may be waiting for just this, and then needs no task of its own.
         let _ = self.poll_guest(context);
@@ -602,7 +665,7 @@ impl Body {
     }
 
     fn is_complete(&self) -> bool {
-        self.frames.is_none() || self.remaining == Some(0)
+        (self.frames.is_none() && self.gathered.is_empty()) || self.remaining == Some(0)
     }
 
     /// Gives up: hyper closes the connection without a well-formed end.
@@ -625,7 +688,8 @@ impl http_body::Body for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         // The guest works only when nothing is left of what it wrote before.
-        let mut polled = self.poll_written(context);
+        let gathered = self.gathered.pop_front();
+        let mut polled = gathered.map_or_else(|| self.poll_written(context), |frame| Poll::Ready(Some(Ok(frame))));
         if polled.is_pending() {
             if let Err(error) = self.poll_guest(context) {
                 return self.cut(error);
@@ -642,30 +706,33 @@ impl http_body::Body for Body {
                     None => {}
                 }
                 if self.remaining == Some(0) {
-                    self.ended(context);
+                    self.took_all(context);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.cut(error),
             None if !self.has_its_length() => self.cut(Error::HttpResponseBodySize(None)),
-            None => {
-                // A trap on behalf of another request in the same instance ends this one's frames as well.
-                if let Err(error) = self.poll_guest(context) {
-                    return self.cut(error);
-                }
-                self.ended(context);
-                Poll::Ready(None)
-            }
+            None => match self.ended(context) {
+                Ok(()) => Poll::Ready(None),
+                Err(error) => self.cut(error),
+            },
         }
     }
 
     fn is_end_stream(&self) -> bool {
         // Of one that is too short, the end is an error.
-        self.call.is_none() && self.frames.as_ref().is_none_or(|frames| self.has_its_length() && frames.is_end_stream())
+        self.call.is_none()
+            && self.gathered.is_empty()
+            && self.frames.as_ref().is_none_or(|frames| self.has_its_length() && frames.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.frames.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+        match (self.length, &self.frames) {
+            (Some(length), _) => SizeHint::with_exact(length),
+            (None, Some(frames)) if self.gathered.is_empty() => frames.size_hint(),
+            (None, None) if self.gathered.is_empty() => SizeHint::with_exact(0),
+            _ => SizeHint::default(),
+        }
     }
 }
 
