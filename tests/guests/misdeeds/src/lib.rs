@@ -54,6 +54,7 @@ pub fn field(name: &str, value: &str) -> (String, Vec<u8>) {
 pub fn answer(path: &str, query: &Query) -> Answer {
     Answer::of(match path {
         "/" => Ok("hello".into()),
+        "/large" => Ok("x".repeat(query.number("bytes", 1 << 20) as usize)),
         "/spin" => spin(),
         "/trap" => panic!("asked to trap"),
         "/grow-memory" => memory::grow_until_it_fails(),

@@ -17,6 +17,7 @@ async fn handle(request: Request) -> Result<Response> {
             sleep(query.milliseconds("ms")?).await;
             "slept\n".into_response()
         }
+        (&Method::GET, "/large") => "x".repeat(query.number("bytes")? as usize).into_response(),
         (&Method::GET, "/drip") => Response::new(drip(query.number("chunks")?, query.milliseconds("ms")?)),
         (&Method::GET, "/trap") => panic!("asked to trap"),
         (_, "/trap-after-head") => Response::new(trap_when_told(request.into_body())),
