@@ -28,7 +28,7 @@ soak: guests ## Misdeeds of all kinds beside good traffic, for minutes (SOAK_SEC
 fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 	scripts/fuzz
 
-# It takes ten minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,p3: less or more of it.
+# It takes twenty minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
 bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
 	$(CARGO) run --release -p wasmcluster-bench

@@ -1,10 +1,8 @@
 //! The ceiling: hyper on a current-thread runtime, and no guest behind it.
 
-use std::convert::Infallible;
-
 use anyhow::Result;
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -33,8 +31,28 @@ pub(crate) fn serve() -> Result<()> {
 }
 
 /// hyper adds `content-length` and `date`.
-async fn answer(_: hyper::Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let mut response = Response::new(Full::new(Bytes::from_static(HELLO.as_bytes())));
+async fn answer(request: hyper::Request<Incoming>) -> hyper::Result<Response<Full<Bytes>>> {
+    let body = match request.uri().path() {
+        "/large" => large(request.uri().query()),
+        "/count" => count(request.into_body()).await?,
+        _ => Bytes::from_static(HELLO.as_bytes()),
+    };
+    let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_OF_HELLO));
     Ok(response)
+}
+
+/// As long as `bytes=` says, as the guests that it is compared with do it: made anew for each answer.
+fn large(query: Option<&str>) -> Bytes {
+    let bytes = query.and_then(|query| query.strip_prefix("bytes=")).and_then(|bytes| bytes.parse().ok());
+    vec![b'x'; bytes.unwrap_or(0)].into()
+}
+
+/// How long the body of a request is.
+async fn count(mut body: Incoming) -> hyper::Result<Bytes> {
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        bytes += frame?.data_ref().map_or(0, Bytes::len);
+    }
+    Ok(bytes.to_string().into())
 }

@@ -111,24 +111,45 @@ fn scale(bench: &Bench, server: &Server, workers: usize) -> Result<()> {
     output(&mut command(bench, server, &["scale", &workers.to_string()]), bench.cpus.load()).map(drop)
 }
 
-/// The memory of primary and workers, in MiB.
+/// The memory of primary and workers that do nothing, in MiB.
 fn memory(bench: &Bench, server: &Server, workers: usize) -> Result<f64> {
     // Pages that a start touched once are given back a little later.
     std::thread::sleep(Duration::from_millis(500));
+    let sample = sample(bench, server, workers)?;
+    Ok(sample.primary + sample.workers)
+}
+
+/// A cluster at one moment.
+pub(crate) struct Sample {
+    /// Proportional set size of all workers together, in MiB.
+    pub(crate) workers: f64,
+    /// That of the primary.
+    pub(crate) primary: f64,
+    /// Requests that the workers have not answered.
+    pub(crate) in_flight: f64,
+}
+
+pub(crate) fn sample(bench: &Bench, server: &Server, workers: usize) -> Result<Sample> {
     let status = output(&mut command(bench, server, &["status", "--json"]), bench.cpus.load())?;
     let status: Value = serde_json::from_str(&status).context("reading the status")?;
     let all = status["workers"].as_array().context("the status has no workers")?;
     ensure!(all.len() == workers, "there are {} workers instead of {workers}", all.len());
-    let pids = all.iter().chain([&status]).map(|process| process["pid"].as_i64().context("a process without a pid"));
-    let kibibytes = pids.map(|pid| proportional(pid?)).sum::<Result<u64>>()?;
-    Ok(kibibytes as f64 / 1024.0)
+    let in_flight = |worker: &Value| worker["in_flight"].as_f64().context("a worker does not say what is in flight");
+    Ok(Sample {
+        workers: all.iter().map(proportional).sum::<Result<f64>>()?,
+        primary: proportional(&status)?,
+        in_flight: all.iter().map(in_flight).sum::<Result<f64>>()?,
+    })
 }
 
-fn proportional(pid: i64) -> Result<u64> {
+/// Of a process in a status, in MiB.
+fn proportional(process: &Value) -> Result<f64> {
+    let pid = process["pid"].as_i64().context("a process without a pid")?;
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).with_context(|| format!("{path} has no Pss"))?;
-    line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {path}"))
+    let kibibytes = line.trim().trim_end_matches(" kB").parse::<f64>().with_context(|| format!("reading {path}"))?;
+    Ok(kibibytes / 1024.0)
 }
 
 /// Seconds since midnight in an event's time, `2026-11-23T20:14:26.656401Z`.

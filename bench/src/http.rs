@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Also for the first request to a guest that takes seconds to begin.
 const TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_ANSWER: usize = 1 << 20;
+/// A body of a mebibyte, and a head.
+const MAX_ANSWER: usize = (1 << 20) + (64 << 10);
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
@@ -22,6 +23,12 @@ impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
+
+    /// For a message about an answer that is wrong.
+    pub(crate) fn summary(&self) -> String {
+        let start = &self.body[..self.body.len().min(40)];
+        format!("status {} and {} bytes: {:?}", self.status, self.body.len(), String::from_utf8_lossy(start))
+    }
 }
 
 /// A request as clients that keep their connection send it.
@@ -31,9 +38,25 @@ pub(crate) fn request(address: SocketAddr, path: &str) -> Vec<u8> {
 
 /// The answer to a GET.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).context("connecting")?;
+    exchange(&mut connect(address)?, &request(address, path))
+}
+
+/// The answer to a POST.
+pub(crate) fn post(address: SocketAddr, path: &str, body: &[u8]) -> Result<Answer> {
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len());
+    exchange(&mut connect(address)?, &[head.as_bytes(), body].concat())
+}
+
+pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT).context("connecting")?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.write_all(&request(address, path)).context("sending a request")?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+/// Sends one request, and waits for the one answer to it.
+pub(crate) fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Answer> {
+    stream.write_all(request).context("sending a request")?;
     let mut received = Vec::new();
     loop {
         if let Some((answer, _)) = parse(&received)? {

@@ -9,7 +9,9 @@
 mod bare;
 mod cluster;
 mod contenders;
+mod growth;
 mod http;
+mod large;
 mod open_loop;
 mod picture;
 mod plan;
@@ -25,7 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::contenders::Programs;
-use crate::plan::{FIGURES, GROUPS, RATIOS};
+use crate::plan::{FIGURES, GROUPS, PARTS, RATIOS};
 use crate::process::Cpus;
 use crate::report::Report;
 
@@ -49,7 +51,10 @@ impl Bench {
         };
         let only: Vec<String> =
             variable("BENCH_ONLY").iter().flat_map(|keys| keys.split(',')).map(String::from).collect();
-        let known = || GROUPS.iter().map(|group| group.key).chain(FIGURES.iter().map(|figure| figure.key));
+        let known = || {
+            let tables = GROUPS.iter().map(|group| group.key).chain(PARTS.iter().map(|part| part.key));
+            tables.chain(FIGURES.iter().map(|figure| figure.key))
+        };
         if let Some(key) = only.iter().find(|key| !known().any(|known| known == *key)) {
             bail!("BENCH_ONLY: there is no {key}, only {}", known().collect::<Vec<_>>().join(", "));
         }
@@ -83,6 +88,10 @@ impl Bench {
         for figure in FIGURES.iter().filter(|figure| self.wants(figure.key)) {
             eprintln!("{}: {}", figure.key, figure.label);
             report.rows.push(figure.row((figure.measure)(self)));
+        }
+        for part in PARTS.iter().filter(|part| self.wants(part.key)) {
+            eprintln!("{}: {}", part.key, part.title);
+            report.parts.push((part, (part.measure)(self)));
         }
         report
     }

@@ -5,10 +5,10 @@ use anyhow::Result;
 use crate::Bench;
 use crate::contenders::Program::{BareHyper, Node, Ours, Wasmtime};
 use crate::contenders::{Contender, Program};
-use crate::report::{Row, Unit};
+use crate::report::{Row, Series, Unit};
 use crate::rounds::Figures;
 use crate::stats::{Spread, ratios};
-use crate::{cluster, stats};
+use crate::{cluster, growth, large, stats};
 
 /// Contenders that are measured one after the other, round by round.
 pub(crate) struct Group {
@@ -213,11 +213,23 @@ pub(crate) const FIGURES: &[Figure] = &[
 
 impl Figure {
     pub(crate) fn row(&self, values: Result<Vec<f64>>) -> Row {
-        let value = values.map_err(|error| crate::report::Why::Failed(format!("{error:#}")));
+        let value = values.map_err(|error| crate::report::Why::failed(&error));
         let value = value.and_then(|values| stats::Spread::of(&values).ok_or_else(|| "not measured".into()));
         Row { label: self.label, value, unit: self.unit, required: self.required, aim: self.aim }
     }
 }
+
+/// Tables that nothing is required of. They show where something costs out of proportion.
+pub(crate) struct Part {
+    pub(crate) key: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) measure: fn(&Bench) -> Vec<Series>,
+}
+
+pub(crate) const PARTS: &[Part] = &[
+    Part { key: "growth", title: "How cost grows", measure: growth::measure },
+    Part { key: "large", title: "Large and odd", measure: large::measure },
+];
 
 #[cfg(test)]
 mod tests {

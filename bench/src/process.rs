@@ -44,6 +44,10 @@ impl Cpus {
     pub(crate) fn both(&self) -> &[usize] {
         &self.0[..2]
     }
+
+    pub(crate) fn all(&self) -> &[usize] {
+        &self.0
+    }
 }
 
 /// For what is not measured.

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use crate::contenders::Program;
-use crate::plan::Group;
+use crate::plan::{Group, Part};
 use crate::process::{ANYWHERE, output};
-use crate::rounds::Figures;
-use crate::stats::Spread;
+use crate::rounds::{Figures, Measured};
+use crate::stats::{Spread, ratios};
 use crate::{Bench, picture};
 
 /// One result beside what it should be.
@@ -26,6 +26,14 @@ pub(crate) enum Why {
     Skipped(String),
     /// It was tried.
     Failed(String),
+}
+
+impl Why {
+    /// In one line: it stands in a table.
+    pub(crate) fn failed(error: &anyhow::Error) -> Self {
+        let text = format!("{error:#}");
+        Self::Failed(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
 }
 
 impl From<&str> for Why {
@@ -93,22 +101,69 @@ impl Row {
     }
 }
 
+/// A table of things that are held against the first of them.
+pub(crate) struct Series {
+    pub(crate) title: &'static str,
+    pub(crate) about: String,
+    /// The first is what is compared.
+    pub(crate) columns: &'static [&'static str],
+    pub(crate) rows: Vec<Measured>,
+}
+
+impl Series {
+    fn markdown(&self) -> String {
+        let head = [&["", self.columns[0], "spread", "times the first"], &self.columns[1..]].concat();
+        let rows = self.rows.iter().map(|row| self.cells(row)).collect();
+        format!("\n### {}\n\n{}\n\n{}", self.title, self.about, table(&head, rows))
+    }
+
+    fn cells(&self, row: &Measured) -> Vec<String> {
+        let mut cells = vec![row.label.clone()];
+        match (&row.rounds, Spread::of(&column(row, 0))) {
+            (Ok(_), Some(first)) => {
+                let against = Spread::of(&ratios(&column(row, 0), &column(&self.rows[0], 0)));
+                let against = against.map(|ratio| format!("{:.2}", ratio.median)).unwrap_or_default();
+                cells.extend([show(first.median), format!("{} … {}", show(first.min), show(first.max)), against]);
+                let further = (1..self.columns.len()).map(|index| Spread::of(&column(row, index)));
+                cells.extend(further.map(|spread| spread.map(|spread| show(spread.median)).unwrap_or_default()));
+            }
+            (Ok(_), None) => cells.extend(["".into(), "not measured".into()]),
+            (Err(why), _) => cells.extend(["".into(), why.to_string()]),
+        }
+        cells.resize(self.columns.len() + 3, String::new());
+        cells
+    }
+}
+
+/// What the rounds have in this column; nothing of what failed.
+fn column(row: &Measured, index: usize) -> Vec<f64> {
+    row.rounds.iter().flatten().filter_map(|values| values.get(index).copied()).collect()
+}
+
+/// What is less than a hundred has a decimal.
+fn show(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1}") } else { thousands(value.round() as u64) }
+}
+
 /// All results of a run.
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     pub(crate) panels: Vec<(&'static Group, Vec<Figures>)>,
+    pub(crate) parts: Vec<(&'static Part, Vec<Series>)>,
     facts: Vec<(&'static str, String)>,
 }
 
 impl Report {
     /// Takes note of where and how the run is made, before it begins.
     pub(crate) fn new(bench: &Bench) -> Self {
-        Self { rows: Vec::new(), panels: Vec::new(), facts: facts(bench) }
+        Self { rows: Vec::new(), panels: Vec::new(), parts: Vec::new(), facts: facts(bench) }
     }
 
     pub(crate) fn has_failures(&self) -> bool {
         let rates = self.panels.iter().flat_map(|(_, figures)| figures);
-        let mut whys = rates.filter_map(|figures| figures.rates.as_ref().err());
+        let whys = rates.filter_map(|figures| figures.rates.as_ref().err());
+        let measured = self.parts.iter().flat_map(|(_, tables)| tables).flat_map(|table| &table.rows);
+        let mut whys = whys.chain(measured.filter_map(|row| row.rounds.as_ref().err()));
         whys.any(|why| matches!(why, Why::Failed(_)))
             || self.rows.iter().any(|row| matches!(row.value, Err(Why::Failed(_))))
     }
@@ -140,6 +195,10 @@ impl Report {
             for (figures, odd) in figures.iter().filter_map(|figures| Some((figures, figures.odd_headers.as_ref()?))) {
                 let _ = write!(text, "\nUnlike the others, {} answers with: {odd}.\n", figures.contender.name);
             }
+        }
+        for (part, tables) in &self.parts {
+            let _ = write!(text, "\n## {}\n", part.title);
+            text.extend(tables.iter().map(Series::markdown));
         }
         text
     }
@@ -237,7 +296,11 @@ fn facts(bench: &Bench) -> Vec<(&'static str, String)> {
                 bench.warm_up.as_secs()
             ),
         ),
-        ("answers", "checked byte by byte before and after; while measured, all must have status 2xx".into()),
+        (
+            "answers",
+            "checked before and after, byte by byte, large ones by their length; while measured, all must have status 2xx"
+                .into(),
+        ),
     ]
 }
 
@@ -252,6 +315,21 @@ mod tests {
         assert_eq!([0.9, 1.0, 2.0].map(|value| more.verdict(value)), ["**missed**", "as required", "aim reached"]);
         let less = row(Unit::Milliseconds, 30.0, 10.0);
         assert_eq!([31.0, 30.0, 10.0].map(|value| less.verdict(value)), ["**missed**", "as required", "aim reached"]);
+    }
+
+    #[test]
+    fn rows_are_held_against_the_first() {
+        let row = |label: &str, rounds| Measured { label: label.into(), rounds };
+        let rows = vec![
+            row("one", Ok(vec![vec![10.0], vec![20.0]])),
+            row("many", Ok(vec![vec![500.0, 7.0], vec![1000.0, 9.0]])),
+            row("broken", Err("it broke".into())),
+        ];
+        let series = Series { title: "", about: String::new(), columns: &["rate", "MiB"], rows };
+        let cells: Vec<_> = series.rows.iter().map(|row| series.cells(row)).collect();
+        assert_eq!(cells[0], ["one", "15.0", "10.0 … 20.0", "1.00", ""]);
+        assert_eq!(cells[1], ["many", "750", "500 … 1,000", "50.00", "8.0"]);
+        assert_eq!(cells[2], ["broken", "", "failed: it broke", "", ""]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A group of contenders under load: all are started, checked and warmed up, then measured in turns.
+//! Measurements in turns: of a group of contenders, which are all started, checked and warmed up before, or of cases that
+//! see to that themselves.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -13,7 +14,14 @@ use crate::process::output;
 use crate::report::Why;
 
 /// Open connections for each thread of the load.
-const CONNECTIONS: usize = 32;
+pub(crate) const CONNECTIONS: usize = 32;
+
+/// What came of a case.
+pub(crate) struct Measured {
+    pub(crate) label: String,
+    /// For each round one value for each column.
+    pub(crate) rounds: Result<Vec<Vec<f64>>, Why>,
+}
 
 /// Requests per second of a contender, one value for each round.
 pub(crate) struct Figures {
@@ -28,12 +36,7 @@ pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
     let started = group.contenders.iter().map(|contender| start(bench, group, contender));
     let (mut all, servers): (Vec<Figures>, Vec<Option<Server>>) = started.unzip();
     for round in 0..bench.rounds {
-        let mut order: Vec<usize> = (0..all.len()).collect();
-        // Whoever follows whom, it evens out.
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for index in order {
+        for index in order(round, all.len()) {
             let (figures, Some(server)) = (&mut all[index], &servers[index]) else { continue };
             let Ok(rates) = &mut figures.rates else { continue };
             match measure(bench, group.load, server.address, bench.time) {
@@ -50,6 +53,53 @@ pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
             && let Err(error) = server.check().context("after the load")
         {
             figures.fail(&error);
+        }
+    }
+    all
+}
+
+/// Whoever follows whom, it evens out.
+fn order(round: usize, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// Something that is measured for a row of a table, from the start of a server to its end.
+pub(crate) struct Case {
+    label: String,
+    measure: Box<Measure>,
+}
+
+/// One value for each column; the last may be missing.
+type Measure = dyn Fn(&Bench) -> Result<Vec<f64>>;
+
+impl Case {
+    pub(crate) fn new(label: String, measure: impl Fn(&Bench) -> Result<Vec<f64>> + 'static) -> Self {
+        Self { label, measure: Box::new(measure) }
+    }
+}
+
+/// A case that has failed is not tried again.
+pub(crate) fn in_turns(bench: &Bench, cases: Vec<Case>) -> Vec<Measured> {
+    let mut all: Vec<_> =
+        cases.iter().map(|case| Measured { label: case.label.clone(), rounds: Ok(Vec::new()) }).collect();
+    for round in 0..bench.rounds {
+        for index in order(round, all.len()) {
+            let (case, Measured { rounds: done, .. }) = (&cases[index], &mut all[index]);
+            let Ok(values) = done else { continue };
+            match (case.measure)(bench) {
+                Ok(new) => {
+                    eprintln!("  {}/{}  {:<45} {new:>9.1?}", round + 1, bench.rounds, case.label);
+                    values.push(new);
+                }
+                Err(error) => {
+                    eprintln!("  {}: {error:#}", case.label);
+                    *done = Err(Why::failed(&error));
+                }
+            }
         }
     }
     all
