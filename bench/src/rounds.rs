@@ -168,7 +168,8 @@ fn rate(text: &str) -> Result<f64> {
     }
     let rate =
         text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).and_then(|rate| rate.trim().parse().ok());
-    rate.filter(|rate| *rate > 0.0).with_context(|| format!("no answer came: {}", text.trim()))
+    let count = || text.lines().find(|line| line.contains(" requests in ")).unwrap_or(text).trim();
+    rate.filter(|rate| *rate > 0.0).with_context(|| format!("no answer came: {}", count()))
 }
 
 #[cfg(test)]
@@ -185,5 +186,7 @@ mod tests {
         ] {
             rate(bad).unwrap_err();
         }
+        let none = "Running 2s test\n  0 requests in 3.46s, 0.00B read\nRequests/sec:      0.00\n";
+        assert_eq!(rate(none).unwrap_err().to_string(), "no answer came: 0 requests in 3.46s, 0.00B read");
     }
 }
