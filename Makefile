@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test fuzz check soak bench lint build guests hello install fmt clean
+.PHONY: help serve test fuzz check soak bench profile lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -32,6 +32,10 @@ fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
 bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
 	$(CARGO) run --release -p wasmcluster-bench
+
+# GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
+profile: $(if $(BIN),,build) ## Where a request's microseconds go: a worker under load, sampled by perf (flags: ARGS="…")
+	scripts/profile $(ARGS)
 
 lint: ## What check does before the tests
 	$(CARGO) fmt --all --check
