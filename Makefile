@@ -30,7 +30,9 @@ fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 
 # It takes twenty minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
+# Guests in Python and JavaScript that cannot be built are left out, which the table says.
 bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
+	-scripts/build-foreign-guests
 	$(CARGO) run --release -p wasmcluster-bench
 
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
