@@ -65,6 +65,12 @@ pub(crate) struct Options {
     #[arg(long, short, value_name = "N")]
     pub(crate) workers: Option<NonZeroU32>,
 
+    /// Bind each worker to one CPU, by its slot, of those this process may use: for a machine that has little else to do,
+    /// where caches then stay warm. Not with more workers than CPUs or beside other load: a worker cannot move away from
+    /// whoever is on its CPU
+    #[arg(long)]
+    pub(crate) pin_cpus: bool,
+
     /// Name of this cluster, for the commands that talk to it [default: default]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
@@ -352,6 +358,7 @@ impl Options {
             listen: first(self.listen, other.listen),
             backlog: self.backlog.or(other.backlog),
             workers: self.workers.or(other.workers),
+            pin_cpus: self.pin_cpus || other.pin_cpus,
             name: self.name.or(other.name),
             control: self.control.or(other.control),
             store: self.store.or(other.store),
@@ -406,6 +413,7 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<ListenAddr>,
     pub(crate) backlog: i32,
     pub(crate) workers: u32,
+    pub(crate) pin_cpus: bool,
     pub(crate) name: String,
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
@@ -477,6 +485,7 @@ impl Settings {
             health_path: self.health_path.clone(),
             limits: self.limits,
             reuse: self.reuse(component),
+            pin_cpus: self.pin_cpus,
             logging: self.logging,
         }
     }
@@ -545,6 +554,7 @@ impl Settings {
             listen,
             backlog: options.backlog.map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,
+            pin_cpus: options.pin_cpus,
             control: control_path(&name, options.control)?,
             name,
             resume: options.resume,
@@ -671,6 +681,7 @@ pub(crate) struct WorkerSettings {
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
     pub(crate) reuse: Reuse,
+    pub(crate) pin_cpus: bool,
     pub(crate) logging: Logging,
 }
 
@@ -706,6 +717,7 @@ mod tests {
             r#"
             listen = ["127.0.0.1:0", "unix:/run/app.sock"]
             workers = 3
+            pin-cpus = true
             log-level = "debug"
             log-format = "json"
             env-inherit = ["HOME"]
@@ -717,7 +729,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(options.listen, ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]);
-        assert_eq!(options.workers, NonZeroU32::new(3));
+        assert_eq!((options.workers, options.pin_cpus), (NonZeroU32::new(3), true));
         assert_eq!(
             (options.env_inherit, options.dir),
             (vec!["HOME".into()], vec!["./data::/data:ro".parse().unwrap()])
@@ -834,13 +846,14 @@ mod tests {
                 max_worker_memory: 11,
             },
             reuse: Reuse { uses: 12, seats: 3 },
+            pin_cpus: true,
             logging: Logging { format: LogFormat::Json, colour: false },
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {
             let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
             assert_eq!((read.http, read.granted), (settings.http, settings.granted.clone()));
-            assert_eq!(read.drain_idle_grace, settings.drain_idle_grace);
+            assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
             assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
         }
     }

@@ -7,6 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
@@ -297,4 +298,72 @@ async fn a_keep_alive_client_moves_to_the_successor() {
     assert_eq!(pid_of(&first), pid_of(&last));
     assert_eq!(last.headers["connection"], "close");
     assert_ne!(pid_of(&get(cluster.address(), "/").await.unwrap()), pid_of(&first));
+}
+
+/// What /proc calls the CPUs that a process or a thread may run on, one by one.
+fn cpus_of(status: &str) -> Vec<usize> {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("Linux says so");
+    let number = |text: &str| text.trim().parse::<usize>().expect("a number");
+    let ranges = list.split(',').map(|range| range.split_once('-').unwrap_or((range, range)));
+    ranges.flat_map(|(first, last)| number(first)..=number(last)).collect()
+}
+
+/// The same of all threads of a worker, which has them all when it accepts.
+fn cpus_of_all_threads(worker: Pid) -> Vec<usize> {
+    let each = until("the worker accepts", || {
+        let threads = std::fs::read_dir(format!("/proc/{worker}/task")).ok()?;
+        // One may end meanwhile.
+        let status = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("status")).ok();
+        let each: Vec<String> = threads.filter_map(|thread| status(thread.ok()?)).collect();
+        each.iter().any(|status| status.starts_with("Name:\taccept\n")).then_some(each)
+    });
+    let each: Vec<Vec<usize>> = each.iter().map(|status| cpus_of(status)).collect();
+    assert!(each.len() >= 4 && each.iter().all(|cpus| *cpus == each[0]), "{each:?}");
+    each[0].clone()
+}
+
+fn cpus_of_primary(cluster: &Cluster) -> Vec<usize> {
+    cpus_of(&std::fs::read_to_string(format!("/proc/{}/status", cluster.pid())).unwrap())
+}
+
+#[test]
+fn pinned_workers_have_the_cpu_of_their_slot() {
+    for workers in [2, 3] {
+        let cluster = Setup::new(&guest("hello")).workers(workers).args(&["--pin-cpus"]).start();
+        let allowed = cpus_of_primary(&cluster);
+        let cpu_of = |slot: u32| vec![allowed[slot as usize % allowed.len()]];
+        let pinned = |slot| cpus_of_all_threads(cluster.worker(slot).unwrap());
+        for slot in 0..workers {
+            assert_eq!(pinned(slot), cpu_of(slot), "slot {slot} of {allowed:?}");
+            let worker = cluster.worker(slot).unwrap();
+            kill(worker, Signal::SIGKILL).unwrap();
+            cluster.replaced(slot, worker);
+            assert_eq!(pinned(slot), cpu_of(slot), "slot {slot} of {allowed:?}, again");
+        }
+        assert_eq!(cpus_of_primary(&cluster), allowed);
+        assert!(!cluster.stderr.lines().iter().any(|line| line.contains("cannot bind")));
+    }
+}
+
+/// As `taskset` or a control group would have it.
+#[test]
+fn pinned_workers_stay_on_the_cpus_of_their_primary() {
+    let cluster = Setup::new(&guest("hello")).args(&["--pin-cpus"]).start();
+    let last = *cpus_of_primary(&cluster).last().unwrap();
+    let mut only = CpuSet::new();
+    only.set(last).unwrap();
+    sched_setaffinity(cluster.pid(), &only).unwrap();
+    for slot in [0, 1] {
+        let worker = cluster.worker(slot).unwrap();
+        kill(worker, Signal::SIGKILL).unwrap();
+        assert_eq!(cpus_of_all_threads(cluster.replaced(slot, worker)), [last], "slot {slot}");
+    }
+}
+
+#[test]
+fn workers_run_where_their_primary_may_unless_they_are_pinned() {
+    let cluster = Setup::new(&guest("hello")).start();
+    for slot in [0, 1] {
+        assert_eq!(cpus_of_all_threads(cluster.worker(slot).unwrap()), cpus_of_primary(&cluster));
+    }
 }

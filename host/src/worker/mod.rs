@@ -15,6 +15,7 @@ mod instance;
 mod io;
 mod outbound;
 mod outbox;
+mod pin;
 mod quota;
 mod requests;
 mod reuse;
@@ -107,6 +108,10 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
 
     limits::raise_descriptor_limit();
     limits::restrain_worker();
+    if settings.pin_cpus {
+        // Before there are threads, which inherit it.
+        pin::pin(identity.slot);
+    }
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
     let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
