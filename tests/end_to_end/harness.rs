@@ -172,8 +172,14 @@ impl Cluster {
     /// Where the first listener is, from the first line that it printed.
     #[track_caller]
     pub(crate) fn address(&self) -> SocketAddr {
-        let lines = self.stderr.lines();
-        let url = lines[0].strip_prefix("Serving HTTP on http://").expect("a TCP listener");
+        self.address_of(0)
+    }
+
+    /// Where a listener is, in the order of the flags.
+    #[track_caller]
+    pub(crate) fn address_of(&self, listener: usize) -> SocketAddr {
+        let line = until("it is announced", || self.stderr.lines().into_iter().nth(listener));
+        let url = line.strip_prefix("Serving HTTP on http://").expect("a TCP listener");
         url.trim_end_matches('/').parse().expect("an address")
     }
 

@@ -8,8 +8,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::client::{Connection, Upload, get, soon};
-use crate::harness::{Setup, fixture, guest};
+use crate::client::{Answer, Connection, Upload, get, soon};
+use crate::harness::{Setup, fixture, guest, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_come_from_every_worker() {
@@ -28,6 +28,40 @@ async fn answers_come_from_every_worker() {
     assert_eq!(pids, cluster.ready().into_iter().collect());
     let children: BTreeSet<i64> = cluster.children().iter().map(|pid| pid.as_raw().into()).collect();
     assert_eq!(pids, children, "every worker is a process of its own, and there are no others");
+}
+
+/// The slot of the worker that answered whoami.
+fn slot_of(answer: &Answer) -> usize {
+    let who: serde_json::Value = serde_json::from_str(answer.text()).unwrap();
+    who["slot"].as_u64().unwrap() as usize
+}
+
+/// Connections that stay are shared out evenly: the accept thread that has waited longest takes the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_lived_connections_are_spread_evenly() {
+    let cluster = Setup::new(&guest("whoami")).workers(4).start();
+    // What is announced is that all are ready; the last may still be on its way to its first connection.
+    let mut accepted = BTreeSet::new();
+    for _ in 0..10_000 {
+        if accepted.len() == 4 {
+            break;
+        }
+        accepted.insert(slot_of(&get(cluster.address(), "/").await.unwrap()));
+    }
+    let (mut kept, mut per_slot, mut order) = (Vec::new(), [0; 4], Vec::new());
+    for _ in 0..64 {
+        let mut connection = Connection::open(cluster.address()).await;
+        let slot = slot_of(&connection.get("/").await.unwrap());
+        per_slot[slot] += 1;
+        order.push(slot);
+        kept.push(connection);
+    }
+    assert!(per_slot.iter().all(|count| (14..=18).contains(count)), "{per_slot:?}, in this order: {order:?}");
+    until("each worker has kept its own", || {
+        let status = cluster.status();
+        let workers = status["workers"].as_array().unwrap();
+        workers.iter().enumerate().all(|(slot, worker)| worker["connections"] == per_slot[slot]).then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,13 +153,13 @@ async fn a_guest_that_waits_does_not_hold_up_its_worker() {
     let cluster = Setup::new(&guest("scenarios")).workers(1).start();
     let address = cluster.address();
     let asleep = tokio::spawn(async move { get(address, "/sleep?ms=600000").await });
-    crate::harness::until("it sleeps", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+    until("it sleeps", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
     assert_eq!(get(address, "/headers").await.unwrap().status, 200);
     assert!(!asleep.is_finished());
     // A client that goes away takes its guest along.
     asleep.abort();
     let _ = asleep.await;
-    crate::harness::until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+    until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
 }
 
 /// A guest that computes for minutes gives way to its neighbours in the same worker.
@@ -136,14 +170,14 @@ async fn a_guest_that_computes_does_not_hold_up_its_worker() {
     let spinning = tokio::spawn(async move {
         Connection::open(address).await.send(Method::GET, "/spin?ms=600000", Full::<Bytes>::default()).await
     });
-    crate::harness::until("it spins", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+    until("it spins", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
     for _ in 0..5 {
         assert_eq!(get(address, "/headers").await.unwrap().status, 200);
     }
     assert!(!spinning.is_finished());
     spinning.abort();
     let _ = spinning.await;
-    crate::harness::until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+    until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,12 +258,11 @@ async fn requests_without_one_valid_host_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_listener_serves() {
     let cluster = Setup::new(&guest("hello")).args(&["--listen", "[::1]:0", "--listen", "unix:app.sock"]).start();
-    crate::harness::until("all are announced", || (cluster.stderr.lines().len() >= 3).then_some(()));
+    until("all are announced", || (cluster.stderr.lines().len() >= 3).then_some(()));
     let lines = cluster.stderr.lines();
     assert!(lines[..3].iter().all(|line| line.starts_with("Serving HTTP on ")), "{lines:#?}");
-    let six = lines[1].strip_prefix("Serving HTTP on http://").unwrap().trim_end_matches('/');
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
-    assert_eq!(get(six.parse().unwrap(), "/").await.unwrap().status, 200);
+    assert_eq!(get(cluster.address_of(1), "/").await.unwrap().status, 200);
     let path = cluster.folder.path().join("app.sock");
     let mut over_unix = Connection::over(UnixStream::connect(&path).await.unwrap()).await;
     assert_eq!(over_unix.get("/").await.unwrap().status, 200);
