@@ -1,10 +1,12 @@
 //! Requests and answers: which worker gives them, what bodies survive, what a connection sees.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
 use http_body_util::{BodyExt, Full};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -178,6 +180,50 @@ async fn a_guest_that_computes_does_not_hold_up_its_worker() {
     spinning.abort();
     let _ = spinning.await;
     until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+}
+
+/// The thread of a worker that has this name, in /proc.
+fn thread_of(worker: Pid, name: &str) -> PathBuf {
+    let mut threads = std::fs::read_dir(format!("/proc/{worker}/task")).unwrap().map(|thread| thread.unwrap().path());
+    let is_it = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|it| it.trim() == name);
+    threads.find(is_it).expect("there is such a thread")
+}
+
+/// How often a thread has gone to sleep.
+fn sleeps(thread: &Path) -> u64 {
+    let status = std::fs::read_to_string(thread.join("status")).unwrap();
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.expect("Linux says so").trim().parse().unwrap()
+}
+
+/// What makes guests give way does nothing while there is none, and is there again for the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_epoch_rests_while_no_guest_is_at_work() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).start();
+    let (address, worker) = (cluster.address(), cluster.worker(0).unwrap());
+    let (epoch, executor) = (thread_of(worker, "epoch"), PathBuf::from(format!("/proc/{worker}/task/{worker}")));
+    let rests = || {
+        let (before, turns) = (sleeps(&epoch), sleeps(&executor));
+        // Its heartbeat wakes it.
+        until("the executor turns", || (sleeps(&executor) >= turns + 6).then_some(()));
+        sleeps(&epoch) == before
+    };
+    for _ in 0..2 {
+        until("the epoch rests", || rests().then_some(()));
+        assert!(rests(), "it did not stay so");
+        let before = sleeps(&epoch);
+        let spinning = tokio::spawn(async move {
+            Connection::open(address).await.send(Method::GET, "/spin?ms=600000", Full::<Bytes>::default()).await
+        });
+        until("it spins", || (cluster.status()["workers"][0]["in_flight"] == 1).then_some(()));
+        for _ in 0..3 {
+            assert_eq!(get(address, "/headers").await.unwrap().status, 200);
+        }
+        until("the epoch ticks on", || (sleeps(&epoch) > before + 100).then_some(()));
+        spinning.abort();
+        let _ = spinning.await;
+        until("it is cancelled", || (cluster.status()["workers"][0]["in_flight"] == 0).then_some(()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,6 @@
 //! Instances of the component, and how a request is handed to one.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -17,7 +16,6 @@ use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use tokio::sync::oneshot;
-use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
@@ -27,6 +25,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
 use super::concurrent;
+use super::epoch::Epoch;
 use super::guest::{Guest, World};
 use super::outbound::Origin;
 use super::reuse::{Factory, Live, Stock};
@@ -36,8 +35,6 @@ use crate::engine;
 use crate::ipc::Identity;
 use crate::stats::Stats;
 
-/// How often running guests give way to the executor.
-const EPOCH: Duration = Duration::from_millis(2);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,6 +71,7 @@ impl Instances {
         settings: &WorkerSettings,
         artifact: &OwnedFd,
         identity: Identity,
+        epoch: Arc<Epoch>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
         let engine = engine::for_worker(settings.http)?;
@@ -82,7 +80,7 @@ impl Instances {
         // write to.
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
-        tick(engine.clone())?;
+        epoch.start(engine.clone())?;
         let world = Arc::new(World::new(settings, identity, stats)?);
         let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
@@ -159,17 +157,6 @@ impl Instances {
         };
         (receiver, call)
     }
-}
-
-/// A plain thread, since a task could not tick while a guest holds the executor.
-fn tick(engine: Engine) -> io::Result<()> {
-    std::thread::Builder::new().name("epoch".into()).spawn(move || {
-        loop {
-            std::thread::sleep(EPOCH);
-            engine.increment_epoch();
-        }
-    })?;
-    Ok(())
 }
 
 async fn call_v0_2<B>(

@@ -7,6 +7,7 @@
 mod accept;
 mod concurrent;
 mod drain;
+mod epoch;
 mod framing;
 mod guardian;
 mod guest;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
@@ -37,9 +38,11 @@ use crate::limits;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
 use accept::{Connection, Gate};
+use epoch::Epoch;
 use guardian::Guardian;
 use instance::Instances;
 use requests::Requests;
+use reuse::MAX_IDLE;
 
 pub(crate) use guest::{Guest, add_identity};
 
@@ -134,10 +137,12 @@ fn run(
 ) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build()?;
-    runtime.block_on(async {
+    let epoch = Arc::new(Epoch::default());
+    // Instances stay on this thread: no task beside this one could poll a guest.
+    runtime.block_on(epoch.drive(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
-        let instances = load(&settings, artifact, identity, stats).await?;
+        let instances = load(&settings, artifact, identity, epoch.clone(), stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
         if let Some(path) = &settings.health_path {
             let phases = phases.clone();
@@ -149,8 +154,8 @@ fn run(
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
         let server = http::Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
-        serve(Rc::new(server), instances, primary, listeners, &gate, phases).await
-    })
+        serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
+    }))
 }
 
 fn advance(phase: &watch::Sender<Phase>, to: Phase) {
@@ -176,9 +181,11 @@ async fn load(
     settings: &WorkerSettings,
     artifact: OwnedFd,
     identity: Identity,
+    epoch: Arc<Epoch>,
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
-    let instances = Instances::load(settings, &artifact, identity, stats).context("cannot load the component")?;
+    let instances =
+        Instances::load(settings, &artifact, identity, epoch, stats).context("cannot load the component")?;
     let patience = settings.limits.request_timeout.clamp(MIN_LOAD_PATIENCE, MAX_LOAD_PATIENCE);
     let probed = tokio::time::timeout(patience, instances.probe()).await;
     let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {patience:?}"))?;
@@ -221,6 +228,7 @@ async fn serve(
     listeners: Vec<OwnedFd>,
     gate: &Arc<Gate>,
     mut phases: watch::Receiver<Phase>,
+    stats: &'static Stats,
 ) -> anyhow::Result<()> {
     let local = tokio::task::LocalSet::new();
     local
@@ -235,9 +243,9 @@ async fn serve(
             let outbox = server.outbox.clone();
             let sending = tokio::task::spawn_local(async move { outbox.run_last().await });
             let trimming = tokio::task::spawn_local(async move {
-                let mut turns = tokio::time::interval(TRIM_EVERY);
+                let due = trim_when_due(stats);
                 loop {
-                    turns.tick().await;
+                    due.notified().await;
                     instances.trim();
                 }
             });
@@ -272,6 +280,28 @@ async fn serve(
             Ok(())
         })
         .await
+}
+
+/// Tells when to look at instances that wait for a request: not when none can be there, so that an idle worker sleeps. It
+/// tells from a task beside those that may poll a guest.
+fn trim_when_due(stats: &'static Stats) -> Arc<Notify> {
+    let due = Arc::new(Notify::new());
+    let told = due.clone();
+    tokio::spawn(async move {
+        let mut turns = tokio::time::interval(TRIM_EVERY);
+        let (mut requests, mut last_request) = (0, None);
+        loop {
+            let now = turns.tick().await;
+            if stats.in_flight.get() > 0 || stats.requests.get() != requests {
+                (requests, last_request) = (stats.requests.get(), Some(now));
+            }
+            // Turns behind, so that the last one to wait is seen when its time is over.
+            if last_request.is_some_and(|at| now < at + MAX_IDLE + 2 * TRIM_EVERY) {
+                told.notify_one();
+            }
+        }
+    });
+    due
 }
 
 fn start(server: &Rc<http::Server>, connection: Connection, alive: mpsc::Sender<()>) {
