@@ -114,6 +114,10 @@ async fn a_trap_ends_all_requests_in_its_instance_and_no_others() {
     let (one, two, beside) = (Echo::begin(&cluster).await, Echo::begin(&cluster).await, Echo::begin(&cluster).await);
     assert_eq!(get(cluster.address(), "/trap").await.unwrap().status, 500);
     assert!(beside.end().await.is_err(), "it had its instance in common with the one that trapped");
+    let address = cluster.address();
+    let unanswered = tokio::spawn(async move { get(address, "/wait").await.unwrap().status });
+    until("it waits", || (cluster.status()["workers"][0]["in_flight"] == 3).then_some(()));
+    assert_eq!((get(address, "/trap").await.unwrap().status, unanswered.await.unwrap()), (500, 500));
     for echo in [one, two] {
         assert_eq!(echo.end().await.unwrap(), "last");
     }
