@@ -4,7 +4,7 @@
 
 /// The generated bindings of `wit/worker.wit`.
 mod bindings {
-    wit_bindgen::generate!({ path: "../wit/worker.wit", world: "imports" });
+    wit_bindgen::generate!({ path: "wit/worker.wit", world: "imports" });
 }
 
 /// A worker process of the cluster.
