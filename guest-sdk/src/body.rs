@@ -1,25 +1,48 @@
 //! A body of either direction: bytes known in full, the body of the incoming request, or a stream of chunks.
 
+use std::cell::RefCell;
+use std::error::Error as StdError;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use send_wrapper::SendWrapper;
 
-use crate::incoming::Incoming;
+use crate::host::Incoming;
 use crate::{Error, Result};
 
 /// The body of a request or a response, as a stream of chunks with optional trailers at its end.
+///
+/// It is made from text, bytes, a stream, any [`http_body::Body`], or by a function that writes it. It is an
+/// [`http_body::Body`] itself, and `Send`, so that it goes where axum wants one; guests have one thread.
+///
+/// ```
+/// use wasmcluster_guest::Body;
+///
+/// let known = Body::from("text");
+/// let written = Body::from_writer(|mut out| async move {
+///     for number in 1..=3 {
+///         out.write(format!("{number}\n")).await?;
+///     }
+///     Ok(())
+/// });
+/// # assert_eq!(wasmcluster_guest::testing::block_on(written.text(64)).unwrap(), "1\n2\n3\n");
+/// # drop(known);
+/// ```
 pub struct Body(Kind);
 
 enum Kind {
     /// What is left of a body that is known in full; empty when nothing is.
     Known(Bytes),
+    #[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "nothing comes in without a host"))]
     Incoming(Incoming),
-    Other(Box<dyn HttpBody<Data = Bytes, Error = Error> + Unpin>),
+    Other(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>),
 }
 
 impl Body {
@@ -34,7 +57,7 @@ impl Body {
         B: HttpBody<Data = Bytes> + 'static,
         B::Error: Into<Error>,
     {
-        Self(Kind::Other(Box::new(Foreign(Box::pin(body)))))
+        Self(Kind::Other(Box::pin(Foreign(SendWrapper::new(Box::pin(body))))))
     }
 
     /// The chunks of a stream. It is asked for the next chunk when the host has taken the one before; an error ends the
@@ -45,9 +68,22 @@ impl Body {
         B: Into<Bytes> + 'static,
         E: Into<Error> + 'static,
     {
-        Self(Kind::Other(Box::new(Chunks(Box::pin(stream)))))
+        Self(Kind::Other(Box::pin(Chunks(SendWrapper::new(Box::pin(stream))))))
     }
 
+    /// What `write` gives to its [`Writer`]. It runs while the body is asked for more: a write is done when the host has
+    /// taken what was written before. An error ends the body so that the client sees it was cut short.
+    pub fn from_writer<W, F>(write: W) -> Self
+    where
+        W: FnOnce(Writer) -> F,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        let slot = Rc::<Slot>::default();
+        let writing = Writing::Going(Box::pin(write(Writer(SendWrapper::new(slot.clone())))));
+        Self(Kind::Other(Box::pin(Written(SendWrapper::new((slot, writing))))))
+    }
+
+    #[cfg(target_arch = "wasm32")]
     pub(crate) const fn incoming(incoming: Incoming) -> Self {
         Self(Kind::Incoming(incoming))
     }
@@ -59,7 +95,8 @@ impl Body {
     /// When the body ends before it is complete, because the client left for example.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
-            match poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await.transpose()? {
+            let frame = poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await;
+            match frame.transpose().map_err(BodyError::into_inner)? {
                 None => return Ok(None),
                 Some(frame) => {
                     if let Ok(chunk) = frame.into_data()
@@ -76,16 +113,16 @@ impl Body {
     ///
     /// # Errors
     ///
-    /// [`TooLarge`], as soon as the body is known to exceed the limit; otherwise those of [`Body::chunk`].
+    /// [`TooLarge`] with status 413, as soon as the body is known to exceed the limit; otherwise those of [`Body::chunk`].
     pub async fn bytes(mut self, limit: usize) -> Result<Bytes> {
         if self.size_hint().lower() > limit as u64 {
-            return Err(TooLarge { limit }.into());
+            return Err(too_large(limit));
         }
         let Some(first) = self.chunk().await? else {
             return Ok(Bytes::new());
         };
         if first.len() > limit {
-            return Err(TooLarge { limit }.into());
+            return Err(too_large(limit));
         }
         let Some(second) = self.chunk().await? else {
             return Ok(first);
@@ -94,7 +131,7 @@ impl Body {
         let mut next = Some(second);
         while let Some(chunk) = next {
             if chunk.len() > limit - whole.len() {
-                return Err(TooLarge { limit }.into());
+                return Err(too_large(limit));
             }
             whole.extend_from_slice(&chunk);
             next = self.chunk().await?;
@@ -106,12 +143,13 @@ impl Body {
     ///
     /// # Errors
     ///
-    /// Those of [`Body::bytes`], and when the body is not UTF-8.
+    /// Those of [`Body::bytes`], and one with status 400 when the body is not UTF-8.
     pub async fn text(self, limit: usize) -> Result<String> {
-        Ok(String::from_utf8(self.bytes(limit).await?.into())?)
+        String::from_utf8(self.bytes(limit).await?.into()).map_err(|error| Error::new(StatusCode::BAD_REQUEST, error))
     }
 
     /// All the bytes, if they are known already.
+    #[cfg(any(test, all(target_arch = "wasm32", feature = "p2")))]
     pub(crate) fn known(self) -> Result<Bytes, Self> {
         match self.0 {
             Kind::Known(bytes) => Ok(bytes),
@@ -122,14 +160,17 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
             Kind::Known(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Known(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Kind::Incoming(incoming) => incoming.poll_frame(context),
-            Kind::Other(body) => Pin::new(body).poll_frame(context),
+            Kind::Incoming(incoming) => incoming.poll_frame(context).map_err(BodyError),
+            Kind::Other(body) => body.as_mut().poll_frame(context),
         }
     }
 
@@ -197,7 +238,7 @@ impl From<Vec<u8>> for Body {
 }
 
 /// A body of another crate, with its errors converted.
-struct Foreign<B>(Pin<Box<B>>);
+struct Foreign<B>(SendWrapper<Pin<Box<B>>>);
 
 impl<B> HttpBody for Foreign<B>
 where
@@ -205,10 +246,13 @@ where
     B::Error: Into<Error>,
 {
     type Data = Bytes;
-    type Error = Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
-        self.0.as_mut().poll_frame(context).map_err(Into::into)
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.as_mut().poll_frame(context).map_err(|error| BodyError(error.into()))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -221,7 +265,7 @@ where
 }
 
 /// A stream as a body without trailers.
-struct Chunks<S>(Pin<Box<S>>);
+struct Chunks<S>(SendWrapper<Pin<Box<S>>>);
 
 impl<S, B, E> HttpBody for Chunks<S>
 where
@@ -230,12 +274,147 @@ where
     E: Into<Error>,
 {
     type Data = Bytes;
-    type Error = Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let next = ready!(self.0.as_mut().poll_next(context));
-        Poll::Ready(next.map(|chunk| chunk.map(|chunk| Frame::data(chunk.into())).map_err(Into::into)))
+        Poll::Ready(
+            next.map(|chunk| chunk.map(|chunk| Frame::data(chunk.into())).map_err(|error| BodyError(error.into()))),
+        )
     }
+}
+
+/// Where the function of [`Body::from_writer`] writes.
+///
+/// ```
+/// use wasmcluster_guest::http::{HeaderMap, HeaderValue};
+/// use wasmcluster_guest::{Body, Request, Response, Result};
+///
+/// async fn handle(_: Request) -> Result<Response> {
+///     let body = Body::from_writer(|mut out| async move {
+///         out.write("chunk").await?;
+///         out.finish(HeaderMap::from_iter([("x-chunks".parse()?, HeaderValue::from(1))])).await
+///     });
+///     Ok(Response::builder().header("trailer", "x-chunks").body(body)?)
+/// }
+/// # use wasmcluster_guest::testing;
+/// # assert_eq!(testing::call(handle, Request::default()).trailers().unwrap()["x-chunks"], "1");
+/// ```
+pub struct Writer(SendWrapper<Rc<Slot>>);
+
+/// What was written last and not taken yet.
+type Slot = RefCell<Option<Frame<Bytes>>>;
+
+impl Writer {
+    /// Sends a chunk, when the one before it has been taken.
+    ///
+    /// # Errors
+    ///
+    /// None so far: when the client leaves, the whole function is dropped.
+    pub async fn write(&mut self, chunk: impl Into<Bytes>) -> Result<()> {
+        let chunk = chunk.into();
+        if !chunk.is_empty() {
+            self.send(Frame::data(chunk)).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the body with trailers. HTTP/1.1 clients see those that the header `trailer` has announced.
+    ///
+    /// # Errors
+    ///
+    /// None so far.
+    pub async fn finish(mut self, trailers: HeaderMap) -> Result<()> {
+        self.send(Frame::trailers(trailers)).await;
+        Ok(())
+    }
+
+    fn send(&mut self, frame: Frame<Bytes>) -> impl Future<Output = ()> + Send {
+        let slot = self.0.clone();
+        let mut frame = Some(frame);
+        // Whoever takes the frame polls the writing function again: nobody has to be woken.
+        SendWrapper::new(poll_fn(move |_| {
+            if slot.borrow().is_some() {
+                return Poll::Pending;
+            }
+            *slot.borrow_mut() = frame.take();
+            Poll::Ready(())
+        }))
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+/// A body that a function writes.
+struct Written(SendWrapper<(Rc<Slot>, Writing)>);
+
+enum Writing {
+    Going(Pin<Box<dyn Future<Output = Result<()>>>>),
+    /// With an error that is to follow what was written.
+    Ended(Option<Error>),
+}
+
+impl HttpBody for Written {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let (slot, writing) = &mut *self.0;
+        if let Writing::Going(write) = writing
+            && let Poll::Ready(ended) = write.as_mut().poll(context)
+        {
+            *writing = Writing::Ended(ended.err());
+        }
+        match (slot.take(), writing) {
+            (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
+            (None, Writing::Going(_)) => Poll::Pending,
+            (None, Writing::Ended(error)) => Poll::Ready(error.take().map(|error| Err(BodyError(error)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let (slot, writing) = &*self.0;
+        matches!(writing, Writing::Ended(None)) && slot.borrow().is_none()
+    }
+}
+
+/// A body ended before it was complete: an [`Error`] as a [`std::error::Error`], which is what other crates want of a
+/// body's.
+///
+/// ```
+/// fn is_error<E: std::error::Error>() {}
+/// is_error::<wasmcluster_guest::BodyError>();
+/// ```
+#[derive(Debug)]
+pub struct BodyError(Error);
+
+impl BodyError {
+    /// The error itself.
+    pub fn into_inner(self) -> Error {
+        self.0
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for BodyError {}
+
+fn too_large(limit: usize) -> Error {
+    Error::new(StatusCode::PAYLOAD_TOO_LARGE, TooLarge { limit })
 }
 
 /// A body was longer than the handler was ready to read.
@@ -252,12 +431,12 @@ impl fmt::Display for TooLarge {
     }
 }
 
-impl std::error::Error for TooLarge {}
+impl StdError for TooLarge {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reactor::block_on;
+    use crate::testing::block_on;
 
     /// A stream of chunks without a crate for it.
     struct Iter<I>(I);
@@ -308,6 +487,36 @@ mod tests {
     fn an_error_of_the_stream_is_the_body_s() {
         let mut body = Body::from_stream(Iter([Err::<Bytes, _>("broken")].into_iter()));
         assert_eq!(block_on(body.chunk()).expect_err("broken").to_string(), "broken");
+    }
+
+    #[test]
+    fn an_error_follows_what_was_written_before_it() {
+        let mut body = Body::from_writer(|mut out| async move {
+            out.write("a").await?;
+            out.write("b").await?;
+            Err("broken".into())
+        });
+        assert_eq!(block_on(body.chunk()).expect("readable").expect("a chunk"), "a");
+        assert_eq!(block_on(body.chunk()).expect("readable").expect("a chunk"), "b");
+        assert_eq!(block_on(body.chunk()).expect_err("broken").to_string(), "broken");
+        assert!(block_on(body.chunk()).expect("readable").is_none());
+    }
+
+    #[test]
+    fn a_writer_is_asked_no_sooner_than_the_chunk_before_was_taken() {
+        let written = Rc::new(RefCell::new(0));
+        let count = written.clone();
+        let mut body = Body::from_writer(|mut out| async move {
+            loop {
+                *count.borrow_mut() += 1;
+                out.write("x").await?;
+            }
+        });
+        assert_eq!(*written.borrow(), 0);
+        for taken in 1..=3 {
+            block_on(body.chunk()).expect("readable").expect("a chunk");
+            assert_eq!(*written.borrow(), taken + 1);
+        }
     }
 
     #[test]

@@ -1,55 +1,109 @@
-//! The error a handler returns, and how it is reported. What the client sees of it is `response`'s part.
+//! The error a handler returns, and how it is reported.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::io::Write as _;
+
+use http::StatusCode;
+
+use crate::{IntoResponse, Response};
 
 /// What a handler returns unless it says otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Any error. Everything that implements [`std::error::Error`] converts into it with `?`, and so do strings.
 ///
-/// Like `anyhow::Error` it does not implement [`std::error::Error`] itself. A handler that returns it answers with
-/// status 500 and a body that tells nothing; the error with its sources goes to stderr as one line.
-pub struct Error(Box<dyn std::error::Error + Send + Sync>);
+/// A handler that returns it answers with status 500 and a body that tells nothing; the error with its sources goes to
+/// stderr as one line. One that the client made has another status, and then its text is what the client reads:
+///
+/// ```
+/// use wasmcluster_guest::http::StatusCode;
+/// use wasmcluster_guest::{Error, Result};
+///
+/// fn user(name: &str) -> Result<u32> {
+///     match name {
+///         "ada" => Ok(1),
+///         _ => Err(Error::new(StatusCode::NOT_FOUND, "no such user")),
+///     }
+/// }
+/// assert_eq!(user("eve").unwrap_err().status(), 404);
+/// ```
+///
+/// Like `anyhow::Error` it does not implement [`std::error::Error`] itself.
+pub struct Error {
+    status: StatusCode,
+    inner: Box<dyn StdError + Send + Sync>,
+}
 
 impl Error {
+    /// An error that is answered with this status. Below 500, its text goes to the client and not to stderr.
+    pub fn new(status: StatusCode, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { status, inner: error.into() }
+    }
+
+    /// The status that it is answered with.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The error it was made from, if that is an `E`.
-    pub fn downcast_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
-        self.0.downcast_ref()
+    ///
+    /// ```
+    /// let error = wasmcluster_guest::Error::from("x".parse::<u8>().unwrap_err());
+    /// assert!(error.downcast_ref::<std::num::ParseIntError>().is_some());
+    /// ```
+    pub fn downcast_ref<E: StdError + 'static>(&self) -> Option<&E> {
+        self.inner.downcast_ref()
     }
 
     /// The error it was made from.
-    pub fn into_inner(self) -> Box<dyn std::error::Error + Send + Sync> {
-        self.0
+    pub fn into_inner(self) -> Box<dyn StdError + Send + Sync> {
+        self.inner
     }
 }
 
 impl<E> From<E> for Error
 where
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: Into<Box<dyn StdError + Send + Sync>>,
 {
     fn from(error: E) -> Self {
-        Self(error.into())
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error)
     }
 }
 
 impl fmt::Display for Error {
     /// The error and its sources, separated by colons.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
+        chain(&*self.inner, f)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.inner, f)
     }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            report("handler failed", &self);
+            let reason = self.status.canonical_reason().unwrap_or("Internal Server Error");
+            return (self.status, format!("{reason}\n")).into_response();
+        }
+        (self.status, format!("{self}\n")).into_response()
+    }
+}
+
+/// The error and its sources, separated by colons.
+pub(crate) fn chain(error: &(dyn StdError + 'static), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{error}")?;
+    let mut source = error.source();
+    while let Some(error) = source {
+        write!(f, ": {error}")?;
+        source = error.source();
+    }
+    Ok(())
 }
 
 /// Writes one line on stderr, in one call, so that lines of other instances cannot come between.
@@ -87,12 +141,26 @@ mod tests {
                 f.write_str("outer")
             }
         }
-        impl std::error::Error for Outer {
-            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        impl StdError for Outer {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
                 Some(&self.0)
             }
         }
         let expected = format!("outer: {}", std::fmt::Error);
         assert_eq!(Error::from(Outer(std::fmt::Error)).to_string(), expected);
+    }
+
+    #[track_caller]
+    fn check(error: Error, status: u16, body: &str) {
+        let response = error.into_response();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.into_body().known().expect("known in full"), body);
+    }
+
+    #[test]
+    fn only_the_client_s_own_errors_are_told() {
+        check("the password is x".into(), 500, "Internal Server Error\n");
+        check(Error::new(StatusCode::BAD_GATEWAY, "the password is x"), 502, "Bad Gateway\n");
+        check(Error::new(StatusCode::CONFLICT, "taken"), 409, "taken\n");
     }
 }

@@ -12,34 +12,66 @@
 //! # fn main() {}
 //! ```
 //!
-//! The crate is a `cdylib`, built with `cargo build --release --target wasm32-wasip2`; the result exports
-//! `wasi:http/incoming-handler` of WASI 0.2 and runs on every host of `wasi:http`, not only on wasmcluster.
+//! The crate is a `cdylib`, built with `wasmcluster build` or `cargo build --release --target wasm32-wasip2`; the result
+//! exports `wasi:http/incoming-handler` of WASI 0.2 and runs on every host of `wasi:http`, not only on wasmcluster.
 //!
 //! Requests and responses are those of the [`http`] crate with a [`Body`] that streams in both directions. Nothing of
 //! the request's body is read before the handler asks for it, and a response body that streams is asked for its next
 //! chunk only when the client has taken the one before.
 //!
-//! Files: `body` is the body of either direction, `incoming` and `outgoing` carry requests in and responses out,
-//! `reactor` waits, `response` and `error` are what handlers return, `worker` and `time` are extras.
+//! # Features
+//!
+//! - `p2` (default): components of WASI 0.2.
+//! - `p3`: components of WASI 0.3, from the same source. It excludes `p2`:
+//!   `wasmcluster-guest = { …, default-features = false, features = ["p3"] }`.
+//! - `axum`: [`main`](macro@main) also takes a function that returns an `axum::Router`.
+//!
+//! # Tests
+//!
+//! Compiled for any other machine than WebAssembly, a handler can be called like the function that it is, without a
+//! server: see [`testing`].
+//!
+//! Files: `body` is the body of either direction, `response`, `extract` and `error` are what handlers take and return,
+//! `fetch`, `time`, `random`, `log` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! 0.2, WASI 0.3, and a stand-in in memory for tests.
+
+#[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
+compile_error!(
+    "the features `p2` and `p3` of wasmcluster-guest exclude each other: \
+     for WASI 0.3 say `default-features = false, features = [\"p3\"]`"
+);
+#[cfg(all(target_arch = "wasm32", not(any(feature = "p2", feature = "p3"))))]
+compile_error!("wasmcluster-guest needs one of its features `p2` (the default) and `p3`");
 
 mod body;
 mod error;
-mod incoming;
-mod outgoing;
-mod reactor;
+mod extract;
+pub mod fetch;
+#[cfg(any(test, target_arch = "wasm32"))]
+mod head;
+mod host;
+pub mod log;
+pub mod random;
 mod response;
+pub mod sse;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 pub mod time;
 pub mod worker;
 
-pub use body::{Body, TooLarge};
+pub use body::{Body, BodyError, TooLarge, Writer};
 pub use bytes;
 pub use error::{Error, Result};
+pub use extract::{Json, Path, Query};
 pub use http;
-pub use response::IntoResponse;
+pub use response::{Html, IntoResponse};
 pub use wasmcluster_guest_macros::main;
 
+#[cfg(feature = "axum")]
+pub use axum;
+
 /// A request as the handler gets it.
-pub type Request = http::Request<Body>;
+pub type Request<B = Body> = http::Request<B>;
 
 /// A response as the handler returns it.
 pub type Response<B = Body> = http::Response<B>;
@@ -49,33 +81,36 @@ pub type Response<B = Body> = http::Response<B>;
 pub mod __private {
     use std::future::Future;
 
-    pub use wasip2::exports::http::incoming_handler::Guest;
-    pub use wasip2::http::proxy::export;
-    pub use wasip2::http::types::{IncomingRequest, ResponseOutparam};
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::host::export::*;
+    use crate::{IntoResponse, Request, Response};
 
-    use crate::http::{Method, StatusCode};
-    use crate::{IntoResponse, Request, Response, incoming, outgoing, reactor};
-
-    /// Makes a handler of the wrong type an error that names what is missing, on every target.
-    pub const fn assert_handler<H, F>(_: &H)
+    /// Calls a handler. One of the wrong type is an error that names what is missing, on every target.
+    pub async fn call<H, F>(handler: H, request: Request) -> Response
     where
         H: Fn(Request) -> F,
         F: Future<Output: IntoResponse>,
     {
+        handler(request).await.into_response()
     }
 
-    /// Answers one request.
-    pub fn run<H, F>(request: IncomingRequest, out: ResponseOutparam, handler: H)
-    where
-        H: Fn(Request) -> F,
-        F: Future<Output: IntoResponse>,
-    {
-        reactor::block_on(async {
-            let (method, response): (Method, Response) = match incoming::request(request) {
-                Some(request) => (request.method().clone(), handler(request).await.into_response()),
-                None => (Method::GET, StatusCode::BAD_REQUEST.into_response()),
-            };
-            outgoing::send(&method, response, out).await;
-        });
+    /// What a function without arguments may return to [`main`](crate::main).
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is no application",
+        note = "a function without arguments returns an `axum::Router`: this needs the feature `axum` of wasmcluster-guest",
+        note = "a handler is `async` and takes the request: `async fn handle(request: Request) -> …`"
+    )]
+    pub trait Application: Clone {
+        /// Answers a request.
+        fn answer(self, request: Request) -> impl Future<Output = Response> + 'static;
+    }
+
+    #[cfg(feature = "axum")]
+    impl Application for axum::Router {
+        async fn answer(mut self, request: Request) -> Response {
+            // A router is always ready, and never fails.
+            let answered = tower_service::Service::call(&mut self, request.map(axum::body::Body::new)).await;
+            answered.unwrap_or_else(|never| match never {}).map(crate::Body::new)
+        }
     }
 }

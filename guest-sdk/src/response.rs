@@ -1,14 +1,26 @@
 //! What a handler may return besides a response.
 
-use http::{HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
 
-use crate::error::report;
 use crate::{Body, Error, Response};
 
 /// Whatever becomes a response.
+///
+/// ```
+/// use wasmcluster_guest::http::{StatusCode, header};
+/// use wasmcluster_guest::{IntoResponse, Json};
+///
+/// assert_eq!("text".into_response().status(), 200);
+/// assert_eq!((StatusCode::CREATED, Json([1, 2])).into_response().status(), 201);
+/// let moved = (StatusCode::SEE_OTHER, [(header::LOCATION, "/there")], ());
+/// assert_eq!(moved.into_response().headers()["location"], "/there");
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be answered with",
-    note = "a handler returns a `Response`, text, a `StatusCode`, `(StatusCode, T)`, or a `Result` of these"
+    note = "a handler returns a `Response`, text, bytes, `Json`, a `StatusCode`, a tuple `(StatusCode, T)`, `([(name, value); N], T)` \
+            or `(StatusCode, [(name, value); N], T)`, or a `Result` of these"
 )]
 pub trait IntoResponse {
     /// The response.
@@ -21,17 +33,60 @@ impl<B: Into<Body>> IntoResponse for http::Response<B> {
     }
 }
 
+/// No body, with status 200.
+impl IntoResponse for () {
+    fn into_response(self) -> Response {
+        Response::new(Body::empty())
+    }
+}
+
 /// Plain text with status 200.
 impl IntoResponse for &'static str {
     fn into_response(self) -> Response {
-        text(self)
+        typed("text/plain; charset=utf-8", self)
     }
 }
 
 /// Plain text with status 200.
 impl IntoResponse for String {
     fn into_response(self) -> Response {
-        text(self)
+        typed("text/plain; charset=utf-8", self)
+    }
+}
+
+/// `application/octet-stream` with status 200.
+impl IntoResponse for Bytes {
+    fn into_response(self) -> Response {
+        typed("application/octet-stream", self)
+    }
+}
+
+/// `application/octet-stream` with status 200.
+impl IntoResponse for Vec<u8> {
+    fn into_response(self) -> Response {
+        typed("application/octet-stream", self)
+    }
+}
+
+/// A body of unsaid type, with status 200.
+impl IntoResponse for Body {
+    fn into_response(self) -> Response {
+        Response::new(self)
+    }
+}
+
+/// HTML with status 200.
+///
+/// ```
+/// use wasmcluster_guest::{Html, IntoResponse};
+/// assert_eq!(Html("<p>hi").into_response().headers()["content-type"], "text/html; charset=utf-8");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Html<T>(pub T);
+
+impl<T: Into<Body>> IntoResponse for Html<T> {
+    fn into_response(self) -> Response {
+        typed("text/html; charset=utf-8", self.0)
     }
 }
 
@@ -56,17 +111,50 @@ impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
     }
 }
 
-/// An error becomes status 500 with a body that tells nothing of it, and a line on stderr that does.
-impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
+/// The same with these headers, which replace those of the same name.
+impl<T: IntoResponse> IntoResponse for (HeaderMap, T) {
     fn into_response(self) -> Response {
-        self.map_or_else(|error| failure("handler failed", &error.into()), IntoResponse::into_response)
+        let mut response = self.1.into_response();
+        response.headers_mut().extend(self.0);
+        response
     }
 }
 
-/// Reports the error and answers with status 500.
-pub(crate) fn failure(what: &str, error: &Error) -> Response {
-    report(what, error);
-    (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()
+/// The same with these headers, which replace those of the same name. One that is not HTTP's makes it a 500.
+impl<N, V, T, const COUNT: usize> IntoResponse for ([(N, V); COUNT], T)
+where
+    N: TryInto<HeaderName>,
+    V: TryInto<HeaderValue>,
+    T: IntoResponse,
+{
+    fn into_response(self) -> Response {
+        let mut response = self.1.into_response();
+        for (name, value) in self.0 {
+            let (Ok(name), Ok(value)) = (name.try_into(), value.try_into()) else {
+                return Error::from("a header of the response is not HTTP's").into_response();
+            };
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+/// The same with this status and these headers.
+impl<H, T> IntoResponse for (StatusCode, H, T)
+where
+    (H, T): IntoResponse,
+{
+    fn into_response(self) -> Response {
+        (self.0, (self.1, self.2)).into_response()
+    }
+}
+
+/// An error becomes status 500 with a body that tells nothing of it, and a line on stderr that does, unless it is an
+/// [`Error`] with another status.
+impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
+    fn into_response(self) -> Response {
+        self.map_or_else(|error| error.into().into_response(), IntoResponse::into_response)
+    }
 }
 
 /// Whether a response of this status never has a body (RFC 9110, 6.4.1).
@@ -74,10 +162,10 @@ pub(crate) fn forbids_body(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
-fn text(body: impl Into<Body>) -> Response {
+/// The response with this `content-type` and status 200.
+pub(crate) fn typed(kind: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -95,6 +183,9 @@ mod tests {
     #[test]
     fn each_shape_becomes_its_response() {
         check("a", 200, "a");
+        check((), 200, "");
+        check(vec![b'a'], 200, "a");
+        check(Html("<p>"), 200, "<p>");
         check(String::from("b"), 200, "b");
         check(StatusCode::NOT_FOUND, 404, "404 Not Found\n");
         check(StatusCode::NO_CONTENT, 204, "");
@@ -103,11 +194,19 @@ mod tests {
         check(Ok::<_, Error>("e"), 200, "e");
         check((StatusCode::ACCEPTED, Ok::<_, Error>("f")), 202, "f");
         check((StatusCode::ACCEPTED, Err::<&'static str, _>("g")), 500, "Internal Server Error\n");
+        check((StatusCode::CREATED, [("x-a", "1")], "h"), 201, "h");
+        check(([("no name", "1")], "i"), 500, "Internal Server Error\n");
     }
 
     #[test]
     fn an_error_says_nothing_of_the_inside() {
         check(Err::<&'static str, _>("the password is x"), 500, "Internal Server Error\n");
+    }
+
+    #[test]
+    fn headers_replace_what_the_answer_has() {
+        let response = ([(header::CONTENT_TYPE, "text/css")], "a").into_response();
+        assert_eq!(response.headers().get_all(header::CONTENT_TYPE).iter().collect::<Vec<_>>(), ["text/css"]);
     }
 
     #[test]

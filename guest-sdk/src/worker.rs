@@ -2,14 +2,10 @@
 //!
 //! A guest that calls [`current`] runs on wasmcluster only. One that does not has no trace of it in its component.
 
-/// The generated bindings of `wit/worker.wit`.
-mod bindings {
-    wit_bindgen::generate!({ path: "wit/worker.wit", world: "imports" });
-}
+use crate::host;
 
 /// A worker process of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Worker {
     /// Number of the worker process, from 1; never used again while the server lives.
     pub id: u64,
@@ -26,8 +22,14 @@ pub struct Worker {
 }
 
 /// The worker that runs this instance.
+///
+/// ```
+/// # use wasmcluster_guest::{Request, testing, worker};
+/// async fn handle(_: Request) -> String {
+///     format!("slot {} of {}", worker::current().slot, worker::current().workers)
+/// }
+/// # assert_eq!(testing::call(handle, Request::default()).text(), "slot 0 of 1");
+/// ```
 pub fn current() -> Worker {
-    let bindings::wasmcluster::worker::identity::Worker { id, slot, pid, generation, digest, workers } =
-        bindings::wasmcluster::worker::identity::current();
-    Worker { id, slot, pid, generation, digest, workers }
+    host::worker()
 }

@@ -4,12 +4,14 @@
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
 use quote::quote;
-use syn::{Error, FnArg, ItemFn, Result};
+use syn::{Error, FnArg, ItemFn, Result, ReturnType, Type};
 
-/// Makes a `cdylib` crate a component that answers HTTP requests with the function below: it exports
-/// `wasi:http/incoming-handler` of WASI 0.2.
+/// Makes a `cdylib` crate a component that answers HTTP requests with the function below. There is one per crate, of one
+/// of two kinds:
 ///
-/// The function is `async`, takes the request and returns whatever implements `IntoResponse`. There is one per crate.
+/// - A handler: it is `async`, takes the request and returns whatever implements `IntoResponse`.
+/// - With the feature `axum`, a function without arguments that returns an `axum::Router`. It is called once for each
+///   instance of the component, when its first request comes.
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
     expand(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
@@ -19,45 +21,65 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
     if !attribute.is_empty() {
         return Err(Error::new_spanned(attribute, "`#[wasmcluster_guest::main]` takes no arguments"));
     }
-    let handler: ItemFn = syn::parse2(item)?;
-    check(&handler)?;
-    let name = &handler.sig.ident;
-    Ok(quote! {
-        #handler
-
-        const _: () = ::wasmcluster_guest::__private::assert_handler(&#name);
-
-        #[cfg(target_arch = "wasm32")]
-        const _: () = {
-            struct Component;
-
-            impl ::wasmcluster_guest::__private::Guest for Component {
-                fn handle(
-                    request: ::wasmcluster_guest::__private::IncomingRequest,
-                    response: ::wasmcluster_guest::__private::ResponseOutparam,
-                ) {
-                    ::wasmcluster_guest::__private::run(request, response, #name);
-                }
+    let function: ItemFn = syn::parse2(item)
+        .map_err(|error| Error::new(error.span(), "`#[wasmcluster_guest::main]` stands on a function"))?;
+    let name = &function.sig.ident;
+    let answer = match kind(&function)? {
+        Kind::Handler => quote! {
+            async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
+                ::wasmcluster_guest::__private::call(#name, request).await
             }
+        },
+        Kind::Application(ty) => quote! {
+            async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
+                ::std::thread_local! {
+                    static APPLICATION: #ty = #name();
+                }
+                let application = APPLICATION.with(::std::clone::Clone::clone);
+                ::wasmcluster_guest::__private::Application::answer(application, request).await
+            }
+        },
+    };
+    Ok(quote! {
+        #function
 
-            ::wasmcluster_guest::__private::export!(Component);
+        const _: () = {
+            #[cfg_attr(
+                not(target_arch = "wasm32"),
+                expect(dead_code, reason = "it is checked on every target, and called in components only")
+            )]
+            #answer
+
+            #[cfg(target_arch = "wasm32")]
+            ::wasmcluster_guest::__export!(__answer);
         };
     })
 }
 
-/// Refuses what the export could not call, with a message at the place that is wrong.
-fn check(handler: &ItemFn) -> Result<()> {
-    let signature = &handler.sig;
-    if signature.asyncness.is_none() {
-        return Err(Error::new_spanned(signature.fn_token, "the handler must be `async`"));
-    }
+enum Kind<'a> {
+    Handler,
+    /// With the type of the application.
+    Application(&'a Type),
+}
+
+/// Refuses what cannot be called, with a message at the place that is wrong.
+fn kind(function: &ItemFn) -> Result<Kind<'_>> {
+    let signature = &function.sig;
     if !signature.generics.params.is_empty() || signature.generics.where_clause.is_some() {
-        return Err(Error::new_spanned(&signature.generics, "the handler cannot be generic"));
+        return Err(Error::new_spanned(&signature.generics, "this function cannot be generic"));
     }
-    match signature.inputs.iter().collect::<Vec<_>>()[..] {
-        [FnArg::Typed(_)] => Ok(()),
-        [FnArg::Receiver(receiver)] => Err(Error::new_spanned(receiver, "the handler is a function, not a method")),
-        _ => Err(Error::new_spanned(&signature.ident, "the handler takes one argument, the request")),
+    match (&signature.asyncness, &signature.inputs.iter().collect::<Vec<_>>()[..], &signature.output) {
+        (_, [FnArg::Receiver(receiver), ..], _) => {
+            Err(Error::new_spanned(receiver, "this is a function on its own, not a method"))
+        }
+        (Some(_), [FnArg::Typed(_)], _) => Ok(Kind::Handler),
+        (Some(_), _, _) => Err(Error::new_spanned(&signature.ident, "a handler takes one argument, the request")),
+        (None, [], ReturnType::Type(_, ty)) if !matches!(**ty, Type::ImplTrait(_)) => Ok(Kind::Application(ty)),
+        (None, [], _) => Err(Error::new_spanned(
+            &signature.ident,
+            "a function without arguments returns an application, an `axum::Router`",
+        )),
+        (None, _, _) => Err(Error::new_spanned(signature.fn_token, "a handler must be `async`")),
     }
 }
 
@@ -76,20 +98,26 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_keeps_its_body_and_gains_an_export() {
-        let expanded = expand("", r#"async fn handle(_: Request) -> &'static str { "hi" }"#).expect("expands");
-        assert!(expanded.starts_with("async fn handle"));
-        assert!(expanded.contains("export !"));
+    fn a_function_keeps_its_body_and_gains_an_export() {
+        let handler = expand("", r#"async fn handle(_: Request) -> &'static str { "hi" }"#).expect("expands");
+        assert!(handler.starts_with("async fn handle"));
+        assert!(handler.contains("__export !") && handler.contains("call (handle , request)"));
+        let application = expand("", "fn app() -> Router { Router::new() }").expect("expands");
+        assert!(application.contains("static APPLICATION : Router = app ()"));
     }
 
     #[test]
     fn other_shapes_are_refused() {
-        let one_argument = "the handler takes one argument, the request";
-        refused("", "fn handle(_: Request) -> Response {}", "the handler must be `async`");
+        let one_argument = "a handler takes one argument, the request";
+        let application = "a function without arguments returns an application, an `axum::Router`";
+        refused("", "fn handle(_: Request) -> Response {}", "a handler must be `async`");
         refused("", "async fn handle() -> Response {}", one_argument);
         refused("", "async fn handle(a: A, b: B) -> Response {}", one_argument);
-        refused("", "async fn handle(&self) -> Response {}", "the handler is a function, not a method");
-        refused("", "async fn handle<T>(_: T) -> Response {}", "the handler cannot be generic");
+        refused("", "async fn handle(&self) -> Response {}", "this is a function on its own, not a method");
+        refused("", "async fn handle<T>(_: T) -> Response {}", "this function cannot be generic");
+        refused("", "fn app() {}", application);
+        refused("", "fn app() -> impl Sized {}", application);
+        refused("", "struct App;", "`#[wasmcluster_guest::main]` stands on a function");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -16,6 +16,31 @@ use wasip2::io::poll::{self, Pollable};
 thread_local! {
     /// One place for each living [`Waiter`]; a place that was left is used again.
     static PLACES: RefCell<Vec<Option<Place>>> = const { RefCell::new(Vec::new()) };
+    /// What runs beside the handler, for as long as that runs.
+    static TASKS: RefCell<Vec<Task>> = const { RefCell::new(Vec::new()) };
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Runs the future beside the handler. It is dropped when the handler has ended.
+pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
+    TASKS.with_borrow_mut(|tasks| tasks.push(Box::pin(future)));
+}
+
+fn poll_tasks(context: &mut Context<'_>) {
+    // They may spawn others, and are foreign code: no borrow is held while they run.
+    let mut running = TASKS.take();
+    running.retain_mut(|task| task.as_mut().poll(context).is_pending());
+    TASKS.with_borrow_mut(|tasks| tasks.append(&mut running));
+}
+
+/// Drops what is left when a handler has ended.
+struct EndTasks;
+
+impl Drop for EndTasks {
+    fn drop(&mut self) {
+        drop(TASKS.take());
+    }
 }
 
 struct Place {
@@ -75,11 +100,13 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(Arc::clone(&woken));
     let mut context = Context::from_waker(&waker);
+    let _end = EndTasks;
     let mut future = pin!(future);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return output;
         }
+        poll_tasks(&mut context);
         // A future that wakes itself, as one that yields does, must not keep the others from their pollables.
         let wait = if woken.0.swap(false, Ordering::Relaxed) { Wait::No } else { Wait::Yes };
         wake_ready(wait);
@@ -127,35 +154,4 @@ fn wake_ready(wait: Wait) {
     });
     // Outside the borrow: a waker is foreign code.
     wakers.into_iter().for_each(Waker::wake);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::future::{poll_fn, ready};
-
-    #[test]
-    fn a_ready_future_needs_no_host() {
-        assert_eq!(block_on(ready(7)), 7);
-    }
-
-    #[test]
-    fn a_future_that_wakes_itself_is_polled_again() {
-        let mut left = 3;
-        block_on(poll_fn(|context| {
-            if left == 0 {
-                return Poll::Ready(());
-            }
-            left -= 1;
-            context.waker().wake_by_ref();
-            Poll::Pending
-        }));
-        assert_eq!(left, 0);
-    }
-
-    #[test]
-    #[should_panic(expected = "can never happen")]
-    fn waiting_for_nothing_is_an_error() {
-        block_on(std::future::pending::<()>());
-    }
 }

@@ -1,0 +1,280 @@
+//! Requests to other servers.
+//!
+//! A guest may send requests only where the server lets it: `wasmcluster serve --allow-host https://example.com app.wasm`.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Uri};
+use serde::Serialize;
+
+use crate::{Body, Request, Response, Result, host, time};
+
+/// Begins a GET.
+///
+/// ```
+/// use std::time::Duration;
+/// use serde::Deserialize;
+/// use wasmcluster_guest::{Json, Request, Result, fetch};
+///
+/// #[derive(Deserialize)]
+/// struct Rate {
+///     eur: f64,
+/// }
+///
+/// async fn rate(_: Request) -> Result<String> {
+///     let response = fetch::get("http://rates.example/usd").timeout(Duration::from_secs(2)).await?;
+///     let Json(rate) = Json::<Rate>::read(response, 64 * 1024).await?;
+///     Ok(format!("{} EUR", rate.eur))
+/// }
+/// # use wasmcluster_guest::{Response, testing::Host};
+/// # let host = Host::new().on_fetch(|_| async { Response::new(r#"{"eur":0.5}"#) });
+/// # assert_eq!(host.call(rate, Request::default()).text(), "0.5 EUR");
+/// ```
+pub fn get(uri: impl TryInto<Uri>) -> Fetch {
+    Fetch::new(Method::GET, uri)
+}
+
+/// Begins a POST.
+///
+/// ```
+/// # use wasmcluster_guest::{Request, Response, Result, fetch, testing::Host};
+/// async fn handle(_: Request) -> Result<Response> {
+///     fetch::post("http://queue.example/jobs").json(&["build", "test"]).await
+/// }
+/// # let host = Host::new().on_fetch(|request| async { request.into_body() });
+/// # assert_eq!(host.call(handle, Request::default()).text(), r#"["build","test"]"#);
+/// ```
+pub fn post(uri: impl TryInto<Uri>) -> Fetch {
+    Fetch::new(Method::POST, uri)
+}
+
+/// Begins a request of any kind, with the absolute URI where it is to go.
+///
+/// ```
+/// # use wasmcluster_guest::{Request, Response, Result, fetch, testing::Host};
+/// /// Passes everything on, without holding more than a chunk of it.
+/// async fn proxy(mut request: Request) -> Result<Response> {
+///     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+///     *request.uri_mut() = format!("http://upstream.example{path}").parse()?;
+///     fetch::request(request).await
+/// }
+/// # let host = Host::new().on_fetch(|request| async move { request.uri().to_string() });
+/// # assert_eq!(host.call(proxy, Request::get("/a?b").body(().into()).unwrap()).text(), "http://upstream.example/a?b");
+/// ```
+pub fn request<B: Into<Body>>(request: Request<B>) -> Fetch {
+    Fetch { request: Ok(request.map(Into::into)), timeout: None, idle_timeout: None }
+}
+
+/// A request that is sent when it is awaited. Its response comes as soon as the head is here; both bodies stream.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use wasmcluster_guest::{Response, Result, fetch};
+/// # async fn with_token() -> Result<Response> {
+/// let response = fetch::get("https://api.example/")
+///     .header("authorization", "Bearer x")
+///     .timeout(Duration::from_secs(2))
+///     .await?;
+/// # Ok(response) }
+/// ```
+#[must_use = "nothing is sent before it is awaited"]
+#[derive(Debug)]
+pub struct Fetch {
+    /// Or what is wrong with it.
+    request: Result<Request, FetchError>,
+    timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
+}
+
+impl Fetch {
+    fn new(method: Method, uri: impl TryInto<Uri>) -> Self {
+        let request = uri.try_into().map_err(|_| FetchError::Invalid("its URI is none".into())).map(|uri| {
+            let mut request = Request::new(Body::empty());
+            (*request.method_mut(), *request.uri_mut()) = (method, uri);
+            request
+        });
+        Self { request, timeout: None, idle_timeout: None }
+    }
+
+    fn change(mut self, change: impl FnOnce(Request) -> Result<Request, FetchError>) -> Self {
+        self.request = self.request.and_then(change);
+        self
+    }
+
+    /// Adds a header.
+    pub fn header(self, name: impl TryInto<HeaderName>, value: impl TryInto<HeaderValue>) -> Self {
+        self.change(|mut request| {
+            let invalid = || FetchError::Invalid("one of its headers is not HTTP's".into());
+            let (name, value) = (name.try_into().map_err(|_| invalid())?, value.try_into().map_err(|_| invalid())?);
+            request.headers_mut().append(name, value);
+            Ok(request)
+        })
+    }
+
+    /// With this body.
+    pub fn body(self, body: impl Into<Body>) -> Self {
+        self.change(|request| Ok(request.map(|_| body.into())))
+    }
+
+    /// With this value as its body.
+    pub fn json(self, value: &impl Serialize) -> Self {
+        self.change(|mut request| {
+            let json = serde_json::to_vec(value).map_err(|error| FetchError::Invalid(error.to_string()))?;
+            request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            Ok(request.map(|_| json.into()))
+        })
+    }
+
+    /// How long it may take until the head of the response is here. Without one, the server's own limits hold.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the response's body may then be silent.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    async fn send(self) -> Result<Response, FetchError> {
+        let mut request = self.request?;
+        let uri = request.uri();
+        if uri.authority().is_none() || uri.scheme().is_none() {
+            return Err(FetchError::Invalid(format!("its URI must be absolute, and is {uri:?}")));
+        }
+        hop_by_hop(request.headers_mut());
+        let sending = host::fetch(request, self.idle_timeout);
+        let mut response = match self.timeout {
+            None => sending.await?,
+            Some(timeout) => time::timeout(timeout, sending).await.unwrap_or(Err(FetchError::TimedOut))?,
+        };
+        hop_by_hop(response.headers_mut());
+        Ok(response)
+    }
+}
+
+/// Takes out what concerns one connection only (RFC 9110, 7.6.1), and the host, which the URI names: so what came in can be
+/// passed on as it is, requests and responses.
+fn hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let always = [
+        header::CONNECTION,
+        header::HOST,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        HeaderName::from_static("http2-settings"),
+    ];
+    for name in named.iter().chain(&always) {
+        headers.remove(name);
+    }
+}
+
+impl IntoFuture for Fetch {
+    type Output = Result<Response>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<Response>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { Ok(self.send().await?) })
+    }
+}
+
+/// Why there was no response.
+///
+/// ```
+/// # use wasmcluster_guest::fetch::{self, FetchError};
+/// # use wasmcluster_guest::{Request, Response, Result, testing};
+/// async fn handle(_: Request) -> Result<&'static str> {
+///     match fetch::get("http://upstream.example/").await {
+///         Ok(_) => Ok("up"),
+///         Err(error) if matches!(error.downcast_ref(), Some(FetchError::TimedOut)) => Ok("slow"),
+///         Err(error) => Err(error),
+///     }
+/// }
+/// # assert_eq!(testing::call(handle, Request::default()).status(), 500);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The request is none that could be sent.
+    Invalid(String),
+    /// The server does not let its guests send requests there.
+    Denied(String),
+    /// It took longer than it was given, or than the server lets it.
+    TimedOut,
+    /// It was sent, or tried to be, and failed: the name of what went wrong, as WASI calls it.
+    Failed(String),
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(reason) => write!(f, "the request cannot be sent: {reason}"),
+            Self::Denied(place) => {
+                write!(f, "the server does not let the guest send requests to {place}; --allow-host {place} does")
+            }
+            Self::TimedOut => f.write_str("the request took too long"),
+            Self::Failed(reason) => write!(f, "the request failed: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {}
+
+/// Where a request goes, as `--allow-host` names it.
+pub(crate) fn place(uri: &Uri) -> String {
+    format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.authority().map_or("", |authority| authority.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Host;
+
+    #[test]
+    fn a_request_that_came_in_can_go_on() {
+        let request = Request::get("http://h/").header("connection", "close, x-hop").header("x-hop", "1");
+        let mut request = request.header("host", "a").header("te", "trailers").header("x-end", "1").body(()).unwrap();
+        hop_by_hop(request.headers_mut());
+        assert_eq!(request.headers().len(), 1);
+        assert_eq!(request.headers()["x-end"], "1");
+    }
+
+    #[track_caller]
+    fn check(fetch: Fetch, expected: &str) {
+        let host = Host::new().on_fetch(|_| async { "sent" });
+        let error = host.block_on(fetch.into_future()).expect_err("must not be sent");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_says_why() {
+        check(get("a b"), "the request cannot be sent: its URI is none");
+        check(get("/path"), "the request cannot be sent: its URI must be absolute, and is /path");
+        check(get("http://h/").header("a b", "1"), "the request cannot be sent: one of its headers is not HTTP's");
+    }
+
+    #[test]
+    fn a_slow_server_is_not_waited_for() {
+        let host = Host::new().on_fetch(|_| async { time::sleep(Duration::from_secs(9)).await });
+        let slow = host.block_on(get("http://h/").timeout(Duration::from_secs(3)).into_future());
+        assert_eq!(slow.expect_err("late").downcast_ref(), Some(&FetchError::TimedOut));
+        let patient = host.block_on(get("http://h/").timeout(Duration::from_secs(10)).into_future());
+        assert_eq!(patient.expect("in time").status(), 200);
+    }
+}

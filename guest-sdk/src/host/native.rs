@@ -1,0 +1,189 @@
+//! No host: handlers run natively, in tests. Time is virtual: it passes when everything waits for it. What a test puts in
+//! the place of a host is a `testing::Host`.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use send_wrapper::SendWrapper;
+
+use crate::fetch::{FetchError, place};
+use crate::testing::Host;
+use crate::worker::Worker;
+use crate::{Request, Response, Result};
+
+thread_local! {
+    /// What stands in for the host on this thread.
+    static HOST: RefCell<Host> = RefCell::default();
+    static CLOCK: RefCell<Clock> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Clock {
+    now: Duration,
+    /// Who waits until when. The number tells those apart that wait until the same time.
+    timers: BTreeMap<(Duration, u64), Waker>,
+    next: u64,
+}
+
+/// There is none: bodies of tests are made by tests.
+pub(crate) struct Incoming(Infallible);
+
+impl Incoming {
+    pub(crate) fn is_end(&self) -> bool {
+        match self.0 {}
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self.0 {}
+    }
+
+    pub(crate) fn poll_frame(&mut self, _: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match self.0 {}
+    }
+}
+
+pub(crate) fn fetch(
+    request: Request,
+    _idle_timeout: Option<Duration>,
+) -> impl Future<Output = Result<Response, FetchError>> + Send {
+    let denied = FetchError::Denied(place(request.uri()));
+    let answering = HOST.with_borrow(|host| host.fetch(request));
+    // A test has one thread, as a guest has.
+    SendWrapper::new(async { Ok(answering.ok_or(denied)?.await) })
+}
+
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+pub(crate) fn worker() -> Worker {
+    HOST.with_borrow(Host::current_worker)
+}
+
+pub(crate) async fn sleep(duration: Duration) {
+    let mut timer: Option<Timer> = None;
+    poll_fn(|context| {
+        CLOCK.with_borrow_mut(|clock| {
+            let Timer(until, number) = timer.get_or_insert_with(|| {
+                clock.next += 1;
+                Timer(clock.now.saturating_add(duration), clock.next)
+            });
+            if clock.now >= *until {
+                return Poll::Ready(());
+            }
+            clock.timers.insert((*until, *number), context.waker().clone());
+            Poll::Pending
+        })
+    })
+    .await;
+}
+
+/// Until when, and its number.
+struct Timer(Duration, u64);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let _waker = CLOCK.with_borrow_mut(|clock| clock.timers.remove(&(self.0, self.1)));
+    }
+}
+
+/// Runs the future to its end, in `host`.
+///
+/// # Panics
+///
+/// If the future waits for something that cannot happen: nothing woke it, and it waits for no time to pass.
+pub(crate) fn block_on<F: Future>(host: &Host, future: F) -> F::Output {
+    let _restored = Restored(HOST.replace(host.clone()));
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        if !woken.0.swap(false, Ordering::Relaxed) {
+            let (_, first) = CLOCK
+                .with_borrow_mut(|clock| {
+                    let first = clock.timers.pop_first()?;
+                    clock.now = first.0.0;
+                    Some(first)
+                })
+                .expect("the handler waits for something that can never happen");
+            first.wake();
+        }
+    }
+}
+
+/// The host that was there before.
+struct Restored(Host);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        HOST.set(std::mem::take(&mut self.0));
+    }
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+    use crate::testing::block_on;
+    use crate::time;
+
+    #[test]
+    fn a_future_that_wakes_itself_is_polled_again() {
+        let mut left = 3;
+        block_on(poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "can never happen")]
+    fn waiting_for_nothing_is_an_error() {
+        block_on(pending::<()>());
+    }
+
+    #[test]
+    fn time_passes_when_everything_waits_for_it() {
+        let hour = Duration::from_secs(3600);
+        block_on(time::sleep(hour));
+        assert_eq!(block_on(time::timeout(hour, time::sleep(2 * hour))), Err(time::Elapsed));
+        assert_eq!(block_on(time::timeout(2 * hour, time::sleep(hour))), Ok(()));
+        assert_eq!(block_on(time::timeout(hour, ready(7))), Ok(7));
+        CLOCK.with_borrow(|clock| {
+            assert_eq!(clock.now, 3 * hour);
+            assert!(clock.timers.is_empty());
+        });
+    }
+}

@@ -1,0 +1,56 @@
+//! Logging through the [`log`](https://docs.rs/log) crate, and through `tracing` with its feature `log`, to stderr.
+//!
+//! Call [`init`] where the guest begins. Each record is one line, `LEVEL target: message`, which the server marks with
+//! the worker that it came from.
+
+use std::io::Write as _;
+use std::sync::OnceLock;
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= wanted()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line =
+                format!("{:5} {}: {}", record.level(), record.target(), record.args()).replace(['\n', '\r'], " ");
+            // There is nobody left to tell that stderr is closed.
+            let _ = std::io::stderr().write_all((line + "\n").as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The environment is asked when something is first logged: a request that logs nothing does not pay for it.
+fn wanted() -> LevelFilter {
+    static WANTED: OnceLock<LevelFilter> = OnceLock::new();
+    *WANTED.get_or_init(|| {
+        std::env::var("LOG_LEVEL").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::Info)
+    })
+}
+
+/// Sends records to stderr from now on, if nothing else takes them yet. The guest's environment variable `LOG_LEVEL` says
+/// which: `error`, `warn`, `info` (the default), `debug`, `trace` or `off`.
+///
+/// ```
+/// # use wasmcluster_guest::{Request, testing};
+/// async fn handle(request: Request) -> &'static str {
+///     wasmcluster_guest::log::init();
+///     log::info!("asked for {}", request.uri().path());
+///     "done"
+/// }
+/// # assert_eq!(testing::call(handle, Request::default()).text(), "done");
+/// ```
+///
+/// `wasmcluster serve --env LOG_LEVEL=debug app.wasm` shows more.
+pub fn init() {
+    if log::set_logger(&Stderr).is_ok() {
+        log::set_max_level(LevelFilter::Trace);
+    }
+}

@@ -1,0 +1,253 @@
+//! Calling handlers in tests: natively, with `cargo test`, and with a stand-in for the host.
+//!
+//! ```
+//! use wasmcluster_guest::Request;
+//! use wasmcluster_guest::testing;
+//!
+//! async fn handle(request: Request) -> String {
+//!     format!("Hello, {}!\n", request.uri().path())
+//! }
+//!
+//! let answer = testing::call(handle, Request::get("/me").body(().into()).unwrap());
+//! assert_eq!(answer.status(), 200);
+//! assert_eq!(answer.text(), "Hello, /me!\n");
+//! ```
+//!
+//! Time is virtual: a handler that sleeps for an hour answers at once. Requests that it sends go where
+//! [`Host::on_fetch`] says, and nowhere without it. What it logs goes to stderr.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
+use serde::de::DeserializeOwned;
+
+use crate::worker::Worker;
+use crate::{Error, IntoResponse, Request, Response, host};
+
+/// Calls a handler, or an application, in a host that answers no requests. See [`Host::call`].
+pub fn call<K>(app: impl App<K>, request: Request) -> Answer {
+    Host::new().call(app, request)
+}
+
+/// Runs a future to its end.
+///
+/// ```
+/// use wasmcluster_guest::{Body, testing};
+/// assert_eq!(testing::block_on(Body::from("text").text(64)).unwrap(), "text");
+/// ```
+///
+/// # Panics
+///
+/// If it waits for something that can never happen.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    Host::new().block_on(future)
+}
+
+/// What stands in for the host.
+///
+/// ```
+/// use wasmcluster_guest::testing::Host;
+/// use wasmcluster_guest::worker::{self, Worker};
+/// use wasmcluster_guest::{Request, Response, Result, fetch};
+///
+/// async fn handle(_: Request) -> Result<String> {
+///     let upstream = fetch::get("http://upstream.example/").await?.into_body().text(64).await?;
+///     Ok(format!("{}: {upstream}", worker::current().slot))
+/// }
+///
+/// let worker = Worker { id: 3, slot: 2, pid: 1, generation: 1, digest: "sha256:0".into(), workers: 4 };
+/// let host = Host::new().with_worker(worker).on_fetch(|request| async move { request.uri().to_string() });
+/// assert_eq!(host.call(handle, Request::default()).text(), "2: http://upstream.example/");
+/// ```
+#[derive(Clone, Default)]
+pub struct Host {
+    fetch: Option<Rc<dyn Fn(Request) -> Answering>>,
+    worker: Option<Worker>,
+}
+
+type Answering = Pin<Box<dyn Future<Output = Response>>>;
+
+impl Host {
+    /// One that answers no requests, and is the only worker of its cluster.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Answers the requests that guests send.
+    #[must_use]
+    pub fn on_fetch<A, F>(mut self, answer: A) -> Self
+    where
+        A: Fn(Request) -> F + 'static,
+        F: Future<Output: IntoResponse> + 'static,
+    {
+        self.fetch = Some(Rc::new(move |request| {
+            let answering = answer(request);
+            Box::pin(async { answering.await.into_response() })
+        }));
+        self
+    }
+
+    /// Is this worker.
+    #[must_use]
+    pub fn with_worker(mut self, worker: Worker) -> Self {
+        self.worker = Some(worker);
+        self
+    }
+
+    /// Calls what `#[wasmcluster_guest::main]` takes: a handler, or a function that returns an application. Reads the
+    /// response to its end.
+    ///
+    /// # Panics
+    ///
+    /// If the handler does, or if it waits for something that can never happen.
+    pub fn call<K>(&self, app: impl App<K>, request: Request) -> Answer {
+        self.block_on(async { Answer::read(app.answer(request).await).await })
+    }
+
+    /// Runs a future to its end.
+    ///
+    /// # Panics
+    ///
+    /// If it waits for something that can never happen.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        host::block_on(self, future)
+    }
+
+    pub(crate) fn fetch(&self, request: Request) -> Option<Answering> {
+        self.fetch.as_ref().map(|fetch| fetch(request))
+    }
+
+    pub(crate) fn current_worker(&self) -> Worker {
+        self.worker.clone().unwrap_or_else(|| Worker {
+            id: 1,
+            slot: 0,
+            pid: std::process::id(),
+            generation: 1,
+            digest: format!("sha256:{:064}", 0),
+            workers: 1,
+        })
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("fetch", &self.fetch.is_some()).field("worker", &self.worker).finish()
+    }
+}
+
+/// What can be called: `async fn(Request) -> impl IntoResponse`, and with the feature `axum` `fn() -> Router`. `K` only
+/// tells these apart.
+pub trait App<K> {
+    /// The response to a request.
+    fn answer(&self, request: Request) -> impl Future<Output = Response>;
+}
+
+impl<H, F> App<fn(Request) -> F> for H
+where
+    H: Fn(Request) -> F,
+    F: Future<Output: IntoResponse>,
+{
+    async fn answer(&self, request: Request) -> Response {
+        self(request).await.into_response()
+    }
+}
+
+impl<M, A> App<fn() -> A> for M
+where
+    M: Fn() -> A,
+    A: crate::__private::Application,
+{
+    async fn answer(&self, request: Request) -> Response {
+        self().answer(request).await
+    }
+}
+
+/// A response that was read to its end.
+///
+/// ```
+/// use wasmcluster_guest::{Json, Request, testing};
+///
+/// async fn handle(_: Request) -> Json<[u32; 2]> {
+///     Json([1, 2])
+/// }
+/// let answer = testing::call(handle, Request::default());
+/// assert_eq!(answer.headers()["content-type"], "application/json");
+/// assert_eq!(answer.json::<Vec<u32>>(), [1, 2]);
+/// assert!(answer.is_whole());
+/// ```
+#[derive(Debug)]
+pub struct Answer {
+    head: Response<()>,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+    cut: Option<Error>,
+}
+
+impl Answer {
+    async fn read(response: Response) -> Self {
+        let (head, body) = response.into_parts();
+        let (mut body, mut whole) = (pin!(body), BytesMut::new());
+        let (mut trailers, mut cut) = (None, None);
+        while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            match frame.map(http_body::Frame::into_data) {
+                Ok(Ok(data)) => whole.extend_from_slice(&data),
+                Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
+                Err(error) => {
+                    cut = Some(error.into_inner());
+                    break;
+                }
+            }
+        }
+        Self { head: Response::from_parts(head, ()), body: whole.freeze(), trailers, cut }
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.head.status()
+    }
+
+    /// Its headers, without those that a server adds.
+    pub fn headers(&self) -> &HeaderMap {
+        self.head.headers()
+    }
+
+    /// Its body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Its body as text.
+    ///
+    /// # Panics
+    ///
+    /// If it is not UTF-8.
+    #[track_caller]
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the body is text")
+    }
+
+    /// Its body as JSON.
+    ///
+    /// # Panics
+    ///
+    /// If it is not JSON that makes a `T`.
+    #[track_caller]
+    pub fn json<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_slice(&self.body).expect("the body is the JSON expected")
+    }
+
+    /// What came behind its body.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
+    }
+
+    /// Whether its body came to its end; a client sees if it did not.
+    pub fn is_whole(&self) -> bool {
+        self.cut.is_none()
+    }
+}
