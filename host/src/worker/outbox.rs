@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// What is longer goes at once: its reader has something to do.
 pub(super) const MAX_SHORT: usize = 16 * 1024;
 /// How long others are polled before those that were put aside. A turn that takes longer is slow.
-const LATE: Duration = Duration::from_micros(500);
+const LATE: Duration = Duration::from_millis(1);
 
 /// What is put aside. It runs in here, to be polled from elsewhere than its own task.
 pub(super) struct Outbox {
