@@ -18,7 +18,8 @@ serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS
 	exec $(TARGET)/release/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
 
 test: guests ## Run every test
-	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench
+	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
+		-p compile-errors --features wasmcluster-guest/axum
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 

@@ -83,16 +83,7 @@ pub mod __private {
 
     #[cfg(target_arch = "wasm32")]
     pub use crate::host::export::*;
-    use crate::{IntoResponse, Request, Response};
-
-    /// Calls a handler. One of the wrong type is an error that names what is missing, on every target.
-    pub async fn call<H, F>(handler: H, request: Request) -> Response
-    where
-        H: Fn(Request) -> F,
-        F: Future<Output: IntoResponse>,
-    {
-        handler(request).await.into_response()
-    }
+    use crate::{Request, Response};
 
     /// What a function without arguments may return to [`main`](crate::main).
     #[diagnostic::on_unimplemented(

@@ -3,8 +3,9 @@
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
-use quote::quote;
-use syn::{Error, FnArg, ItemFn, Result, ReturnType, Type};
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Error, FnArg, ItemFn, PatType, Result, ReturnType, Type};
 
 /// Makes a `cdylib` crate a component that answers HTTP requests with the function below. There is one per crate, of one
 /// of two kinds:
@@ -14,7 +15,13 @@ use syn::{Error, FnArg, ItemFn, Result, ReturnType, Type};
 ///   instance of the component, when its first request comes.
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    expand(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
+    let item = TokenStream2::from(item);
+    let expanded = expand(attribute.into(), item.clone()).unwrap_or_else(|error| {
+        // With what it stands on, or everything that this uses would count as unused.
+        let error = error.into_compile_error();
+        quote! { #error #item }
+    });
+    expanded.into()
 }
 
 fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
@@ -25,20 +32,32 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
         .map_err(|error| Error::new(error.span(), "`#[wasmcluster_guest::main]` stands on a function"))?;
     let name = &function.sig.ident;
     let answer = match kind(&function)? {
-        Kind::Handler => quote! {
-            async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
-                ::wasmcluster_guest::__private::call(#name, request).await
-            }
-        },
-        Kind::Application(ty) => quote! {
-            async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
-                ::std::thread_local! {
-                    static APPLICATION: #ty = #name();
+        Kind::Handler(argument) => {
+            // What does not fit is marked where the handler says it.
+            let called = quote_spanned! { argument.span() => #name(request) };
+            let answered = quote_spanned! { function.sig.output.span() =>
+                ::wasmcluster_guest::IntoResponse::into_response(#called.await)
+            };
+            quote! {
+                async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
+                    #answered
                 }
-                let application = APPLICATION.with(::std::clone::Clone::clone);
-                ::wasmcluster_guest::__private::Application::answer(application, request).await
             }
-        },
+        }
+        Kind::Application(ty) => {
+            let answered = quote_spanned! { ty.span() =>
+                ::wasmcluster_guest::__private::Application::answer(application, request)
+            };
+            quote! {
+                async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
+                    ::std::thread_local! {
+                        static APPLICATION: #ty = #name();
+                    }
+                    let application = APPLICATION.with(::std::clone::Clone::clone);
+                    #answered.await
+                }
+            }
+        }
     };
     Ok(quote! {
         #function
@@ -57,7 +76,8 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
 }
 
 enum Kind<'a> {
-    Handler,
+    /// With its argument.
+    Handler(&'a PatType),
     /// With the type of the application.
     Application(&'a Type),
 }
@@ -72,7 +92,7 @@ fn kind(function: &ItemFn) -> Result<Kind<'_>> {
         (_, [FnArg::Receiver(receiver), ..], _) => {
             Err(Error::new_spanned(receiver, "this is a function on its own, not a method"))
         }
-        (Some(_), [FnArg::Typed(_)], _) => Ok(Kind::Handler),
+        (Some(_), [FnArg::Typed(argument)], _) => Ok(Kind::Handler(argument)),
         (Some(_), _, _) => Err(Error::new_spanned(&signature.ident, "a handler takes one argument, the request")),
         (None, [], ReturnType::Type(_, ty)) if !matches!(**ty, Type::ImplTrait(_)) => Ok(Kind::Application(ty)),
         (None, [], _) => Err(Error::new_spanned(
@@ -101,7 +121,7 @@ mod tests {
     fn a_function_keeps_its_body_and_gains_an_export() {
         let handler = expand("", r#"async fn handle(_: Request) -> &'static str { "hi" }"#).expect("expands");
         assert!(handler.starts_with("async fn handle"));
-        assert!(handler.contains("__export !") && handler.contains("call (handle , request)"));
+        assert!(handler.contains("__export !") && handler.contains("handle (request) . await"));
         let application = expand("", "fn app() -> Router { Router::new() }").expect("expands");
         assert!(application.contains("static APPLICATION : Router = app ()"));
     }

@@ -1,0 +1,6 @@
+#[wasmcluster_guest::main]
+fn app() -> String {
+    "hi".into()
+}
+
+fn main() {}

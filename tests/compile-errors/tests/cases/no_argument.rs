@@ -1,0 +1,6 @@
+#[wasmcluster_guest::main]
+async fn handle() -> &'static str {
+    "hi"
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[wasmcluster_guest::main]
+struct App;
+
+fn main() {}
