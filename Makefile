@@ -19,7 +19,7 @@ serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS
 
 test: guests ## Run every test
 	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
-		-p compile-errors --features wasmcluster-guest/axum
+		-p compile-errors -p guide --features wasmcluster-guest/axum
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
