@@ -47,11 +47,21 @@ enum Kind {
 
 impl Body {
     /// No bytes at all.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Body, Request};
+    /// let request = Request::get("/").body(Body::empty()).unwrap();
+    /// ```
     pub const fn empty() -> Self {
         Self(Kind::Known(Bytes::new()))
     }
 
     /// Whatever another crate calls a body, with its trailers.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::Body;
+    /// let body = Body::new(wasmcluster_guest::Body::from("of another crate"));
+    /// ```
     pub fn new<B>(body: B) -> Self
     where
         B: HttpBody<Data = Bytes> + 'static,
@@ -62,6 +72,14 @@ impl Body {
 
     /// The chunks of a stream. It is asked for the next chunk when the host has taken the one before; an error ends the
     /// body so that the client sees it was cut short.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Body, Error, testing};
+    /// use futures_util::stream;
+    /// let body = Body::from_stream(stream::iter(["a", "b"]).map(Ok::<_, Error>));
+    /// # use futures_util::StreamExt as _;
+    /// # assert_eq!(testing::block_on(body.text(64)).unwrap(), "ab");
+    /// ```
     pub fn from_stream<S, B, E>(stream: S) -> Self
     where
         S: Stream<Item = Result<B, E>> + 'static,
@@ -73,6 +91,12 @@ impl Body {
 
     /// What `write` gives to its [`Writer`]. It runs while the body is asked for more: a write is done when the host has
     /// taken what was written before. An error ends the body so that the client sees it was cut short.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Body, testing};
+    /// let body = Body::from_writer(|mut out| async move { out.write("text").await });
+    /// # assert_eq!(testing::block_on(body.text(64)).unwrap(), "text");
+    /// ```
     pub fn from_writer<W, F>(write: W) -> Self
     where
         W: FnOnce(Writer) -> F,
@@ -89,6 +113,18 @@ impl Body {
     }
 
     /// The next chunk, never empty; `None` at the end. Trailers are passed over: `http_body::Body` yields them.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Request, Result, testing};
+    /// async fn count(request: Request) -> Result<String> {
+    ///     let (mut body, mut bytes) = (request.into_body(), 0);
+    ///     while let Some(chunk) = body.chunk().await? {
+    ///         bytes += chunk.len();
+    ///     }
+    ///     Ok(format!("{bytes} bytes"))
+    /// }
+    /// # assert_eq!(testing::call(count, Request::new("text".into())).text(), "4 bytes");
+    /// ```
     ///
     /// # Errors
     ///
@@ -110,6 +146,15 @@ impl Body {
     }
 
     /// The whole body, if it has at most `limit` bytes.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Body, TooLarge, testing};
+    /// # testing::block_on(async {
+    /// assert_eq!(Body::from("text").bytes(4).await.unwrap(), "text");
+    /// let error = Body::from("text").bytes(3).await.unwrap_err();
+    /// assert_eq!((error.status().as_u16(), error.downcast_ref()), (413, Some(&TooLarge { limit: 3 })));
+    /// # });
+    /// ```
     ///
     /// # Errors
     ///
@@ -140,6 +185,13 @@ impl Body {
     }
 
     /// The whole body as text, if it has at most `limit` bytes.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{Body, testing};
+    /// # testing::block_on(async {
+    /// assert_eq!(Body::from("text").text(64).await.unwrap(), "text");
+    /// # });
+    /// ```
     ///
     /// # Errors
     ///
@@ -418,8 +470,12 @@ fn too_large(limit: usize) -> Error {
 }
 
 /// A body was longer than the handler was ready to read.
+///
+/// ```
+/// use wasmcluster_guest::TooLarge;
+/// assert_eq!(TooLarge { limit: 3 }.to_string(), "the body is larger than 3 bytes");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct TooLarge {
     /// How many bytes would have been read.
     pub limit: usize,

@@ -9,6 +9,12 @@ use http::StatusCode;
 use crate::{IntoResponse, Response};
 
 /// What a handler returns unless it says otherwise.
+///
+/// ```
+/// fn number(text: &str) -> wasmcluster_guest::Result<u32> {
+///     Ok(text.parse()?)
+/// }
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Any error. Everything that implements [`std::error::Error`] converts into it with `?`, and so do strings.

@@ -42,6 +42,14 @@ impl<T: DeserializeOwned> Json<T> {
 }
 
 /// What has a body to read.
+///
+/// ```
+/// use wasmcluster_guest::Json;
+/// # wasmcluster_guest::testing::block_on(async {
+/// let body = wasmcluster_guest::Body::from("[1]");
+/// assert_eq!(Json::<[u8; 1]>::read(body, 64).await.unwrap(), Json([1]));
+/// # });
+/// ```
 pub trait HasBody {
     /// The body.
     fn body(self) -> Body;

@@ -71,9 +71,19 @@ pub use wasmcluster_guest_macros::main;
 pub use axum;
 
 /// A request as the handler gets it.
+///
+/// ```
+/// let request = wasmcluster_guest::Request::get("/").body("text".into()).unwrap();
+/// # let _: wasmcluster_guest::Request = request;
+/// ```
 pub type Request<B = Body> = http::Request<B>;
 
 /// A response as the handler returns it.
+///
+/// ```
+/// let response = wasmcluster_guest::Response::builder().status(201).body("text".into()).unwrap();
+/// # let _: wasmcluster_guest::Response = response;
+/// ```
 pub type Response<B = Body> = http::Response<B>;
 
 /// What `#[main]` expands to. Not part of the interface: it may change in any release.

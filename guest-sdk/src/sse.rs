@@ -41,6 +41,20 @@ where
 }
 
 /// Where the function of [`respond`] sends its events.
+///
+/// ```
+/// use std::time::Duration;
+/// use wasmcluster_guest::sse::{Event, Events};
+/// use wasmcluster_guest::{Result, time};
+///
+/// async fn tick(mut events: Events) -> Result<()> {
+///     events.send(Event::data("now")).await?;
+///     time::sleep(Duration::from_secs(30)).await;
+///     events.keep_alive().await
+/// }
+/// # let response = wasmcluster_guest::sse::respond(tick);
+/// # assert_eq!(wasmcluster_guest::testing::block_on(response.into_body().text(64)).unwrap(), "data: now\n\n:\n\n");
+/// ```
 #[derive(Debug)]
 pub struct Events(Writer);
 

@@ -30,6 +30,12 @@ use crate::worker::Worker;
 use crate::{Error, IntoResponse, Request, Response, host};
 
 /// Calls a handler, or an application, in a host that answers no requests. See [`Host::call`].
+///
+/// ```
+/// use wasmcluster_guest::{Request, testing};
+/// let answer = testing::call(async |_| "hi", Request::default());
+/// assert_eq!(answer.text(), "hi");
+/// ```
 pub fn call<K>(app: impl App<K>, request: Request) -> Answer {
     Host::new().call(app, request)
 }
@@ -142,6 +148,15 @@ impl fmt::Debug for Host {
 
 /// What can be called: `async fn(Request) -> impl IntoResponse`, and with the feature `axum` `fn() -> Router`. `K` only
 /// tells these apart.
+///
+/// ```
+/// # use wasmcluster_guest::testing::{self, App};
+/// # use wasmcluster_guest::Request;
+/// fn is_well<K>(app: impl App<K>) -> bool {
+///     testing::call(app, Request::get("/health").body(().into()).unwrap()).status().is_success()
+/// }
+/// assert!(is_well(async |_| "well"));
+/// ```
 pub trait App<K> {
     /// The response to a request.
     fn answer(&self, request: Request) -> impl Future<Output = Response>;

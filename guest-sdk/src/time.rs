@@ -51,6 +51,10 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Outp
 }
 
 /// Something took longer than it was given.
+///
+/// ```
+/// assert_eq!(wasmcluster_guest::time::Elapsed.to_string(), "it took too long");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 

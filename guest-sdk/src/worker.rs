@@ -5,6 +5,14 @@
 use crate::host;
 
 /// A worker process of the cluster.
+///
+/// ```
+/// use wasmcluster_guest::worker::Worker;
+///
+/// fn name(worker: &Worker) -> String {
+///     format!("{}-{}", worker.slot, worker.generation)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
     /// Number of the worker process, from 1; never used again while the server lives.
