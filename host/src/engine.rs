@@ -91,6 +91,6 @@ where
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
-    crate::worker::add_identity(&mut linker)?;
+    crate::worker::add_own(&mut linker)?;
     Ok(linker)
 }

@@ -17,6 +17,7 @@ mod limits;
 mod listener;
 mod logging;
 mod memfd;
+mod metrics;
 mod pipe;
 mod primary;
 mod signal;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::memfd;
+use crate::metrics::Table;
 
 /// Declares the counters once: as atomics in the shared page and as plain numbers in a [`Snapshot`].
 macro_rules! counters {
@@ -27,6 +28,8 @@ macro_rules! counters {
             pub(crate) latency: Latency<Counter>,
             /// The numbers of the requests in flight, in no order; 0 is a free place. What finds none is not listed.
             pub(crate) requests_in_flight: [Counter; MAX_LISTED],
+            /// What guests keep. It comes last: a page of it that nobody touched takes no memory.
+            pub(crate) metrics: Table,
         }
 
         /// The numbers of a page at one moment, or the sums of several pages.
@@ -76,6 +79,8 @@ counters! {
     lines_dropped,
     /// Frames that the worker has taken from its primary.
     frames,
+    /// Updates of guests' metrics that broke a rule.
+    metrics_dropped,
 }
 
 /// Requests in flight that are known by their number even after SIGKILL.

@@ -1,6 +1,9 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
-use crate::primary::{Status, WorkerStatus};
+use crate::primary::{GuestMetric, MetricValue, Status, WorkerStatus};
+
+/// Metrics that the table shows; with `--json` there are all.
+const MAX_METRICS: usize = 50;
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };
@@ -37,13 +40,7 @@ fn table(status: &Status) -> String {
             bytesize::ByteSize(worker.rss_bytes).display().iec().to_string(),
         ]
     }));
-    let widths: Vec<usize> =
-        (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-    for row in &rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
+    align(&mut text, &rows);
     text.push_str(&format!(
         "\n{} requests, {} errors, {} traps, {} timeouts, {} rejected, {} aborted, {} crashes\n",
         totals.requests, totals.errors, totals.traps, totals.timeouts, totals.rejected, totals.aborted, totals.crashes
@@ -51,9 +48,55 @@ fn table(status: &Status) -> String {
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: half of all below {p50:.2} ms, 99 % below {p99:.2} ms\n"));
     }
+    list(&mut text, &status.guest_metrics);
+    if totals.metrics_dropped > 0 {
+        text.push_str(&format!("{} updates of metrics broke a rule; the log has the reason\n", totals.metrics_dropped));
+    }
     let limits: Vec<String> = status.limits.by_flag.iter().map(|(name, value)| format!("{name} {value}")).collect();
     text.push_str(&format!("limits: {}\n", limits.join(", ")));
     text
+}
+
+/// Columns, each as wide as it has to be.
+fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+}
+
+/// What guests count, if they do.
+fn list(text: &mut String, metrics: &[GuestMetric]) {
+    if metrics.is_empty() {
+        return;
+    }
+    let mut rows = vec![["METRIC", "KIND", "VALUE"].map(String::from)];
+    rows.extend(metrics.iter().take(MAX_METRICS).map(|metric| {
+        let (kind, value) = match &metric.value {
+            MetricValue::Counter { value } => ("counter", value.to_string()),
+            MetricValue::Gauge { value } => ("gauge", value.to_string()),
+            MetricValue::Histogram { count: 0, .. } => ("histogram", "0 values".into()),
+            MetricValue::Histogram { count, sum, .. } => {
+                ("histogram", format!("{count} values, {:.6} on average", sum / *count as f64))
+            }
+        };
+        [named(metric), kind.into(), value]
+    }));
+    text.push('\n');
+    align(text, &rows);
+    if let Some(more @ 1..) = metrics.len().checked_sub(MAX_METRICS) {
+        text.push_str(&format!("and {more} more, which `status --json` shows\n"));
+    }
+    text.push('\n');
+}
+
+/// As Prometheus writes it; a guest's text does nothing to the terminal.
+fn named(GuestMetric { name, labels, .. }: &GuestMetric) -> String {
+    let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value:?}")).collect();
+    if labels.is_empty() { name.clone() } else { format!("{name}{{{}}}", labels.join(",")) }
 }
 
 fn describe(worker: &WorkerStatus) -> String {

@@ -52,6 +52,12 @@ pub(crate) const MAX_OUTBOUND: usize = 512;
 pub(crate) const MAX_CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Bytes that the guests of one worker may print in a second, and as much again in a burst.
 pub(crate) const MAX_OUTPUT: u32 = 1024 * 1024;
+/// Series of metrics that the guests of one worker may have.
+pub(crate) const MAX_SERIES: usize = 256;
+/// Labels of a series.
+pub(crate) const MAX_LABELS: usize = 8;
+/// Bytes of a metric's name, of a label's, and of a label's value.
+pub(crate) const MAX_METRIC_TEXT: usize = 128;
 
 /// What flags say, for each worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +129,9 @@ impl Limits {
             ("host-call", size(MAX_HOSTCALL)),
             ("instances-per-worker", MAX_INSTANCES.to_string()),
             ("memories", MAX_MEMORIES.to_string()),
+            ("metric-labels", MAX_LABELS.to_string()),
+            ("metric-text", size(MAX_METRIC_TEXT)),
+            ("metrics-per-worker", MAX_SERIES.to_string()),
             ("outbound-connect", time(MAX_CONNECT_TIME)),
             ("outbound-per-request", MAX_OUTBOUND_PER_REQUEST.to_string()),
             ("outbound-per-worker", MAX_OUTBOUND.to_string()),

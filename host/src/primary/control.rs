@@ -51,7 +51,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Largest body of a command, in bytes.
 const MAX_QUESTION: usize = 64 * 1024;
 /// Largest answer that a command reads, in bytes.
-const MAX_ANSWER: usize = 16 * 1024 * 1024;
+pub(super) const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
 /// What a command wants of the driver, with the way back.
 #[derive(Debug)]

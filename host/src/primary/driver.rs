@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use super::control::{Query, Refusable, Refused};
 use super::events::{Events, Happening};
 use super::generations::Generations;
+use super::metrics::GuestMetrics;
 use super::output::Output;
 use super::process::{WorkerProcess, reap};
 use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
@@ -97,6 +98,9 @@ pub(super) struct Driver<'a> {
     events: Events,
     /// What workers counted that are gone.
     past: Snapshot,
+    past_metrics: GuestMetrics,
+    /// It was said that these are too many to keep.
+    metrics_are_full: bool,
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
     crashes: u64,
@@ -139,6 +143,8 @@ impl<'a> Driver<'a> {
             said,
             events: Events::default(),
             past: Snapshot::default(),
+            past_metrics: GuestMetrics::default(),
+            metrics_are_full: false,
             lost_requests: Vec::new(),
             crashes: 0,
             reloads: 0,
@@ -539,14 +545,23 @@ impl<'a> Driver<'a> {
         let lost = counted.in_flight;
         let (errors, aborted) = (counted.errors.saturating_add(lost), counted.aborted.saturating_add(lost));
         self.past.add(&Snapshot { in_flight: 0, connections: 0, errors, aborted, ..counted });
+        let left_out = self.past_metrics.keep(gone.process.stats.metrics.read());
+        if left_out > 0 && !self.metrics_are_full {
+            self.metrics_are_full = true;
+            tracing::warn!(
+                "the guests of a worker that is gone had {left_out} series of metrics more than there is room for: what \
+                 they counted is lost. Use labels with few values"
+            );
+        }
         let numbers = gone.process.stats.requests_in_flight.iter().map(Counter::get).filter(|&number| number > 0);
         numbers.map(|number| RequestId { worker, number }).collect()
     }
 
     fn status(&self) -> Status {
-        let mut totals = self.past;
+        let (mut totals, mut metrics) = (self.past, self.past_metrics.clone());
         for running in self.workers.values() {
             totals.add(&running.process.stats.snapshot());
+            metrics.add(running.process.stats.metrics.read());
         }
         let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
         workers.extend(self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
@@ -585,6 +600,7 @@ impl<'a> Driver<'a> {
             last_reload: self.last_reload.clone(),
             workers,
             totals: Totals::new(&totals, self.crashes, self.reloads),
+            guest_metrics: metrics.list(),
             limits: self.settings.limits.in_force(),
         }
     }

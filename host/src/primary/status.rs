@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reload::LastReload;
 use crate::config::InForce;
+use crate::metrics::Labels;
 use crate::stats::Snapshot;
 
 /// A cluster at one moment.
@@ -28,6 +29,10 @@ pub(crate) struct Status {
     pub(crate) last_reload: Option<LastReload>,
     pub(crate) workers: Vec<WorkerStatus>,
     pub(crate) totals: Totals,
+    /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
+    /// gauges, over those that live.
+    #[serde(default)]
+    pub(crate) guest_metrics: Vec<GuestMetric>,
     /// Of each worker, each instance, each request.
     #[serde(default)]
     pub(crate) limits: InForce,
@@ -97,6 +102,9 @@ pub(crate) struct Totals {
     pub(crate) reloads: u64,
     /// Lines of output that nobody read fast enough.
     pub(crate) lines_dropped: u64,
+    /// Updates of guests' metrics that broke a rule.
+    #[serde(default)]
+    pub(crate) metrics_dropped: u64,
     pub(crate) latency_ms: Latencies,
 }
 
@@ -105,6 +113,34 @@ pub(crate) struct Totals {
 pub(crate) struct Latencies {
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
+}
+
+/// One series of the guests'.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GuestMetric {
+    pub(crate) name: String,
+    pub(crate) labels: Labels,
+    #[serde(flatten)]
+    pub(crate) value: MetricValue,
+}
+
+/// As in Prometheus's text format.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum MetricValue {
+    Counter {
+        value: u64,
+    },
+    Gauge {
+        value: f64,
+    },
+    Histogram {
+        /// Of all values, and their sum.
+        count: u64,
+        sum: f64,
+        /// How many values are not above each bound.
+        buckets: Vec<(f64, u64)>,
+    },
 }
 
 impl Totals {
@@ -120,6 +156,7 @@ impl Totals {
             crashes,
             reloads,
             lines_dropped: counted.lines_dropped,
+            metrics_dropped: counted.metrics_dropped,
             latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
         }
     }

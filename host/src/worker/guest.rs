@@ -11,6 +11,7 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota};
 use super::stdio::{GuestOutput, Sink};
@@ -24,6 +25,7 @@ mod bindings {
     wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
 }
 use bindings::wasmcluster::worker::identity;
+pub(super) use bindings::wasmcluster::worker::metrics;
 
 /// One instance's.
 pub(crate) struct Guest {
@@ -49,6 +51,10 @@ impl Guest {
 
     pub(super) fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.world.metrics
     }
 
     /// It gets another request, and has no other, or others beside it.
@@ -96,9 +102,10 @@ impl identity::Host for Guest {
     }
 }
 
-/// Adds `wasmcluster:worker/identity`.
-pub(crate) fn add_identity(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
+/// Adds `wasmcluster:worker`.
+pub(crate) fn add_own(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)?;
+    metrics::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
 }
 
 /// What all instances of a worker have in common.
@@ -111,6 +118,7 @@ pub(super) struct World {
     identity: Identity,
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
+    metrics: Metrics,
 }
 
 impl World {
@@ -127,6 +135,7 @@ impl World {
             identity,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
+            metrics: Metrics::new(stats),
         })
     }
 

@@ -14,6 +14,7 @@ mod guest;
 mod http;
 mod instance;
 mod io;
+mod metrics;
 mod outbound;
 mod outbox;
 mod pin;
@@ -44,7 +45,7 @@ use instance::Instances;
 use requests::Requests;
 use reuse::MAX_IDLE;
 
-pub(crate) use guest::{Guest, add_identity};
+pub(crate) use guest::{Guest, add_own};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
