@@ -4,6 +4,7 @@
 
 mod files;
 mod memory;
+mod metrics;
 mod network;
 mod query;
 mod surroundings;
@@ -74,6 +75,9 @@ pub fn answer(path: &str, query: &Query) -> Answer {
         "/write" => files::write(query.text("path").unwrap_or_default(), query.text("text").unwrap_or_default()),
         "/list" => files::list(query.text("path").unwrap_or_default()),
         "/link" => files::link(query.text("from").unwrap_or_default(), query.text("to").unwrap_or_default()),
+        "/metric" => Ok(metrics::update(query)),
+        "/many-metrics" => Ok(metrics::many(query.number("n", 10_000))),
+        "/giant-metric" => Ok(metrics::giant(query.number("mib", 8))),
         "/preopens" => Ok(files::preopens()),
         "/tcp" => network::tcp(query.text("addr").unwrap_or_default()),
         "/udp" => network::udp(query.text("addr").unwrap_or_default()),
