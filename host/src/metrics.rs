@@ -22,6 +22,8 @@ pub(crate) const BOUNDS: [f64; 16] =
 pub(crate) const BUCKETS: usize = BOUNDS.len() + 1;
 /// Names that begin so are the host's own.
 const RESERVED: &str = "wasmcluster_";
+/// Prometheus calls the parts of a histogram by its name and one of these: no other name may end so, or two would be one.
+const PARTS: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// Stands between the parts of a key: no UTF-8 has it.
 const DIVIDER: u8 = 0xff;
 /// A name, and the names and values of labels, each with a divider before.
@@ -125,7 +127,8 @@ impl Update {
 pub(crate) enum Fault {
     #[error(
         "its name is not one that Prometheus takes. Name it with letters, digits, `_` and `:`, {MAX_METRIC_TEXT} at most, \
-         without a digit or `{RESERVED}` in front"
+         without a digit or `{RESERVED}` in front, and without `_bucket`, `_count` or `_sum` at the end, which are parts of \
+         histograms"
     )]
     Name,
     #[error(
@@ -189,7 +192,7 @@ pub(crate) fn name_in(key: &[u8]) -> &[u8] {
 }
 
 fn is_name(name: &str) -> bool {
-    is_word(name, b"_:") && !name.starts_with(RESERVED)
+    is_word(name, b"_:") && !name.starts_with(RESERVED) && !PARTS.iter().any(|part| name.ends_with(part))
 }
 
 /// Prometheus has `__` for itself, and `le` for the buckets of histograms.
@@ -231,7 +234,9 @@ mod tests {
             check(name, &[], Ok(&[]));
         }
         let too_long = "n".repeat(MAX_METRIC_TEXT + 1);
-        for name in ["", "1a", "a b", "a-b", "a.b", "ä", "a\n", "a\0", "wasmcluster_requests_total", &too_long] {
+        for name in
+            ["", "1a", "a b", "a-b", "a.b", "ä", "a\n", "a\0", "wasmcluster_requests_total", "orders_count", &too_long]
+        {
             check(name, &[], Err(Fault::Name));
         }
     }

@@ -246,6 +246,7 @@ async fn metrics_that_break_a_rule_are_dropped() {
             ("its name is not one", "/metric?name=not+a+name&count=1"),
             ("its name is not one", "/metric?name=&count=1"),
             ("its name is not one", "/metric?name=wasmcluster_requests_total&count=1"),
+            ("its name is not one", "/metric?name=good_count&count=1"),
             ("its labels", "/metric?name=good&label=le&value=1&count=1"),
             ("its labels", "/metric?name=good&label=a-b&value=1&count=1"),
             ("its value", "/metric?name=queue&set=NaN"),

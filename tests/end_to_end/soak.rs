@@ -52,6 +52,8 @@ const MISDEEDS: &[&str] = &[
     "/giant-list?mib=64",
     "/giant-fields?n=1000000",
     "/giant-random?mib=32",
+    "/giant-metric?mib=8",
+    "/many-metrics?n=1000",
     "/trickle?ms=100000",
     "/ignore-upload",
     "/linger",
