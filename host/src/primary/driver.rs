@@ -99,7 +99,7 @@ pub(super) struct Driver<'a> {
     /// What workers counted that are gone.
     past: Snapshot,
     past_metrics: GuestMetrics,
-    /// It was said that these are too many to keep.
+    /// It was said that these are too many to keep all.
     metrics_are_full: bool,
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
@@ -549,8 +549,8 @@ impl<'a> Driver<'a> {
         if left_out > 0 && !self.metrics_are_full {
             self.metrics_are_full = true;
             tracing::warn!(
-                "the guests of a worker that is gone had {left_out} series of metrics more than there is room for: what \
-                 they counted is lost. Use labels with few values"
+                "guests of workers that are gone had more series of metrics than there is room for: {left_out} of the \
+                 older ones are lost, and others may follow. Use labels with few values"
             );
         }
         let numbers = gone.process.stats.requests_in_flight.iter().map(Counter::get).filter(|&number| number > 0);
@@ -558,11 +558,12 @@ impl<'a> Driver<'a> {
     }
 
     fn status(&self) -> Status {
-        let (mut totals, mut metrics) = (self.past, self.past_metrics.clone());
-        for running in self.workers.values() {
+        let (mut totals, mut metrics) = (self.past, GuestMetrics::default());
+        for running in self.workers.values().rev() {
             totals.add(&running.process.stats.snapshot());
             metrics.add(running.process.stats.metrics.read());
         }
+        metrics.add(self.past_metrics.series());
         let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
         workers.extend(self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
             id: None,

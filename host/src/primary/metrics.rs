@@ -1,7 +1,7 @@
 //! What guests count, for the whole cluster: the series of all workers together.
 //!
-//! They come from pages that nobody trusts, so they are bounded here once more. A name is of one kind, as Prometheus wants
-//! it: when two versions disagree, what was added last is right.
+//! They come from pages that nobody trusts, so they are bounded here once more. What is newer comes first: it is there if
+//! there is no room for all, and says of what kind a name is, since for Prometheus that is one.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::metrics::{BOUNDS, Histogram, Kind, Labels, Series, Value};
 const MAX_IN_ALL: usize = 1024;
 
 /// The sums of several workers' series.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct GuestMetrics {
     families: BTreeMap<String, Family>,
     /// In all families.
@@ -20,29 +20,30 @@ pub(super) struct GuestMetrics {
 }
 
 /// The series of one name.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Family {
     kind: Kind,
     series: BTreeMap<Labels, Value>,
 }
 
 impl GuestMetrics {
-    /// Adds what a worker has. How many series had no place.
+    /// Adds what older workers have. How many series had no place.
     pub(super) fn add(&mut self, series: impl Iterator<Item = Series>) -> usize {
         series.map(|series| self.add_one(series)).filter(|&has_place| !has_place).count()
     }
 
-    /// Adds what a worker had that is gone: its gauges went with it.
-    pub(super) fn keep(&mut self, series: impl Iterator<Item = Series>) -> usize {
-        self.add(series.filter(|series| series.value.kind() != Kind::Gauge))
+    /// Puts in front what a worker had that is gone; its gauges went with it. How many series had no place any more.
+    pub(super) fn keep(&mut self, gone: impl Iterator<Item = Series>) -> usize {
+        let before = std::mem::take(self);
+        self.add(gone.filter(|series| series.value.kind() != Kind::Gauge)) + self.add(before.series())
     }
 
     fn add_one(&mut self, Series { name, labels, value }: Series) -> bool {
         let kind = value.kind();
         if let Some(family) = self.families.get_mut(&name) {
             if family.kind != kind {
-                self.series -= family.series.len();
-                *family = Family { kind, series: BTreeMap::new() };
+                // Another version's: not what the name means now.
+                return true;
             }
             if let Some(sum) = family.series.get_mut(&labels) {
                 sum.add(&value);
@@ -58,16 +59,17 @@ impl GuestMetrics {
         true
     }
 
-    /// By name, then by labels.
+    /// By name, then by labels, as the next.
+    pub(super) fn series(&self) -> impl Iterator<Item = Series> {
+        self.families.iter().flat_map(|(name, family)| {
+            let series = family.series.iter();
+            series.map(|(labels, value)| Series { name: name.clone(), labels: labels.clone(), value: value.clone() })
+        })
+    }
+
     pub(super) fn list(&self) -> Vec<GuestMetric> {
-        let all = self.families.iter().flat_map(|(name, family)| {
-            family.series.iter().map(move |(labels, value)| GuestMetric {
-                name: name.clone(),
-                labels: labels.clone(),
-                value: shown(value),
-            })
-        });
-        all.collect()
+        let shown = |Series { name, labels, value }| GuestMetric { name, labels, value: shown(&value) };
+        self.series().map(shown).collect()
     }
 }
 
@@ -133,12 +135,30 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_of_the_kind_that_came_last() {
+    fn a_name_is_of_the_newest_kind() {
+        let counters = || [series("a", "1", Value::Counter(1)), series("a", "2", Value::Counter(1))].into_iter();
         let mut all = GuestMetrics::default();
-        all.add([series("a", "1", Value::Counter(1)), series("a", "2", Value::Counter(1))].into_iter());
         all.add([series("a", "1", Value::Gauge(1.5))].into_iter());
+        assert_eq!(all.add(counters()), 0);
         assert_eq!((all.list().len(), all.series), (1, 1));
         assert_eq!(all.list()[0].value, MetricValue::Gauge { value: 1.5 });
+
+        let mut past = GuestMetrics::default();
+        past.keep(counters());
+        past.keep([series("a", "1", histogram(0, 0.0))].into_iter());
+        assert_eq!(past.series().map(|series| series.value.kind()).collect::<Vec<_>>(), [Kind::Histogram]);
+    }
+
+    /// Labels without end in one version do not leave the next without metrics.
+    #[test]
+    fn what_is_older_makes_room() {
+        let mut past = GuestMetrics::default();
+        let many = (0..MAX_IN_ALL).map(|number| series("many", &number.to_string(), Value::Counter(1)));
+        assert_eq!(past.keep(many), 0);
+        assert_eq!(past.keep([series("z", "1", Value::Counter(1))].into_iter()), 1);
+        assert_eq!(past.keep([series("z", "1", Value::Counter(1))].into_iter()), 0);
+        assert_eq!(past.series().count(), MAX_IN_ALL);
+        assert_eq!(past.series().last(), Some(series("z", "1", Value::Counter(2))));
     }
 
     /// However many workers come and go, and whatever they have: the answer to `status` stays one that its client takes.
