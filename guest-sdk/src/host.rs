@@ -1,6 +1,8 @@
 //! The host, as the rest of the crate sees it, whichever it is: `Incoming`, the body of what comes in; `fetch`, `sleep`,
-//! `random`, `worker`; and, on WebAssembly, `export!`, which makes a function the component's handler.
+//! `random`, `worker`, `metric`; and, on WebAssembly, `export!`, which makes a function the component's handler.
 
+#[cfg(target_arch = "wasm32")]
+mod cluster;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]
@@ -8,6 +10,8 @@ mod p2;
 #[cfg(all(target_arch = "wasm32", feature = "p3", not(feature = "p2")))]
 mod p3;
 
+#[cfg(target_arch = "wasm32")]
+pub(crate) use cluster::*;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::*;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]

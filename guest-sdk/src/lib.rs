@@ -32,7 +32,7 @@
 //! server: see [`testing`].
 //!
 //! Files: `body` is the body of either direction, `response`, `extract` and `error` are what handlers take and return,
-//! `fetch`, `time`, `random`, `log` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
@@ -51,6 +51,7 @@ pub mod fetch;
 mod head;
 mod host;
 pub mod log;
+pub mod metrics;
 pub mod random;
 mod response;
 pub mod sse;

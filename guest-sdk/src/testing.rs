@@ -26,6 +26,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
+use crate::metrics::Update;
 use crate::worker::Worker;
 use crate::{Error, IntoResponse, Request, Response, host};
 
@@ -180,6 +181,34 @@ where
     async fn answer(&self, request: Request) -> Response {
         self().answer(request).await
     }
+}
+
+/// Takes what this thread's [`metrics`](mod@crate::metrics) were told since the last call, up to 100,000 updates.
+///
+/// ```
+/// use wasmcluster_guest::metrics::{self, Update};
+/// use wasmcluster_guest::{Request, testing};
+///
+/// async fn order(_: Request) {
+///     metrics::counter("orders_total").with("kind", "book").add(2);
+/// }
+/// testing::call(order, Request::default());
+/// let [told] = &testing::metrics()[..] else { panic!("one update") };
+/// assert_eq!((told.name.as_str(), told.update), ("orders_total", Update::Count(2)));
+/// ```
+pub fn metrics() -> Vec<Metric> {
+    host::take_metrics()
+}
+
+/// An update of a metric: see [`metrics`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// Of the metric.
+    pub name: String,
+    /// In the order in which they were given.
+    pub labels: Vec<(String, String)>,
+    /// What it was told.
+    pub update: Update,
 }
 
 /// A response that was read to its end.

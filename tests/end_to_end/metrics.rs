@@ -278,6 +278,21 @@ async fn metrics_that_break_a_rule_are_dropped() {
     }
 }
 
+/// By the SDK.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_in_rust_keeps_metrics() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).start();
+    for kind in ["book", "pen", "book"] {
+        assert_eq!(get(cluster.address(), &format!("/order?kind={kind}")).await.unwrap().status, 200);
+    }
+    let orders = metrics(&cluster, "orders_total");
+    let found: Vec<_> = orders.iter().map(|metric| (&metric["labels"]["kind"], &metric["value"])).collect();
+    assert_eq!(found, [(&json!("book"), &json!(2)), (&json!("pen"), &json!(1))]);
+    assert_eq!(metrics(&cluster, "order_seconds")[0]["count"], 3);
+    assert_eq!((value(&cluster, "orders_open"), value(&cluster, "last_order")), (json!(0.0), json!(7.0)));
+    assert_eq!(dropped(&cluster), 0);
+}
+
 /// A guest that counts nothing has nothing of it: no table in memory, and no import.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_counts_nothing_pays_nothing() {

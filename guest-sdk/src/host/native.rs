@@ -17,7 +17,8 @@ use http_body::{Frame, SizeHint};
 use send_wrapper::SendWrapper;
 
 use crate::fetch::{FetchError, place};
-use crate::testing::Host;
+use crate::metrics::Update;
+use crate::testing::{Host, Metric};
 use crate::worker::Worker;
 use crate::{Request, Response, Result};
 
@@ -25,7 +26,11 @@ thread_local! {
     /// What stands in for the host on this thread.
     static HOST: RefCell<Host> = RefCell::default();
     static CLOCK: RefCell<Clock> = RefCell::default();
+    static METRICS: RefCell<Vec<Metric>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Updates that are kept for a test to look at.
+const MAX_METRICS: usize = 100_000;
 
 #[derive(Default)]
 struct Clock {
@@ -68,6 +73,18 @@ pub(crate) fn random() -> u64 {
 
 pub(crate) fn worker() -> Worker {
     HOST.with_borrow(Host::current_worker)
+}
+
+pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {
+    METRICS.with_borrow_mut(|metrics| {
+        if metrics.len() < MAX_METRICS {
+            metrics.push(Metric { name: name.into(), labels: labels.into(), update });
+        }
+    });
+}
+
+pub(crate) fn take_metrics() -> Vec<Metric> {
+    METRICS.take()
 }
 
 pub(crate) async fn sleep(duration: Duration) {

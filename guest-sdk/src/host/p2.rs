@@ -16,7 +16,6 @@ use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 pub(crate) use incoming::Incoming;
 pub(crate) use outgoing::fetch;
 
-use crate::worker::Worker;
 use crate::{IntoResponse, Request, Response};
 use reactor::Waiter;
 
@@ -32,17 +31,6 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 pub(crate) fn random() -> u64 {
     wasip2::random::random::get_random_u64()
-}
-
-/// The generated bindings of `wit/worker.wit`.
-mod bindings {
-    wit_bindgen::generate!({ path: "wit/worker.wit", world: "imports" });
-}
-
-pub(crate) fn worker() -> Worker {
-    let bindings::wasmcluster::worker::identity::Worker { id, slot, pid, generation, digest, workers } =
-        bindings::wasmcluster::worker::identity::current();
-    Worker { id, slot, pid, generation, digest, workers }
 }
 
 /// What `#[main]` needs.

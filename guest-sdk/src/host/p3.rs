@@ -19,7 +19,6 @@ use crate::error::report;
 use crate::fetch::{FetchError, place};
 use crate::head::{self, content_length, entries, finish_request, finish_response, header_map};
 use crate::response::forbids_body;
-use crate::worker::Worker;
 use crate::{Body, Error, IntoResponse, Request, Response, Result};
 
 /// What an answer's trailers are told through.
@@ -230,19 +229,4 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 pub(crate) fn random() -> u64 {
     wasip3::random::random::get_random_u64()
-}
-
-/// The generated bindings of `wit/worker.wit`.
-mod bindings {
-    wasip3::wit_bindgen::generate!({
-        path: "wit/worker.wit",
-        world: "imports",
-        runtime_path: "::wasip3::wit_bindgen::rt",
-    });
-}
-
-pub(crate) fn worker() -> Worker {
-    let bindings::wasmcluster::worker::identity::Worker { id, slot, pid, generation, digest, workers } =
-        bindings::wasmcluster::worker::identity::current();
-    Worker { id, slot, pid, generation, digest, workers }
 }

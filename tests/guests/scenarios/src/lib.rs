@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream;
 use wasmcluster_guest::http::{Method, StatusCode};
 use wasmcluster_guest::time::sleep;
-use wasmcluster_guest::{Body, IntoResponse, Request, Response, Result};
+use wasmcluster_guest::{Body, IntoResponse, Request, Response, Result, metrics};
 
 #[wasmcluster_guest::main]
 async fn handle(request: Request) -> Result<Response> {
@@ -32,6 +32,7 @@ async fn handle(request: Request) -> Result<Response> {
         (&Method::GET, "/exit") => exit(),
         (&Method::GET, "/spin") => spin(query.milliseconds("ms")?),
         (_, "/headers") => headers(&request)?,
+        (&Method::GET, "/order") => order(query.text("kind")),
         (&Method::POST, "/count") => count(request.into_body()).await?,
         // The request is dropped with its body unread.
         (_, "/abandon") => "abandoned\n".into_response(),
@@ -128,6 +129,17 @@ fn spin(time: Duration) -> Response {
         std::hint::spin_loop();
     }
     "spun\n".into_response()
+}
+
+/// Keeps a metric of each kind.
+fn order(kind: String) -> Response {
+    let start = Instant::now();
+    metrics::gauge("orders_open").add(1.0);
+    metrics::gauge("last_order").set(7.0);
+    metrics::counter("orders_total").with("kind", kind).add(1);
+    metrics::histogram("order_seconds").record_time(start.elapsed());
+    metrics::gauge("orders_open").add(-1.0);
+    "ordered\n".into_response()
 }
 
 /// The head of the request as the guest sees it.

@@ -1,0 +1,33 @@
+//! What no standard covers: the package `wasmcluster:worker`, whichever WASI the rest is of.
+
+use crate::metrics::Update;
+use crate::worker::Worker;
+
+/// The generated bindings of `wit/worker.wit`.
+mod bindings {
+    #[cfg(feature = "p2")]
+    wit_bindgen::generate!({ path: "wit/worker.wit", world: "imports" });
+
+    #[cfg(not(feature = "p2"))]
+    wasip3::wit_bindgen::generate!({
+        path: "wit/worker.wit",
+        world: "imports",
+        runtime_path: "::wasip3::wit_bindgen::rt",
+    });
+}
+
+use bindings::wasmcluster::worker::{identity, metrics};
+
+pub(crate) fn worker() -> Worker {
+    let identity::Worker { id, slot, pid, generation, digest, workers } = identity::current();
+    Worker { id, slot, pid, generation, digest, workers }
+}
+
+pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {
+    match update {
+        Update::Count(by) => metrics::count(name, labels, by),
+        Update::SetGauge(value) => metrics::set_gauge(name, labels, value),
+        Update::AddGauge(by) => metrics::add_gauge(name, labels, by),
+        Update::Observe(value) => metrics::observe(name, labels, value),
+    }
+}
