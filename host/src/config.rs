@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::build::Handover;
 use crate::component::WasiHttp;
 use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
 use crate::ipc::Compiled;
@@ -29,8 +30,8 @@ use crate::primary::{Policy, Recycle};
 
 pub(crate) use limits::*;
 
-/// Read when no `--config` is given.
-const DEFAULT_FILE: &str = "wasmcluster.toml";
+/// Read when no `--config` is given: the one of the folder that is served, or else of the current one.
+pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
 /// More workers than any machine has cores are a typing error.
 pub(crate) const MAX_WORKERS: u32 = 1024;
 /// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
@@ -206,7 +207,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_worker_rss: Option<Size>,
 
-    /// Reload when the component's file changes
+    /// Reload when the component's file changes; of a folder, build when its sources change, and serve what comes of it
+    /// at once: --min-ready and --soak are 0s then, unless they are given
     #[arg(long)]
     pub(crate) watch: bool,
 
@@ -221,6 +223,20 @@ pub(crate) struct Options {
     /// How to log: lines for people, or a JSON object a line [default: pretty]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+
+    /// Only in the file, and for the folder that it is in: the table [build]
+    #[arg(skip)]
+    pub(crate) build: Option<Recipe>,
+}
+
+/// How the component of a folder is made by other means than cargo.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// For `sh`, in the folder.
+    pub(crate) command: String,
+    /// What the command makes, as a path in the folder.
+    pub(crate) component: PathBuf,
 }
 
 /// A time as people write it: `500ms`, `30s`, `2m`.
@@ -334,20 +350,24 @@ fn variables<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, S
 }
 
 impl Options {
-    /// What the file says: `path`, or else the default file if there is one.
-    pub(crate) fn from_file(path: Option<&Path>) -> anyhow::Result<Self> {
-        let text = match (path, Path::new(DEFAULT_FILE)) {
-            (Some(path), _) => {
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
-            }
-            (None, default) if default.exists() => {
-                std::fs::read_to_string(default).with_context(|| format!("cannot read {}", default.display()))?
-            }
-            _ => return Ok(Self::default()),
-        };
-        let name = path.unwrap_or(Path::new(DEFAULT_FILE)).display();
+    /// What the file says that belongs to `app`: the default file in it, if it is a folder that has one, or else the one
+    /// in the current folder, if there is one.
+    pub(crate) fn from_default_file(app: &Path) -> anyhow::Result<Self> {
+        let files = [app.join(DEFAULT_FILE), DEFAULT_FILE.into()];
+        files.iter().find(|file| file.exists()).map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
+    }
+
+    pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         // The parser's message shows the place in several lines.
-        toml::from_str(&text).map_err(|error| anyhow::anyhow!("{name}: {}", error.to_string().trim_end()))
+        toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {}", path.display(), error.to_string().trim_end()))
+    }
+
+    /// These options for somebody who changes the sources and wants to see what comes of it: new versions are served at
+    /// once, unless it is said otherwise.
+    pub(crate) fn for_development(self) -> Self {
+        let at_once = Some(Span(Duration::ZERO));
+        Self { min_ready: self.min_ready.or(at_once), soak: self.soak.or(at_once), ..self }
     }
 
     /// These options, and from `other` what they leave unsaid; environment variables are merged by name.
@@ -397,6 +417,7 @@ impl Options {
             resume: self.resume || other.resume,
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
+            build: self.build.or(other.build),
         }
     }
 }
@@ -423,6 +444,8 @@ pub(crate) struct Settings {
     pub(crate) resume: bool,
     /// Reload when the file changes.
     pub(crate) watch: bool,
+    /// The sources to build from when they change.
+    pub(crate) rebuild: Option<Handover>,
     pub(crate) granted: Granted,
     pub(crate) policy: Policy,
     pub(crate) drain_idle_grace: Duration,
@@ -559,6 +582,7 @@ impl Settings {
             name,
             resume: options.resume,
             watch: options.watch,
+            rebuild: None,
             store: match options.store.or_else(|| default_folder("XDG_CACHE_HOME", ".cache")) {
                 Some(store) => store,
                 None => {
@@ -743,6 +767,8 @@ mod tests {
     fn mistakes_in_the_file_are_errors() {
         for (text, message) in [
             ("worker = 3", "unknown field `worker`"),
+            ("[build]\ncommand = \"make\"", "missing field `component`"),
+            ("[build]\ncommand = \"make\"\ncomponent = \"a.wasm\"\ncwd = \".\"", "unknown field `cwd`"),
             ("workers = 0", "nonzero"),
             ("workers = \"two\"", "invalid type"),
             ("listen = [\"8080\"]", "expected HOST:PORT"),

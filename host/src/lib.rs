@@ -4,6 +4,7 @@
 //! This library is the program; `main.rs` only turns its result into an exit code. ARCHITECTURE.md is the map.
 
 mod artifact;
+mod build;
 pub mod cli;
 mod component;
 mod config;

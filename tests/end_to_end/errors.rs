@@ -43,7 +43,7 @@ fn a_file_that_is_not_there() {
 
 #[test]
 fn a_folder() {
-    check(&outcome(Setup::new(Path::new("."))), 1, &["it is a folder", "NAME.wasm"]);
+    check(&outcome(Setup::new(Path::new("."))), 1, &["cannot build .", "neither a Cargo.toml", "[build]"]);
 }
 
 #[test]

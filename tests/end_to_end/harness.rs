@@ -17,6 +17,7 @@ use tempfile::TempDir;
 /// How long a condition may take to become true. Far more than it ever needs: no test passes or fails by speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+const ANNOUNCEMENT: &str = "Serving HTTP on ";
 
 /// The component of a guest crate in examples/ or tests/guests/.
 pub(crate) fn guest(package: &str) -> PathBuf {
@@ -31,7 +32,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures").join(name)
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ has a parent").into()
 }
 
@@ -115,8 +116,20 @@ impl Setup {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited() || !lines.is_empty(), "it exited without a word");
             let first = lines.first()?;
-            assert!(first.starts_with("Serving HTTP on "), "instead of serving: {lines:#?}");
+            assert!(first.starts_with(ANNOUNCEMENT), "instead of serving: {lines:#?}");
             Some(())
+        });
+        cluster
+    }
+
+    /// The same for a folder, which is built first: tools say what they do before the cluster is announced.
+    #[track_caller]
+    pub(crate) fn start_from_sources(self) -> Cluster {
+        let cluster = self.launch();
+        until("the cluster serves", || {
+            let lines = cluster.stderr.lines();
+            assert!(!cluster.has_exited(), "it exited: {lines:#?}");
+            lines.iter().any(|line| line.starts_with(ANNOUNCEMENT)).then_some(())
         });
         cluster
     }
@@ -178,7 +191,8 @@ impl Cluster {
     /// Where a listener is, in the order of the flags.
     #[track_caller]
     pub(crate) fn address_of(&self, listener: usize) -> SocketAddr {
-        let line = until("it is announced", || self.stderr.lines().into_iter().nth(listener));
+        let announced = |line: &String| line.starts_with(ANNOUNCEMENT);
+        let line = until("it is announced", || self.stderr.lines().into_iter().filter(announced).nth(listener));
         let url = line.strip_prefix("Serving HTTP on http://").expect("a TCP listener");
         url.trim_end_matches('/').parse().expect("an address")
     }

@@ -17,6 +17,7 @@ mod limits;
 mod load;
 mod metrics;
 mod output;
+mod projects;
 mod reload;
 mod reuse;
 mod serving;

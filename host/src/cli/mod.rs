@@ -2,20 +2,23 @@
 
 mod commands;
 mod inspect;
+mod new;
 mod reload;
 mod status;
 
 use std::future::Future;
 use std::io::{self, Write};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::build::{self, Handover, NoPlan, Plan, Sources};
 use crate::config::{DEFAULT_NAME, Options, Settings, Span, colours, control_path};
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult};
 use crate::{artifact, primary, worker};
+use new::Template;
 use reload::{Ended, Show};
 
 /// Exit codes.
@@ -44,8 +47,10 @@ mod exit {
     long_about = "Serves a WebAssembly component that handles HTTP (wasi:http 0.2 or 0.3) on every core: each core gets \
                   a worker process of its own, all behind one port, kept alive by a primary that never touches a request.",
     after_help = "Examples:\n  \
+                  wasmcluster new shop\n  \
                   wasmcluster serve app.wasm\n  \
                   wasmcluster serve --listen 0.0.0.0:80 --workers 4 app.wasm\n  \
+                  wasmcluster serve --watch shop\n  \
                   wasmcluster status\n  \
                   wasmcluster reload app.wasm\n  \
                   wasmcluster events\n  \
@@ -63,6 +68,10 @@ struct Cli {
 enum Command {
     /// Serve a component until SIGTERM or Ctrl-C
     Serve(Box<ServeArgs>),
+    /// Write a new project
+    New(NewArgs),
+    /// Build the component of a folder
+    Build(BuildArgs),
     /// Show what a running cluster does
     Status(StatusArgs),
     /// Show what a component is, what it asks for, and the limits it would run with
@@ -85,29 +94,69 @@ enum Command {
     /// A compiler process; started by `serve`
     #[command(hide = true)]
     Compiler,
+    /// A process that builds when sources change; started by `serve --watch`
+    #[command(hide = true)]
+    Builder,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     wasmcluster serve app.wasm\n  \
     wasmcluster serve --listen 127.0.0.1:0 --workers 1 app.wasm\n  \
+    wasmcluster serve --watch .\n  \
     wasmcluster serve --listen [::]:8080 --listen unix:/run/app.sock --env GREETING=hello app.wasm\n\n\
+    Of a folder, what `wasmcluster build` makes of it is served.\n\n\
     Flags can also stand in a file, by the same names; the command line wins:\n  \
     listen = [\"0.0.0.0:8080\"]\n  \
     workers = 4\n  \
     [env]\n  \
     GREETING = \"hello\"")]
 struct ServeArgs {
-    /// The component to serve, as .wasm or .wat
+    /// The component to serve, as .wasm or .wat, or a folder to build it from
     #[arg(value_name = "APP")]
     app: PathBuf,
 
-    /// Configuration file [default: wasmcluster.toml, if there is one]
+    /// Configuration file [default: wasmcluster.toml, of the folder that is served or else of the current one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
     #[command(flatten)]
     options: Options,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster new shop\n  \
+    wasmcluster new shop --template stream\n\n\
+    The project has its name from the folder, a test, and all that it needs but what comes from public registries.")]
+struct NewArgs {
+    /// The folder to make; if it is there, it must be empty
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+
+    /// What to begin with
+    #[arg(long, value_name = "TEMPLATE", value_enum, default_value = "hello")]
+    template: Template,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster build\n  \
+    wasmcluster build shop && wasmcluster inspect shop\n  \
+    wasmcluster build --watch shop\n\n\
+    A folder with a Cargo.toml is built by cargo, for wasm32-wasip2. In other languages, or to do something else, \
+    wasmcluster.toml in the folder says how; it comes first:\n  \
+    [build]\n  \
+    command = \"npm run build\"\n  \
+    component = \"dist/app.wasm\"")]
+struct BuildArgs {
+    /// The folder
+    #[arg(value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+
+    /// Build again whenever the sources change, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -166,9 +215,11 @@ struct ScaleArgs {
     Examples:\n  \
     wasmcluster reload\n  \
     wasmcluster reload app-v2.wasm --timeout 1m\n  \
+    wasmcluster reload shop\n  \
     wasmcluster reload app.wasm --max-error-increase 2")]
 struct ReloadArgs {
-    /// The component to serve from now on [default: the same file as before, read again]
+    /// The component to serve from now on, or a folder to build it from [default: the same file as before, read again;
+    /// nothing is built for that]
     #[arg(value_name = "APP")]
     app: Option<PathBuf>,
 
@@ -295,6 +346,15 @@ enum Failure {
     Reload(Ended),
 }
 
+impl From<NoPlan> for Failure {
+    fn from(error: NoPlan) -> Self {
+        match error {
+            NoPlan::File(error) => Self::Usage(error),
+            error => Self::Error(error.into()),
+        }
+    }
+}
+
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
         Self::Command(error)
@@ -320,9 +380,12 @@ pub fn main() -> ExitCode {
         Err(Failure::Reload(ended)) => explain(&ended),
         Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
-    let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
-    let _ = writeln!(io::stderr(), "{label} {message}");
+    let _ = writeln!(io::stderr(), "{} {message}", error_label());
     ExitCode::from(code)
+}
+
+pub(crate) fn error_label() -> &'static str {
+    if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
 }
 
 /// What to say of a reload that did not go well, and with which exit code.
@@ -359,21 +422,32 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => {
             let settings = settings(*args).map_err(Failure::Usage)?;
-            primary::serve(settings).map_err(Failure::Error)
+            primary::serve(built(settings)?).map_err(Failure::Error)
+        }
+        Command::New(NewArgs { folder, template }) => new::new(&folder, template).map_err(Failure::Error),
+        Command::Build(BuildArgs { folder, watch: false }) => build_folder(&folder).map(drop),
+        Command::Build(BuildArgs { folder, watch: true }) => {
+            let sources = Sources::of(&Plan::read(&folder)?);
+            match build::watch(&folder, sources, None).map_err(Failure::Error)? {}
         }
         Command::Status(args) => {
             let status = block_on(client(args.cluster)?.status())?;
             status::print(&status, args.json).map_err(Failure::Error)
         }
         Command::Inspect(args) => {
-            let settings = settings(args.serve).map_err(Failure::Usage)?;
+            let settings = built(settings(args.serve).map_err(Failure::Usage)?)?;
             inspect::inspect(&settings, args.json).map_err(Failure::Error)
         }
         Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
         Command::Reload(ReloadArgs { app, terms, cluster }) => {
+            let client = client(cluster)?;
+            let app = match app {
+                Some(folder) if folder.is_dir() => Some(build_folder(&folder)?),
+                app => app,
+            };
             let app = app.map(std::path::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
-            let (client, request, show) = (client(cluster)?, terms.request(app), terms.show());
+            let (request, show) = (terms.request(app), terms.show());
             reloaded(block_on(reload::reload(&client, &request, show))?, show)
         }
         Command::Rollback(RollbackArgs { terms, cluster }) => {
@@ -389,6 +463,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Worker => worker::worker_main().map_err(Failure::Error),
         Command::Compiler => artifact::compiler_main().map_err(Failure::Error),
+        Command::Builder => build::builder_main().map_err(Failure::Error),
     }
 }
 
@@ -402,8 +477,35 @@ fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result
 }
 
 fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
-    let file = Options::from_file(args.config.as_deref())?;
-    Settings::new(args.app, args.options.or(file))
+    let file = match &args.config {
+        Some(file) => Options::from_file(file)?,
+        None => Options::from_default_file(&args.app)?,
+    };
+    let options = args.options.or(file);
+    let is_development = options.watch && args.app.is_dir();
+    Settings::new(args.app, if is_development { options.for_development() } else { options })
+}
+
+/// Of a folder, the component is built and takes its place.
+fn built(settings: Settings) -> Result<Settings, Failure> {
+    if !settings.app.is_dir() {
+        return Ok(settings);
+    }
+    let plan = Plan::read(&settings.app)?;
+    let mut sources = Sources::of(&plan);
+    let digest = if settings.watch { Some(sources.look().map_err(Failure::Error)?) } else { None };
+    let outcome = plan.carry_out();
+    let app = outcome.component.map_err(Failure::Error)?;
+    build::tell(&app);
+    sources.add(&outcome.uses);
+    let handover = digest.map(|digest| Handover::new(plan.folder(), &sources, &app, digest)).transpose();
+    Ok(Settings { rebuild: handover.map_err(|error| Failure::Error(error.into()))?, app, ..settings })
+}
+
+fn build_folder(folder: &Path) -> Result<PathBuf, Failure> {
+    let component = Plan::read(folder)?.carry_out().component.map_err(Failure::Error)?;
+    build::tell(&component);
+    Ok(component)
 }
 
 #[cfg(test)]

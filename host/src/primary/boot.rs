@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::builder::Builder;
 use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::generations::{Committed, Generations, Version, pinned};
@@ -46,7 +47,8 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
             };
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            Driver::new(&settings, generations, listeners, &output, volume).run(signals, asked, watch).await
+            let builder = Builder::start(settings.rebuild.as_ref());
+            Driver::new(&settings, generations, listeners, &output, volume, builder).run(signals, asked, watch).await
         }
         .await;
         control.finish().await;

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
+use super::builder::Builder;
 use super::control::{Query, Refusable, Refused};
 use super::events::{Events, Happening};
 use super::generations::Generations;
@@ -113,6 +114,7 @@ pub(super) struct Driver<'a> {
     answers: mpsc::Sender<Answer>,
     answered: mpsc::Receiver<Answer>,
     outcome: Option<Outcome>,
+    builder: Option<Builder>,
 }
 
 impl<'a> Driver<'a> {
@@ -122,6 +124,7 @@ impl<'a> Driver<'a> {
         listeners: Vec<Listener>,
         output: &'a Output,
         volume: Volume,
+        builder: Option<Builder>,
     ) -> Self {
         let (says, said) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
@@ -155,6 +158,7 @@ impl<'a> Driver<'a> {
             answers,
             answered,
             outcome: None,
+            builder,
         }
     }
 
@@ -515,6 +519,10 @@ impl<'a> Driver<'a> {
             {
                 draft.compiling.ended = Some(how);
                 self.compiler_ended();
+                continue;
+            }
+            if let Some(builder) = self.builder.take_if(|builder| builder.pid == pid) {
+                builder.ended(&how);
                 continue;
             }
             let found = self.workers.iter().find(|(_, running)| running.process.pid == pid).map(|(&worker, _)| worker);

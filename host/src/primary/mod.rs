@@ -2,6 +2,7 @@
 //! client's connection, never compiles and never maps guest code.
 
 mod boot;
+mod builder;
 mod control;
 mod driver;
 mod events;

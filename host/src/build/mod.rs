@@ -1,0 +1,75 @@
+//! From a folder of sources to a component. What is in the folder says how (`plan.rs`): by cargo (`cargo.rs`, with the
+//! toolchain that `toolchain.rs` finds), or by the folder's own command. `watch.rs` does so again whenever the sources
+//! change, which `sources.rs` tells.
+
+mod cargo;
+mod plan;
+mod sources;
+mod toolchain;
+mod watch;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::config::Recipe;
+pub(crate) use plan::{NoPlan, Plan};
+pub(crate) use sources::Sources;
+pub(crate) use watch::{Handover, builder_main, tell, watch};
+
+/// What came of a build.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) component: anyhow::Result<PathBuf>,
+    /// Folders of sources that went into it, as far as it got; the folder itself is not named.
+    pub(crate) uses: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Builds. What the tools say goes to standard error.
+    pub(crate) fn carry_out(&self) -> Outcome {
+        let of = || format!("cannot build {}", self.folder().display());
+        match self {
+            Self::Cargo { folder } => {
+                let outcome = cargo::build(folder);
+                Outcome { component: outcome.component.with_context(of), ..outcome }
+            }
+            Self::Recipe { folder, recipe } => {
+                Outcome { component: follow(folder, recipe).with_context(of), uses: Vec::new() }
+            }
+        }
+    }
+}
+
+/// A line on standard error.
+fn say(line: fmt::Arguments<'_>) {
+    // Whoever closed it does not want to know.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn follow(folder: &Path, recipe: &Recipe) -> anyhow::Result<PathBuf> {
+    let Recipe { command, component } = recipe;
+    // Standard output is ours, for what a program may want to read.
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    let status = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(stderr)
+        .status()
+        .context("cannot start a shell")?;
+    if !status.success() {
+        bail!("`{command}` failed ({status}); what it said is above");
+    }
+    let component = folder.join(component);
+    ensure!(
+        component.is_file(),
+        "`{command}` went well, but there is no {}; [build] in wasmcluster.toml says that it makes this file",
+        component.display()
+    );
+    Ok(component)
+}

@@ -1,0 +1,117 @@
+//! `build --watch`, and the builder, the process that does the same for a primary: builds whenever the sources change.
+//!
+//! The primary itself neither looks at sources nor starts compilers: it sees a new component in place, and reloads.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setpgid};
+use serde::{Deserialize, Serialize};
+
+use super::{Plan, Sources, say};
+
+const LOOK_EVERY: Duration = Duration::from_millis(150);
+/// Looks that find the sources as the one before did, until they count as saved: an editor may save several files.
+const SETTLED: u32 = 2;
+
+/// What a primary tells its builder, as a line on its standard input: what was built, and of which sources.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Handover {
+    folder: PathBuf,
+    roots: Vec<PathBuf>,
+    component: PathBuf,
+    /// The sources before that build; see [`Sources::look`].
+    digest: u64,
+}
+
+impl Handover {
+    /// Of a component that was built when the sources were `digest`.
+    pub(crate) fn new(folder: &Path, sources: &Sources, component: &Path, digest: u64) -> io::Result<Self> {
+        Ok(Self {
+            folder: std::path::absolute(folder)?,
+            roots: sources.roots().to_vec(),
+            component: std::path::absolute(component)?,
+            digest,
+        })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// Builds whenever the sources are not what they were at the last build (`built`). Ends only if it cannot go on.
+pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>) -> anyhow::Result<Infallible> {
+    loop {
+        // Taken before the build: what is saved while it runs differs from it, and is built next.
+        built = Some(next_change(&mut sources, built)?);
+        // Read anew: what says how to build may be what has changed.
+        match Plan::read(folder) {
+            Err(error) => complain(&error),
+            Ok(plan) => {
+                let outcome = plan.carry_out();
+                sources.add(&outcome.uses);
+                match outcome.component {
+                    Ok(component) => {
+                        sources.leave_out(&component);
+                        tell(&component);
+                    }
+                    Err(error) => complain(&format_args!("{error:#}")),
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the sources are others than `built`, and nobody writes to them any more.
+fn next_change(sources: &mut Sources, built: Option<u64>) -> anyhow::Result<u64> {
+    let (mut last, mut equal_looks) = (sources.look()?, if built.is_none() { SETTLED } else { 0 });
+    loop {
+        if Some(last) != built && equal_looks >= SETTLED {
+            return Ok(last);
+        }
+        std::thread::sleep(LOOK_EVERY);
+        let seen = sources.look()?;
+        equal_looks = if seen == last { equal_looks.saturating_add(1) } else { 0 };
+        last = seen;
+    }
+}
+
+/// Says where a component is, and how large.
+pub(crate) fn tell(component: &Path) {
+    let here = std::env::current_dir().unwrap_or_default();
+    let shown = component.strip_prefix(here).unwrap_or(component).display();
+    let size = bytesize::ByteSize(component.metadata().map_or(0, |metadata| metadata.len()));
+    say(format_args!("Built {shown} ({})", size.display().iec()));
+}
+
+fn complain(error: &dyn fmt::Display) {
+    say(format_args!("{} {error}", crate::cli::error_label()));
+}
+
+/// The builder process. It is told what to do on its standard input, and ends with it, together with all that it started:
+/// they are one process group.
+pub(crate) fn builder_main() -> anyhow::Result<()> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    let handover = serde_json::from_str(&line).context("this command is started by wasmcluster itself")?;
+    let Handover { folder, roots, component, digest } = handover;
+    setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("cannot lead a process group")?;
+    std::thread::Builder::new().name("primary".into()).spawn(end_with_the_primary)?;
+    let mut sources = Sources::below(&folder);
+    sources.add(&roots);
+    sources.leave_out(&component);
+    match watch(&folder, sources, Some(digest))? {}
+}
+
+/// Nobody wants the component any more, and half of one is no harm.
+fn end_with_the_primary() {
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
+    // The whole group, this process included.
+    let _ = kill(Pid::from_raw(0), Signal::SIGKILL);
+}

@@ -1,0 +1,150 @@
+//! `wasmcluster new`: writes a project that builds and passes its own test. What it writes is in `templates/` of the
+//! repository, where it can be read; the binary has a copy (`new/files.rs`).
+
+mod files;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use files::Part;
+
+/// What a project begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Template {
+    /// Rust: one function that answers every request
+    Hello,
+    /// Rust: an endless stream of server-sent events
+    Stream,
+}
+
+impl Template {
+    fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Hello => &[files::HELLO, files::SDK],
+            Self::Stream => &[files::STREAM, files::SDK],
+        }
+    }
+
+    /// What runs the project's test.
+    fn test(self) -> &'static str {
+        match self {
+            Self::Hello | Self::Stream => "cargo test",
+        }
+    }
+}
+
+/// Writes the project, and says what can be done with it.
+pub(super) fn new(folder: &Path, template: Template) -> anyhow::Result<()> {
+    let of = || format!("cannot make a project in {}", folder.display());
+    expect_nothing(folder).with_context(of)?;
+    let name = std::path::absolute(folder)?;
+    let name = name_of(name.file_name().and_then(OsStr::to_str).unwrap_or_default());
+    for (path, text) in template.parts().iter().flat_map(Part::files) {
+        write(&folder.join(path), &fill_in(text, &name)).with_context(of)?;
+    }
+    let (folder, test) = (folder.display(), template.test());
+    let said = format!(
+        "Made {name} in {folder}. What to do next:\n\n  cd {folder}\n  {test}\n  wasmcluster serve --watch .\n"
+    );
+    Ok(super::print(said.as_bytes())?)
+}
+
+/// Nothing of anybody's is written over.
+fn expect_nothing(folder: &Path) -> anyhow::Result<()> {
+    match fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!("it is not empty; give a folder that is, or one that does not exist"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => bail!("there is a file of this name"),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    fs::write(path, text)
+}
+
+/// The text of a template's file, for a project of this name.
+fn fill_in(text: &str, name: &str) -> String {
+    text.replace("{{name}}", name)
+}
+
+/// Names that cargo refuses for a package, and those that are taken in each project.
+const TAKEN: [&str; 12] = [
+    "alloc",
+    "build",
+    "core",
+    "deps",
+    "examples",
+    "incremental",
+    "proc-macro",
+    "proc_macro",
+    "std",
+    "test",
+    "wasmcluster-guest",
+    "wasmcluster-guest-macros",
+];
+
+/// The name of a package, for a folder that is called `folder`: lower case as is usual, and valid for cargo, npm and pip.
+fn name_of(folder: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
+    let name: String = folder.chars().map(plain).collect();
+    let name = name.trim_matches(['-', '_']);
+    let is_name = name.starts_with(|c: char| c.is_ascii_lowercase());
+    match name {
+        "" => "app".into(),
+        name if !is_name => format!("app-{name}"),
+        name if TAKEN.contains(&name) || is_keyword(name) => format!("{name}-app"),
+        name => name.into(),
+    }
+}
+
+/// Of Rust, among those words that can be names elsewhere.
+fn is_keyword(word: &str) -> bool {
+    const KEYWORDS: &str = "abstract as async await become box break const continue crate do dyn else enum extern false \
+                            final fn for gen if impl in let loop macro match mod move mut override priv pub ref return \
+                            self static struct super trait true try type typeof unsafe unsized use virtual where while \
+                            yield";
+    KEYWORDS.split(' ').any(|keyword| keyword == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_s_name_becomes_a_package_s() {
+        for (folder, name) in [
+            ("shop", "shop"),
+            ("My Shop", "my-shop"),
+            ("shop_2", "shop_2"),
+            ("shop.example.com", "shop-example-com"),
+            ("2048", "app-2048"),
+            ("_shop_", "shop"),
+            ("läden", "l-den"),
+            ("日本", "app"),
+            ("", "app"),
+            ("match", "match-app"),
+            ("test", "test-app"),
+            ("wasmcluster-guest", "wasmcluster-guest-app"),
+        ] {
+            assert_eq!(name_of(folder), name, "{folder:?}");
+        }
+    }
+
+    #[test]
+    fn templates_have_nothing_left_to_fill_in() {
+        for template in <Template as clap::ValueEnum>::value_variants() {
+            for (path, text) in template.parts().iter().flat_map(Part::files) {
+                let filled = fill_in(text, "shop");
+                assert!(!filled.contains("{{name"), "{path} of {template:?}");
+            }
+        }
+        assert_eq!(fill_in("a {{name}} b {{name}}", "shop"), "a shop b shop");
+    }
+}
