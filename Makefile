@@ -42,6 +42,7 @@ profile: $(if $(BIN),,build) ## Where a request's microseconds go: a worker unde
 
 lint: ## What check does before the tests
 	$(CARGO) fmt --all --check
+	rustfmt --check --edition 2024 templates/*/src/*.rs
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/build-guests --clippy
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace
@@ -60,6 +61,7 @@ install: ## Install the wasmcluster command
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	rustfmt --edition 2024 templates/*/src/*.rs
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

@@ -7,10 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use http_body_util::BodyExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::client::get;
+use crate::client::{Connection, get};
 use crate::harness::{Cluster, Ended, Setup, guest, is_gone, root, until};
 use crate::load::{Load, Reuse};
 
@@ -146,7 +147,7 @@ async fn a_new_project_passes_its_test_and_is_served() {
     assert_eq!(inspected.code, Some(0), "{}", inspected.stderr);
     let report: serde_json::Value = serde_json::from_str(&inspected.stdout).unwrap();
     assert_eq!(report["wasi"], "0.2");
-    let cluster = serve(&folder, &["--min-ready", "0s", "--soak", "0s"]);
+    let cluster = serve(&folder, &[]);
     assert_eq!(answers(&cluster).await, HELLO);
 }
 
@@ -155,10 +156,76 @@ async fn a_new_streaming_project_passes_its_test_and_streams() {
     let Some(folder) = new_project("new-stream", "stream") else { return };
     cargo_test(&folder);
     let cluster = serve(&folder, &[]);
-    let mut connection = crate::client::Connection::open(cluster.address()).await;
+    let mut connection = Connection::open(cluster.address()).await;
     let mut body = connection.begin("/").await;
-    let first = http_body_util::BodyExt::frame(&mut body).await.unwrap().unwrap();
-    assert_eq!(first.into_data().unwrap(), "event: tick\ndata: 0\n\n");
+    let first = body.frame().await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), "event: count\ndata: 10\n\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_projects_with_axum_pass_their_tests_and_are_served() {
+    let Some(folder) = new_project("new-axum", "axum") else { return };
+    cargo_test(&folder);
+    let cluster = serve(&folder, &[]);
+    let answer = get(cluster.address(), "/hello/Ada").await.unwrap();
+    assert_eq!((answer.status, answer.text()), (200, "Hello, Ada!\n"));
+
+    let Some(folder) = new_project("new-api", "api") else { return };
+    cargo_test(&folder);
+    let cluster = serve(&folder, &[]);
+    let answer = get(cluster.address(), "/").await.unwrap();
+    assert_eq!((answer.status, answer.headers["content-type"].as_bytes()), (404, &b"application/json"[..]));
+    assert_eq!(get(cluster.address(), "/health").await.unwrap().text(), "well\n");
+}
+
+/// A project in another language. What it fetched for the run before is kept (`tools`): else it takes a minute.
+async fn foreign(template: &str, tools: &str, programs: &[&str], test: &[&str], expected: &str) {
+    for program in programs {
+        if Command::new(program).arg("--version").output().is_err() {
+            println!("skipped: the template {template}: there is no {program} on the PATH");
+            return;
+        }
+    }
+    let name = format!("new-{template}");
+    let projects = empty_folder("kept").parent().unwrap().to_owned();
+    let (folder, kept) = (projects.join(&name), projects.join(format!("{name}-tools")));
+    if folder.join(tools).exists() {
+        fs::rename(folder.join(tools), &kept).unwrap();
+    }
+    let folder = empty_folder(&name);
+    assert_eq!(run(&["new", text(&folder), "--template", template]).code, Some(0));
+    if kept.exists() {
+        fs::rename(&kept, folder.join(tools)).unwrap();
+    }
+    let mut command = Command::new(test[0]);
+    command.args(&test[1..]).current_dir(&folder).env("PYTHONDONTWRITEBYTECODE", "1");
+    let tested = finish(command);
+    assert_eq!(tested.code, Some(0), "{tested:?}");
+
+    let built = run(&["build", text(&folder)]);
+    // npm's and pip's words for what only a network can mend, and Debian's Python without its venv.
+    if ["npm error network", "npm error code E", "No matching distribution", "ensurepip is not available"]
+        .iter()
+        .any(|it| built.stderr.contains(it))
+    {
+        println!("skipped: the template {template}: its tools cannot be had: {}", built.stderr);
+        return;
+    }
+    assert_eq!(built.code, Some(0), "{}", built.stderr);
+    let component = folder.join("dist/app.wasm");
+    let cluster = Setup::new(&component).start();
+    assert_eq!(answers(&cluster).await, expected);
+    assert_eq!(get(cluster.address(), "/nowhere").await.unwrap().status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_project_in_javascript_passes_its_test_and_is_served() {
+    foreign("js", "node_modules", &["node", "npm"], &["npm", "test"], "Hello from JavaScript!\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_project_in_python_passes_its_test_and_is_served() {
+    foreign("python", ".venv", &["python3"], &["python3", "-m", "unittest"], "Hello from Python!\n").await;
 }
 
 /// A change is served without losing a request; a mistake is shown, and the old version goes on.
@@ -203,7 +270,7 @@ async fn what_is_saved_is_built_by_cargo_and_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_is_served_as_its_own_file_says() {
     let project = copying_project();
-    let cluster = serve(project.path(), &[]);
+    let cluster = serve(project.path(), &["--min-ready", "0s", "--soak", "0s"]);
     assert_eq!(answers(&cluster).await, HELLO);
     let status = cluster.status();
     let component = project.path().join("out/app.wasm");

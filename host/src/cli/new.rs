@@ -17,22 +17,36 @@ use files::Part;
 pub(super) enum Template {
     /// Rust: one function that answers every request
     Hello,
-    /// Rust: an endless stream of server-sent events
+    /// Rust: an axum application with two routes
+    Axum,
+    /// Rust: a JSON API, with axum
+    Api,
+    /// Rust: server-sent events
     Stream,
+    /// JavaScript, with Node and npm
+    Js,
+    /// Python
+    Python,
 }
 
 impl Template {
     fn parts(self) -> &'static [Part] {
         match self {
             Self::Hello => &[files::HELLO, files::SDK],
+            Self::Axum => &[files::AXUM, files::SDK],
+            Self::Api => &[files::API, files::SDK],
             Self::Stream => &[files::STREAM, files::SDK],
+            Self::Js => &[files::JS, files::WIT],
+            Self::Python => &[files::PYTHON, files::WIT],
         }
     }
 
     /// What runs the project's test.
     fn test(self) -> &'static str {
         match self {
-            Self::Hello | Self::Stream => "cargo test",
+            Self::Hello | Self::Axum | Self::Api | Self::Stream => "cargo test",
+            Self::Js => "npm test",
+            Self::Python => "python3 -m unittest",
         }
     }
 }

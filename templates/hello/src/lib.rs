@@ -9,11 +9,16 @@ async fn handle(_: Request) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use wasmcluster_guest::testing;
+
     use super::*;
 
     #[test]
     fn says_hello() {
-        let answer = pollster::block_on(handle(Request::default()));
-        assert_eq!(answer, "Hello from wasmcluster!\n");
+        let answer = testing::call(handle, Request::default());
+        assert_eq!(
+            (answer.status().as_u16(), answer.text()),
+            (200, "Hello from wasmcluster!\n")
+        );
     }
 }

@@ -1,39 +1,38 @@
-//! An endless stream of server-sent events, a number each second, for as long as the client stays.
+//! Counts down in server-sent events, one a second.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
-use futures_util::stream::unfold;
-use wasmcluster_guest::http::header::CONTENT_TYPE;
-use wasmcluster_guest::{Body, Request, Response, Result, http, time};
+use wasmcluster_guest::sse::{self, Event};
+use wasmcluster_guest::{Request, Response, time};
 
 #[wasmcluster_guest::main]
-async fn handle(_: Request) -> Result<Response> {
-    // Each event is made when the client has taken the one before.
-    let events = unfold(0, |number| async move {
-        if number > 0 {
+async fn handle(_: Request) -> Response {
+    sse::respond(|mut events| async move {
+        for number in (1..=10).rev() {
+            // Waits until the client has taken the event before; when it leaves, this function is dropped.
+            events
+                .send(Event::data(number.to_string()).name("count"))
+                .await?;
             time::sleep(Duration::from_secs(1)).await;
         }
-        Some((Ok::<_, Infallible>(event(number)), number + 1))
-    });
-    let response = http::Response::builder().header(CONTENT_TYPE, "text/event-stream");
-    Ok(response.body(Body::from_stream(events))?)
-}
-
-/// In the form of <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
-fn event(number: u64) -> String {
-    format!("event: tick\ndata: {number}\n\n")
+        events.send(Event::data("lift-off").name("end")).await
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use wasmcluster_guest::testing;
+
     use super::*;
 
+    /// Time is virtual here: it takes no ten seconds.
     #[test]
-    fn the_first_event_comes_at_once() {
-        let answer = pollster::block_on(handle(Request::default())).unwrap();
-        assert_eq!(answer.headers()[CONTENT_TYPE], "text/event-stream");
-        let first = pollster::block_on(answer.into_body().chunk()).unwrap().unwrap();
-        assert_eq!(first, "event: tick\ndata: 0\n\n");
+    fn counts_to_the_end() {
+        let answer = testing::call(handle, Request::default());
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        let text = answer.text();
+        assert_eq!(text.matches("event: count\n").count(), 10);
+        assert!(text.starts_with("event: count\ndata: 10\n\n"), "{text}");
+        assert!(text.ends_with("event: end\ndata: lift-off\n\n"), "{text}");
     }
 }

@@ -34,6 +34,28 @@ pub(super) const HELLO: Part = part!("templates/hello" => "", [".gitignore", "Ca
 pub(super) const STREAM: Part =
     part!("templates/stream" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
 
+pub(super) const AXUM: Part = part!("templates/axum" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
+pub(super) const API: Part = part!("templates/api" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
+pub(super) const JS: Part = part!("templates/js" => "", [
+    ".gitignore",
+    "README.md",
+    "package.json",
+    "src/handler.js",
+    "src/main.js",
+    "test/handler.test.js",
+    "wasmcluster.toml",
+]);
+pub(super) const PYTHON: Part = part!("templates/python" => "", [
+    ".gitignore",
+    "README.md",
+    "app.py",
+    "build.sh",
+    "handler.py",
+    "requirements.txt",
+    "test_handler.py",
+    "wasmcluster.toml",
+]);
+
 /// The SDK is in no registry: each project has its sources.
 pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "Cargo.toml",
@@ -41,14 +63,47 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "macros/src/lib.rs",
     "src/body.rs",
     "src/error.rs",
-    "src/incoming.rs",
+    "src/extract.rs",
+    "src/fetch.rs",
+    "src/head.rs",
+    "src/host.rs",
+    "src/host/native.rs",
+    "src/host/p2.rs",
+    "src/host/p2/incoming.rs",
+    "src/host/p2/outgoing.rs",
+    "src/host/p2/reactor.rs",
+    "src/host/p3.rs",
     "src/lib.rs",
-    "src/outgoing.rs",
-    "src/reactor.rs",
+    "src/log.rs",
+    "src/random.rs",
     "src/response.rs",
+    "src/sse.rs",
+    "src/testing.rs",
     "src/time.rs",
     "src/worker.rs",
     "wit/worker.wit",
+]);
+
+/// What the compilers of other languages need to know of WASI.
+pub(super) const WIT: Part = part!("tests/wit" => "wit/", [
+    "README.md",
+    "deps/cli/stdio.wit",
+    "deps/clocks/monotonic-clock.wit",
+    "deps/clocks/timezone.wit",
+    "deps/clocks/wall-clock.wit",
+    "deps/clocks/world.wit",
+    "deps/http/handler.wit",
+    "deps/http/proxy.wit",
+    "deps/http/types.wit",
+    "deps/io/error.wit",
+    "deps/io/poll.wit",
+    "deps/io/streams.wit",
+    "deps/io/world.wit",
+    "deps/random/insecure-seed.wit",
+    "deps/random/insecure.wit",
+    "deps/random/random.wit",
+    "deps/random/world.wit",
+    "world.wit",
 ]);
 
 #[cfg(test)]
@@ -72,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_lists_are_what_is_on_disk() {
-        for Part { from, files, .. } in [HELLO, STREAM, SDK] {
+        for Part { from, files, .. } in [HELLO, STREAM, AXUM, API, JS, PYTHON, SDK, WIT] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(from);
             let mut expected = Vec::new();
             on_disk(&folder, "", &mut expected);

@@ -1,0 +1,5 @@
+// Where the component begins: it hands each request to the handler.
+
+import { handle } from './handler.js';
+
+addEventListener('fetch', (event) => event.respondWith(handle(event.request)));
