@@ -155,7 +155,7 @@ fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
         })?;
     let before = file.metadata()?;
     if before.is_dir() {
-        bail!("it is a folder; give the component in it, for a Rust guest target/wasm32-wasip2/release/NAME.wasm");
+        bail!("it is a folder; give the component that `wasmcluster build` makes of it");
     }
     ensure!(before.is_file(), "it is not a regular file");
     ensure!(before.len() <= MAX_COMPONENT, "it has {} bytes; the limit is {MAX_COMPONENT}", before.len());

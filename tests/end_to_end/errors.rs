@@ -214,7 +214,7 @@ fn a_store_that_others_can_write_to() {
 
 #[test]
 fn an_internal_command_by_hand() {
-    for role in ["worker", "compiler"] {
+    for role in ["worker", "compiler", "builder"] {
         check(&outcome(Setup::bare(&[role])), 1, &["started by wasmcluster itself"]);
     }
 }
