@@ -360,6 +360,28 @@ fn a_builder_ends_with_its_primary() {
     }
 }
 
+/// What cargo says that it used, it watches, wherever that is.
+#[test]
+fn build_watches_packages_beside_the_folder() {
+    let [app, beside] = ["watched-app", "watched-beside"].map(empty_folder);
+    let manifest =
+        |name: &str, more: &str| format!("[package]\nname = \"{name}\"\nedition = \"2024\"\n{more}\n[workspace]\n");
+    let library = "[lib]\ncrate-type = [\"cdylib\"]\n[dependencies]\nwatched-beside = { path = \"../watched-beside\" }";
+    write(app.join("Cargo.toml"), &manifest("watched-app", library));
+    write(app.join("src/lib.rs"), "pub use watched_beside::*;");
+    write(beside.join("Cargo.toml"), &manifest("watched-beside", ""));
+    write(beside.join("src/lib.rs"), "pub fn one() {}");
+    let watching = Setup::bare(&["build", "--watch", text(&app)]).env("CARGO_TARGET_DIR", CARGO_TARGET).launch();
+    watching.stderr.find("Built ");
+    write(beside.join("src/lib.rs"), "pub fn one() { two() }");
+    watching.stderr.find("cannot find function `two`");
+    watching.stderr.find("error: cannot build");
+    write(beside.join("src/lib.rs"), "pub fn one() {}\npub fn two() {}");
+    let built = || watching.stderr.lines().iter().rposition(|line| line.starts_with("Built "));
+    let failed = || watching.stderr.lines().iter().rposition(|line| line.starts_with("error: cannot build"));
+    until("it is built again", || (built() > failed()).then_some(()));
+}
+
 #[track_caller]
 fn refused(ended: &Ended, code: i32, parts: &[&str]) {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
@@ -414,11 +436,23 @@ fn without_a_toolchain_every_way_out_is_named() {
     let build = || finish(Setup::bare(&["build", text(folder.path())]).env("PATH", text(programs.path())).command);
     refused(&build(), 1, &["no `rustc` on the PATH", "https://rustup.rs"]);
     // A Rust without rustup and without the target.
-    let rustc = programs.path().join("rustc");
-    write(&rustc, "#!/bin/sh\necho /nowhere\n");
-    fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = |name: &str, script: &str| {
+        let path = programs.path().join(name);
+        write(&path, &format!("#!/bin/sh\n{script}\n"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("rustc", "echo /nowhere");
     let parts = ["wasm32-wasip2", "`rustup target add wasm32-wasip2` cannot be started", "scripts/guest-toolchain"];
     refused(&build(), 1, &parts);
+    // A rustup that cannot download; it is said that it is tried.
+    program("rustup", "echo 'info: downloading component' >&2\necho 'error: could not download file' >&2\nexit 1");
+    let ended = build();
+    refused(&ended, 1, &["wasm32-wasip2", "failed: could not download file", "with a connection to the internet"]);
+    assert!(
+        ended.stderr.starts_with("The target wasm32-wasip2 is not installed: rustup target add"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

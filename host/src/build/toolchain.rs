@@ -102,8 +102,8 @@ fn add_target(folder: &Path) -> Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let reason =
-        said.lines().find(|line| line.starts_with("error")).or(said.lines().last()).unwrap_or("without a word");
+    let reason = said.lines().find_map(|line| line.strip_prefix("error: ")).or(said.lines().last());
+    let reason = reason.unwrap_or("without a word");
     Err(format!("{command} failed: {reason}"))
 }
 
