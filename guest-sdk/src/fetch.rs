@@ -159,8 +159,12 @@ impl Fetch {
 }
 
 /// Takes out what concerns one connection only (RFC 9110, 7.6.1), and the host, which the URI names: so what came in can be
-/// passed on as it is, requests and responses.
+/// passed on as it is, requests and responses. Whoever asks for trailers gets them, so that is asked for again.
 fn hop_by_hop(headers: &mut HeaderMap) {
+    let asks = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    };
+    let wants_trailers = headers.get_all(header::TE).iter().any(asks);
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -182,6 +186,9 @@ fn hop_by_hop(headers: &mut HeaderMap) {
     ];
     for name in named.iter().chain(&always) {
         headers.remove(name);
+    }
+    if wants_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 
@@ -248,11 +255,15 @@ mod tests {
 
     #[test]
     fn a_request_that_came_in_can_go_on() {
-        let request = Request::get("http://h/").header("connection", "close, x-hop").header("x-hop", "1");
-        let mut request = request.header("host", "a").header("te", "trailers").header("x-end", "1").body(()).unwrap();
+        let request = Request::get("http://h/").header("connection", "close, te, x-hop").header("x-hop", "1");
+        let mut request =
+            request.header("host", "a").header("te", "gzip, Trailers").header("x-end", "1").body(()).unwrap();
         hop_by_hop(request.headers_mut());
-        assert_eq!(request.headers().len(), 1);
-        assert_eq!(request.headers()["x-end"], "1");
+        assert_eq!(request.headers().len(), 2);
+        assert_eq!(
+            (&request.headers()["x-end"], &request.headers()["te"]),
+            (&"1".parse().unwrap(), &"trailers".parse().unwrap())
+        );
     }
 
     #[track_caller]
