@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
@@ -35,7 +35,11 @@ use crate::{Error, Result};
 /// # assert_eq!(wasmcluster_guest::testing::block_on(written.text(64)).unwrap(), "1\n2\n3\n");
 /// # drop(known);
 /// ```
-pub struct Body(Kind);
+pub struct Body {
+    kind: Kind,
+    /// Another server's: what is wrong with it is not the client's fault.
+    is_fetched: bool,
+}
 
 enum Kind {
     /// What is left of a body that is known in full; empty when nothing is.
@@ -46,6 +50,10 @@ enum Kind {
 }
 
 impl Body {
+    const fn of(kind: Kind) -> Self {
+        Self { kind, is_fetched: false }
+    }
+
     /// No bytes at all.
     ///
     /// ```
@@ -53,7 +61,7 @@ impl Body {
     /// let request = Request::get("/").body(Body::empty()).unwrap();
     /// ```
     pub const fn empty() -> Self {
-        Self(Kind::Known(Bytes::new()))
+        Self::of(Kind::Known(Bytes::new()))
     }
 
     /// Whatever another crate calls a body, with its trailers.
@@ -67,7 +75,7 @@ impl Body {
         B: HttpBody<Data = Bytes> + 'static,
         B::Error: Into<Error>,
     {
-        Self(Kind::Other(Box::pin(Foreign(SendWrapper::new(Box::pin(body))))))
+        Self::of(Kind::Other(Box::pin(Foreign(SendWrapper::new(Box::pin(body))))))
     }
 
     /// The chunks of a stream. It is asked for the next chunk when the host has taken the one before; an error ends the
@@ -86,7 +94,7 @@ impl Body {
         B: Into<Bytes> + 'static,
         E: Into<Error> + 'static,
     {
-        Self(Kind::Other(Box::pin(Chunks(SendWrapper::new(Box::pin(stream))))))
+        Self::of(Kind::Other(Box::pin(Chunks(SendWrapper::new(Box::pin(stream))))))
     }
 
     /// What `write` gives to its [`Writer`]. It runs while the body is asked for more: a write is done when the host has
@@ -104,12 +112,23 @@ impl Body {
     {
         let slot = Rc::<Slot>::default();
         let writing = Writing::Going(Box::pin(write(Writer(SendWrapper::new(slot.clone())))));
-        Self(Kind::Other(Box::pin(Written(SendWrapper::new((slot, writing))))))
+        Self::of(Kind::Other(Box::pin(Written(SendWrapper::new((slot, writing))))))
     }
 
     #[cfg(target_arch = "wasm32")]
     pub(crate) const fn incoming(incoming: Incoming) -> Self {
-        Self(Kind::Incoming(incoming))
+        Self::of(Kind::Incoming(incoming))
+    }
+
+    /// As a server has sent it that the guest asked.
+    pub(crate) fn fetched(mut self) -> Self {
+        self.is_fetched = true;
+        self
+    }
+
+    /// What to answer when its contents are wrong, if it is `status` where the client has sent it.
+    pub(crate) fn blame(&self, status: StatusCode) -> StatusCode {
+        if self.is_fetched { StatusCode::BAD_GATEWAY } else { status }
     }
 
     /// The next chunk, never empty; `None` at the end. Trailers are passed over: `http_body::Body` yields them.
@@ -159,15 +178,18 @@ impl Body {
     /// # Errors
     ///
     /// [`TooLarge`] with status 413, as soon as the body is known to exceed the limit; otherwise those of [`Body::chunk`].
+    /// The status is 502 where the body is that of a response which was [fetched](crate::fetch).
     pub async fn bytes(mut self, limit: usize) -> Result<Bytes> {
+        let status = self.blame(StatusCode::PAYLOAD_TOO_LARGE);
+        let too_large = || Error::new(status, TooLarge { limit });
         if self.size_hint().lower() > limit as u64 {
-            return Err(too_large(limit));
+            return Err(too_large());
         }
         let Some(first) = self.chunk().await? else {
             return Ok(Bytes::new());
         };
         if first.len() > limit {
-            return Err(too_large(limit));
+            return Err(too_large());
         }
         let Some(second) = self.chunk().await? else {
             return Ok(first);
@@ -176,7 +198,7 @@ impl Body {
         let mut next = Some(second);
         while let Some(chunk) = next {
             if chunk.len() > limit - whole.len() {
-                return Err(too_large(limit));
+                return Err(too_large());
             }
             whole.extend_from_slice(&chunk);
             next = self.chunk().await?;
@@ -195,15 +217,16 @@ impl Body {
     ///
     /// # Errors
     ///
-    /// Those of [`Body::bytes`], and one with status 400 when the body is not UTF-8.
+    /// Those of [`Body::bytes`], and one with status 400, or 502, when the body is not UTF-8.
     pub async fn text(self, limit: usize) -> Result<String> {
-        String::from_utf8(self.bytes(limit).await?.into()).map_err(|error| Error::new(StatusCode::BAD_REQUEST, error))
+        let status = self.blame(StatusCode::BAD_REQUEST);
+        String::from_utf8(self.bytes(limit).await?.into()).map_err(|error| Error::new(status, error))
     }
 
     /// All the bytes, if they are known already.
     #[cfg(any(test, all(target_arch = "wasm32", feature = "p2")))]
     pub(crate) fn known(self) -> Result<Bytes, Self> {
-        match self.0 {
+        match self.kind {
             Kind::Known(bytes) => Ok(bytes),
             _ => Err(self),
         }
@@ -218,7 +241,7 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Known(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Known(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Kind::Incoming(incoming) => incoming.poll_frame(context).map_err(BodyError),
@@ -227,7 +250,7 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Known(bytes) => bytes.is_empty(),
             Kind::Incoming(incoming) => incoming.is_end(),
             Kind::Other(body) => body.is_end_stream(),
@@ -235,7 +258,7 @@ impl HttpBody for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Known(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) => incoming.size_hint(),
             Kind::Other(body) => body.size_hint(),
@@ -251,7 +274,7 @@ impl Default for Body {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.kind {
             Kind::Known(bytes) => f.debug_tuple("Known").field(&bytes.len()).finish(),
             Kind::Incoming(_) => f.write_str("Incoming"),
             Kind::Other(_) => f.write_str("Other"),
@@ -267,7 +290,7 @@ impl From<()> for Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self(Kind::Known(bytes))
+        Self::of(Kind::Known(bytes))
     }
 }
 
@@ -357,8 +380,8 @@ where
 /// ```
 pub struct Writer(SendWrapper<Rc<Slot>>);
 
-/// What was written last and not taken yet.
-type Slot = RefCell<Option<Frame<Bytes>>>;
+/// What was written last and not taken yet, and who waits until it is.
+type Slot = RefCell<(Option<Frame<Bytes>>, Option<Waker>)>;
 
 impl Writer {
     /// Sends a chunk, when the one before it has been taken.
@@ -387,13 +410,16 @@ impl Writer {
     fn send(&mut self, frame: Frame<Bytes>) -> impl Future<Output = ()> + Send {
         let slot = self.0.clone();
         let mut frame = Some(frame);
-        // Whoever takes the frame polls the writing function again: nobody has to be woken.
-        SendWrapper::new(poll_fn(move |_| {
-            if slot.borrow().is_some() {
-                return Poll::Pending;
-            }
-            *slot.borrow_mut() = frame.take();
-            Poll::Ready(())
+        SendWrapper::new(poll_fn(move |context| {
+            // What was there drops outside the borrow: a waker is foreign code.
+            let _previous = match &mut *slot.borrow_mut() {
+                (Some(_), waiting) => waiting.replace(context.waker().clone()),
+                (free, _) => {
+                    *free = frame.take();
+                    return Poll::Ready(());
+                }
+            };
+            Poll::Pending
         }))
     }
 }
@@ -427,7 +453,13 @@ impl HttpBody for Written {
         {
             *writing = Writing::Ended(ended.err());
         }
-        match (slot.take(), writing) {
+        let (frame, waiting) = slot.take();
+        // The writing function is polled again with the next frame. What waits inside of it may want to be woken for that,
+        // as in a `FuturesUnordered`.
+        if let Some(waker) = waiting.filter(|waker| !waker.will_wake(context.waker())) {
+            waker.wake();
+        }
+        match (frame, writing) {
             (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
             (None, Writing::Going(_)) => Poll::Pending,
             (None, Writing::Ended(error)) => Poll::Ready(error.take().map(|error| Err(BodyError(error)))),
@@ -436,7 +468,7 @@ impl HttpBody for Written {
 
     fn is_end_stream(&self) -> bool {
         let (slot, writing) = &*self.0;
-        matches!(writing, Writing::Ended(None)) && slot.borrow().is_none()
+        matches!(writing, Writing::Ended(None)) && slot.borrow().0.is_none()
     }
 }
 
@@ -464,10 +496,6 @@ impl fmt::Display for BodyError {
 }
 
 impl StdError for BodyError {}
-
-fn too_large(limit: usize) -> Error {
-    Error::new(StatusCode::PAYLOAD_TOO_LARGE, TooLarge { limit })
-}
 
 /// A body was longer than the handler was ready to read.
 ///
@@ -573,6 +601,17 @@ mod tests {
             block_on(body.chunk()).expect("readable").expect("a chunk");
             assert_eq!(*written.borrow(), taken + 1);
         }
+    }
+
+    #[test]
+    fn a_fetched_body_is_not_the_client_s_fault() {
+        let status = |body: Body| block_on(body.text(3)).expect_err("wrong").status();
+        assert_eq!(
+            (status("abcd".into()), status(vec![0xff].into())),
+            (StatusCode::PAYLOAD_TOO_LARGE, StatusCode::BAD_REQUEST)
+        );
+        let fetched = |bytes: &'static [u8]| status(Body::from(Bytes::from_static(bytes)).fetched());
+        assert_eq!((fetched(b"abcd"), fetched(b"\xff")), (StatusCode::BAD_GATEWAY, StatusCode::BAD_GATEWAY));
     }
 
     #[test]

@@ -28,15 +28,14 @@ impl<T: DeserializeOwned> Json<T> {
     ///
     /// # Errors
     ///
-    /// Those of [`Body::bytes`]; one with status 400 when the body is not JSON that makes a `T`. The content-type is not
-    /// looked at.
+    /// Those of [`Body::bytes`]; one with status 400 when the body is not JSON that makes a `T`, or 502 where the body is
+    /// that of a response which was [fetched](crate::fetch). The content-type is not looked at.
     pub async fn read(message: impl HasBody, limit: usize) -> Result<Self> {
-        let bytes = message.body().bytes(limit).await?;
-        match serde_json::from_slice(&bytes) {
+        let body = message.body();
+        let status = body.blame(StatusCode::BAD_REQUEST);
+        match serde_json::from_slice(&body.bytes(limit).await?) {
             Ok(value) => Ok(Self(value)),
-            Err(error) => {
-                Err(Error::new(StatusCode::BAD_REQUEST, format!("the body is not the JSON expected: {error}")))
-            }
+            Err(error) => Err(Error::new(status, format!("the body is not the JSON expected: {error}"))),
         }
     }
 }

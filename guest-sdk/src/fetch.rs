@@ -149,12 +149,12 @@ impl Fetch {
         }
         hop_by_hop(request.headers_mut());
         let sending = host::fetch(request, self.idle_timeout);
-        let mut response = match self.timeout {
+        let mut response: Response = match self.timeout {
             None => sending.await?,
             Some(timeout) => time::timeout(timeout, sending).await.unwrap_or(Err(FetchError::TimedOut))?,
         };
         hop_by_hop(response.headers_mut());
-        Ok(response)
+        Ok(response.map(Body::fetched))
     }
 }
 
