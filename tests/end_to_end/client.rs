@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -56,7 +56,12 @@ where
 
     /// Sends a request; the answer's body is still to come.
     pub(crate) async fn send(&mut self, method: Method, path: &str, body: B) -> hyper::Result<Response<Incoming>> {
-        let request = Request::builder().method(method).uri(path).header("host", "test").body(body).expect("a request");
+        self.send_request(Request::builder().method(method).uri(path).body(body).expect("a request")).await
+    }
+
+    /// Sends a request with headers of its own; the answer's body is still to come.
+    pub(crate) async fn send_request(&mut self, mut request: Request<B>) -> hyper::Result<Response<Incoming>> {
+        request.headers_mut().entry("host").or_insert(HeaderValue::from_static("test"));
         soon(self.0.ready()).await?;
         soon(self.0.send_request(request)).await
     }
@@ -77,7 +82,7 @@ impl Connection<Full<Bytes>> {
     }
 }
 
-async fn whole(response: Response<Incoming>) -> hyper::Result<Answer> {
+pub(crate) async fn whole(response: Response<Incoming>) -> hyper::Result<Answer> {
     let (head, body) = response.into_parts();
     let body = soon(body.collect()).await?.to_bytes();
     Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
@@ -95,10 +100,11 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    pub(crate) async fn start(address: SocketAddr, path: &'static str) -> Self {
+    pub(crate) async fn start(address: SocketAddr, path: &str) -> Self {
+        let path = path.to_owned();
         let mut connection = Connection::open(address).await;
         let (body, channel) = Channel::<Bytes>::new(4);
-        let answer = tokio::spawn(async move { connection.send(Method::POST, path, channel).await });
+        let answer = tokio::spawn(async move { connection.send(Method::POST, &path, channel).await });
         Self { body, answer }
     }
 }

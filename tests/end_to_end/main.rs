@@ -21,11 +21,13 @@ mod projects;
 mod reload;
 mod reuse;
 mod serving;
+mod sdk;
 mod soak;
 mod store;
 mod strictness;
 mod supervision;
 
+mod upstream;
 /// All that a table can name: the tests here, and the units' own.
 fn sources() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,0 +1,53 @@
+//! A router of axum, with state that lives as long as its instance. sdk-axum-p3 is the same source for WASI 0.3.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wasmcluster_guest::axum::extract::{Json, Path, Query, State};
+use wasmcluster_guest::axum::http::StatusCode;
+use wasmcluster_guest::axum::routing::{get, post};
+use wasmcluster_guest::axum::{Router, body};
+use wasmcluster_guest::{fetch, time};
+
+#[wasmcluster_guest::main]
+fn app() -> Router {
+    let visits = Arc::new(AtomicU64::new(0));
+    Router::new()
+        .route(
+            "/visits",
+            get(async |State(visits): State<Arc<AtomicU64>>| (visits.fetch_add(1, Ordering::Relaxed) + 1).to_string()),
+        )
+        .route("/users/{id}", get(async |Path(id): Path<u32>| format!("user {id}")))
+        .route("/page", get(async |Query(page): Query<Page>| Json(page)))
+        .route("/sum", post(async |Json(numbers): Json<Vec<u64>>| Json(numbers.iter().sum::<u64>())))
+        .route("/echo", post(async |body: body::Body| body))
+        .route(
+            "/sleep",
+            get(async || {
+                time::sleep(Duration::from_millis(1)).await;
+                "slept"
+            }),
+        )
+        .route("/fetch", get(fetched))
+        .with_state(visits)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Page {
+    number: u32,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    url: String,
+}
+
+/// The body streams through.
+async fn fetched(Query(target): Query<Target>) -> Result<body::Body, (StatusCode, String)> {
+    match fetch::get(target.url.as_str()).await {
+        Ok(response) => Ok(body::Body::new(response.into_body())),
+        Err(error) => Err((StatusCode::BAD_GATEWAY, error.to_string())),
+    }
+}
