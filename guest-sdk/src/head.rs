@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::uri::{self, Authority, PathAndQuery, Uri};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 
 use crate::response::forbids_body;
@@ -50,6 +50,9 @@ pub(crate) fn finish_response(response: &mut Response) {
     if !forbids_body(response.status()) {
         let length = response.body().size_hint().exact();
         set_content_length(response.headers_mut(), length);
+    } else if response.status() != StatusCode::NOT_MODIFIED {
+        // RFC 9110, 8.6. Axum says how long each body is, also that which is none.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
     }
 }
 
@@ -100,6 +103,14 @@ mod tests {
     fn the_handler_s_own_length_stays() {
         let response = http::Response::builder().header(header::CONTENT_LENGTH, 9).body("".into());
         check(response.expect("a valid head"), Some("9"));
+    }
+
+    #[test]
+    fn no_content_has_no_length() {
+        let said = |status| http::Response::builder().status(status).header(header::CONTENT_LENGTH, 0).body("".into());
+        check(said(204).expect("a valid head"), None);
+        // That of the response which was not modified.
+        check(said(304).expect("a valid head"), Some("0"));
     }
 
     #[test]

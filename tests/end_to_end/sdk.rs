@@ -432,6 +432,7 @@ async fn a_router_answers(name: &str) {
     check(&answer("/page?number=2").await, 200, r#"{"number":2}"#);
     assert_eq!(answer("/page").await.status, 400);
     check(&answer("/sleep").await, 200, "slept");
+    check(&answer("/nothing").await, 204, "");
     let mut connection = Connection::open(cluster.address()).await;
     let json = Request::post("/sum").header("content-type", "application/json").body(Full::from("[1,2]")).unwrap();
     check(&whole(connection.send_request(json).await.unwrap()).await.unwrap(), 200, "3");

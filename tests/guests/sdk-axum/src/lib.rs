@@ -30,6 +30,7 @@ fn app() -> Router {
                 "slept"
             }),
         )
+        .route("/nothing", get(async || StatusCode::NO_CONTENT))
         .route("/fetch", get(fetched))
         .with_state(visits)
 }
