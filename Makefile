@@ -17,9 +17,11 @@ help: ## Show this list
 serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS="…")
 	exec $(TARGET)/release/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
 
+# Examples have tests of their own, which run natively.
 test: guests ## Run every test
 	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
-		-p compile-errors -p guide --features wasmcluster-guest/axum
+		-p compile-errors -p guide --features wasmcluster-guest/axum \
+		$(patsubst examples/%/Cargo.toml,-p %,$(wildcard examples/*/Cargo.toml))
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
@@ -31,9 +33,8 @@ fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 
 # It takes twenty minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
-# Guests in Python and JavaScript that cannot be built are left out, which the table says.
+# Guests in Python and JavaScript that could not be built are left out, which the table says.
 bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
-	-scripts/build-foreign-guests
 	$(CARGO) run --release -p wasmcluster-bench
 
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
@@ -50,8 +51,9 @@ lint: ## What check does before the tests
 build: ## Build the server, optimised
 	$(CARGO) build --release -p wasmcluster
 
-guests: ## Build all guests: examples/ and tests/guests/
+guests: ## Build all guests: examples/ and tests/guests/; those in Python and JavaScript if that is possible
 	scripts/build-guests
+	-scripts/build-foreign-guests
 
 hello:
 	scripts/build-guests hello

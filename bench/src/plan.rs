@@ -86,8 +86,8 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "Python (componentize-py), fresh instance",
         load: Load::KeepAlive,
         contenders: &[
-            contender("ours", "wasmcluster", Ours("hello_python"), FRESH),
-            contender("wasmtime", "wasmtime serve", Wasmtime("hello_python"), FRESH),
+            contender("ours", "wasmcluster", Ours("python"), FRESH),
+            contender("wasmtime", "wasmtime serve", Wasmtime("python"), FRESH),
         ],
     },
     Group {
@@ -95,8 +95,8 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "JavaScript (componentize-js), fresh instance",
         load: Load::KeepAlive,
         contenders: &[
-            contender("ours", "wasmcluster", Ours("hello_javascript"), FRESH),
-            contender("wasmtime", "wasmtime serve", Wasmtime("hello_javascript"), FRESH),
+            contender("ours", "wasmcluster", Ours("javascript"), FRESH),
+            contender("wasmtime", "wasmtime serve", Wasmtime("javascript"), FRESH),
         ],
     },
     Group {

@@ -10,6 +10,7 @@ mod client;
 mod commands;
 mod drain;
 mod errors;
+mod examples;
 mod harness;
 mod hostile;
 mod lifecycle;
@@ -20,14 +21,14 @@ mod output;
 mod projects;
 mod reload;
 mod reuse;
-mod serving;
 mod sdk;
+mod serving;
 mod soak;
 mod store;
 mod strictness;
 mod supervision;
-
 mod upstream;
+
 /// All that a table can name: the tests here, and the units' own.
 fn sources() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -12,3 +12,17 @@ async fn handle(request: Request) -> Response {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmcluster_guest::testing;
+
+    use super::*;
+
+    #[test]
+    fn what_was_sent_comes_back() {
+        let request = Request::post("/").header(CONTENT_TYPE, "text/csv").body("a,b".into()).expect("a request");
+        let answer = testing::call(handle, request);
+        assert_eq!((answer.text(), &answer.headers()[CONTENT_TYPE]), ("a,b", &"text/csv".parse().expect("a value")));
+    }
+}

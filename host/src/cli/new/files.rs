@@ -85,7 +85,7 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
 ]);
 
 /// What the compilers of other languages need to know of WASI.
-pub(super) const WIT: Part = part!("tests/wit" => "wit/", [
+pub(super) const WIT: Part = part!("examples/wit" => "wit/", [
     "README.md",
     "deps/cli/stdio.wit",
     "deps/clocks/monotonic-clock.wit",
