@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "wasm32")]
 mod cluster;
+mod code;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]

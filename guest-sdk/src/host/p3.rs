@@ -18,6 +18,7 @@ use wasip3::wit_bindgen::{FutureReader, StreamReader};
 use crate::error::report;
 use crate::fetch::{FetchError, place};
 use crate::head::{self, content_length, entries, finish_request, finish_response, header_map};
+use crate::host::code;
 use crate::response::forbids_body;
 use crate::{Body, Error, IntoResponse, Request, Response, Result};
 
@@ -171,7 +172,7 @@ impl Incoming {
             }
             Some(Err(code)) => {
                 self.is_end = true;
-                Some(Err(format!("reading the body: {code:?}").into()))
+                Some(Err(format!("reading the body: {}", code::name(code)).into()))
             }
             None => {
                 self.is_end = true;
@@ -214,7 +215,7 @@ async fn send(request: Request, idle_timeout: Option<Duration>) -> Result<Respon
         Err(ErrorCode::ConnectionTimeout | ErrorCode::HttpResponseTimeout | ErrorCode::ConnectionReadTimeout) => {
             Err(FetchError::TimedOut)
         }
-        Err(code) => Err(FetchError::Failed(format!("{code:?}"))),
+        Err(code) => Err(FetchError::Failed(code::name(code))),
     }
 }
 

@@ -11,6 +11,7 @@ use wasip2::io::streams::{InputStream, StreamError};
 
 use super::reactor::Waiter;
 use crate::head::{self, content_length, header_map};
+use crate::host::code;
 use crate::{Body, Error, Request, Response, Result};
 
 /// The largest chunk asked of the host; what comes is what has arrived.
@@ -173,7 +174,7 @@ fn poll_trailers(waiter: &mut Option<Waiter>, trailers: &FutureTrailers, context
             Ok(Ok(Some(fields))) => header_map(fields.entries())
                 .map(|trailers| Step::Trailers(Some(trailers)))
                 .ok_or_else(|| Error::from("the trailers are not HTTP")),
-            Ok(Err(code)) => Err(format!("reading the trailers: {code:?}").into()),
+            Ok(Err(code)) => Err(format!("reading the trailers: {}", code::name(code)).into()),
         });
     }
 }

@@ -19,6 +19,7 @@ use super::{incoming, nanoseconds};
 use crate::error::report;
 use crate::fetch::{FetchError, place};
 use crate::head::{entries, finish_request, finish_response};
+use crate::host::code;
 use crate::response::forbids_body;
 use crate::{Body, BodyError, Error, IntoResponse, Request, Response, Result};
 
@@ -103,7 +104,7 @@ fn failure(code: ErrorCode, uri: &http::Uri) -> FetchError {
         ErrorCode::ConnectionTimeout | ErrorCode::HttpResponseTimeout | ErrorCode::ConnectionReadTimeout => {
             FetchError::TimedOut
         }
-        code => FetchError::Failed(format!("{code:?}")),
+        code => FetchError::Failed(code::name(code)),
     }
 }
 
@@ -157,7 +158,7 @@ async fn pump(mut sink: Sink, source: Body) -> Result<Option<HeaderMap>, Broken>
 fn finish(body: OutgoingBody, trailers: Option<HeaderMap>) -> Result<(), String> {
     let trailers = trailers.map(|trailers| fields(&trailers)).transpose();
     let trailers = trailers.map_err(|error| format!("trailers refused: {error:?}"))?;
-    OutgoingBody::finish(body, trailers).map_err(|code| format!("{code:?}"))
+    OutgoingBody::finish(body, trailers).map_err(code::name)
 }
 
 fn finish_report(what: &str, written: Result<(), Broken>) {
