@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "wasm32")]
 mod cluster;
+#[cfg(target_arch = "wasm32")]
 mod code;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
