@@ -284,9 +284,13 @@ async fn a_folder_is_served_as_its_own_file_says() {
     assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
     assert!(reloaded.stderr.contains("Built "), "{reloaded:?}");
     assert!(answers(&cluster).await.contains(WHOAMI));
+    let builds_now = builds(project.path());
+    assert_eq!(run(&["reload", text(project.path())]).code, Some(7));
+    assert_eq!(builds(project.path()), builds_now, "nothing is built for a cluster that does not run");
     // One that cannot be built is not asked for.
     write(project.path().join("src/mistake"), "");
-    assert_eq!(cluster.command(&["reload", text(project.path())]).code, Some(1));
+    let ended = cluster.command(&["reload", text(project.path())]);
+    refused(&ended, 3, &["refused, nothing was changed: cannot build", "what it said is above"]);
     assert_eq!(cluster.status()["generation"]["current"], 3);
 }
 

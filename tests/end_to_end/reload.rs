@@ -198,7 +198,7 @@ fn versions_that_cannot_be_served_are_refused() {
     let import = b"(component (import \"acme:shop/cart@1.0.0\" (instance)))";
     refused(&cluster, &[&write("import.wat", import)], 3, "cannot serve");
     refused(&cluster, &["/nowhere/app.wasm"], 3, "no such file");
-    refused(&cluster, &["/"], 3, "it is a folder");
+    refused(&cluster, &["/"], 3, "neither a Cargo.toml");
     let pipe = folder.join("pipe.wasm");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     refused(&cluster, &[text(&pipe)], 3, "it is not a regular file");

@@ -209,8 +209,8 @@ struct ScaleArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:\n  \
-    0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read, is no component, does not link or does not \
-    compile\n  4 a gate failed, rolled back\n  5 timed out, rolled back\n  6 another change is under way\n  \
+    0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is no component, does not link or \
+    does not compile\n  4 a gate failed, rolled back\n  5 timed out, rolled back\n  6 another change is under way\n  \
     7 no server\n\n\
     Examples:\n  \
     wasmcluster reload\n  \
@@ -361,6 +361,19 @@ impl From<CommandError> for Failure {
     }
 }
 
+impl Failure {
+    /// What cannot be built is not served, as what cannot be read.
+    fn refuse(self) -> Self {
+        match self {
+            Self::Error(error) => {
+                let reason = Some(format!("{error:#}"));
+                Self::Reload(Ended { generation: None, result: ReloadResult::Refused, reason })
+            }
+            other => other,
+        }
+    }
+}
+
 /// The whole program.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -443,7 +456,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Reload(ReloadArgs { app, terms, cluster }) => {
             let client = client(cluster)?;
             let app = match app {
-                Some(folder) if folder.is_dir() => Some(build_folder(&folder)?),
+                Some(folder) if folder.is_dir() => {
+                    // Nothing is built for a cluster that does not run.
+                    block_on(client.status())?;
+                    Some(build_folder(&folder).map_err(Failure::refuse)?)
+                }
                 app => app,
             };
             let app = app.map(std::path::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
