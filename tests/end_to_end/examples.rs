@@ -22,6 +22,21 @@ async fn hello_says_hello() {
     check(&get(cluster.address(), "/").await.unwrap(), 200, "Hello from wasmcluster!\n");
 }
 
+/// Names are for backtraces, and what `strip` takes out.
+#[test]
+fn hello_without_its_names_is_small() {
+    let component = std::fs::read(guest("hello")).unwrap();
+    let names: usize = wasmparser::Parser::new(0)
+        .parse_all(&component)
+        .filter_map(|payload| match payload.unwrap() {
+            wasmparser::Payload::CustomSection(section) if section.name() == "name" => Some(section.range().len()),
+            _ => None,
+        })
+        .sum();
+    let bytes = component.len() - names;
+    assert!(bytes < 150 << 10, "{bytes} bytes: docs/size.md says what they should be");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn echo_sends_back_what_comes() {
     let cluster = cluster("echo", &[]);
