@@ -519,6 +519,10 @@ impl StdError for TooLarge {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
     use super::*;
     use crate::testing::block_on;
 
@@ -601,6 +605,32 @@ mod tests {
             block_on(body.chunk()).expect("readable").expect("a chunk");
             assert_eq!(*written.borrow(), taken + 1);
         }
+    }
+
+    /// As futures in a `FuturesUnordered` are polled.
+    #[test]
+    fn a_write_that_waits_is_woken() {
+        struct Flag(AtomicBool);
+        impl Wake for Flag {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let body = Body::from_writer(|mut out| async move {
+            let mut writing = Box::pin(async move {
+                out.write("a").await?;
+                out.write("b").await
+            });
+            let woken = Arc::new(Flag(AtomicBool::new(true)));
+            poll_fn(|_| {
+                if !woken.0.swap(false, Ordering::Relaxed) {
+                    return Poll::Pending;
+                }
+                writing.as_mut().poll(&mut Context::from_waker(&woken.clone().into()))
+            })
+            .await
+        });
+        assert_eq!(block_on(body.text(8)).expect("readable"), "ab");
     }
 
     #[test]
