@@ -20,7 +20,7 @@ use crate::fetch::{FetchError, place};
 use crate::head::{self, content_length, entries, finish_request, finish_response, header_map};
 use crate::host::code;
 use crate::response::forbids_body;
-use crate::{Body, Error, IntoResponse, Request, Response, Result};
+use crate::{Body, BodyError, Error, IntoResponse, Request, Response, Result};
 
 /// What an answer's trailers are told through.
 type Trailers = FutureReader<Result<Option<types::Trailers>, ErrorCode>>;
@@ -116,17 +116,34 @@ fn outgoing_body(what: &'static str, body: Body) -> (Option<StreamReader<u8>>, T
     }
     let (writer, contents, trailers) = BodyWriter::new();
     wasip3::spawn_local(async move {
-        let mut body = body;
-        match writer.send_http_body(&mut body).await {
-            // The reader left. That is its right.
-            Ok(_) | Err(http_compat::Error::StreamReaderClosed { .. } | http_compat::Error::ResultReaderClosed(_)) => {}
-            Err(http_compat::Error::HttpBody(error)) => report(&format!("{what} body cut short"), error),
-            Err(http_compat::Error::InvalidTrailers(error)) => {
-                report(&format!("{what} body cut short"), format!("trailers refused: {error:?}"));
-            }
+        // The reader that left, that is its right; the source's errors are told already.
+        if let Err(http_compat::Error::InvalidTrailers(error)) = writer.send_http_body(&mut Told { what, body }).await {
+            report(&format!("{what} body cut short"), format!("trailers refused: {error:?}"));
         }
     });
     (Some(contents), trailers)
+}
+
+/// A body whose error is told before the host learns of it: that may be the end of the instance.
+struct Told {
+    what: &'static str,
+    body: Body,
+}
+
+impl HttpBody for Told {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Err(error))) = &frame {
+            report(&format!("{} body cut short", self.what), error);
+        }
+        frame
+    }
 }
 
 /// The body of what comes in, read as it is polled.

@@ -42,8 +42,8 @@ use crate::listener::remove_socket;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
-/// How long a command waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a command waits for an answer: well beyond what the primary takes for its own.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a change may take before its command is told that it goes on without it.
 const DONE_WITHIN: Duration = Duration::from_secs(4);
 /// How long commands may take to read their answers when the primary ends.
