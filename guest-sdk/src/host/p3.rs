@@ -100,7 +100,7 @@ fn incoming_response(incoming: types::Response, head_only: bool) -> Option<Respo
     *response.status_mut() = incoming.get_status_code().try_into().ok()?;
     *response.headers_mut() = header_map(incoming.get_headers().copy_all())?;
     let left = if head_only { Some(0) } else { content_length(response.headers()) };
-    let body = Unread::Response(IncomingResponseBody::new(incoming).ok()?);
+    let body = Unread::Response(Box::pin(IncomingResponseBody::new(incoming).ok()?));
     *response.body_mut() = Body::incoming(Incoming { body, left, is_end: false });
     Some(response)
 }
@@ -156,7 +156,9 @@ pub(crate) struct Incoming {
 
 enum Unread {
     Request(IncomingRequestBody),
-    Response(IncomingResponseBody),
+    /// Behind a pointer, so that a component which fetches nothing imports nothing of responses: each import costs every
+    /// fresh instance.
+    Response(Pin<Box<dyn HttpBody<Data = Bytes, Error = ErrorCode> + Send>>),
 }
 
 impl Incoming {
@@ -178,7 +180,7 @@ impl Incoming {
         }
         let frame = match &mut self.body {
             Unread::Request(body) => Pin::new(body).poll_frame(context),
-            Unread::Response(body) => Pin::new(body).poll_frame(context),
+            Unread::Response(body) => body.as_mut().poll_frame(context),
         };
         frame.map(|frame| match frame {
             Some(Ok(frame)) => {

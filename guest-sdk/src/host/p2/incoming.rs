@@ -39,7 +39,8 @@ pub(super) fn response(incoming: IncomingResponse, head_only: bool) -> Option<Re
     *response.status_mut() = incoming.status().try_into().ok()?;
     *response.headers_mut() = header_map(incoming.headers().entries())?;
     let left = if head_only { Some(0) } else { content_length(response.headers()) };
-    *response.body_mut() = Body::incoming(Incoming { state: State::Unopened(Message::Response(incoming)), left });
+    *response.body_mut() =
+        Body::incoming(Incoming { state: State::Unopened(Message::Response(Box::new(incoming))), left });
     Some(response)
 }
 
@@ -61,7 +62,19 @@ fn method(method: types::Method) -> Option<Method> {
 /// What has a body.
 enum Message {
     Request(IncomingRequest),
-    Response(IncomingResponse),
+    /// Behind a pointer, so that a component which fetches nothing imports nothing of responses: each import costs every
+    /// fresh instance.
+    Response(Box<dyn Consume>),
+}
+
+trait Consume: Send {
+    fn consume(&self) -> Result<IncomingBody, ()>;
+}
+
+impl Consume for IncomingResponse {
+    fn consume(&self) -> Result<IncomingBody, ()> {
+        Self::consume(self)
+    }
 }
 
 /// The body of what comes in, read as it is polled.
