@@ -58,7 +58,8 @@ impl Stock {
         let instance = match self.take() {
             Some(instance) => instance,
             None => {
-                let (store, service) = self.factory.fresh(Origin::default()).await?;
+                // Boxed, so that calls that need none do not carry its size.
+                let (store, service) = Box::pin(self.factory.fresh(Origin::default())).await?;
                 Instance::start(store, service)
             }
         };
@@ -229,7 +230,7 @@ async fn run(mut store: Store<Guest>, service: Service, work: Rc<Work>) -> wasmt
             let mut over = Vec::new();
             let mut handles = None;
             poll_fn(|context| {
-                for (request, is_over) in work.new.take() {
+                for (request, is_over) in work.new.borrow_mut().drain(..) {
                     let is_alone = requests.is_empty() && over.is_empty();
                     requests.push((Box::pin(answer(accessor, &service, request, is_alone)), is_over));
                 }

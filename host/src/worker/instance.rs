@@ -27,7 +27,7 @@ use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 use super::concurrent;
 use super::epoch::Epoch;
 use super::guest::{Guest, World};
-use super::outbound::Origin;
+use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, Live, Stock};
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, Reuse, WorkerSettings};
@@ -153,7 +153,10 @@ impl Instances {
         let (head, receiver) = oneshot::channel();
         let call: Call = match self {
             Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
-            Self::V0_3(stock) => Box::pin(call_v0_3(stock.clone(), request, authority, origin, head)),
+            Self::V0_3(stock) => {
+                let hooks = stock.hooks(origin);
+                Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)))
+            }
         };
         (receiver, call)
     }
@@ -269,22 +272,20 @@ fn abort_open_bodies(guest: &mut Guest) -> usize {
         .count()
 }
 
-async fn call_v0_3<B>(
-    stock: Rc<concurrent::Stock>,
+fn request_v0_3<B>(
     request: Request<B>,
     authority: Authority,
-    origin: Origin,
+    mut hooks: Hooks,
     head: oneshot::Sender<Head>,
-) -> Result<(), Failure>
+) -> concurrent::Request
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let mut hooks = stock.hooks(origin);
     let (parts, body) = request.into_parts();
     let headers = FieldMap::new_immutable(&mut hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
     let (request, _sent) =
         p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
-    stock.serve(concurrent::Request { request, hooks, head }).await
+    concurrent::Request { request, hooks, head }
 }

@@ -9,7 +9,9 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// What is longer goes at once: its reader has something to do.
@@ -32,8 +34,29 @@ pub(super) struct Outbox {
 struct Work {
     /// `None` when it has ended.
     future: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
-    waker: RefCell<Waker>,
+    alarm: Arc<Alarm>,
+    /// Rings the alarm.
+    waker: Waker,
     was_slow: Cell<bool>,
+}
+
+/// Wakes a work's task, and rings until the work is polled. If it is silent when the task is polled, then a poll from
+/// elsewhere has seen already what woke the task.
+struct Alarm {
+    rings: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.rings.swap(true, Ordering::AcqRel) {
+            self.task.wake_by_ref();
+        }
+    }
 }
 
 impl Default for Outbox {
@@ -48,17 +71,22 @@ impl Outbox {
         Self { late, aside, since, current: RefCell::default(), last: RefCell::default() }
     }
 
-    /// Runs `work`, which may put itself aside.
+    /// Runs `work`, which may put itself aside. It stays in the task that polls it first.
     pub(super) async fn run(&self, work: impl Future<Output = ()> + 'static) {
-        let (future, waker) = (RefCell::new(Some(Box::pin(work) as _)), RefCell::new(Waker::noop().clone()));
-        let work = Rc::new(Work { future, waker, was_slow: Cell::new(false) });
-        poll_fn(|context| {
-            work.waker.borrow_mut().clone_from(context.waker());
+        let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+        let alarm = Arc::new(Alarm { rings: AtomicBool::new(true), task });
+        let waker = Waker::from(alarm.clone());
+        let future = RefCell::new(Some(Box::pin(work) as _));
+        let work = Rc::new(Work { future, alarm, waker, was_slow: Cell::new(false) });
+        poll_fn(|_| {
+            if !work.alarm.rings.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
             let mut now = Instant::now();
             if self.since.get().is_some_and(|since| work.was_slow.get() || now - since > self.late) {
                 now = self.poll_all(now);
             }
-            self.poll(&work, context, now).0
+            self.poll(&work, now).0
         })
         .await;
     }
@@ -91,11 +119,10 @@ impl Outbox {
     fn poll_all(&self, mut now: Instant) -> Instant {
         self.since.set(None);
         for work in self.aside.take() {
-            let waker = work.waker.borrow().clone();
-            let (polled, ended) = self.poll(&work, &mut Context::from_waker(&waker), now);
+            let (polled, ended) = self.poll(&work, now);
             if polled.is_ready() {
                 // Its own task has yet to learn that.
-                waker.wake();
+                work.waker.wake_by_ref();
             }
             now = ended;
         }
@@ -103,11 +130,12 @@ impl Outbox {
     }
 
     /// Begins at `now`. What came of it, and when.
-    fn poll(&self, work: &Rc<Work>, context: &mut Context<'_>, now: Instant) -> (Poll<()>, Instant) {
+    fn poll(&self, work: &Rc<Work>, now: Instant) -> (Poll<()>, Instant) {
         let mut future = work.future.borrow_mut();
         let Some(running) = &mut *future else { return (Poll::Ready(()), now) };
         self.current.replace(Some((work.clone(), now)));
-        let polled = running.as_mut().poll(context);
+        work.alarm.rings.swap(false, Ordering::AcqRel);
+        let polled = running.as_mut().poll(&mut Context::from_waker(&work.waker));
         self.current.replace(None);
         let ended = Instant::now();
         work.was_slow.set(ended - now > self.late);
@@ -120,8 +148,10 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::thread::sleep;
 
+    use tokio::sync::Notify;
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
@@ -226,5 +256,36 @@ mod tests {
             told.push(name, "ends");
         };
         check(LATE, &["a", "slow"], work, &["slow begins", "a ends", "slow ends"]).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_polled_from_elsewhere_is_not_polled_again() {
+        let end = Rc::new(Notify::new());
+        let work = move |outbox: Rc<Outbox>, told: Told, name: &'static str| {
+            let end = end.clone();
+            async move {
+                if name == "b" {
+                    // Long enough for the task of the other, which was woken, to be looked at.
+                    for _ in 0..5 {
+                        again().await;
+                    }
+                    end.notify_one();
+                    return;
+                }
+                let (mut polls, mut ended) = (0, pin!(end.notified()));
+                poll_fn(|context| {
+                    polls += 1;
+                    told.push(name, "is polled");
+                    if polls == 1 {
+                        context.waker().wake_by_ref();
+                        outbox.put_aside();
+                        return Poll::Pending;
+                    }
+                    ended.as_mut().poll(context)
+                })
+                .await;
+            }
+        };
+        check(Duration::MAX, &["a", "b"], work, &["a is polled"; 3]).await;
     }
 }
