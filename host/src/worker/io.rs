@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -45,6 +45,8 @@ impl Refusal {
 
 /// How long a connection may be silent in the beginning, when others want its place.
 const CHANCE: Duration = Duration::from_secs(1);
+/// So short an answer is put together before it is written: to copy it costs less than `writev` takes for its parts.
+const PUT_TOGETHER: usize = 1024;
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
 
@@ -353,8 +355,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(slices.iter().map(|slice| slice.len()).sum()));
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices));
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        ready!(self.poll_turn(length));
+        let stream = Pin::new(&mut self.stream);
+        let written = if length <= PUT_TOGETHER {
+            let mut whole = [0; PUT_TOGETHER];
+            let length = (&mut whole[..]).write_vectored(slices)?;
+            ready!(stream.poll_write(context, &whole[..length]))
+        } else {
+            ready!(stream.poll_write_vectored(context, slices))
+        };
         self.watch.moved();
         Poll::Ready(written)
     }
