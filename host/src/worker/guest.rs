@@ -15,6 +15,7 @@ use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota};
 use super::stdio::{GuestOutput, Sink};
+use super::turns::Turns;
 use crate::config::{Granted, MAX_FIELDS, MAX_HANDLES, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings};
 use crate::grants::{Access, DirGrant};
 use crate::ipc::Identity;
@@ -119,9 +120,11 @@ pub(super) struct World {
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
     metrics: Metrics,
+    turns: Turns,
 }
 
 impl World {
+    /// Must be called on the runtime.
     pub(super) fn new(settings: &WorkerSettings, identity: Identity, stats: &'static Stats) -> anyhow::Result<Self> {
         let sink =
             |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
@@ -136,6 +139,7 @@ impl World {
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
             metrics: Metrics::new(stats),
+            turns: Turns::start(),
         })
     }
 
@@ -156,9 +160,10 @@ impl World {
             table.set_max_capacity(MAX_HANDLES);
         }
         store.set_epoch_deadline(1);
-        // `yield_now` lets the executor look at its sockets and timers before the guest goes on; a plain yield wakes
-        // itself at once, and tokio would look only every 61 turns.
-        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+        store.epoch_deadline_callback(|store| {
+            let turn = store.data().world.turns.clone().wait();
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn)))
+        });
         store
     }
 

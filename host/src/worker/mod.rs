@@ -23,6 +23,7 @@ mod requests;
 mod reuse;
 mod stdio;
 mod tls;
+mod turns;
 mod upload;
 
 use std::os::fd::{AsFd, OwnedFd};
