@@ -10,6 +10,7 @@ use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_io::IoView;
 
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
@@ -50,10 +51,6 @@ impl Guest {
         self.quota.is_starved()
     }
 
-    pub(super) fn table(&mut self) -> &mut ResourceTable {
-        &mut self.table
-    }
-
     pub(super) fn metrics(&self) -> &Metrics {
         &self.world.metrics
     }
@@ -80,6 +77,12 @@ impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let wasi = self.wasi.get_or_insert_with(|| self.world.wasi());
         WasiCtxView { ctx: &mut wasi.ctx, table: &mut self.table }
+    }
+}
+
+impl IoView for Guest {
+    fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
     }
 }
 

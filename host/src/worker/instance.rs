@@ -23,6 +23,7 @@ use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
+use wasmtime_wasi_io::IoView;
 
 use super::concurrent;
 use super::epoch::Epoch;
