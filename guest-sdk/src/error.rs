@@ -91,6 +91,8 @@ impl fmt::Debug for Error {
 }
 
 impl IntoResponse for Error {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         if self.status.is_server_error() {
             report("handler failed", &self);

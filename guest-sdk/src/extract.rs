@@ -74,6 +74,8 @@ impl HasBody for Response {
 
 /// JSON with status 200; a 500 if the value has none, as a map with keys that are no strings.
 impl<T: Serialize> IntoResponse for Json<T> {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {
             Ok(json) => typed("application/json", json),

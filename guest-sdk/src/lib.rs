@@ -91,10 +91,23 @@ pub type Response<B = Body> = http::Response<B>;
 #[doc(hidden)]
 pub mod __private {
     use std::future::Future;
+    use std::marker::PhantomData;
 
     #[cfg(target_arch = "wasm32")]
     pub use crate::host::export::*;
-    use crate::{Request, Response};
+    use crate::{IntoResponse, Request, Response};
+
+    /// A response that was made of an `R`.
+    pub struct Answer<R> {
+        #[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "nobody is answered without a host"))]
+        pub(crate) response: Response,
+        made_of: PhantomData<R>,
+    }
+
+    /// What the host is to be answered.
+    pub fn answer<R: IntoResponse>(answer: R) -> Answer<R> {
+        Answer { response: answer.into_response(), made_of: PhantomData }
+    }
 
     /// What a function without arguments may return to [`main`](crate::main).
     #[diagnostic::on_unimplemented(

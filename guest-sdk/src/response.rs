@@ -23,6 +23,11 @@ use crate::{Body, Error, Response};
             or `(StatusCode, [(name, value); N], T)`, or a `Result` of these"
 )]
 pub trait IntoResponse {
+    /// Whether the body of each such response is known in full when it is made. The component of a handler that answers
+    /// nothing else has no imports for what streams, each of which costs every fresh instance.
+    #[doc(hidden)]
+    const IS_KNOWN: bool = false;
+
     /// The response.
     fn into_response(self) -> Response;
 }
@@ -35,6 +40,8 @@ impl<B: Into<Body>> IntoResponse for http::Response<B> {
 
 /// No body, with status 200.
 impl IntoResponse for () {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         Response::new(Body::empty())
     }
@@ -42,6 +49,8 @@ impl IntoResponse for () {
 
 /// Plain text with status 200.
 impl IntoResponse for &'static str {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         typed("text/plain; charset=utf-8", self)
     }
@@ -49,6 +58,8 @@ impl IntoResponse for &'static str {
 
 /// Plain text with status 200.
 impl IntoResponse for String {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         typed("text/plain; charset=utf-8", self)
     }
@@ -56,6 +67,8 @@ impl IntoResponse for String {
 
 /// `application/octet-stream` with status 200.
 impl IntoResponse for Bytes {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         typed("application/octet-stream", self)
     }
@@ -63,6 +76,8 @@ impl IntoResponse for Bytes {
 
 /// `application/octet-stream` with status 200.
 impl IntoResponse for Vec<u8> {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         typed("application/octet-stream", self)
     }
@@ -92,6 +107,8 @@ impl<T: Into<Body>> IntoResponse for Html<T> {
 
 /// The status with its reason as plain text: `404 Not Found`.
 impl IntoResponse for StatusCode {
+    const IS_KNOWN: bool = true;
+
     fn into_response(self) -> Response {
         if forbids_body(self) {
             return (self, Response::new(Body::empty())).into_response();
@@ -102,6 +119,8 @@ impl IntoResponse for StatusCode {
 
 /// The same with this status. A failure stays a failure: a status of 500 or more is kept.
 impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
+    const IS_KNOWN: bool = T::IS_KNOWN;
+
     fn into_response(self) -> Response {
         let mut response = self.1.into_response();
         if !response.status().is_server_error() {
@@ -113,6 +132,8 @@ impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
 
 /// The same with these headers, which replace those of the same name.
 impl<T: IntoResponse> IntoResponse for (HeaderMap, T) {
+    const IS_KNOWN: bool = T::IS_KNOWN;
+
     fn into_response(self) -> Response {
         let mut response = self.1.into_response();
         response.headers_mut().extend(self.0);
@@ -127,6 +148,8 @@ where
     V: TryInto<HeaderValue>,
     T: IntoResponse,
 {
+    const IS_KNOWN: bool = T::IS_KNOWN;
+
     fn into_response(self) -> Response {
         let mut response = self.1.into_response();
         for (name, value) in self.0 {
@@ -144,6 +167,8 @@ impl<H, T> IntoResponse for (StatusCode, H, T)
 where
     (H, T): IntoResponse,
 {
+    const IS_KNOWN: bool = <(H, T)>::IS_KNOWN;
+
     fn into_response(self) -> Response {
         (self.0, (self.1, self.2)).into_response()
     }
@@ -152,6 +177,8 @@ where
 /// An error becomes status 500 with a body that tells nothing of it, and a line on stderr that does, unless it is an
 /// [`Error`] with another status.
 impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
+    const IS_KNOWN: bool = T::IS_KNOWN;
+
     fn into_response(self) -> Response {
         self.map_or_else(|error| error.into().into_response(), IntoResponse::into_response)
     }
@@ -196,6 +223,15 @@ mod tests {
         check((StatusCode::ACCEPTED, Err::<&'static str, _>("g")), 500, "Internal Server Error\n");
         check((StatusCode::CREATED, [("x-a", "1")], "h"), 201, "h");
         check(([("no name", "1")], "i"), 500, "Internal Server Error\n");
+    }
+
+    #[test]
+    fn what_may_stream_is_told_from_what_cannot() {
+        const {
+            assert!(<(StatusCode, [(HeaderName, &str); 1], crate::Json<u8>)>::IS_KNOWN);
+            assert!(<Result<(HeaderMap, String), Error>>::IS_KNOWN);
+            assert!(!<Result<(StatusCode, Body), Error>>::IS_KNOWN && !<Response>::IS_KNOWN && !<Html<Body>>::IS_KNOWN);
+        }
     }
 
     #[test]

@@ -35,26 +35,19 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
         Kind::Handler(argument) => {
             // What does not fit is marked where the handler says it.
             let called = quote_spanned! { argument.span() => #name(request) };
-            let answered = quote_spanned! { function.sig.output.span() =>
-                ::wasmcluster_guest::IntoResponse::into_response(#called.await)
-            };
-            quote! {
-                async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
-                    #answered
-                }
-            }
+            quote_spanned! { function.sig.output.span() => ::wasmcluster_guest::__private::answer(#called.await) }
         }
         Kind::Application(ty) => {
             let answered = quote_spanned! { ty.span() =>
                 ::wasmcluster_guest::__private::Application::answer(application, request)
             };
             quote! {
-                async fn __answer(request: ::wasmcluster_guest::Request) -> ::wasmcluster_guest::Response {
+                {
                     ::std::thread_local! {
                         static APPLICATION: #ty = #name();
                     }
                     let application = APPLICATION.with(::std::clone::Clone::clone);
-                    #answered.await
+                    ::wasmcluster_guest::__private::answer(#answered.await)
                 }
             }
         }
@@ -63,14 +56,14 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
         #function
 
         const _: () = {
-            #[cfg_attr(
-                not(target_arch = "wasm32"),
-                expect(dead_code, reason = "it is checked on every target, and called in components only")
-            )]
-            #answer
+            #[cfg(not(target_arch = "wasm32"))]
+            #[expect(dead_code, reason = "it is checked on every target, and called in components only")]
+            async fn __check(request: ::wasmcluster_guest::Request) {
+                let _ = #answer;
+            }
 
             #[cfg(target_arch = "wasm32")]
-            ::wasmcluster_guest::__export!(__answer);
+            ::wasmcluster_guest::__export!(|request| async move { #answer });
         };
     })
 }

@@ -16,6 +16,7 @@ use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 pub(crate) use incoming::Incoming;
 pub(crate) use outgoing::fetch;
 
+use crate::__private::Answer;
 use crate::{IntoResponse, Request, Response};
 use reactor::Waiter;
 
@@ -41,7 +42,7 @@ pub(crate) mod export {
     #[doc(hidden)]
     #[macro_export]
     macro_rules! __export {
-        ($answer:path) => {
+        ($answer:expr) => {
             struct Component;
 
             impl $crate::__private::wasip2::exports::http::incoming_handler::Guest for Component {
@@ -61,15 +62,16 @@ pub(crate) mod export {
 }
 
 /// Answers one request.
-pub fn run<F>(request: IncomingRequest, out: ResponseOutparam, answer: impl FnOnce(Request) -> F)
+pub fn run<R, F>(request: IncomingRequest, out: ResponseOutparam, answer: impl FnOnce(Request) -> F)
 where
-    F: Future<Output = Response>,
+    R: IntoResponse,
+    F: Future<Output = Answer<R>>,
 {
     reactor::block_on(async {
         let (method, response): (Method, Response) = match incoming::request(request) {
-            Some(request) => (request.method().clone(), answer(request).await),
+            Some(request) => (request.method().clone(), answer(request).await.response),
             None => (Method::GET, StatusCode::BAD_REQUEST.into_response()),
         };
-        outgoing::send(&method, response, out).await;
+        outgoing::send::<R>(&method, response, out).await;
     });
 }

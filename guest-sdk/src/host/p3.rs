@@ -15,6 +15,7 @@ use wasip3::http::types::{self, ErrorCode, RequestOptions};
 use wasip3::http_compat::{self, BodyWriter, IncomingRequestBody, IncomingResponseBody};
 use wasip3::wit_bindgen::{FutureReader, StreamReader};
 
+use crate::__private::Answer;
 use crate::error::report;
 use crate::fetch::{FetchError, place};
 use crate::head::{self, content_length, entries, finish_request, finish_response, header_map};
@@ -33,7 +34,7 @@ pub(crate) mod export {
     #[doc(hidden)]
     #[macro_export]
     macro_rules! __export {
-        ($answer:path) => {
+        ($answer:expr) => {
             struct Component;
 
             impl $crate::__private::wasip3::exports::http::handler::Guest for Component {
@@ -55,12 +56,13 @@ pub(crate) mod export {
 }
 
 /// Answers one request.
-pub async fn run<F>(request: types::Request, answer: impl FnOnce(Request) -> F) -> Result<types::Response, ErrorCode>
+pub async fn run<R, F>(request: types::Request, answer: impl FnOnce(Request) -> F) -> Result<types::Response, ErrorCode>
 where
-    F: Future<Output = Response>,
+    R: IntoResponse,
+    F: Future<Output = Answer<R>>,
 {
     let (method, mut response) = match incoming_request(request) {
-        Some(request) => (request.method().clone(), answer(request).await),
+        Some(request) => (request.method().clone(), answer(request).await.response),
         None => (Method::GET, StatusCode::BAD_REQUEST.into_response()),
     };
     finish_response(&mut response);

@@ -84,11 +84,10 @@ pub(crate) struct Incoming {
     left: Option<u64>,
 }
 
-/// Fields drop in order: a waiter before what it waits for, a stream before its body.
 enum State {
     Unopened(Message),
-    Data { waiter: Option<Waiter>, stream: InputStream, body: IncomingBody },
-    Trailers { waiter: Option<Waiter>, trailers: FutureTrailers },
+    /// Behind a pointer, so that a component which reads no body imports nothing for it.
+    Open(Box<dyn Read>),
     End,
 }
 
@@ -106,69 +105,90 @@ impl Incoming {
     }
 
     pub(crate) fn poll_frame(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
-        loop {
-            let step = match &mut self.state {
-                State::Unopened(message) => open(message),
-                State::Data { waiter, stream, .. } => ready!(poll_data(waiter, stream, context)),
-                State::Trailers { waiter, trailers } => ready!(poll_trailers(waiter, trailers, context)),
-                State::End => return Poll::Ready(None),
-            };
-            match step {
-                Ok(Step::Chunk(chunk)) => {
-                    self.left = self.left.map(|left| left.saturating_sub(chunk.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        let frame = match &mut self.state {
+            State::Unopened(message) => match open(message) {
+                Ok(mut reading) => {
+                    let frame = reading.poll_frame(context);
+                    self.state = State::Open(Box::new(reading));
+                    ready!(frame)
                 }
-                Ok(Step::Opened(state)) => self.state = state,
-                Ok(Step::Data) => self.finish(),
-                Ok(Step::Trailers(trailers)) => {
-                    self.state = State::End;
-                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
-                }
-                Err(error) => {
-                    self.state = State::End;
-                    return Poll::Ready(Some(Err(error)));
-                }
+                Err(error) => Some(Err(error)),
+            },
+            State::Open(reading) => ready!(reading.poll_frame(context)),
+            State::End => None,
+        };
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.left = self.left.map(|left| left.saturating_sub(length));
             }
+            _ => self.state = State::End,
         }
-    }
-
-    /// From the end of the data to the trailers.
-    fn finish(&mut self) {
-        if let State::Data { waiter, stream, body } = std::mem::replace(&mut self.state, State::End) {
-            drop(waiter);
-            drop(stream);
-            self.state = State::Trailers { waiter: None, trailers: IncomingBody::finish(body) };
-        }
+        Poll::Ready(frame)
     }
 }
 
-/// What one look at the host brought.
-enum Step {
-    Opened(State),
-    Chunk(Bytes),
-    /// The end of the data.
-    Data,
-    Trailers(Option<HeaderMap>),
+trait Read: Send {
+    /// Not called again after trailers, an error or the end.
+    fn poll_frame(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>>;
 }
 
-fn open(message: &Message) -> Result<Step> {
+/// An open body. Fields drop in order: a waiter before what it waits for, a stream before its body.
+enum Reading {
+    Data { waiter: Option<Waiter>, stream: InputStream, body: IncomingBody },
+    Trailers { waiter: Option<Waiter>, trailers: FutureTrailers },
+    End,
+}
+
+fn open(message: &Message) -> Result<Reading> {
     let body = match message {
         Message::Request(request) => request.consume(),
         Message::Response(response) => response.consume(),
     };
     let body = body.map_err(|()| "the body was taken already")?;
     let stream = body.stream().map_err(|()| "the body was opened already")?;
-    Ok(Step::Opened(State::Data { waiter: None, stream, body }))
+    Ok(Reading::Data { waiter: None, stream, body })
 }
 
-fn poll_data(waiter: &mut Option<Waiter>, stream: &InputStream, context: &Context<'_>) -> Poll<Result<Step>> {
+impl Read for Reading {
+    fn poll_frame(&mut self, context: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        loop {
+            match self {
+                Self::Data { waiter, stream, .. } => match ready!(poll_data(waiter, stream, context)) {
+                    Ok(Some(chunk)) => return Poll::Ready(Some(Ok(Frame::data(chunk)))),
+                    Ok(None) => self.finish(),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+                Self::Trailers { waiter, trailers } => {
+                    let trailers = ready!(poll_trailers(waiter, trailers, context));
+                    return Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose());
+                }
+                Self::End => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+impl Reading {
+    /// From the end of the data to the trailers.
+    fn finish(&mut self) {
+        if let Self::Data { waiter, stream, body } = std::mem::replace(self, Self::End) {
+            drop(waiter);
+            drop(stream);
+            *self = Self::Trailers { waiter: None, trailers: IncomingBody::finish(body) };
+        }
+    }
+}
+
+/// The next chunk; `None` at the end of the data.
+fn poll_data(waiter: &mut Option<Waiter>, stream: &InputStream, context: &Context<'_>) -> Poll<Result<Option<Bytes>>> {
     loop {
         match stream.read(CHUNK_BYTES) {
             Ok(chunk) if chunk.is_empty() => {
                 ready!(waiter.get_or_insert_with(|| Waiter::new(stream.subscribe())).poll(context));
             }
-            Ok(chunk) => return Poll::Ready(Ok(Step::Chunk(chunk.into()))),
-            Err(StreamError::Closed) => return Poll::Ready(Ok(Step::Data)),
+            Ok(chunk) => return Poll::Ready(Ok(Some(chunk.into()))),
+            Err(StreamError::Closed) => return Poll::Ready(Ok(None)),
             Err(StreamError::LastOperationFailed(error)) => {
                 return Poll::Ready(Err(format!("reading the body: {}", error.to_debug_string()).into()));
             }
@@ -176,17 +196,21 @@ fn poll_data(waiter: &mut Option<Waiter>, stream: &InputStream, context: &Contex
     }
 }
 
-fn poll_trailers(waiter: &mut Option<Waiter>, trailers: &FutureTrailers, context: &Context<'_>) -> Poll<Result<Step>> {
+fn poll_trailers(
+    waiter: &mut Option<Waiter>,
+    trailers: &FutureTrailers,
+    context: &Context<'_>,
+) -> Poll<Result<Option<HeaderMap>>> {
     loop {
         let Some(result) = trailers.get() else {
             ready!(waiter.get_or_insert_with(|| Waiter::new(trailers.subscribe())).poll(context));
             continue;
         };
         return Poll::Ready(match result {
-            Ok(Ok(None)) | Err(()) => Ok(Step::Trailers(None)),
-            Ok(Ok(Some(fields))) => header_map(fields.entries())
-                .map(|trailers| Step::Trailers(Some(trailers)))
-                .ok_or_else(|| Error::from("the trailers are not HTTP")),
+            Ok(Ok(None)) | Err(()) => Ok(None),
+            Ok(Ok(Some(fields))) => {
+                header_map(fields.entries()).map(Some).ok_or_else(|| Error::from("the trailers are not HTTP"))
+            }
             Ok(Err(code)) => Err(format!("reading the trailers: {}", code::name(code)).into()),
         });
     }

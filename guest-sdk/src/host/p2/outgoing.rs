@@ -1,10 +1,11 @@
 //! Responses out, and requests of our own. The head goes first, then the body: in as few calls as the host permits where
 //! it is known in full, chunk by chunk and no faster than its reader takes it where it streams.
 
-use std::future::poll_fn;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body::Body as _;
 use wasip2::http::outgoing_handler;
@@ -23,9 +24,9 @@ use crate::host::code;
 use crate::response::forbids_body;
 use crate::{Body, BodyError, Error, IntoResponse, Request, Response, Result};
 
-/// Sends the response to a request of this method. What goes wrong after the head is reported on stderr and cuts the
+/// Sends the response to a request of this method, made of an `R`. What goes wrong after the head is reported on stderr and cuts the
 /// body short, visibly to the client.
-pub(super) async fn send(method: &Method, mut response: Response, out: ResponseOutparam) {
+pub(super) async fn send<R: IntoResponse>(method: &Method, mut response: Response, out: ResponseOutparam) {
     finish_response(&mut response);
     let outgoing = match head(&response) {
         Ok(outgoing) => outgoing,
@@ -44,7 +45,7 @@ pub(super) async fn send(method: &Method, mut response: Response, out: ResponseO
     let body = outgoing.body().expect("the body is opened once");
     ResponseOutparam::set(out, Ok(outgoing));
     let source = if head_only { Body::empty() } else { response.into_body() };
-    finish_report("response", write(body, source).await);
+    finish_report("response", write::<R>(body, source).await);
 }
 
 fn head(response: &Response) -> Result<OutgoingResponse, HeaderError> {
@@ -83,8 +84,8 @@ pub(crate) async fn fetch(request: Request, idle_timeout: Option<Duration>) -> R
         Ok(bytes) if bytes.is_empty() => {
             finish(body, None).unwrap_or_else(|error| report("request body refused", error))
         }
-        Ok(bytes) => reactor::spawn(async { finish_report("request", write(body, bytes.into()).await) }),
-        Err(source) => reactor::spawn(async { finish_report("request", write(body, source).await) }),
+        Ok(bytes) => reactor::spawn(async { finish_report("request", write::<Bytes>(body, bytes.into()).await) }),
+        Err(source) => reactor::spawn(async { finish_report("request", write::<Body>(body, source).await) }),
     }
     let waiter = Waiter::new(response.subscribe());
     let incoming = loop {
@@ -131,12 +132,17 @@ fn scheme(scheme: &http::uri::Scheme) -> Scheme {
     }
 }
 
-/// Writes the body to its end, or drops it unfinished, which tells the host that it is incomplete.
-async fn write(body: OutgoingBody, source: Body) -> Result<(), Broken> {
+/// Writes the body of an `R` to its end, or drops it unfinished, which tells the host that it is incomplete.
+async fn write<R: IntoResponse>(body: OutgoingBody, source: Body) -> Result<(), Broken> {
     let trailers = match source.known() {
         Ok(bytes) if bytes.is_empty() => None,
         Ok(bytes) => Sink::new(&body).write(&bytes).await.map(|()| None)?,
-        Err(source) => pump(Sink::new(&body), source).await?,
+        Err(_) if R::IS_KNOWN => unreachable!("the body is known in full"),
+        // Behind a pointer, so that it is no part of components which never come here.
+        Err(source) => {
+            let pumping: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(pump(Sink::new(&body), source));
+            pumping.await?
+        }
     };
     finish(body, trailers).map_err(Broken::Sink)
 }
