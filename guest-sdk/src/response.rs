@@ -23,8 +23,8 @@ use crate::{Body, Error, Response};
             or `(StatusCode, [(name, value); N], T)`, or a `Result` of these"
 )]
 pub trait IntoResponse {
-    /// Whether the body of each such response is known in full when it is made. The component of a handler that answers
-    /// nothing else has no imports for what streams, each of which costs every fresh instance.
+    /// Whether the body of each such response is known in full when it is made. On WASI 0.2 the component of a handler that
+    /// answers nothing else, and sends no requests, has no imports for what streams: each costs every fresh instance.
     #[doc(hidden)]
     const IS_KNOWN: bool = false;
 

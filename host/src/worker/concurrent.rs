@@ -16,8 +16,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::oneshot;
+use wasmtime::Store;
 use wasmtime::component::Accessor;
-use wasmtime::{AsContextMut, Store};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error, p3};
 
@@ -25,6 +25,7 @@ use super::guest::Guest;
 use super::instance::{Failure, Head};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
+use super::turns::Turns;
 
 /// All instances of a component.
 pub(super) struct Stock {
@@ -40,6 +41,11 @@ pub(super) struct Stock {
 impl Stock {
     pub(super) fn new(factory: Factory<ServicePre<Guest>>, max_uses: u32, max_seats: usize) -> Self {
         Self { factory, max_uses, max_seats, idle: RefCell::default(), open: RefCell::default() }
+    }
+
+    /// What its guests wait for when they compute.
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        self.factory.turns()
     }
 
     /// What a guest asks for while it works on a request.
@@ -275,11 +281,7 @@ async fn answer(
     Request { request, hooks, head }: Request,
     is_alone: bool,
 ) -> wasmtime::Result<()> {
-    accessor.with(|mut access| {
-        access.data_mut().begin(hooks, is_alone);
-        // It may have waited for many ticks: the first look at the epoch would yield at once.
-        access.as_context_mut().set_epoch_deadline(1);
-    });
+    accessor.with(|mut access| access.data_mut().begin(hooks, is_alone));
     let answer = match service.handle(accessor, request).await? {
         Ok(answer) => answer,
         Err(code) => {

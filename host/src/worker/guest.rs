@@ -123,7 +123,7 @@ pub(super) struct World {
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
     metrics: Metrics,
-    turns: Turns,
+    pub(super) turns: Arc<Turns>,
 }
 
 impl World {
@@ -142,7 +142,7 @@ impl World {
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
             metrics: Metrics::new(stats),
-            turns: Turns::start(),
+            turns: Arc::new(Turns::start()),
         })
     }
 
@@ -164,8 +164,12 @@ impl World {
         }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
-            let turn = store.data().world.turns.clone().wait();
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn)))
+            let turns = &store.data().world.turns;
+            Ok(if turns.is_over() {
+                UpdateDeadline::YieldCustom(1, Box::pin(turns.wait()))
+            } else {
+                UpdateDeadline::Continue(1)
+            })
         });
         store
     }

@@ -387,7 +387,7 @@ async fn drive(
     let mut ended = None;
     let head = poll_fn(|context| {
         if ended.is_none()
-            && let Poll::Ready(end) = call.as_mut().poll(context)
+            && let Poll::Ready(end) = Pin::new(&mut call).poll(context)
         {
             ended = Some(end);
         }
@@ -622,7 +622,7 @@ impl Body {
     /// Lets the guest work. An error means that the answer can no longer become whole.
     fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
         let Some(call) = &mut self.call else { return Ok(()) };
-        let Poll::Ready(ended) = call.as_mut().poll(context) else {
+        let Poll::Ready(ended) = Pin::new(call).poll(context) else {
             return Ok(());
         };
         self.call = None;
@@ -747,7 +747,7 @@ impl Drop for Body {
         }
         self.frames = None;
         tokio::task::spawn_local(async move {
-            match tokio::time::timeout(tail.limit, call.as_mut()).await {
+            match tokio::time::timeout(tail.limit, &mut call).await {
                 Ok(Err(Failure::Trap(error))) => tail.trapped(&error),
                 Ok(_) => {}
                 Err(_) => {

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ use super::epoch::Epoch;
 use super::guest::{Guest, World};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, Live, Stock};
+use super::turns::Turns;
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, Reuse, WorkerSettings};
 use crate::engine;
@@ -43,7 +44,19 @@ const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
 
 /// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
-pub(super) type Call = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+pub(super) struct Call {
+    turns: Arc<Turns>,
+    guest: Pin<Box<dyn Future<Output = Result<(), Failure>>>>,
+}
+
+impl Future for Call {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.turns.begin();
+        self.guest.as_mut().poll(context)
+    }
+}
 
 /// Why a guest did not end well.
 #[derive(Debug)]
@@ -152,11 +165,15 @@ impl Instances {
         B::Error: Into<Error>,
     {
         let (head, receiver) = oneshot::channel();
-        let call: Call = match self {
-            Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
+        let call = match self {
+            Self::V0_2(stock) => {
+                let guest = Box::pin(call_v0_2(stock.clone(), request, origin, head));
+                Call { turns: stock.turns().clone(), guest }
+            }
             Self::V0_3(stock) => {
                 let hooks = stock.hooks(origin);
-                Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)))
+                let guest = Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)));
+                Call { turns: stock.turns().clone(), guest }
             }
         };
         (receiver, call)

@@ -16,6 +16,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use super::guest::{Guest, World};
 use super::instance::Failure;
 use super::outbound::{Hooks, Origin};
+use super::turns::Turns;
 
 /// How long an instance may wait for its next request.
 pub(super) const MAX_IDLE: Duration = Duration::from_secs(10);
@@ -87,6 +88,11 @@ impl<P: Instantiate> Factory<P> {
         Hooks::new(self.world.clone(), origin)
     }
 
+    /// What the guests of a worker wait for when they compute.
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        &self.world.turns
+    }
+
     /// Drops idle instances if memory is low. What waits must not be missing to those at work: they get half of a worker's
     /// memory at least.
     pub(super) fn make_room<I>(&self, idle: &mut Vec<I>) {
@@ -112,14 +118,17 @@ impl Stock {
         Self { factory, max_uses: Cell::new(max_uses), idle, is_proven }
     }
 
+    /// What its guests wait for when they compute.
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        self.factory.turns()
+    }
+
     /// An instance for a request: one that waits, or a fresh one.
     pub(super) async fn take(&self, origin: Origin) -> Result<Live, Failure> {
         let waiting = self.idle.borrow_mut().pop();
         match waiting {
             Some(mut live) => {
                 live.store.data_mut().begin(self.factory.hooks(origin), true);
-                // It waited for many ticks: the first look at the epoch would yield at once.
-                live.store.set_epoch_deadline(1);
                 Ok(live)
             }
             None => self.fresh(origin).await,
