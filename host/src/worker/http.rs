@@ -374,6 +374,9 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
     Some(request.uri().authority().cloned().unwrap_or(host))
 }
 
+/// A guest's time is over.
+struct Late;
+
 /// Polls the guest until its head is there, or it is clear that none will come.
 async fn drive(
     head: oneshot::Receiver<Head>,
@@ -384,20 +387,25 @@ async fn drive(
     method: &Method,
 ) -> Answer {
     let mut head = pin!(head);
-    let mut ended = None;
+    let (mut ended, mut has_waited) = (None, false);
     let head = poll_fn(|context| {
+        // A guest that has waited is not polled behind its deadline: the timeouts of what it waits for, which are as long,
+        // end about then, and it must not depend on chance which of them is told.
+        if std::mem::replace(&mut has_waited, true) && Instant::now() >= deadline {
+            return Poll::Ready(Err(Late));
+        }
         if ended.is_none()
             && let Poll::Ready(end) = Pin::new(&mut call).poll(context)
         {
             ended = Some(end);
         }
         if upload.is(Progress::TooLarge) {
-            return Poll::Ready(None);
+            return Poll::Ready(Ok(None));
         }
         // The sender lives inside the call: when that has ended, the head is there or never comes.
-        head.as_mut().poll(context).map(Some)
+        head.as_mut().poll(context).map(|head| Ok(Some(head)))
     });
-    let Ok(head) = tokio::time::timeout_at(deadline.into(), head).await else {
+    let Ok(Ok(head)) = tokio::time::timeout_at(deadline.into(), head).await else {
         return tail.timed_out(upload);
     };
     match (ended, head) {
