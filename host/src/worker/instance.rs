@@ -46,8 +46,10 @@ pub(super) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
 /// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
 pub(super) struct Call {
     turns: Arc<Turns>,
-    guest: Pin<Box<dyn Future<Output = Result<(), Failure>>>>,
+    guest: Work,
 }
+
+type Work = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 
 impl Future for Call {
     type Output = Result<(), Failure>;
@@ -165,18 +167,14 @@ impl Instances {
         B::Error: Into<Error>,
     {
         let (head, receiver) = oneshot::channel();
-        let call = match self {
-            Self::V0_2(stock) => {
-                let guest = Box::pin(call_v0_2(stock.clone(), request, origin, head));
-                Call { turns: stock.turns().clone(), guest }
-            }
+        let (turns, guest): (_, Work) = match self {
+            Self::V0_2(stock) => (stock.turns(), Box::pin(call_v0_2(stock.clone(), request, origin, head))),
             Self::V0_3(stock) => {
                 let hooks = stock.hooks(origin);
-                let guest = Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)));
-                Call { turns: stock.turns().clone(), guest }
+                (stock.turns(), Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head))))
             }
         };
-        (receiver, call)
+        (receiver, Call { turns: turns.clone(), guest })
     }
 }
 
