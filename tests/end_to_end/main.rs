@@ -5,19 +5,28 @@
 
 use std::path::Path;
 
+mod addresses;
+mod answers;
+mod artifacts;
+mod building;
+mod calls;
 mod capabilities;
 mod client;
 mod commands;
 mod drain;
 mod errors;
 mod examples;
+mod gates;
 mod harness;
 mod hostile;
 mod lifecycle;
 mod limits;
 mod load;
+mod messages;
 mod metrics;
+mod names;
 mod output;
+mod processes;
 mod projects;
 mod reload;
 mod reuse;
@@ -47,19 +56,22 @@ fn sources() -> String {
     sources
 }
 
-/// What the first column of each row says, and how many tests the last one names. There is exactly one of each name.
+/// What the first column of each row says, and how many tests the last one names.
 fn rows(table: &str) -> Vec<(&str, usize)> {
     let sources = sources();
     let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")).skip(2);
-    rows.map(|row| {
-        let tests: Vec<&str> = row.rsplit(" | ").next().unwrap().split('`').skip(1).step_by(2).collect();
-        for name in &tests {
+    rows.map(|row| (row.split(" | ").next().unwrap(), tests_in(row.rsplit(" | ").next().unwrap(), &sources))).collect()
+}
+
+/// How many tests are named between backquotes. There is exactly one of each name.
+fn tests_in(text: &str, sources: &str) -> usize {
+    let tests = text.split('`').skip(1).step_by(2);
+    tests
+        .inspect(|name| {
             let is_one = sources.matches(&format!("fn {name}()")).count() == 1;
             assert!(is_one, "there is no test {name}, or more than one");
-        }
-        (row.split(" | ").next().unwrap(), tests.len())
-    })
-    .collect()
+        })
+        .count()
 }
 
 #[test]
@@ -74,4 +86,20 @@ fn the_table_of_hostile_cases_is_true_and_whole() {
     let numbers: Vec<String> = rows.iter().map(|(number, _)| (*number).to_owned()).collect();
     assert_eq!(numbers, (1..=28).map(|number: u32| number.to_string()).collect::<Vec<_>>());
     assert!(rows.iter().all(|(_, tests)| *tests > 0), "{rows:?}");
+}
+
+#[test]
+fn the_table_of_faults_from_the_field_is_true_and_whole() {
+    let sources = sources();
+    let paragraphs = include_str!("../field.md").split("\n\n").filter_map(|it| it.trim().strip_prefix("**"));
+    let faults: Vec<(&str, &str)> = paragraphs.map(|it| it.split_once("**: ").unwrap()).collect();
+    let expected: Vec<String> = [('P', 22), ('H', 26), ('U', 19)]
+        .iter()
+        .flat_map(|&(part, of)| (1..=of).map(move |n| format!("{part}{n}")))
+        .collect();
+    assert_eq!(faults.iter().map(|(name, _)| *name).collect::<Vec<_>>(), expected);
+    for (name, says) in faults {
+        // A fault that is mended in part says so, and names what holds that part.
+        assert!(tests_in(says, &sources) > 0 || says == "open.", "{name}: {says}");
+    }
 }

@@ -1,0 +1,1 @@
+//! Addresses to listen on: families, modes, several at once.

@@ -1,0 +1,1 @@
+//! What is answered, noticed and logged at the edges of HTTP.

@@ -1,0 +1,1 @@
+//! Compiled components: who can touch them, and what survives another wasmtime.

@@ -1,0 +1,1 @@
+//! What the program says: errors, help, tables, log lines.
