@@ -191,6 +191,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME")]
     pub(crate) soak: Option<Span>,
 
+    /// Roll a new version back if its share of errors (5xx, traps) is so many percentage points above the old version's,
+    /// after 20 answers; 100 never does [default: 5]
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) max_error_increase: Option<Percent>,
+
     /// A worker is ready when it answers a GET of this path with 2xx; asked without a client [default: not asked]
     #[arg(long, value_name = "PATH")]
     pub(crate) health_path: Option<HealthPath>,
@@ -264,6 +269,64 @@ impl TryFrom<String> for Span {
 
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+/// A part of a hundred, in tenths of one: `5`, `2.5` or `5%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "NumberOrText")]
+pub(crate) struct Percent(u32);
+
+impl Percent {
+    /// The nearest one that there is.
+    pub(crate) fn clamped(percent: f64) -> Self {
+        Self((percent.clamp(0.0, 100.0) * 10.0).round() as u32)
+    }
+
+    pub(crate) fn thousandths(self) -> u32 {
+        self.0
+    }
+
+    fn new(percent: f64) -> Result<Self, String> {
+        if (0.0..=100.0).contains(&percent) {
+            Ok(Self::clamped(percent))
+        } else {
+            Err("expected a number from 0 to 100".into())
+        }
+    }
+}
+
+/// By how many points the share of errors of a new version may be above the old version's.
+impl Default for Percent {
+    fn default() -> Self {
+        Self(50)
+    }
+}
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::new(text.strip_suffix('%').unwrap_or(text).trim_end().parse().unwrap_or(f64::NAN))
+    }
+}
+
+/// As files say a number that may have a unit.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(f64),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for Percent {
+    type Error = String;
+
+    fn try_from(value: NumberOrText) -> Result<Self, String> {
+        match value {
+            NumberOrText::Number(percent) => Self::new(percent),
+            NumberOrText::Text(text) => text.parse(),
+        }
     }
 }
 
@@ -409,6 +472,7 @@ impl Options {
             hang_timeout: self.hang_timeout.or(other.hang_timeout),
             min_ready: self.min_ready.or(other.min_ready),
             soak: self.soak.or(other.soak),
+            max_error_increase: self.max_error_increase.or(other.max_error_increase),
             health_path: self.health_path.or(other.health_path),
             max_worker_requests: self.max_worker_requests.or(other.max_worker_requests),
             max_worker_lifetime: self.max_worker_lifetime.or(other.max_worker_lifetime),
@@ -448,6 +512,8 @@ pub(crate) struct Settings {
     pub(crate) rebuild: Option<Handover>,
     pub(crate) granted: Granted,
     pub(crate) policy: Policy,
+    /// By how much the share of errors of a new version may be above the old version's.
+    pub(crate) max_error_increase: Percent,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
@@ -556,6 +622,7 @@ impl Settings {
             hang_timeout: or_seconds(options.hang_timeout, 10),
             min_ready: or_seconds(options.min_ready, 1),
             soak: or_seconds(options.soak, 10),
+            request_timeout: limits.request_timeout,
             checks_health: options.health_path.is_some(),
             recycle: Recycle {
                 max_requests: options.max_worker_requests.map(NonZeroU64::get),
@@ -592,6 +659,7 @@ impl Settings {
             state_dir,
             granted: Granted::new(options.env, options.env_inherit, options.dir, options.allow_host)?,
             policy,
+            max_error_increase: options.max_error_increase.unwrap_or_default(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             health_path: options.health_path,
             limits,

@@ -63,6 +63,10 @@ counters! {
     requests,
     /// Answers with a status of 500 and above, and answers that were cut.
     errors,
+    /// Requests that a guest answered, or failed to.
+    guest_answers,
+    /// Of these, those that went wrong by the guest: answered with 5xx, cut, not in time, or with a trap.
+    guest_errors,
     /// Guests that trapped.
     traps,
     /// Requests that took longer than they may.

@@ -37,10 +37,13 @@ async fn scaling_under_load_fails_no_request() {
 fn numbers_that_cannot_be_scaled_to() {
     let cluster = Setup::new(&guest("hello")).start();
     for (number, code, message) in [
-        ("0", 2, "invalid value"),
-        ("-1", 2, "unexpected argument"),
-        ("two", 2, "invalid value"),
+        ("0", 2, "a cluster has at least one worker"),
+        ("-2", 1, "2 workers are running, and a cluster has at least one"),
+        ("+0", 2, "change nothing"),
+        ("two", 2, "expected a number of workers"),
+        ("-x", 2, "unexpected argument"),
         ("5000", 1, "over the limit"),
+        ("+5000", 1, "over the limit"),
     ] {
         let ended = cluster.command(&["scale", number]);
         assert_eq!(ended.code, Some(code), "{number}: {ended:?}");
@@ -150,9 +153,10 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::GET, "/", "", 404, "POST /reload"),
         (Method::POST, "/scale", "", 400, "the body"),
         (Method::POST, "/scale", "{\"workers\":0}", 400, "the body"),
-        (Method::POST, "/scale", "{\"wrokers\":3}", 400, "unknown field"),
+        (Method::POST, "/scale", "{\"wrokers\":3}", 400, "unknown variant"),
+        (Method::POST, "/scale", "{\"by\":-5}", 409, "at least one worker"),
         (Method::POST, "/scale", "{\"workers\":100000}", 409, "over the limit"),
-        (Method::POST, "/scale", "{\"workers\":2}", 200, "{}"),
+        (Method::POST, "/scale", "{\"workers\":2}", 200, "{\"from\":2,\"to\":2}"),
     ] {
         let mut connection = Connection::over(UnixStream::connect(&socket).await.unwrap()).await;
         let answer = connection.request(method.clone(), path, body).await.unwrap();
@@ -229,19 +233,6 @@ fn configuration_that_does_not_exist_is_refused() {
         assert!(ended.stderr.contains(message), "{args:?}: {}", ended.stderr);
     }
     assert_eq!(cluster.command(&["config", "get"]).stdout, "wasmcluster.log-level=info\n", "nothing was changed");
-}
-
-/// A worker that cannot confirm is named as the reason, and its replacement has the new value.
-#[test]
-fn a_worker_that_does_not_take_a_change_is_replaced() {
-    let cluster = Setup::new(&guest("hello")).args(&["--hang-timeout", "8s"]).start();
-    let stopped = cluster.worker(0).unwrap();
-    nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    let set = cluster.command(&["config", "set", "wasmcluster.log-level=debug"]);
-    assert_eq!(set.code, Some(1));
-    assert!(set.stderr.contains("not every worker has confirmed"), "{}", set.stderr);
-    cluster.replaced(0, stopped);
-    assert_eq!(cluster.command(&["config", "set", "wasmcluster.log-level=warn"]).code, Some(0));
 }
 
 /// What a reader of the events has seen so far.

@@ -321,7 +321,7 @@ fn crashes_in_the_soak_roll_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn worse_answers_roll_back_if_asked_for() {
+async fn worse_answers_roll_back() {
     let args = ["--min-ready", "0s", "--soak", "60s", "--hang-timeout", "2s"];
     let cluster = Setup::new(&guest("hello")).args(&args).start();
     for _ in 0..50 {
@@ -339,7 +339,7 @@ async fn worse_answers_roll_back_if_asked_for() {
     }
     println!("rolled back after {errors} errors");
     assert_eq!(reload.wait().code(), Some(4));
-    assert!(cluster.status()["last_reload"]["reason"].as_str().unwrap().contains("of its answers were errors"));
+    assert!(cluster.status()["last_reload"]["reason"].as_str().unwrap().contains("answers were errors"));
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
 }
 

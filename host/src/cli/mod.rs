@@ -8,15 +8,14 @@ mod status;
 
 use std::future::Future;
 use std::io::{self, Write};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::build::{self, Handover, NoPlan, Plan, Sources};
-use crate::config::{DEFAULT_NAME, Options, Settings, Span, colours, control_path};
-use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult};
+use crate::config::{DEFAULT_NAME, Options, Percent, Settings, Span, colours, control_path};
+use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
 use crate::{artifact, primary, worker};
 use new::Template;
 use reload::{Ended, Show};
@@ -197,11 +196,11 @@ struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  wasmcluster scale 8\n  wasmcluster scale 2 --name shop")]
+#[command(after_help = "Examples:\n  wasmcluster scale 8\n  wasmcluster scale +1\n  wasmcluster scale -1 --name shop")]
 struct ScaleArgs {
-    /// How many workers there shall be
-    #[arg(value_name = "N")]
-    workers: NonZeroU32,
+    /// How many workers there shall be; with a sign, how many more or fewer
+    #[arg(value_name = "[+-]N", allow_negative_numbers = true)]
+    scale: Scale,
 
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -247,14 +246,14 @@ struct TermsArgs {
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
 
-    /// Do not mind crashes once the first worker of the new version is well: for a fix in the middle of an attack
+    /// Ignore crashes and errors once the first worker of the new version is well: for a fix in the middle of an attack
     #[arg(long)]
     force: bool,
 
-    /// Roll back if the share of errors (5xx, traps) is so many percentage points above the old version's [default: not
-    /// compared]
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
-    max_error_increase: Option<f64>,
+    /// Roll back if the share of errors (5xx, traps) is so many percentage points above the old version's, after 20 answers;
+    /// 100 never does [default: what `serve` was told, or 5]
+    #[arg(long, value_name = "PERCENT")]
+    max_error_increase: Option<Percent>,
 
     /// Print JSON, an object a line
     #[arg(long)]
@@ -267,19 +266,12 @@ impl TermsArgs {
             app,
             timeout_ms: self.timeout.map(Span::as_millis),
             force: self.force,
-            max_error_increase: self.max_error_increase,
+            max_error_increase: self.max_error_increase.map(|it| f64::from(it.thousandths()) / 10.0),
         }
     }
 
     fn show(&self) -> Show {
         if self.json { Show::Json } else { Show::People }
-    }
-}
-
-fn parse_percent(text: &str) -> Result<f64, String> {
-    match text.trim_end_matches('%').parse() {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
-        _ => Err("expected a number from 0 to 100".into()),
     }
 }
 
@@ -451,7 +443,7 @@ fn run(command: Command) -> Result<(), Failure> {
             let settings = built(settings(args.serve).map_err(Failure::Usage)?)?;
             inspect::inspect(&settings, args.json).map_err(Failure::Error)
         }
-        Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.workers))?),
+        Command::Scale(args) => Ok(block_on(commands::scale(&client(args.cluster)?, args.scale))?),
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
         Command::Reload(ReloadArgs { app, terms, cluster }) => {
             let client = client(cluster)?;

@@ -62,7 +62,7 @@ pub(super) enum Query {
     Events(oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Reload(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Rollback(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
-    Scale(Scale, oneshot::Sender<Refusable<()>>),
+    Scale(Scale, oneshot::Sender<Refusable<Scaled>>),
     Stop(Stop, oneshot::Sender<Refusable<()>>),
     Configure(BTreeMap<String, String>, oneshot::Sender<Refusable<()>>),
 }
@@ -85,11 +85,19 @@ impl From<String> for Refused {
     }
 }
 
-/// The body of `POST /scale`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Scale {
-    pub(crate) workers: NonZeroU32,
+/// The body of `POST /scale`: `{"workers":N}` for so many, `{"by":N}` for so many more, or fewer if it is negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Scale {
+    Workers(NonZeroU32),
+    By(i32),
+}
+
+/// What `POST /scale` answers: how many workers there were to be, and how many there are to be now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Scaled {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
 }
 
 /// The body of `POST /stop`.
@@ -244,7 +252,7 @@ async fn answer(
     let answered = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
         (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config.entries())),
-        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|()| json!({})),
+        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|scaled| json!(scaled)),
         (&Method::POST, "/stop") => change(body, queries, Query::Stop).await.map(|()| json!({})),
         (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),
         (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
@@ -348,7 +356,7 @@ async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sende
     match tokio::time::timeout(DONE_WITHIN, answer).await {
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
-            let error = format!("not every worker has confirmed it within {DONE_WITHIN:?}; one that hangs is replaced");
+            let error = format!("it was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
             Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, error))
         }
     }
@@ -380,8 +388,9 @@ impl Client {
         Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
     }
 
-    pub(crate) async fn scale(&self, scale: Scale) -> Result<(), CommandError> {
-        self.request(Method::POST, "/scale", json!(scale).to_string().into()).await.map(drop)
+    pub(crate) async fn scale(&self, scale: Scale) -> Result<Scaled, CommandError> {
+        let body = self.request(Method::POST, "/scale", json!(scale).to_string().into()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
     }
 
     pub(crate) async fn stop(&self, stop: Stop) -> Result<(), CommandError> {

@@ -6,7 +6,7 @@ use std::future;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use nix::sys::signal::Signal;
@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::builder::Builder;
-use super::control::{Query, Refusable, Refused};
+use super::control::{Query, Refusable, Refused, Scale, Scaled};
 use super::events::{Events, Happening};
 use super::generations::Generations;
 use super::metrics::GuestMetrics;
@@ -24,7 +24,7 @@ use super::process::{WorkerProcess, reap};
 use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
 use super::signals::{Request, Signals};
 use super::state::{
-    Action, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why, WorkerState,
+    Action, Answers, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why, WorkerState,
 };
 use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
 use super::watch::Watch;
@@ -39,8 +39,12 @@ mod reload;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
+/// The errors of a new version are seen within this.
+const LONGEST_BETWEEN_READS: Duration = Duration::from_millis(250);
 /// Messages of workers, and questions of commands, that wait for the driver.
 pub(super) const MAX_QUEUED: usize = 64;
+/// How long a worker may take to confirm a change of the configuration. Then it is killed: all workers have it, or none.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(3);
 /// Requests that a worker took along and that a log line names.
 const MAX_NAMED: usize = 16;
 
@@ -66,6 +70,7 @@ enum News {
     Asked(Query),
     Compiled(Answer),
     CompilationIsLate,
+    ConfirmationIsLate,
     FileChanged,
 }
 
@@ -76,6 +81,8 @@ type Words = (WorkerId, Result<ToPrimary, IpcError>);
 struct Reconfiguration {
     revision: u64,
     missing: BTreeSet<WorkerId>,
+    /// When those that are missing are killed; None if they were.
+    deadline: Option<Instant>,
     done: oneshot::Sender<Refusable<()>>,
 }
 
@@ -168,7 +175,7 @@ impl<'a> Driver<'a> {
         mut asked: mpsc::Receiver<Query>,
         mut watch: Watch,
     ) -> anyhow::Result<()> {
-        let mut observations = tokio::time::interval(self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT);
+        let mut observations = tokio::time::interval(self.read_every());
         observations.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let first = self.supervisor.start();
         self.carry_out(first);
@@ -181,6 +188,7 @@ impl<'a> Driver<'a> {
                 None => {}
             }
             let compilation_deadline = self.compilation_deadline();
+            let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let news = tokio::select! {
                 Some(words) = self.said.recv() => News::Said(words),
                 request = signals.next() => News::Signal(request?),
@@ -189,6 +197,7 @@ impl<'a> Driver<'a> {
                 Some(query) = asked.recv() => News::Asked(query),
                 Some(answer) = self.answered.recv() => News::Compiled(answer),
                 () = at(compilation_deadline) => News::CompilationIsLate,
+                () = at(confirmation_deadline) => News::ConfirmationIsLate,
                 () = watch.changed() => News::FileChanged,
             };
             self.take(news);
@@ -213,8 +222,9 @@ impl<'a> Driver<'a> {
             News::CompilationIsLate => {
                 self.end_change(ReloadResult::TimedOut, Some("it does not compile in time".into()))
             }
-            News::Signal(Request::Grow) => self.scale_by_signal(self.supervisor.slots().saturating_add(1)),
-            News::Signal(Request::Shrink) => self.scale_by_signal(self.supervisor.slots().saturating_sub(1)),
+            News::ConfirmationIsLate => self.replace_unconfirmed(),
+            News::Signal(Request::Grow) => self.scale_by_signal(1),
+            News::Signal(Request::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::ObservationDue => {
                 let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
@@ -224,12 +234,18 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Errors are weighed as often, however long a worker may hang.
+    fn read_every(&self) -> Duration {
+        (self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT).min(LONGEST_BETWEEN_READS)
+    }
+
     fn vitals(&self, running: &Running) -> Vitals {
         let process = &running.process;
         Vitals {
             heartbeats: process.stats.heartbeats.get(),
             requests: process.stats.requests.get(),
-            errors: process.stats.errors.get(),
+            in_flight: process.stats.in_flight.get(),
+            answers: Answers { all: process.stats.guest_answers.get(), errors: process.stats.guest_errors.get() },
             // Not read for nothing.
             rss: self.settings.policy.recycle.max_rss.map_or(0, |_| process.rss()),
         }
@@ -257,7 +273,7 @@ impl<'a> Driver<'a> {
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Reload(request, back) => drop(back.send(self.reload(&request))),
             Query::Rollback(request, back) => drop(back.send(self.rollback(&request))),
-            Query::Scale(scale, back) => drop(back.send(self.scale(scale.workers.get()))),
+            Query::Scale(scale, back) => drop(back.send(self.scale(scale))),
             Query::Stop(stop, back) => {
                 // Said twice, the command does not mean haste, as a second signal does.
                 if stop.now || !self.supervisor.is_about_to_stop() {
@@ -276,25 +292,29 @@ impl<'a> Driver<'a> {
         self.tell(Event::ShutdownRequested(haste));
     }
 
-    fn scale_by_signal(&mut self, workers: u32) {
-        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = self.scale(workers) {
-            tracing::warn!("a signal asks for {workers} workers: {reason}");
+    fn scale_by_signal(&mut self, by: i32) {
+        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = self.scale(Scale::By(by)) {
+            tracing::warn!("a signal asks for {by:+} workers: {reason}");
         }
     }
 
-    fn scale(&mut self, workers: u32) -> Refusable<()> {
-        if workers == 0 {
-            return Err("a cluster has at least one worker".to_owned().into());
-        }
-        if workers > MAX_WORKERS {
-            return Err(format!("{workers} workers are over the limit of {MAX_WORKERS}").into());
-        }
-        self.expect_calm()?;
+    fn scale(&mut self, scale: Scale) -> Refusable<Scaled> {
         let from = self.supervisor.slots();
-        tracing::info!(from, to = workers, "scaling");
-        self.events.publish(&Happening::Scaling { from, to: workers });
-        self.tell(Event::ScaleRequested { slots: workers });
-        Ok(())
+        let to = match scale {
+            Scale::Workers(workers) => i64::from(workers.get()),
+            Scale::By(by) => i64::from(from) + i64::from(by),
+        };
+        if to < 1 {
+            return Err(format!("{from} workers are running, and a cluster has at least one worker").into());
+        }
+        let Some(to) = u32::try_from(to).ok().filter(|&to| to <= MAX_WORKERS) else {
+            return Err(format!("{to} workers are over the limit of {MAX_WORKERS}").into());
+        };
+        self.expect_calm()?;
+        tracing::info!(from, to, "scaling");
+        self.events.publish(&Happening::Scaling { from, to });
+        self.tell(Event::ScaleRequested { slots: to });
+        Ok(Scaled { from, to })
     }
 
     /// One change at a time.
@@ -309,7 +329,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
-    /// the order is killed, so in the end all have it.
+    /// the order, or does not confirm it in time, is killed, so in the end all have it.
     fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
         let config = match self.config.with(entries) {
             Ok(config) => config,
@@ -323,7 +343,8 @@ impl<'a> Driver<'a> {
         self.revision += 1;
         let revision = self.revision;
         let missing: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
-        self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), done });
+        let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
+        self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
             if let Some(failure) = self.send(worker, &ToWorker::Configure { revision, config }) {
                 self.tell(failure);
@@ -340,10 +361,30 @@ impl<'a> Driver<'a> {
         self.end_reconfigurations();
     }
 
+    /// Kills the workers that had time enough to confirm a change. Their replacements begin with it.
+    fn replace_unconfirmed(&mut self) {
+        let (now, mut late) = (Instant::now(), BTreeSet::new());
+        let supervisor = &self.supervisor;
+        // One that starts serves nobody yet, and hears of the change before it may accept. A slow start is no fault.
+        let serves =
+            |worker: &WorkerId| supervisor.describe(*worker).is_some_and(|found| found.state != WorkerState::Starting);
+        for change in &mut self.reconfigurations {
+            if change.deadline.take_if(|deadline| *deadline <= now).is_some() {
+                change.missing.retain(serves);
+                late.extend(&change.missing);
+            }
+        }
+        for worker in late {
+            let reason = format!("did not confirm a change of the configuration within {CONFIRMED_WITHIN:?}");
+            self.tell(Event::Misbehaved { worker, reason });
+        }
+        self.end_reconfigurations();
+    }
+
     /// Answers for changes that nobody is missing any more.
     fn end_reconfigurations(&mut self) {
-        // Those who have given up need no answer.
-        self.reconfigurations.retain(|change| !change.done.is_closed());
+        // Nobody waits for an answer to the others any more, but workers that are missing still have their deadline.
+        self.reconfigurations.retain(|change| !change.done.is_closed() || change.deadline.is_some());
         for change in self.reconfigurations.extract_if(.., |change| change.missing.is_empty()) {
             let _ = change.done.send(Ok(()));
         }

@@ -17,7 +17,7 @@ mod status;
 mod watch;
 
 pub(crate) use boot::serve;
-pub(crate) use control::{Client, CommandError, Scale, Stop};
+pub(crate) use control::{Client, CommandError, Scale, Scaled, Stop};
 pub(crate) use reload::{ReloadRequest, ReloadResult};
 pub(crate) use state::{Policy, Recycle};
 pub(crate) use status::{GuestMetric, MetricValue, Status, WorkerStatus};

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use super::events::{Happening, line};
 use super::process::{CompilerAnswer, CompilerProcess};
 use super::state::Gates;
+use crate::config::Percent;
 use crate::ids::Generation;
 use crate::ipc::{IpcError, ToCompiler};
 
@@ -29,16 +30,18 @@ pub(crate) struct ReloadRequest {
     /// An absolute path; the same file as before if there is none.
     pub(crate) app: Option<PathBuf>,
     pub(crate) timeout_ms: Option<u64>,
-    /// Crashes do not count once the canary has passed.
+    /// Crashes and errors do not count once the canary has passed.
     pub(crate) force: bool,
-    /// By how many percentage points the share of errors may be above the old version's.
+    /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
+    /// none.
     pub(crate) max_error_increase: Option<f64>,
 }
 
 impl ReloadRequest {
-    pub(super) fn gates(&self) -> Gates {
-        let thousandths = self.max_error_increase.map(|percent| (percent.clamp(0.0, 100.0) * 10.0) as u32);
-        Gates { force: self.force, max_error_increase: thousandths }
+    /// What the candidate must stand, by the cluster's settings unless the request says otherwise.
+    pub(super) fn gates(&self, usual: Percent) -> Gates {
+        let increase = self.max_error_increase.map_or(usual, Percent::clamped);
+        Gates { force: self.force, max_error_increase: increase.thousandths() }
     }
 
     pub(super) fn deadline(&self) -> Instant {

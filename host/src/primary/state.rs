@@ -23,10 +23,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::ids::{Generation, Slot, WorkerId};
+use errors::Recent;
 use reload::Reload;
 
+pub(crate) use errors::Answers;
 pub(crate) use reload::{Cause, Gates, Progress};
 
+mod errors;
 mod reload;
 
 /// Time since the primary started.
@@ -96,8 +99,10 @@ pub(crate) struct Vitals {
     /// How often its executor has turned.
     pub(crate) heartbeats: u64,
     pub(crate) requests: u64,
-    /// Of the requests, those that went wrong by the server's or the guest's fault.
-    pub(crate) errors: u64,
+    /// Of the requests, those that are not over.
+    pub(crate) in_flight: u64,
+    /// What became of the requests that its guests got.
+    pub(crate) answers: Answers,
     /// Resident memory, in bytes.
     pub(crate) rss: u64,
 }
@@ -307,6 +312,8 @@ pub(crate) struct Policy {
     pub(crate) min_ready: Duration,
     /// How long all workers of a new version must do well before it is committed.
     pub(crate) soak: Duration,
+    /// How long a request may take: for so long at most the soak waits for answers that it would decide by.
+    pub(crate) request_timeout: Duration,
     /// Workers that wait to serve prove again and again that they are well.
     pub(crate) checks_health: bool,
     pub(crate) recycle: Recycle,
@@ -361,6 +368,8 @@ pub(crate) struct Supervisor {
     current_crashes: VecDeque<Time>,
     /// When the current generation was committed.
     current_since: Time,
+    /// What became of the last requests to workers of the current generation.
+    current_answers: Recent,
     degraded: bool,
     random: fastrand::Rng,
 }
@@ -385,6 +394,7 @@ impl Supervisor {
             crashes: VecDeque::new(),
             current_crashes: VecDeque::new(),
             current_since: Time::ZERO,
+            current_answers: Recent::default(),
             degraded: false,
             random: fastrand::Rng::with_seed(seed),
         }
@@ -699,8 +709,7 @@ impl Supervisor {
             remember(&mut self.current_crashes, now);
         }
         actions.extend(self.crashed(now, worker, slot, reason.clone(), wait));
-        let answers = (gone.vitals.requests, gone.vitals.errors);
-        actions.extend(self.weigh_crash(now, gone.generation, served, answers, &reason));
+        actions.extend(self.weigh_crash(now, gone.generation, served, &reason));
         actions.extend(self.let_go(now, slot, worker, wait));
         actions
     }
@@ -726,6 +735,7 @@ impl Supervisor {
     }
 
     fn observed(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
+        self.count_answers(now, vitals);
         let mut actions = self.abort_hung(now, vitals);
         actions.extend(self.weigh_errors(now));
         actions.extend(self.recycle(now, vitals));

@@ -249,11 +249,22 @@ impl Server {
                 let (head, call) = self.instances.call(request, authority, origin);
                 let limit = self.limits.request_timeout;
                 let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
-                drive(head, call, deadline, tail, &upload, &method).await
+                self.weigh(drive(head, call, deadline, tail, &upload, &method).await)
             }
             None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header", id),
         };
         self.finish(answer, &watch, answering)
+    }
+
+    /// Counts what a version is judged by: what became of the requests that its guests got.
+    fn weigh(&self, answer: Answer) -> Answer {
+        if answer.extensions().get::<Overloaded>().is_none() {
+            self.stats.guest_answers.increment();
+            if answer.status().is_server_error() {
+                self.stats.guest_errors.increment();
+            }
+        }
+        answer
     }
 
     /// Tells the client to come again, and to go.
@@ -377,6 +388,10 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
 /// A guest's time is over.
 struct Late;
 
+/// Marks an answer that no guest had a part in: there was no room for one.
+#[derive(Clone, Copy)]
+struct Overloaded;
+
 /// Polls the guest until its head is there, or it is clear that none will come.
 async fn drive(
     head: oneshot::Receiver<Head>,
@@ -412,7 +427,9 @@ async fn drive(
         (_, None) => too_large(tail.id()),
         (Some(Err(Failure::Full)), _) => {
             tail.stats.rejected.increment();
-            busy(tail.id())
+            let mut answer = busy(tail.id());
+            answer.extensions_mut().insert(Overloaded);
+            answer
         }
         // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
         (Some(Err(Failure::Trap(error))), _) => {
@@ -680,6 +697,7 @@ impl Body {
     fn cut(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Some(tail) = &self.tail {
             tail.stats.errors.increment();
+            tail.stats.guest_errors.increment();
             tracing::warn!(request = tail.request(), "an answer was cut: {error}");
         }
         if let Some(answering) = self.answering.take() {
@@ -756,7 +774,10 @@ impl Drop for Body {
         self.frames = None;
         tokio::task::spawn_local(async move {
             match tokio::time::timeout(tail.limit, &mut call).await {
-                Ok(Err(Failure::Trap(error))) => tail.trapped(&error),
+                Ok(Err(Failure::Trap(error))) => {
+                    tail.stats.guest_errors.increment();
+                    tail.trapped(&error);
+                }
                 Ok(_) => {}
                 Err(_) => {
                     tail.stats.timeouts.increment();

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::config::Percent;
 use crate::fuzz;
 
 #[test]
@@ -11,8 +12,7 @@ fn bodies() {
         again::<Scale>(body);
         again::<Stop>(body);
         if let Some(request) = again::<ReloadRequest>(body) {
-            let gates = request.gates();
-            assert!(gates.max_error_increase.is_none_or(|thousandths| thousandths <= 1000));
+            assert!(request.gates(Percent::default()).max_error_increase <= 1000);
             // A moment that can be told.
             let _ = request.deadline();
         }

@@ -74,7 +74,7 @@ impl Driver<'_> {
     ) -> Refusable<()> {
         let compiling = Compiling::start(ask, self.answers.clone())
             .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let (gates, deadline) = (request.gates(), request.deadline());
+        let (gates, deadline) = (self.gates(request), request.deadline());
         let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted });
         self.change = Some(Change { listener, stage });
         self.tell_reload(None, "compiling", None, None);
@@ -91,7 +91,7 @@ impl Driver<'_> {
         if let Some((previous, deployment)) = self.generations.previous() {
             tracing::info!("rolling back to what generation {previous} was");
             let deployment = deployment.clone();
-            self.swap(deployment, request.gates(), request.deadline(), listener);
+            self.swap(deployment, self.gates(request), request.deadline(), listener);
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before {}", version.source.display());
             let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
@@ -100,6 +100,10 @@ impl Driver<'_> {
             return Err("there is no previous generation to roll back to".to_owned().into());
         }
         Ok(lines)
+    }
+
+    fn gates(&self, request: &ReloadRequest) -> Gates {
+        request.gates(self.settings.max_error_increase)
     }
 
     pub(super) fn compilation_deadline(&self) -> Option<Instant> {

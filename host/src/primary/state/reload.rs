@@ -15,23 +15,32 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Action, Report, STORM_WINDOW, Supervisor, Time, Vitals, Why, WorkerState};
+use super::errors::{FEW_ANSWERS, Trial};
+use super::{Action, Answers, Report, STORM_WINDOW, Supervisor, Time, Vitals, Why, WorkerState};
 use crate::ids::{Generation, Slot, WorkerId};
 
 /// Generations that may drain at the same time.
 const MAX_DRAINING: usize = 2;
 /// Crashes of the candidate's ready workers that may be by chance.
 const CRASHES_BY_CHANCE: u32 = 1;
-/// Answers of the candidate before their errors say something.
-const FEW_ANSWERS: u64 = 100;
+/// How often a soak that is over looks whether answers have come that it waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// By how much the share of errors may be above the old generation's if nobody says another number, in thousandths.
+const MAX_ERROR_INCREASE: u32 = 50;
 
 /// What a candidate must stand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gates {
-    /// Crashes do not count once the canary has passed.
+    /// Crashes and errors do not count once the canary has passed.
     pub(crate) force: bool,
     /// By how much the share of errors among the answers may be above the old generation's, in thousandths.
-    pub(crate) max_error_increase: Option<u32>,
+    pub(crate) max_error_increase: u32,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self { force: false, max_error_increase: MAX_ERROR_INCREASE }
+    }
 }
 
 /// How a reload goes, for people.
@@ -75,6 +84,8 @@ enum Phase {
     Rolling,
     Soaking {
         until: Time,
+        /// If answers are due that could decide, it waits for them, but not longer than this.
+        latest: Time,
     },
     RollingBack(Cause),
 }
@@ -88,13 +99,11 @@ pub(super) struct Reload {
     deadline: Option<Time>,
     /// Crashes per second and worker of the old generation, lately.
     crash_rate_before: f64,
-    /// Requests and errors of the old generation's workers.
-    answers_before: (u64, u64),
     /// Crashes of the candidate's workers after they were ready.
     crashes: u32,
-    /// How long workers of the candidate that are gone were ready, all told; and what they answered.
+    /// How long workers of the candidate that are gone were ready, all told.
     served: Duration,
-    answers: (u64, u64),
+    trial: Trial,
 }
 
 impl Reload {
@@ -111,7 +120,7 @@ impl Reload {
             // One that proves to be well does so again and again: the next proof is what is waited for.
             Phase::Canary { passes_at, well_at: None, .. } => passes_at,
             Phase::Canary { .. } => None,
-            Phase::Soaking { until } => Some(until),
+            Phase::Soaking { until, .. } => Some(until),
             Phase::Waiting | Phase::Passed { .. } | Phase::Rolling | Phase::RollingBack(_) => None,
         };
         phase.into_iter().chain(self.deadline).min()
@@ -177,10 +186,9 @@ impl Supervisor {
             phase: Phase::Waiting,
             deadline,
             crash_rate_before: crashes as f64 / lately,
-            answers_before: self.answers_of(self.current),
             crashes: 0,
             served: Duration::ZERO,
-            answers: (0, 0),
+            trial: Trial::default(),
         });
         actions.push(Action::Report(Report::Reload(candidate, Progress::Canary(self.policy.min_ready))));
         actions
@@ -227,12 +235,21 @@ impl Supervisor {
                 Roll::Turn(turn) => Some(turn),
                 Roll::Done => {
                     let soak = self.policy.soak;
-                    self.set_phase(Phase::Soaking { until: now + soak });
+                    let until = now + soak;
+                    // Who asks for no soak does not want to wait.
+                    let patience = if soak.is_zero() { Duration::ZERO } else { self.policy.request_timeout };
+                    let in_time = self.reload.as_ref()?.deadline.map_or(Time::MAX, |at| at.saturating_sub(LOOK_AGAIN));
+                    self.set_phase(Phase::Soaking { until, latest: in_time.min(until + patience) });
                     Some(vec![self.report(Progress::Soaking(soak))])
                 }
             },
-            &Phase::Soaking { until } if until <= now => {
+            &Phase::Soaking { until, latest } if until <= now => {
+                if now < latest && self.answers_are_due(candidate, &reload.trial) {
+                    self.set_phase(Phase::Soaking { until: latest.min(now + LOOK_AGAIN), latest });
+                    return Some(Vec::new());
+                }
                 let committed = self.report(Progress::Committed);
+                self.current_answers = reload.trial.recent(now);
                 self.reload = None;
                 self.current = candidate;
                 self.current_since = now;
@@ -346,14 +363,12 @@ impl Supervisor {
         now: Time,
         generation: Generation,
         served: Option<Duration>,
-        answers: (u64, u64),
         reason: &str,
     ) -> Vec<Action> {
         let Some(reload) = &mut self.reload else { return Vec::new() };
         if reload.candidate != generation || reload.is_rolling_back() {
             return Vec::new();
         }
-        reload.answers = (reload.answers.0.saturating_add(answers.0), reload.answers.1.saturating_add(answers.1));
         reload.crashes += u32::from(served.is_some());
         reload.served += served.unwrap_or_default();
         let (force, crashes, gone) = (reload.gates.force, reload.crashes, reload.served);
@@ -377,31 +392,49 @@ impl Supervisor {
         self.roll_back(now, Cause::Gate(cause))
     }
 
-    /// Compares the candidate's share of errors with the old generation's, if that is wanted.
-    pub(super) fn weigh_errors(&mut self, now: Time) -> Vec<Action> {
-        let Some(reload) = &self.reload else { return Vec::new() };
-        let Some(increase) = reload.gates.max_error_increase.filter(|_| !reload.is_rolling_back()) else {
-            return Vec::new();
-        };
-        let (requests, errors) = self.answers_of(reload.candidate);
-        let (requests, errors) = (requests.saturating_add(reload.answers.0), errors.saturating_add(reload.answers.1));
-        let share = |(requests, errors): (u64, u64)| errors as f64 / requests.max(1) as f64;
-        let (before, after) = (share(reload.answers_before), share((requests, errors)));
-        if requests < FEW_ANSWERS || after <= before + f64::from(increase) / 1000.0 {
-            return Vec::new();
+    /// Takes note of what the workers that serve have answered since they were last looked at. Draining workers are left
+    /// out: what they still answer is what took long.
+    pub(super) fn count_answers(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) {
+        let (mut old, mut new) = (None::<Answers>, Answers::default());
+        let candidate = self.reload.as_ref().map(|reload| reload.candidate);
+        for (id, vitals) in vitals {
+            let Some(worker) = self.workers.get(id).filter(|worker| worker.state == WorkerState::Ready) else {
+                continue;
+            };
+            let answers = vitals.answers.since(worker.vitals.answers);
+            if worker.generation == self.current {
+                old = Some(old.unwrap_or_default().plus(answers));
+            } else if Some(worker.generation) == candidate {
+                new = new.plus(answers);
+            }
         }
-        let percent = |share: f64| 100.0 * share;
-        let cause = format!("{:.1} % of its answers were errors, {:.1} % before", percent(after), percent(before));
-        self.roll_back(now, Cause::Gate(cause))
+        // Without workers of the old generation, its last answers stay the measure.
+        if let Some(old) = old {
+            self.current_answers.add(now, old);
+        }
+        if let Some(reload) = &mut self.reload {
+            reload.trial.add(new, &self.current_answers);
+        }
     }
 
-    /// What the living workers of a generation have answered: requests and errors.
-    fn answers_of(&self, generation: Generation) -> (u64, u64) {
-        let workers = self.workers.values().filter(|worker| worker.generation == generation);
-        workers.fold((0, 0), |(requests, errors), worker| {
-            let Vitals { requests: more_requests, errors: more_errors, .. } = worker.vitals;
-            (u64::saturating_add(requests, more_requests), u64::saturating_add(errors, more_errors))
-        })
+    /// Compares the candidate's share of errors with the old generation's.
+    pub(super) fn weigh_errors(&mut self, now: Time) -> Vec<Action> {
+        let Some(reload) = self.reload.as_ref().filter(|reload| !reload.gates.force && !reload.is_rolling_back())
+        else {
+            return Vec::new();
+        };
+        match reload.trial.verdict(&self.current_answers, reload.gates.max_error_increase) {
+            Some(cause) => self.roll_back(now, Cause::Gate(cause)),
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether the candidate has answered too few requests to be judged, but has got enough: they may all be stuck.
+    fn answers_are_due(&self, candidate: Generation, trial: &Trial) -> bool {
+        let workers = self.workers.values().filter(|worker| worker.generation == candidate);
+        let in_flight = workers.fold(0_u64, |sum, worker| sum.saturating_add(worker.vitals.in_flight));
+        let answered = trial.answered();
+        answered < FEW_ANSWERS && answered.saturating_add(in_flight) >= FEW_ANSWERS
     }
 
     /// [`Self::advance_reload`] brings back the slots that are rolled.

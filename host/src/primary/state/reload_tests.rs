@@ -256,33 +256,114 @@ fn old_generations_do_not_pile_up() {
     assert!(actions.contains(&Action::StartAccepting { worker: WorkerId(4) }), "{actions:?}");
 }
 
+/// What workers have answered in all: with how many errors, and what is still in flight.
+fn answers(workers: &[(u64, u64, u64)]) -> Event {
+    let one = |&(worker, all, errors): &(u64, u64, u64)| {
+        let answers = Answers { all, errors };
+        (WorkerId(worker), Vitals { heartbeats: all, answers, ..Vitals::default() })
+    };
+    Event::Observed(workers.iter().map(one).collect())
+}
+
+fn in_flight(workers: &[(u64, u64)]) -> Event {
+    let one = |&(worker, in_flight)| (WorkerId(worker), Vitals { in_flight, ..Vitals::default() });
+    Event::Observed(workers.iter().map(one).collect())
+}
+
+/// All slots are rolled; the old generation has answered this much before the reload.
+fn soaking_after(old: Event, gates: Gates) -> Script<'static> {
+    let mut script = serving();
+    script.push((900, old, ""));
+    script.extend(soaking(gates).into_iter().skip(2));
+    script
+}
+
+/// Checks that a candidate whose two workers have answered this is committed, or rolled back for `reason`.
+fn judge(old: Event, candidate: Event, gates: Gates, reason: Option<&str>) {
+    let mut script = soaking_after(old, gates);
+    let back = reason.map(|reason| format!("RollingBack(Gate({reason:?}), 2), spawn 5 in 0")).unwrap_or_default();
+    script.push((5000, candidate, back.as_str()));
+    if reason.is_none() {
+        script.push((12_601, passed(), "Committed"));
+    }
+    check_with(RELOAD, &script);
+}
+
 #[test]
-fn worse_answers_are_a_reason_if_asked_for() {
-    let answers = |workers: &[(u64, u64, u64)]| {
-        let one = |&(worker, requests, errors): &(u64, u64, u64)| {
-            (WorkerId(worker), Vitals { heartbeats: requests, requests, errors, rss: 0 })
-        };
-        Event::Observed(workers.iter().map(one).collect())
-    };
-    // The old generation answered one in a hundred with an error.
-    let begun = |gates| {
-        let mut script = serving();
-        script.push((500, answers(&[(1, 500, 5), (2, 500, 5)]), ""));
-        script.extend(soaking(gates).into_iter().skip(2));
-        script
-    };
-    let gates = Gates { max_error_increase: Some(20), ..Gates::default() };
-    let reason = "4.0 % of its answers were errors, 1.0 % before";
-    let text = format!("RollingBack(Gate({reason:?}), 2), spawn 5 in 0");
-    let mut script = begun(gates);
+fn a_version_with_more_errors_is_rolled_back() {
+    let well = || answers(&[(1, 500, 0), (2, 500, 0)]);
+    let usual = Gates::default();
+    let always = "100.0 % of its 20 answers were errors, 0.0 % of the old version's";
+    judge(well(), answers(&[(3, 10, 10), (4, 10, 10)]), usual, Some(always));
+    let a_tenth = "10.0 % of its 100 answers were errors, 0.0 % of the old version's";
+    judge(well(), answers(&[(3, 90, 9), (4, 10, 1)]), usual, Some(a_tenth));
+    judge(well(), answers(&[(3, 90, 5), (4, 10, 0)]), usual, None);
+    // Of one that was never asked for anything, nothing is known.
+    judge(answers(&[]), answers(&[(3, 10, 10), (4, 10, 10)]), usual, Some(always));
+    // By another measure, or none.
+    judge(well(), answers(&[(3, 90, 9), (4, 10, 1)]), Gates { max_error_increase: 100, ..usual }, None);
+    judge(well(), answers(&[(3, 90, 9), (4, 10, 1)]), Gates { force: true, ..usual }, None);
+}
+
+#[test]
+fn a_version_that_is_no_worse_stays() {
+    let bad = || answers(&[(1, 500, 60), (2, 500, 40)]);
+    judge(bad(), answers(&[(3, 100, 10), (4, 100, 10)]), Gates::default(), None);
+    judge(bad(), answers(&[(3, 100, 15), (4, 100, 14)]), Gates::default(), None);
+    let worse = "30.0 % of its 200 answers were errors, 10.0 % of the old version's";
+    judge(bad(), answers(&[(3, 100, 30), (4, 100, 30)]), Gates::default(), Some(worse));
+    judge(answers(&[(1, 500, 500), (2, 500, 500)]), answers(&[(3, 100, 100)]), Gates::default(), None);
+}
+
+#[test]
+fn few_answers_decide_nothing() {
+    judge(answers(&[(1, 500, 0)]), answers(&[(3, 10, 10), (4, 9, 9)]), Gates::default(), None);
+}
+
+/// An attack, or a database that fails, in the middle of the roll: both versions have errors from then on.
+#[test]
+fn errors_of_both_versions_are_nobody_s_fault() {
+    let mut script = serving();
+    script.push((900, answers(&[(1, 5000, 0), (2, 5000, 0)]), ""));
+    script.extend(rolling(Gates::default()).into_iter().skip(2));
     script.extend([
-        (3000, answers(&[(3, 50, 50), (4, 49, 0)]), ""),
-        (4000, answers(&[(3, 600, 30), (4, 600, 0)]), ""),
-        (5000, answers(&[(3, 650, 50), (4, 600, 0)]), text.as_str()),
+        (2510, answers(&[(1, 5000, 0), (2, 5100, 0), (3, 100, 0)]), ""),
+        (2520, answers(&[(1, 5000, 0), (2, 5200, 60), (3, 200, 70)]), ""),
+        (2600, ready(4), "accept 4"),
+        (2601, accepting(4), "drain 2, Rolling(2), Soaking(10s)"),
+        (2700, exited(1), ""),
+        (2701, exited(2), ""),
+        (5000, answers(&[(3, 1200, 670), (4, 1000, 600)]), ""),
+        (12_601, passed(), "Committed"),
     ]);
     check_with(RELOAD, &script);
-    let mut script = begun(Gates::default());
-    script.push((5000, answers(&[(3, 600, 600), (4, 600, 600)]), ""));
+}
+
+/// Requests that are stuck are no answers yet: the soak waits for them, as long as a request may take.
+#[test]
+fn a_version_that_never_answers_is_not_committed() {
+    let reason = "100.0 % of its 30 answers were errors, 0.0 % of the old version's";
+    let back = format!("RollingBack(Gate({reason:?}), 2), spawn 5 in 0");
+    let mut script = soaking_after(answers(&[(1, 500, 0), (2, 500, 0)]), Gates::default());
+    script.extend([
+        (12_500, in_flight(&[(3, 15), (4, 15)]), ""),
+        (12_601, passed(), ""),
+        (12_851, passed(), ""),
+        (13_000, answers(&[(3, 15, 15), (4, 15, 15)]), back.as_str()),
+    ]);
+    check_with(RELOAD, &script);
+    // Not for ever: they may be answers that last.
+    let mut script = soaking_after(answers(&[]), Gates::default());
+    script.extend([
+        (12_500, in_flight(&[(3, 15), (4, 15)]), ""),
+        (12_601, passed(), ""),
+        (42_600, passed(), ""),
+        (42_601, passed(), "Committed"),
+    ]);
+    check_with(Policy { hang_timeout: Duration::from_secs(100), ..RELOAD }, &script);
+    // Nor for a few, nor without a soak.
+    let mut script = soaking_after(answers(&[]), Gates::default());
+    script.extend([(12_500, in_flight(&[(3, 10), (4, 9)]), ""), (12_601, passed(), "Committed")]);
     check_with(RELOAD, &script);
 }
 

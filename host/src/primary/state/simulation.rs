@@ -19,6 +19,7 @@ const POLICY: Policy = Policy {
     hang_timeout: Duration::from_secs(10),
     min_ready: Duration::from_secs(1),
     soak: Duration::from_secs(5),
+    request_timeout: Duration::from_secs(30),
     checks_health: false,
     recycle: Recycle { max_requests: Some(30_000), max_lifetime: Some(Duration::from_secs(40)), max_rss: None },
 };
@@ -72,6 +73,10 @@ struct Simulation {
     verbose: bool,
     current: Generation,
     candidate: Option<Generation>,
+    /// Whether the candidate's errors are ignored.
+    forced: bool,
+    /// How many of a hundred answers of a generation are errors.
+    errors: BTreeMap<Generation, u64>,
     /// The highest number so far.
     last: Generation,
     /// The worker that died last, if it was an incumbent, with its generation; and the slot that is to get such a one again.
@@ -99,10 +104,13 @@ impl Simulation {
             verbose,
             current: Generation(1),
             candidate: None,
+            forced: false,
+            errors: BTreeMap::new(),
             last: Generation(1),
             respawn: None,
             died_last: None,
         };
+        simulation.draw_errors(Generation(1));
         simulation.plan(READ_EVERY, Happening::HeartbeatsAreRead);
         for _ in 0..simulation.random.u32(0..4) {
             let slots = simulation.random.u32(1..=6);
@@ -118,6 +126,12 @@ impl Simulation {
         let first = simulation.supervisor.start();
         simulation.carry_out(first);
         simulation
+    }
+
+    /// Most versions do well, some fail now and then, some always.
+    fn draw_errors(&mut self, generation: Generation) {
+        let errors = [0, 0, 0, 10, 30, 100][self.random.usize(0..6)];
+        self.errors.insert(generation, errors);
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -163,11 +177,9 @@ impl Simulation {
                 // A request a millisecond, as long as it lives well.
                 let vitals = |process: &Process| {
                     let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
-                    Vitals {
-                        heartbeats,
-                        requests: (self.now - process.started).as_millis() as u64,
-                        ..Vitals::default()
-                    }
+                    let requests = (self.now - process.started).as_millis() as u64;
+                    let answers = Answers { all: requests, errors: requests * self.errors[&process.generation] / 100 };
+                    Vitals { heartbeats, requests, answers, ..Vitals::default() }
                 };
                 let observed = self.processes.iter().map(|(&id, process)| (id, vitals(process))).collect();
                 for (worker, process) in &self.processes {
@@ -181,7 +193,9 @@ impl Simulation {
             Happening::Reload { force } if self.supervisor.can_reload() => {
                 self.last = Generation(self.last.0 + 1);
                 self.candidate = Some(self.last);
-                let gates = Gates { force, max_error_increase: None };
+                self.forced = force;
+                self.draw_errors(self.last);
+                let gates = Gates { force, ..Gates::default() };
                 let deadline = Some(self.now + RELOADED_WITHIN);
                 self.tell(Event::ReloadRequested { candidate: self.last, gates, deadline });
             }
@@ -319,9 +333,14 @@ impl Simulation {
                 }
                 Action::Report(Report::Reload(generation, Progress::Committed)) => {
                     assert_eq!(self.candidate.take(), Some(generation), "committed something else");
+                    let is_worse = self.errors[&generation] > self.errors[&self.current] + 5;
+                    assert!(self.forced || !is_worse, "a version with more errors was committed");
                     self.current = generation;
                 }
-                Action::Report(Report::Reload(generation, Progress::RolledBack(_))) => {
+                Action::Report(Report::Reload(generation, Progress::RolledBack(cause))) => {
+                    let blamed = matches!(cause, Cause::Gate(reason) if reason.contains("answers were errors"));
+                    let is_worse = self.errors[&generation] > self.errors[&self.current];
+                    assert!(!blamed || is_worse, "a version was blamed for errors that the old one has too");
                     assert_eq!(self.candidate.take(), Some(generation), "rolled back something else");
                 }
                 Action::CloseListeners => assert!(self.stopped_at.is_some()),

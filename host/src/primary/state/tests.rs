@@ -16,6 +16,7 @@ pub(super) const POLICY: Policy = Policy {
     hang_timeout: HANG,
     min_ready: Duration::from_secs(1),
     soak: Duration::from_secs(10),
+    request_timeout: Duration::from_secs(30),
     checks_health: false,
     recycle: Recycle { max_requests: None, max_lifetime: None, max_rss: None },
 };
