@@ -256,7 +256,12 @@ impl From<Vec<AllowHost>> for Grants {
 impl Grants {
     /// Whether the name may be resolved, or the literal address connected to.
     pub(crate) fn permits(&self, destination: &Destination) -> bool {
-        self.0.iter().any(|grant| grant.covers(destination))
+        self.first_that_permits(destination).is_some()
+    }
+
+    /// The number of the first grant that permits it.
+    pub(crate) fn first_that_permits(&self, destination: &Destination) -> Option<usize> {
+        self.0.iter().position(|grant| grant.covers(destination))
     }
 
     /// Whether a connection may go to `address`, one of those that the destination resolved to; implies

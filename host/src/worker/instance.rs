@@ -28,7 +28,7 @@ use wasmtime_wasi_io::IoView;
 use super::concurrent;
 use super::epoch::Epoch;
 use super::guest::{Guest, World};
-use super::outbound::{Hooks, Origin};
+use super::outbound::{Hooks, Origin, remove_hop_by_hop};
 use super::reuse::{Factory, Live, Stock};
 use super::turns::Turns;
 use crate::component::WasiHttp;
@@ -158,7 +158,7 @@ impl Instances {
     /// receiver, at some poll of the call.
     pub(super) fn call<B>(
         &self,
-        request: Request<B>,
+        mut request: Request<B>,
         authority: Authority,
         origin: Origin,
     ) -> (oneshot::Receiver<Head>, Call)
@@ -166,6 +166,7 @@ impl Instances {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Error>,
     {
+        remove_hop_by_hop(request.headers_mut());
         let (head, receiver) = oneshot::channel();
         let (turns, guest): (_, Work) = match self {
             Self::V0_2(stock) => (stock.turns(), Box::pin(call_v0_2(stock.clone(), request, origin, head))),

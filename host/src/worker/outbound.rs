@@ -3,18 +3,16 @@
 //! A request goes to a host that was granted, and to an address of it that was checked after the name was resolved, each
 //! time anew. Each has a connection of its own.
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
@@ -22,6 +20,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +28,8 @@ use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::guest::World;
+use super::notices::Notices;
+use super::resolver::{NotFound, Resolver};
 use super::tls::Tls;
 use crate::config::{
     LARGE_BODIES, Limits, MAX_BODY_CHUNK, MAX_CONNECT_TIME, MAX_FURTHER_BODY_CHUNK, MAX_OUTBOUND,
@@ -42,12 +43,10 @@ const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 const CDN_ID: &str = "wasmcluster";
 /// How often a request may have come through servers like this one.
 pub(super) const MAX_LOOPS: usize = 8;
-/// Denials that are logged: each destination once, and no more than so many.
-const MAX_DENIALS: usize = 64;
-/// Names that are looked up at the same time: guests' files need threads too.
-const MAX_LOOKUPS: usize = 8;
-/// Addresses of a host that are tried.
-const MAX_ADDRESSES: usize = 8;
+/// How long a request waits, once there is a connection, for what tells whether its body is empty.
+const MAX_HELD_BACK: Duration = Duration::from_millis(10);
+/// Frames without a byte that are passed over, before one that tells whether a body is empty.
+const MAX_EMPTY_FRAMES: usize = 8;
 
 /// How often a request with this head has come through a server like this one.
 pub(super) fn loops(headers: &HeaderMap) -> usize {
@@ -56,19 +55,24 @@ pub(super) fn loops(headers: &HeaderMap) -> usize {
     names.filter(|name| name.trim().eq_ignore_ascii_case(CDN_ID)).count()
 }
 
-/// What was denied, and was said.
-#[derive(Debug, Default)]
-struct Denials(Mutex<BTreeSet<String>>);
-
-impl Denials {
-    /// Logs that `what` was denied, and how it could be had, unless it was logged before.
-    fn say(&self, request: Option<RequestId>, what: impl fmt::Display, remedy: impl fmt::Display) {
-        let message = format!("denied to the guest: {what}; {remedy}");
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.len() < MAX_DENIALS && said.insert(message.clone()) {
-            let request = request.map(|request| request.to_string());
-            tracing::warn!(request, "{message}");
-        }
+/// Removes the fields that `Connection` names, beside itself: they are for one connection, and who passes a message on
+/// must not pass them on (RFC 9110, section 7.6.1). The guest never sees `Connection`, so it could not know.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<HeaderName> = options
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        // What nearly all say, and no field that a guest sees.
+        .filter(|option| !option.eq_ignore_ascii_case("keep-alive") && !option.eq_ignore_ascii_case("close"))
+        .filter_map(|option| HeaderName::try_from(option).ok())
+        // They say to whom a message goes and where it ends, whatever anybody says of them.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
 }
 
@@ -77,14 +81,13 @@ pub(super) struct Outbound {
     grants: Grants,
     /// One for each request that may be under way.
     places: Arc<Semaphore>,
-    /// One for each name that may be looked up at the same time.
-    lookups: Arc<Semaphore>,
+    resolver: Resolver,
     /// What a guest's own timeouts are bounded by.
     first_byte: Duration,
     between_bytes: Duration,
     max_head: usize,
     tls: Tls,
-    denials: Denials,
+    notices: Notices,
 }
 
 impl Outbound {
@@ -92,12 +95,12 @@ impl Outbound {
         Self {
             grants,
             places: Arc::new(Semaphore::new(MAX_OUTBOUND)),
-            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            resolver: Resolver::default(),
             first_byte: limits.request_timeout,
             between_bytes: limits.stream_timeout,
             max_head: limits.max_header_bytes,
             tls: Tls::default(),
-            denials: Denials::default(),
+            notices: Notices::default(),
         }
     }
 }
@@ -196,10 +199,10 @@ impl Hooks {
             return Err(Error::HttpRequestMethodInvalid);
         }
         let destination = Destination::of(request.uri()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let Outbound { grants, denials, places, .. } = &self.world.outbound;
+        let Outbound { grants, notices, places, .. } = &self.world.outbound;
         if !grants.permits(&destination) {
             let remedy = format!("grant it with {}", destination.flag());
-            denials.say(self.origin.request, "a request to a host that is not granted", remedy);
+            notices.denied(self.origin.request, "a request to a host that is not granted", remedy);
             return Err(Error::HttpRequestDenied);
         }
         let of_request =
@@ -208,12 +211,12 @@ impl Hooks {
             (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
             (Err(_), _) => {
                 let what = format!("more than {MAX_OUTBOUND_PER_REQUEST} outbound requests at a time for one request");
-                denials.say(self.origin.request, what, "no flag grants that");
+                notices.denied(self.origin.request, what, "no flag grants that");
                 Err(Error::ConnectionLimitReached)
             }
             (_, Err(_)) => {
                 let what = format!("more than {MAX_OUTBOUND} outbound requests at a time in one worker");
-                denials.say(self.origin.request, what, "more workers can have more");
+                notices.denied(self.origin.request, what, "more workers can have more");
                 Err(Error::ConnectionLimitReached)
             }
         }
@@ -237,38 +240,52 @@ impl Exchange {
     ) -> Result<(Response<WasiBody>, Pending<Sent>), Error> {
         self.address(&mut request, loops)?;
         let at_most = |asked: Option<Duration>, most: Duration| asked.unwrap_or(most).min(most);
-        let connecting = timeout(at_most(self.options.connect_timeout, MAX_CONNECT_TIME), self.connect());
-        let stream = connecting.await.map_err(|_| Error::ConnectionTimeout)??;
+        let mut request = request.map(Begun::new);
+        let stream = {
+            let mut connecting = pin!(timeout(at_most(self.options.connect_timeout, MAX_CONNECT_TIME), self.connect()));
+            let both = poll_fn(|context| {
+                let _ = request.body_mut().begin(context);
+                connecting.as_mut().poll(context)
+            });
+            both.await.map_err(|_| Error::ConnectionTimeout)??
+        };
+        // A guest that passes on a body learns of its end a moment later. One that waits for the answer before it writes
+        // waits no longer for that.
+        let _ = timeout(MAX_HELD_BACK, poll_fn(|context| request.body_mut().begin(context))).await;
+        say_that_it_is_empty(&mut request);
         let mut http = http1::Builder::new();
         http.max_buf_size(self.world.outbound.max_head);
-        let handshake = http.handshake::<_, WasiBody>(TokioIo::new(stream)).await;
+        let handshake = http.handshake(TokioIo::new(stream)).await;
         let (mut sender, mut connection) = handshake.map_err(failure)?;
-        let (answer, is_open) = {
+        let (mut answer, ended) = {
             let mut answer = pin!(sender.send_request(request));
-            let mut is_open = true;
+            let mut ended = None;
             let both = poll_fn(|context| {
-                // The connection first: it is what makes the answer come.
-                if is_open && let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
-                    is_open = false;
-                    if let Err(error) = ended {
-                        return Poll::Ready(Err(error));
-                    }
+                // The connection first: it is what makes the answer come. An answer that came is good, whatever came
+                // behind it on the connection.
+                if ended.is_none()
+                    && let Poll::Ready(end) = Pin::new(&mut connection).poll(context)
+                {
+                    ended = Some(end);
                 }
-                answer.as_mut().poll(context)
+                match (answer.as_mut().poll(context), &mut ended) {
+                    (Poll::Pending, Some(end)) => std::mem::replace(end, Ok(()))
+                        .map_or_else(|error| Poll::Ready(Err(failure(error))), |()| Poll::Pending),
+                    (answer, _) => answer.map_err(failure),
+                }
             });
             let answer = timeout(at_most(self.options.first_byte_timeout, self.world.outbound.first_byte), both).await;
-            (answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(failure)?, is_open)
+            (answer.map_err(|_| Error::ConnectionReadTimeout)??, ended)
         };
+        remove_hop_by_hop(answer.headers_mut());
         let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
         let answer = answer.map(|body| Answer { body, silence, timer: None, _places: self.places }.boxed_unsync());
-        let rest = async move { if is_open { connection.await.map_err(failure) } else { Ok(()) } };
-        Ok((answer, Box::new(rest)))
+        Ok((answer, Box::new(rest(connection, ended))))
     }
 
     /// Writes where it goes into the request, as it was checked.
     fn address(&self, request: &mut Request<WasiBody>, loops: Vec<HeaderValue>) -> Result<(), Error> {
-        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(path);
+        *request.uri_mut() = target(request.method(), request.uri()).ok_or(Error::HttpRequestUriInvalid)?.into();
         let host = HeaderValue::try_from(self.destination.authority()).map_err(|_| Error::HttpRequestUriInvalid)?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
@@ -297,45 +314,106 @@ impl Exchange {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.map_or(Error::DestinationNotFound, |error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
-            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => Error::DestinationIpUnroutable,
-            io::ErrorKind::TimedOut => Error::ConnectionTimeout,
-            _ => Error::DestinationUnavailable,
-        }))
+        Err(last.map_or(Error::DestinationNotFound, |error| self.not_connected(&error)))
     }
 
-    /// The addresses of a name. A lookup goes on when nobody waits for it any more, so it has its place until it is done.
-    async fn look_up(&self, name: String, port: u16) -> io::Result<Vec<IpAddr>> {
-        let place = self.world.outbound.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let looking = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            let found = (name.as_str(), port).to_socket_addrs()?;
-            Ok(found.map(|found| found.ip()).take(MAX_ADDRESSES).collect())
-        });
-        looking.await?
+    /// What the guest is told. What is this machine's own lack is told in the log too: nobody else would know.
+    fn not_connected(&self, error: &io::Error) -> Error {
+        let hint = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+            // Each connection takes a port, for a minute after its end if this side closed it.
+            Errno::EADDRNOTAVAIL => "no local port is free for one more (net.ipv4.ip_local_port_range)",
+            Errno::EMFILE => "this worker has no descriptor left (ulimit -n)",
+            Errno::ENFILE => "this machine has no descriptor left (fs.file-max)",
+            Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => "the kernel has no memory for it",
+            Errno::EACCES | Errno::EPERM => {
+                let message = "an outbound connection was refused by this machine's own rules (firewall, sandbox)";
+                self.world.outbound.notices.tell(self.request_id, format!("{message}: {error}"));
+                return Error::DestinationUnavailable;
+            }
+            Errno::ECONNREFUSED => return Error::ConnectionRefused,
+            Errno::ENETUNREACH | Errno::EHOSTUNREACH => return Error::DestinationIpUnroutable,
+            Errno::ETIMEDOUT => return Error::ConnectionTimeout,
+            _ => return Error::DestinationUnavailable,
+        };
+        self.world.outbound.notices.tell(self.request_id, format!("outbound connections fail: {hint}: {error}"));
+        Error::ConnectionLimitReached
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, Error> {
+        let Outbound { grants, resolver, .. } = &self.world.outbound;
+        let grant = grants.first_that_permits(&self.destination).ok_or(Error::HttpRequestDenied)?;
+        resolver.look_up(name, grant).await.map_err(|error| match error {
+            NotFound::Failed => Error::DnsError { rcode: None, info_code: None },
+            NotFound::Silent => Error::DnsTimeout,
+        })
     }
 
     /// The addresses that may be connected to.
     async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
         let port = self.destination.port();
-        let found: Vec<IpAddr> = match self.destination.host() {
-            Host::Address(address) => vec![*address],
-            Host::Name(name) => {
-                self.look_up(name.clone(), port).await.map_err(|_| Error::DnsError { rcode: None, info_code: None })?
-            }
+        let found = match self.destination.host() {
+            Host::Address(address) => Arc::from([*address]),
+            Host::Name(name) => self.look_up(name).await?,
         };
-        let (permitted, denied): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|&found| self.world.outbound.grants.permits_address(&self.destination, found));
+        // Each time, also those that were kept from the last look-up.
+        let (permitted, denied): (Vec<_>, Vec<_>) = found
+            .iter()
+            .copied()
+            .partition(|&found| self.world.outbound.grants.permits_address(&self.destination, found));
         if permitted.is_empty() {
             let Some(&address) = denied.first() else { return Err(Error::DestinationNotFound) };
             let range = special(address).unwrap_or("other");
             let what = format!("a request to a granted host whose address {address} is special ({range})");
             let remedy = format!("grant it with {} beside the name", self.destination.at(address).flag());
-            self.world.outbound.denials.say(self.request_id, what, remedy);
+            self.world.outbound.notices.denied(self.request_id, what, remedy);
             return Err(Error::DestinationIpProhibited);
         }
         Ok(permitted.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+}
+
+/// The target of a request as it stands in its first line, if it can (RFC 9112, section 3.2): a path, or `*` for all of
+/// a server. A query alone has the root for its path. `http` lets bytes pass that no URI has.
+fn target(method: &Method, uri: &Uri) -> Option<PathAndQuery> {
+    let text = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    match text.as_bytes().first() {
+        None => Some(PathAndQuery::from_static("/")),
+        Some(b'/') => PathAndQuery::try_from(text).ok(),
+        Some(b'?') => PathAndQuery::try_from(format!("/{text}")).ok(),
+        Some(b'*') if text == "*" && method == Method::OPTIONS => Some(PathAndQuery::from_static("*")),
+        Some(_) => None,
+    }
+}
+
+/// A request of a method that is meant to have content says that it has none (RFC 9110, section 8.6).
+fn say_that_it_is_empty(request: &mut Request<Begun>) {
+    let has_content = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if has_content && request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
+/// What is left to do for an exchange whose answer has begun. What becomes of the answer's body, the body tells; here
+/// counts what becomes of the request. An upstream that says more than its answer (RFC 9112, section 6.3: a body behind
+/// an answer that has none) loses the connection and nothing else.
+async fn rest<S>(connection: http1::Connection<TokioIo<S>, Begun>, ended: Option<hyper::Result<()>>) -> Sent
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    // Not at once: an error that comes with the answer would take its place.
+    tokio::task::yield_now().await;
+    let ended = match ended {
+        Some(ended) => ended,
+        None => connection.await,
+    };
+    match ended {
+        Err(error) if error.is_user() || error.is_body_write_aborted() || error.is_incomplete_message() => {
+            Err(failure(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -354,6 +432,59 @@ fn failure(error: hyper::Error) -> Error {
 type Stream = Box<dyn Duplex>;
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// The body of a request, which its guest may have ended before there is a connection. Then it is known to be empty, and
+/// is sent as such: guests of WASI 0.2 open a body before they know whether they have one.
+struct Begun {
+    first: Option<Result<Frame<Bytes>, Error>>,
+    rest: Option<WasiBody>,
+}
+
+impl Begun {
+    fn new(body: WasiBody) -> Self {
+        Self { first: None, rest: Some(body) }
+    }
+
+    /// Takes the first frame, or learns that there is none.
+    fn begin(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_EMPTY_FRAMES {
+            let (None, Some(rest)) = (&self.first, &mut self.rest) else { break };
+            match ready!(Pin::new(rest).poll_frame(context)) {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                Some(first) => self.first = Some(first),
+                None => self.rest = None,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.first, &self.rest) {
+            (None, None) => SizeHint::with_exact(0),
+            (None, Some(rest)) => rest.size_hint(),
+            (Some(_), _) => SizeHint::default(),
+        }
+    }
+}
 
 /// The body of an answer, which may not be silent for too long.
 struct Answer {
@@ -390,6 +521,44 @@ impl Body for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_are_well_formed() {
+        let check = |method: Method, uri: &str, expected: Option<&str>| {
+            let uri: Uri = uri.parse().unwrap();
+            assert_eq!(target(&method, &uri).as_ref().map(PathAndQuery::as_str), expected, "{method} {uri}");
+        };
+        check(Method::GET, "http://x", Some("/"));
+        check(Method::GET, "http://x?", Some("/?"));
+        check(Method::GET, "http://x?a=b", Some("/?a=b"));
+        check(Method::GET, "http://x/a?b#c", Some("/a?b"));
+        check(Method::GET, "http://x//y.example/a", Some("//y.example/a"));
+        check(Method::OPTIONS, "*", Some("*"));
+        check(Method::GET, "*", None);
+        check(Method::GET, "http://x/\u{e4}", None);
+        check(Method::GET, "x.example:80", Some("/"));
+    }
+
+    #[test]
+    fn fields_that_a_connection_names_go_no_further() {
+        let check = |connection: &[&'static str], expected: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in connection {
+                headers.append(CONNECTION, HeaderValue::from_static(value));
+            }
+            for name in ["host", "content-length", "x-hop", "x-end"] {
+                headers.append(name, HeaderValue::from_static("1"));
+            }
+            remove_hop_by_hop(&mut headers);
+            headers.remove(CONNECTION);
+            let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            left.sort_unstable();
+            assert_eq!(left, expected, "{connection:?}");
+        };
+        check(&[], &["content-length", "host", "x-end", "x-hop"]);
+        check(&["keep-alive, X-Hop"], &["content-length", "host", "x-end"]);
+        check(&["close", "x-none,, ,x hop,x-end , host, content-length"], &["content-length", "host", "x-hop"]);
+    }
 
     #[test]
     fn loops_are_counted() {

@@ -64,6 +64,7 @@ fn method(name: &str) -> Method {
         "HEAD" => Method::Head,
         "POST" => Method::Post,
         "CONNECT" => Method::Connect,
+        "OPTIONS" => Method::Options,
         other => Method::Other(other.into()),
     }
 }

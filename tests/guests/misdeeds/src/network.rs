@@ -102,7 +102,7 @@ impl Url {
 pub struct Fetch {
     /// Any text.
     pub method: String,
-    /// With the authority replaced by `host=`, if that is given.
+    /// With the authority replaced by `host=`, and path and query by `target=`, if those are given.
     pub url: Url,
     /// For the connection to stand.
     pub connect_timeout: Option<u64>,
@@ -117,6 +117,7 @@ impl Fetch {
     pub fn from_query(query: &Query) -> Self {
         let mut url = Url::parse(&query.text("url").unwrap_or_default());
         url.authority = query.text("host").unwrap_or(url.authority);
+        url.path_with_query = query.text("target").unwrap_or(url.path_with_query);
         Self {
             method: query.text("method").unwrap_or("GET".into()),
             url,
