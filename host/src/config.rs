@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::Handover;
 use crate::component::WasiHttp;
+use crate::folders::{self, control_path};
 use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
 use crate::ipc::Compiled;
 use crate::limits::memory_of_this_machine;
@@ -80,12 +81,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
-    /// Folder for compiled components [default: wasmcluster in $XDG_CACHE_HOME or ~/.cache]
+    /// Folder for compiled components [default: $CACHE_DIRECTORY, or wasmcluster in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 
-    /// Folder for what outlives the server: which version was committed last [default: wasmcluster in $XDG_STATE_HOME or
-    /// ~/.local/state]
+    /// Folder for what outlives the server: which version was committed last [default: $STATE_DIRECTORY, or wasmcluster in
+    /// $XDG_STATE_HOME or ~/.local/state]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
@@ -421,7 +422,7 @@ impl Options {
     }
 
     pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_trusted(path).with_context(|| format!("cannot read {}", path.display()))?;
         // The parser's message shows the place in several lines.
         toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {}", path.display(), error.to_string().trim_end()))
     }
@@ -484,6 +485,15 @@ impl Options {
             build: self.build.or(other.build),
         }
     }
+}
+
+/// A file that others could have written is not gone by: it says what is run, and what it may do.
+fn read_trusted(path: &Path) -> anyhow::Result<String> {
+    let mut file = File::open(path)?;
+    folders::check_trusted(&file.metadata()?)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The first of two lists that says anything.
@@ -631,9 +641,10 @@ impl Settings {
             },
         };
         ensure!(policy.hang_timeout >= MIN_HANG_TIMEOUT, "--hang-timeout must be at least {MIN_HANG_TIMEOUT:?}");
-        let state_dir = options.state_dir.or_else(|| default_folder("XDG_STATE_HOME", ".local/state"));
+        let state_dir = options.state_dir.or_else(folders::default_state);
+        let state_dir = state_dir.as_deref().map(folders::absolute).transpose()?;
         if options.resume && state_dir.is_none() {
-            bail!("neither XDG_STATE_HOME nor HOME is set; say with --state-dir what to resume from");
+            bail!("this user has no home; say with --state-dir or $STATE_DIRECTORY what to resume from");
         }
         let lifetime = policy.recycle.max_lifetime.unwrap_or(MIN_LIFETIME);
         ensure!(lifetime >= MIN_LIFETIME, "--max-worker-lifetime must be at least {MIN_LIFETIME:?}");
@@ -645,16 +656,17 @@ impl Settings {
             backlog: options.backlog.map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,
             pin_cpus: options.pin_cpus,
-            control: control_path(&name, options.control)?,
+            control: control_path(&name, options.control),
             name,
             resume: options.resume,
             watch: options.watch,
             rebuild: None,
-            store: match options.store.or_else(|| default_folder("XDG_CACHE_HOME", ".cache")) {
-                Some(store) => store,
-                None => {
-                    bail!("neither XDG_CACHE_HOME nor HOME is set; say with --store where to keep compiled components")
-                }
+            store: match options.store.or_else(folders::default_store) {
+                Some(store) => folders::absolute(&store)?,
+                None => bail!(
+                    "this user has no home; say with --store or $CACHE_DIRECTORY where to keep compiled components, \
+                     and with --state-dir or $STATE_DIRECTORY where to keep which version was committed last"
+                ),
             },
             state_dir,
             granted: Granted::new(options.env, options.env_inherit, options.dir, options.allow_host)?,
@@ -698,7 +710,7 @@ impl Granted {
         check_dirs(&dirs).map_err(anyhow::Error::msg)?;
         ensure!(hosts.len() <= MAX_GRANTS, "--allow-host is given {} times; the limit is {MAX_GRANTS}", hosts.len());
         let dirs = dirs.into_iter().map(|dir| {
-            let host = std::path::absolute(&dir.host)?;
+            let host = folders::absolute(&dir.host)?;
             let metadata = std::fs::metadata(&host).with_context(|| format!("--dir {dir}"))?;
             ensure!(metadata.is_dir(), "--dir {dir}: it is no folder");
             Ok(DirGrant { host, ..dir })
@@ -725,33 +737,6 @@ fn check_name(name: &str) -> anyhow::Result<()> {
 pub(crate) fn colours() -> bool {
     use std::io::IsTerminal;
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
-/// Where the control socket of the cluster `name` is.
-pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    let given =
-        given.or_else(|| std::env::var_os("WASMCLUSTER_CONTROL").filter(|path| !path.is_empty()).map(PathBuf::from));
-    if let Some(path) = given {
-        return Ok(path);
-    }
-    let uid = nix::unistd::geteuid();
-    let folder = match absolute_variable("XDG_RUNTIME_DIR") {
-        Some(runtime) => runtime.join("wasmcluster"),
-        None if uid.is_root() => PathBuf::from("/run/wasmcluster"),
-        None => std::env::temp_dir().join(format!("wasmcluster-{uid}")),
-    };
-    Ok(folder.join(format!("{name}.sock")))
-}
-
-/// Our folder in the one that the variable names, or in the user's home.
-fn default_folder(variable: &str, in_home: &str) -> Option<PathBuf> {
-    let folder = absolute_variable(variable).or_else(|| absolute_variable("HOME").map(|home| home.join(in_home)));
-    folder.map(|folder| folder.join("wasmcluster"))
-}
-
-/// XDG's rule: a relative path in such a variable is ignored.
-fn absolute_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// How many requests share an instance.

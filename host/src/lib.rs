@@ -9,6 +9,7 @@ pub mod cli;
 mod component;
 mod config;
 mod engine;
+mod folders;
 #[cfg(test)]
 mod fuzz;
 mod grants;

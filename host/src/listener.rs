@@ -9,7 +9,6 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -192,9 +191,13 @@ pub(crate) fn remove_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A socket file that nobody listens on any more.
-fn is_stale(path: &Path) -> bool {
-    matches!(UnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+/// A socket file that nobody listens on any more. Asked without waiting: one whose queue is full would keep us.
+pub(crate) fn is_stale(path: &Path) -> bool {
+    let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    });
+    matches!(connected, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]

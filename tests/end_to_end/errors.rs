@@ -162,7 +162,9 @@ fn a_privileged_port() {
         std::fs::copy(env!("CARGO_BIN_EXE_wasmcluster"), &binary).unwrap();
         let mut command = std::process::Command::new(&binary);
         command.args(setup.command.get_args()).uid(65_534).gid(65_534).current_dir("/");
-        command.env("XDG_RUNTIME_DIR", setup.folder.path().join("run"));
+        for variable in ["XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+            command.env(variable, setup.folder.path().join("run"));
+        }
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         setup.command = command;
         std::fs::set_permissions(setup.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -72,6 +72,10 @@ impl Setup {
             .env("XDG_STATE_HOME", folder.path())
             .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
             .env_remove("WASMCLUSTER_CONTROL")
+            // Those of a unit, should this run in one.
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("STATE_DIRECTORY")
+            .env_remove("CACHE_DIRECTORY")
             .arg("serve")
             .arg(app)
             .args(["--listen", "127.0.0.1:0"])
@@ -241,7 +245,8 @@ impl Cluster {
 
     fn about(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wasmcluster"));
-        command.args(args).env("XDG_RUNTIME_DIR", self.folder.path()).env_remove("WASMCLUSTER_CONTROL");
+        command.args(args).env("XDG_RUNTIME_DIR", self.folder.path());
+        command.env_remove("WASMCLUSTER_CONTROL").env_remove("RUNTIME_DIRECTORY");
         command
     }
 

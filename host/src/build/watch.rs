@@ -14,6 +14,7 @@ use nix::unistd::{Pid, setpgid};
 use serde::{Deserialize, Serialize};
 
 use super::{Plan, Sources, say};
+use crate::folders;
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Looks that find the sources as the one before did, until they count as saved: an editor may save several files.
@@ -33,9 +34,9 @@ impl Handover {
     /// Of a component that was built when the sources were `digest`.
     pub(crate) fn new(folder: &Path, sources: &Sources, component: &Path, digest: u64) -> io::Result<Self> {
         Ok(Self {
-            folder: std::path::absolute(folder)?,
+            folder: folders::absolute(folder)?,
             roots: sources.roots().to_vec(),
-            component: std::path::absolute(component)?,
+            component: folders::absolute(component)?,
             digest,
         })
     }

@@ -59,15 +59,31 @@ pub(super) async fn scale(client: &Client, scale: Scale) -> Result<(), CommandEr
     }
 }
 
-/// Stops the cluster, and waits until nobody answers any more.
+/// Stops the cluster, and waits until that very process is gone: another may have its name by then, where something starts
+/// it again.
 pub(super) async fn stop(client: &Client, now: bool) -> Result<(), CommandError> {
-    client.stop(Stop { now }).await?;
+    let Some(primary) = client.stop(Stop { now }).await? else {
+        return until_another_answers(client).await;
+    };
+    while !primary.is_gone() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+/// For a primary whose process cannot be seen, as that of a container from another: waits until nobody answers, or one that
+/// has begun later.
+async fn until_another_answers(client: &Client) -> Result<(), CommandError> {
+    let mut uptime = 0;
     loop {
         match client.status().await {
             Err(CommandError::NoServer(_)) => return Ok(()),
-            // It still drains, or is about to end.
-            Ok(_) | Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Ok(status) if status.uptime_ms < uptime => return Ok(()),
+            Ok(status) => uptime = status.uptime_ms,
+            // It is about to end.
+            Err(_) => {}
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: what it looks like, and which part of the program each command is.
 
+mod clusters;
 mod commands;
 mod inspect;
 mod new;
@@ -14,7 +15,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::build::{self, Handover, NoPlan, Plan, Sources};
-use crate::config::{DEFAULT_NAME, Options, Percent, Settings, Span, colours, control_path};
+use crate::config::{DEFAULT_NAME, Options, Percent, Settings, Span, colours};
+use crate::folders::{self, control_path};
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
 use crate::{artifact, primary, worker};
 use new::Template;
@@ -189,6 +191,10 @@ struct ClusterArgs {
 struct StatusArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
+
+    /// List all clusters of this user; of all users, for root
+    #[arg(long, conflicts_with_all = ["name", "control"])]
+    all: bool,
 
     /// Print JSON
     #[arg(long)]
@@ -435,6 +441,7 @@ fn run(command: Command) -> Result<(), Failure> {
             let sources = Sources::of(&Plan::read(&folder)?);
             match build::watch(&folder, sources, None).map_err(Failure::Error)? {}
         }
+        Command::Status(args) if args.all => Ok(block_on(async { Ok(clusters::print(args.json).await?) })?),
         Command::Status(args) => {
             let status = block_on(client(args.cluster)?.status())?;
             status::print(&status, args.json).map_err(Failure::Error)
@@ -455,7 +462,8 @@ fn run(command: Command) -> Result<(), Failure> {
                 }
                 app => app,
             };
-            let app = app.map(std::path::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
+            let app =
+                app.as_deref().map(folders::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
             let (request, show) = (terms.request(app), terms.show());
             reloaded(block_on(reload::reload(&client, &request, show))?, show)
         }
@@ -477,7 +485,7 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn client(cluster: ClusterArgs) -> Result<Client, Failure> {
-    control_path(&cluster.name, cluster.control).map(Client).map_err(Failure::Usage)
+    Ok(Client(control_path(&cluster.name, cluster.control)))
 }
 
 fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {

@@ -58,7 +58,7 @@ fn table(status: &Status) -> String {
 }
 
 /// Columns, each as wide as it has to be.
-fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
+pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     for row in rows {
@@ -108,7 +108,7 @@ fn describe(worker: &WorkerStatus) -> String {
 }
 
 /// The two largest units of a time.
-fn duration(milliseconds: u64) -> String {
+pub(super) fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, seconds) => format!("{seconds}s"),

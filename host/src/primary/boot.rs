@@ -1,7 +1,7 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::reload::Compiling;
 use super::signals::{Request, Signals};
 use super::watch::Watch;
 use crate::config::Settings;
+use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::limits;
@@ -35,13 +36,13 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
     limits::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut control = Control::bind(&settings.name, &settings.control)?;
+        let mut control = take_name(&settings)?;
         let listeners = bind_all(&settings.listen, settings.backlog).await?;
         let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
         let served = async {
             // From here on a change is seen, also one during the first compilation.
-            let watch = Watch::start(settings.watch, &settings.app);
+            let watch = Watch::start(settings.watch, &folders::absolute(&settings.app)?);
             let Some(generations) = compile_first(&settings, &mut signals).await? else {
                 return Ok(());
             };
@@ -55,6 +56,17 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
         output.finish();
         served
     })
+}
+
+/// Takes the cluster's name, once there is everything that a start needs of the machine.
+fn take_name(settings: &Settings) -> anyhow::Result<Control> {
+    let (state, control) = (settings.state_dir.as_deref(), &settings.control);
+    let itself = "/proc/self/exe";
+    std::fs::metadata(itself).with_context(|| {
+        format!("cannot start workers from {itself}: /proc is not mounted here; `mount -t proc proc /proc` does so")
+    })?;
+    folders::prepare(&settings.store, state, control)?;
+    Control::bind(&settings.name, control, state)
 }
 
 async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener>, BindError> {
@@ -122,7 +134,7 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
             Committed::read(folder, &settings.name)?
     {
         ensure!(
-            committed_app == std::path::absolute(app)?,
+            is_same(&committed_app, &folders::absolute(app)?),
             "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
             settings.name,
             committed_app.display()
@@ -132,6 +144,11 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
     let pinned = pinned(state);
     let request = ToCompiler::Compile { source: app.clone(), store, pinned };
     Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
+}
+
+/// Whether two names are of one file: by a link or without it.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || one.canonicalize().ok().is_some_and(|file| other.canonicalize().is_ok_and(|other| file == other))
 }
 
 /// A line on a terminal that says what takes so long, from the first second on, and vanishes afterwards.

@@ -1,17 +1,14 @@
 //! The control socket: how commands talk to a running primary, as HTTP/1.1 with JSON over a Unix socket.
 //!
-//! The socket is in a folder of its owner's, guarded by a lock that a primary holds for life: who has the lock owns the
-//! name, so a socket file found beside it is a leftover. Whoever connects must be the same user, or root.
+//! Whoever connects must be the same user, or root. How the socket is bound, and stays in place, is in `name.rs`.
 
 #[cfg(test)]
 mod fuzz;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -19,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -27,18 +24,17 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use super::name::Name;
 use super::reload::ReloadRequest;
 use super::status::Status;
 use crate::config::LiveConfig;
-use crate::listener::remove_socket;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
@@ -112,72 +108,24 @@ pub(crate) struct Stop {
 /// The bound control socket of a running primary.
 #[derive(Debug)]
 pub(super) struct Control {
-    path: PathBuf,
-    listener: std::os::unix::net::UnixListener,
+    name: Name,
     /// One for each command that may be connected.
     places: Arc<Semaphore>,
     accepting: Option<AbortHandle>,
-    _lock: Flock<File>,
 }
 
 impl Control {
     /// Takes the name, or says who has it.
-    pub(super) fn bind(name: &str, path: &Path) -> anyhow::Result<Self> {
-        let of = || format!("control socket {} (choose another with --control)", path.display());
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        if !folder.exists() {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
-        }
-        check_folder(folder).with_context(of)?;
-        let lock = lock(&path.with_added_extension("lock")).with_context(of)?;
-        let Some(lock) = lock else {
-            bail!(
-                "a cluster named '{name}' is running already (its control socket is {}). \
-                 Give this one another --name, or stop the other",
-                path.display()
-            );
-        };
-        remove_socket(path).with_context(of)?;
-        let listener = std::os::unix::net::UnixListener::bind(path).with_context(of)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(of)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self {
-            path: path.into(),
-            listener,
-            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            accepting: None,
-            _lock: lock,
-        })
+    pub(super) fn bind(name: &str, path: &Path, state: Option<&Path>) -> anyhow::Result<Self> {
+        let name = Name::take(name, path, state)?;
+        Ok(Self { name, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), accepting: None })
     }
 
     /// Answers commands for as long as the primary lives; to be spawned on the executor.
     pub(super) fn serve(&mut self, queries: mpsc::Sender<Query>) -> io::Result<()> {
-        let listener = UnixListener::from_std(self.listener.try_clone()?)?;
-        let places = self.places.clone();
-        let accepting = tokio::spawn(async move {
-            loop {
-                let Ok(place) = places.clone().acquire_owned().await else {
-                    return;
-                };
-                match listener.accept().await {
-                    Ok((stream, _)) if is_permitted(&stream) => {
-                        let queries = queries.clone();
-                        tokio::spawn(async move {
-                            converse(stream, &queries).await;
-                            drop(place);
-                        });
-                    }
-                    Ok(_) => tracing::warn!("another user's process tried the control socket"),
-                    Err(error) => {
-                        tracing::warn!("control socket: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
-        });
+        let mut listeners = self.name.listener();
+        let listener = register(&mut listeners)?;
+        let accepting = tokio::spawn(accept(listener, listeners, self.places.clone(), queries));
         self.accepting = Some(accepting.abort_handle());
         Ok(())
     }
@@ -194,36 +142,48 @@ impl Control {
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        // While the lock is held, the file is ours. The lock's own file stays: removing it would race with the next
-        // primary.
-        let _ = fs::remove_file(&self.path);
+fn register(listeners: &mut Listeners) -> io::Result<UnixListener> {
+    UnixListener::from_std(listeners.borrow_and_update().try_clone()?)
+}
+
+type Listeners = watch::Receiver<Arc<std::os::unix::net::UnixListener>>;
+
+/// Accepts at the socket, and at the one that takes its place when its file was removed.
+async fn accept(
+    mut listener: UnixListener,
+    mut listeners: Listeners,
+    places: Arc<Semaphore>,
+    queries: mpsc::Sender<Query>,
+) {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Ok(()) = listeners.changed() => {
+                match register(&mut listeners) {
+                    Ok(new) => listener = new,
+                    Err(error) => tracing::warn!("control socket: {error}"),
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) if is_permitted(&stream) => {
+                let queries = queries.clone();
+                tokio::spawn(async move {
+                    converse(stream, &queries).await;
+                    drop(place);
+                });
+            }
+            Ok(_) => tracing::warn!("another user's process tried the control socket"),
+            Err(error) => {
+                tracing::warn!("control socket: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
     }
 }
 
-/// Nobody but the owner, or root, may be able to put something else in the socket's place.
-fn check_folder(folder: &Path) -> anyhow::Result<()> {
-    let metadata = fs::metadata(folder)?;
-    ensure!(metadata.is_dir(), "{} is not a folder", folder.display());
-    let owner = metadata.uid();
-    let ours = owner == nix::unistd::geteuid().as_raw() || owner == 0;
-    // In a folder like /tmp, where everybody can write, the sticky bit keeps others from replacing the file.
-    let safe = metadata.mode() & 0o022 == 0 || metadata.mode() & 0o1000 != 0;
-    ensure!(ours && safe, "other users can write to the folder {}", folder.display());
-    Ok(())
-}
-
-/// The lock, unless another process has it.
-fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(errno.into()),
-    }
-}
-
+/// Whether the other end is the same user's, or root's.
 fn is_permitted(peer: &UnixStream) -> bool {
     peer.peer_cred().is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
 }
@@ -378,6 +338,31 @@ pub(crate) enum CommandError {
     Other(#[from] anyhow::Error),
 }
 
+/// A process, as distinct from a later one with the same number.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pid: i32,
+    /// When it began, in ticks since the machine did.
+    began: u64,
+}
+
+impl Process {
+    fn find(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind its name, which can be anything: the state, and 18 fields later when it began (proc(5)).
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        // One that nobody has waited for yet has ended all the same.
+        let lives = !matches!(fields.next()?, "Z" | "X");
+        let began = fields.nth(18)?.parse().ok()?;
+        lives.then_some(Self { pid, began })
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        Self::find(self.pid).as_ref() != Some(self)
+    }
+}
+
 /// The commands' end of a control socket.
 #[derive(Debug)]
 pub(crate) struct Client(pub(crate) PathBuf);
@@ -393,8 +378,13 @@ impl Client {
         Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
     }
 
-    pub(crate) async fn stop(&self, stop: Stop) -> Result<(), CommandError> {
-        self.request(Method::POST, "/stop", json!(stop).to_string().into()).await.map(drop)
+    /// Says which process it is that stops, where that can be known.
+    pub(crate) async fn stop(&self, stop: Stop) -> Result<Option<Process>, CommandError> {
+        let stream = self.connect().await?;
+        // As long as it answers, the number is that of no other.
+        let primary = stream.peer_cred().ok().and_then(|peer| Process::find(peer.pid()?));
+        self.request_over(stream, Method::POST, "/stop", json!(stop).to_string().into()).await?;
+        Ok(primary)
     }
 
     pub(crate) async fn configure(&self, entries: &BTreeMap<String, String>) -> Result<(), CommandError> {
@@ -438,7 +428,8 @@ impl Client {
             }
             Err(error) => return Err(anyhow!("cannot connect to {}: {error}", self.0.display()).into()),
         };
-        if !is_permitted(&stream) {
+        // Root may use everybody's clusters.
+        if !nix::unistd::geteuid().is_root() && !is_permitted(&stream) {
             return Err(anyhow!("the process behind {} belongs to another user", self.0.display()).into());
         }
         Ok(stream)
@@ -446,6 +437,16 @@ impl Client {
 
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, CommandError> {
         let stream = self.connect().await?;
+        self.request_over(stream, method, path, body).await
+    }
+
+    async fn request_over(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, CommandError> {
         in_time(async {
             let response = exchange(stream, method, path, body).await?;
             if response.status().is_success() { Ok(whole(response).await?) } else { Err(refusal(response).await?) }

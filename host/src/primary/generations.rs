@@ -1,17 +1,17 @@
 //! What was deployed: the generations that may still be needed, and what of them survives the primary.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::process::Deployment;
 use crate::component::WasiHttp;
+use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 
@@ -109,13 +109,13 @@ impl Committed {
         let (generation, deployment) = generations.current();
         let previous = generations.previous().map(|(_, deployment)| Version::of(deployment));
         let previous = previous.or_else(|| generations.remembered().cloned());
-        Self { schema: 1, generation, app, current: Version::of(deployment), previous }
+        Self { schema: SCHEMA, generation, app, current: Version::of(deployment), previous }
     }
 
     /// Written whole or not at all.
     pub(super) fn write(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
         let of = || format!("state folder {} (choose another with --state-dir)", folder.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
+        folders::prepare_state(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder).with_context(of)?;
         file.write_all(&serde_json::to_vec_pretty(self)?).with_context(of)?;
         file.as_file().sync_all().with_context(of)?;
@@ -126,14 +126,32 @@ impl Committed {
     /// What the cluster `name` committed last; `None` if it never did.
     pub(super) fn read(folder: &Path, name: &str) -> anyhow::Result<Option<Self>> {
         let path = path(folder, name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let committed = serde_json::from_slice(&bytes);
-        committed.map(Some).with_context(|| format!("{} is damaged; remove it to start anew", path.display()))
+        Self::parse(&file).map(Some).with_context(|| format!("{}: remove it to start anew", path.display()))
     }
+
+    /// What is run next is in the file: it must be ours.
+    fn parse(file: &File) -> anyhow::Result<Self> {
+        let metadata = file.metadata()?;
+        ensure!(folders::is_private(&metadata), "it must belong to you and be writable by nobody else");
+        ensure!(metadata.is_file() && metadata.len() <= MAX_FILE, "it is no file of ours");
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes)?;
+        // Read first: another schema may have other fields.
+        let Written { schema } = serde_json::from_slice(&bytes).context("it is damaged")?;
+        ensure!(schema == SCHEMA, "it was written by another version of wasmcluster (schema {schema}, not {SCHEMA})");
+        serde_json::from_slice(&bytes).context("it is damaged")
+    }
+}
+
+/// Of a file's fields, the one that says how to read the others.
+#[derive(Deserialize)]
+struct Written {
+    schema: u32,
 }
 
 fn path(folder: &Path, name: &str) -> PathBuf {
@@ -145,9 +163,9 @@ pub(super) fn pinned(folder: Option<&Path>) -> Vec<String> {
     let files = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let files = files.take(MAX_PINNED).filter(|file| {
         let is_ours = file.path().extension().is_some_and(|extension| extension == "json");
-        is_ours && file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_FILE)
+        is_ours && file.metadata().is_ok_and(|metadata| metadata.is_file())
     });
-    let committed = files.filter_map(|file| serde_json::from_slice::<Committed>(&fs::read(file.path()).ok()?).ok());
+    let committed = files.filter_map(|file| Committed::parse(&File::open(file.path()).ok()?).ok());
     committed
         .flat_map(|committed| [Some(committed.current), committed.previous])
         .flatten()
@@ -155,6 +173,8 @@ pub(super) fn pinned(folder: Option<&Path>) -> Vec<String> {
         .collect()
 }
 
+/// How the file is to be read.
+const SCHEMA: u32 = 1;
 /// Far more clusters than one user has on a machine.
 const MAX_PINNED: usize = 256;
 /// Largest file that can be one of ours, in bytes.
@@ -198,5 +218,25 @@ mod tests {
         let error = Committed::read(folder.path(), "default").unwrap_err();
         assert!(format!("{error:#}").contains("remove it"), "{error:#}");
         assert!(pinned(Some(folder.path())).is_empty());
+    }
+
+    #[test]
+    fn a_file_of_another_schema_or_of_others_is_not_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let check = |part: &str| {
+            let error = Committed::read(folder.path(), "default").unwrap_err();
+            assert!(format!("{error:#}").contains(part), "{error:#}");
+            assert!(pinned(Some(folder.path())).is_empty());
+        };
+        let mut state = committed(1, None);
+        state.schema = 2;
+        state.write(folder.path(), "default").unwrap();
+        check("schema 2, not 1");
+        fs::write(folder.path().join("default.json"), "{\"schema\":2,\"other\":true}").unwrap();
+        check("schema 2, not 1");
+        committed(1, None).write(folder.path(), "default").unwrap();
+        fs::set_permissions(folder.path().join("default.json"), fs::Permissions::from_mode(0o666)).unwrap();
+        check("writable by nobody else");
     }
 }

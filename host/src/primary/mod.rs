@@ -8,6 +8,7 @@ mod driver;
 mod events;
 mod generations;
 mod metrics;
+mod name;
 mod output;
 mod process;
 mod reload;
@@ -18,6 +19,7 @@ mod watch;
 
 pub(crate) use boot::serve;
 pub(crate) use control::{Client, CommandError, Scale, Scaled, Stop};
+pub(crate) use name::Holder;
 pub(crate) use reload::{ReloadRequest, ReloadResult};
 pub(crate) use state::{Policy, Recycle};
 pub(crate) use status::{GuestMetric, MetricValue, Status, WorkerStatus};

@@ -20,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::output::{Kind, Output, Source, Stream};
 use crate::config::{LiveConfig, Settings};
+use crate::folders;
 use crate::ipc::{
     self, Channel, Compiled, FromCompiler, Identity, IpcError, MAX_UNREAD, PrimaryEnd, Received, ToCompiler, ToPrimary,
     ToWorker, Wait,
@@ -52,7 +53,7 @@ impl Deployment {
         };
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         let settings = settings.for_workers(&compiled).write()?;
-        Ok(Self { source: std::path::absolute(source)?, compiled, artifact, settings })
+        Ok(Self { source: folders::absolute(source)?, compiled, artifact, settings })
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Driver;
+use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::primary::control::{Refusable, Refused};
@@ -31,7 +32,7 @@ impl Driver<'_> {
 
     /// The file that is watched is the one that `serve` was given.
     pub(super) fn reload_changed(&mut self) {
-        let app = std::path::absolute(&self.settings.app).ok();
+        let app = folders::absolute(&self.settings.app).ok();
         let request = ReloadRequest { app, ..ReloadRequest::default() };
         self.reload_unasked("a change of the file", &request, Wanted::IfNew);
     }
@@ -242,7 +243,7 @@ impl Driver<'_> {
     pub(super) fn remember_commit(&self) {
         let Some(folder) = self.settings.state_dir.clone() else { return };
         let name = self.settings.name.clone();
-        let app = std::path::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
+        let app = folders::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
         let committed = Committed::of(&self.generations, app);
         // On another thread: a disk may take its time.
         tokio::task::spawn_blocking(move || {

@@ -1,0 +1,127 @@
+//! `wasmcluster status --all`: the clusters that this user has, found by their control sockets.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::status::{align, duration};
+use crate::folders;
+use crate::primary::{Client, Holder, Status};
+
+/// Far more clusters than one user has on a machine.
+const MAX_CLUSTERS: usize = 256;
+/// How long one may take to answer, before the list does without.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest name in the list, in characters, and what is left of 80 for the addresses.
+const MAX_NAME: usize = 18;
+const MAX_LISTEN: usize = 22;
+
+/// Prints a line for each cluster, or all that they say as JSON.
+pub(super) async fn print(json: bool) -> anyhow::Result<()> {
+    let mut asked = JoinSet::new();
+    for socket in sockets() {
+        asked.spawn(async move {
+            let answer = tokio::time::timeout(PATIENCE, Client(socket.clone()).status()).await;
+            // Whatever it was, it is no cluster of ours if it refuses; a socket that nobody is behind is a leftover.
+            match answer {
+                Ok(Ok(status)) => Some((socket, Some(status))),
+                Ok(Err(_)) => None,
+                Err(_) => Some((socket, None)),
+            }
+        });
+    }
+    let mut found: Vec<Found> = asked.join_all().await.into_iter().flatten().collect();
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let text = if json { as_json(&found) } else { table(&found) };
+    Ok(super::print(text.as_bytes())?)
+}
+
+/// A control socket, and what the cluster behind it says, if it does so in time.
+type Found = (PathBuf, Option<Status>);
+
+/// In the runtime folders, and wherever else a lock beside the state says.
+fn sockets() -> Vec<PathBuf> {
+    let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let having = |end: &'static str| move |path: &PathBuf| path.extension().is_some_and(|extension| extension == end);
+    let beside = folders::runtime_folders().into_iter().flat_map(|folder| entries(folder).filter(having("sock")));
+    let locks = folders::default_state().into_iter().flat_map(|folder| entries(folder).filter(having("lock")));
+    let elsewhere = locks.filter_map(|lock| Some(Holder::read(&lock)?.control));
+    // By their real paths, since one may be found in both ways.
+    let sockets = beside.chain(elsewhere).filter_map(|socket| Some((socket.canonicalize().ok()?, socket)));
+    sockets.take(MAX_CLUSTERS).collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+fn as_json(found: &[Found]) -> String {
+    let clusters: Vec<_> =
+        found.iter().map(|(control, status)| json!({ "control": control, "status": status })).collect();
+    format!("{}\n", json!(clusters))
+}
+
+fn table(found: &[Found]) -> String {
+    if found.is_empty() {
+        return "no cluster of yours is running\n".into();
+    }
+    let mut rows = vec![["NAME", "STATE", "PID", "UPTIME", "WORKERS", "LISTEN"].map(String::from)];
+    rows.extend(found.iter().map(|(control, status)| match status {
+        Some(status) => {
+            let ready = status.workers.iter().filter(|worker| worker.state == "ready").count();
+            [
+                short(&status.name, MAX_NAME),
+                short(&status.state, MAX_NAME),
+                status.pid.to_string(),
+                duration(status.uptime_ms),
+                format!("{ready}/{}", status.workers.len()),
+                listen(&status.listen),
+            ]
+        }
+        None => {
+            let name = control.file_stem().unwrap_or_default().to_string_lossy();
+            let unknown = || String::from("-");
+            [short(&name, MAX_NAME), "no answer".into(), unknown(), unknown(), unknown(), unknown()]
+        }
+    }));
+    let mut text = String::new();
+    align(&mut text, &rows);
+    text
+}
+
+/// The first address, and how many more there are.
+fn listen(urls: &[String]) -> String {
+    let first = urls.first().map_or("-", |url| url.trim_start_matches("http://"));
+    match urls.len() {
+        0 | 1 => short(first, MAX_LISTEN),
+        more => {
+            let rest = format!(" +{}", more - 1);
+            short(first, MAX_LISTEN - rest.len()) + &rest
+        }
+    }
+}
+
+/// At most so many characters, none of which does anything to the terminal: root sees what other users' processes say.
+fn short(text: &str, most: usize) -> String {
+    let plain: Vec<char> = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if plain.len() <= most {
+        return plain.into_iter().collect();
+    }
+    plain[..most - 1].iter().chain(&['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_the_list_is_cut() {
+        assert_eq!(short("shop", 4), "shop");
+        assert_eq!(short("a shop\x1b[2J", 6), "a sho…");
+        assert_eq!(short("\x1b[2J", 6), "?[2J");
+        assert_eq!(listen(&["http://127.0.0.1:8080".into()]), "127.0.0.1:8080");
+        let many = ["http://[2001:db8::1234:5678]:8080".into(), "unix:/run/app.sock".into()];
+        assert_eq!(listen(&many), "[2001:db8::1234:56… +1");
+        assert_eq!(listen(&many).chars().count(), MAX_LISTEN);
+    }
+}
