@@ -2,6 +2,8 @@
 //!
 //! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
 
+mod doubts;
+mod file;
 #[cfg(test)]
 mod fuzz;
 mod limits;
@@ -29,6 +31,7 @@ use crate::logging::{LogFormat, LogLevel, Logging};
 use crate::memfd;
 use crate::primary::{Policy, Recycle};
 
+pub(crate) use file::OTHER_WORDS;
 pub(crate) use limits::*;
 
 /// Read when no `--config` is given: the one of the folder that is served, or else of the current one.
@@ -45,189 +48,227 @@ const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Workers that live shorter would do little but start.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
+/// A worker that serves nothing has many times more.
+const MIN_RSS: u64 = 1 << 20;
 /// What a drain has beside the time that a request may take.
 const DRAIN_RESERVE: Duration = Duration::from_secs(5);
+/// What `docker stop` waits before it kills, less a second to end in.
+const CONTAINER_GRACE: Duration = Duration::from_secs(9);
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
+
+/// Headings of `serve --help`.
+const CLUSTER: &str = "Cluster";
+const GRANTS: &str = "What guests may use";
+const TIMEOUTS: &str = "Timeouts";
+const LIMITS: &str = "Limits";
+const INSTANCES: &str = "Reuse of instances";
+const DRAIN: &str = "Drain and stop";
+const VERSIONS: &str = "Health and new versions";
+const RECYCLING: &str = "Replacement of old workers";
+const LOGGING: &str = "Logging";
 
 /// Everything that flags and the file can say; `None` and empty mean unsaid.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Options {
-    /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 picks a free one. Can be repeated.
-    /// [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
+    /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
+    ///
+    /// Port 0 picks a free port. 127.0.0.1 is reached from this machine only, 0.0.0.0 and [::] from everywhere.
+    #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
     pub(crate) listen: Vec<ListenAddr>,
 
-    /// Connections that the kernel queues per address until a worker accepts them [default: 1024]
-    #[arg(long, value_name = "N")]
-    pub(crate) backlog: Option<NonZeroU32>,
-
     /// Worker processes [default: the CPUs this process may use]
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
     pub(crate) workers: Option<NonZeroU32>,
 
-    /// Bind each worker to one CPU, by its slot, of those this process may use: for a machine that has little else to do,
-    /// where caches then stay warm. Not with more workers than CPUs or beside other load: a worker cannot move away from
-    /// whoever is on its CPU
-    #[arg(long)]
+    /// Bind each worker to one CPU
+    ///
+    /// Only for a machine with little else to do, where caches then stay warm. A bound worker cannot move away from
+    /// other load on its CPU, so do not run more workers than CPUs.
+    #[arg(long, help_heading = CLUSTER)]
     pub(crate) pin_cpus: bool,
 
+    /// Connections that the kernel queues per address until a worker accepts them [default: 1024]
+    ///
+    /// The kernel caps it at net.core.somaxconn.
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
+    pub(crate) backlog: Option<NonZeroU32>,
+
     /// Name of this cluster, for the commands that talk to it [default: default]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = CLUSTER)]
     pub(crate) name: Option<String>,
 
     /// Path of the control socket [default: $WASMCLUSTER_CONTROL, or NAME.sock in the user's runtime folder]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = CLUSTER)]
     pub(crate) control: Option<PathBuf>,
 
     /// Folder for compiled components [default: $CACHE_DIRECTORY, or wasmcluster in $XDG_CACHE_HOME or ~/.cache]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) store: Option<PathBuf>,
 
-    /// Folder for what outlives the server: which version was committed last [default: $STATE_DIRECTORY, or wasmcluster in
-    /// $XDG_STATE_HOME or ~/.local/state]
-    #[arg(long, value_name = "DIR")]
+    /// Folder for what outlives the server [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
+    ///
+    /// It records which version was committed last, for --resume.
+    #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Environment variable that the guests see. Can be repeated. In the file: a table [env]
-    #[arg(long, value_name = "K=V", value_parser = parse_variable)]
+    /// Environment variable for guests; can be repeated
+    ///
+    /// In the configuration file it is a table: [env].
+    #[arg(long, value_name = "K=V", value_parser = parse_variable, help_heading = GRANTS)]
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
 
-    /// Environment variable of this process that the guests see too. Can be repeated
-    #[arg(long, value_name = "K")]
+    /// Environment variable of this process that guests see too; can be repeated
+    #[arg(long, value_name = "K", help_heading = GRANTS)]
     pub(crate) env_inherit: Vec<String>,
 
-    /// Folder that the guests may open, under another path; with :ro they may only read. Can be repeated
-    #[arg(long, value_name = "HOST::GUEST[:ro]")]
+    /// Folder that guests may open under another path, with :ro only to read; can be repeated
+    ///
+    /// For example --dir ./data::/data, or --dir ./static::/static:ro.
+    #[arg(long, value_name = "HOST::GUEST[:ro]", help_heading = GRANTS)]
     pub(crate) dir: Vec<DirGrant>,
 
-    /// Host that the guests may send requests to: https://api.example.com, http://10.1.2.3:8080, https://*.example.com,
-    /// http://10.0.0.0:8080/8 for a network, port * for any. Can be repeated
-    #[arg(long, value_name = "URL")]
+    /// Host that guests may send requests to; can be repeated
+    ///
+    /// For example https://api.example.com, https://*.example.com for every name below it, http://10.1.2.3:8080 for
+    /// an address, http://10.0.0.0:8080/8 for a network. Port * stands for any port.
+    #[arg(long, value_name = "URL", help_heading = GRANTS)]
     pub(crate) allow_host: Vec<AllowHost>,
 
-    /// How long a request may take from its head to the head of its answer, before it is answered 504 [default: 30s]
-    #[arg(long, value_name = "TIME")]
+    /// Time from a request's head to the head of its answer; then 504 [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) request_timeout: Option<Span>,
 
-    /// How long nothing may move while the body of an answer is under way, before it is cut [default: 60s]
-    #[arg(long, value_name = "TIME")]
+    /// Time without any progress in the body of an answer, before it is cut [default: 60s]
+    #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) stream_timeout: Option<Span>,
 
-    /// How long a client may take for the head of a request, before it is answered 408 [default: 10s]
-    #[arg(long, value_name = "TIME")]
+    /// Time that a client has to send a request's head; then 408 [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) header_timeout: Option<Span>,
 
-    /// How long a connection may be idle before it is closed [default: 75s]
-    #[arg(long, value_name = "TIME")]
+    /// Time that a connection may be idle before it is closed [default: 75s]
+    #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) keep_alive_timeout: Option<Span>,
 
-    /// Requests that a worker answers at the same time; as many again wait, more are answered 503 [default: 256]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_in_flight: Option<NonZeroU32>,
-
-    /// Connections that a worker keeps open; for one more, the one that is idle for longest is closed [default: 4096]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_connections: Option<NonZeroU32>,
-
-    /// Largest body of a request; one that is larger is answered 413 [default: 64MiB]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_body: Option<Size>,
-
-    /// Largest head of a request; one that is larger is answered 431 [default: 64KiB]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_header_bytes: Option<Size>,
-
-    /// Most header fields of a request; more are answered 431 [default: 100]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_headers: Option<NonZeroU32>,
-
-    /// How much memory an instance may have [default: 128MiB]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_memory: Option<Size>,
-
-    /// How much memory the instances of a worker may have together [default: 80 % of the machine's or the control
-    /// group's, shared by the workers and one to spare]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_worker_memory: Option<Size>,
-
-    /// Requests that an instance serves before it is dropped [default: 1 with WASI 0.2, 128 with
-    /// 0.3]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
-
-    /// Requests that an instance serves at the same time, with WASI 0.3; what goes wrong for one of them, goes wrong for
-    /// all [default: 1]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
-
-    /// How long a worker that is to go may finish its requests, before it cuts what is left [default: 5s more than
-    /// --request-timeout]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) drain_timeout: Option<Span>,
-
-    /// How long workers may finish their requests when the cluster stops, before they are killed [default: 15s]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) shutdown_timeout: Option<Span>,
-
-    /// How long to serve on after the cluster was told to stop, for load balancers to notice [default: 0s]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) shutdown_delay: Option<Span>,
-
-    /// How long connections stay served after a drain began, for requests that are on their way [default: 2s]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) drain_idle_grace: Option<Span>,
-
-    /// A worker whose executor did not turn for so long is killed and replaced [default: 10s]
-    #[arg(long, value_name = "TIME")]
+    /// Time without a sign of life after which a worker is killed and replaced [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) hang_timeout: Option<Span>,
 
-    /// How long the first worker of a new version must be well before it may serve [default: 1s]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) min_ready: Option<Span>,
+    /// Requests that a worker answers at the same time [default: 256]
+    ///
+    /// As many again wait; more are answered 503.
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+    pub(crate) max_in_flight: Option<NonZeroU32>,
 
-    /// How long all workers of a new version must do well under traffic before it is committed [default: 10s]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) soak: Option<Span>,
+    /// Connections that a worker keeps open [default: 4096]
+    ///
+    /// For one more, the connection that has been idle longest is closed.
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+    pub(crate) max_connections: Option<NonZeroU32>,
 
-    /// Roll a new version back if its share of errors (5xx, traps) is so many percentage points above the old version's,
-    /// after 20 answers; 100 never does [default: 5]
-    #[arg(long, value_name = "PERCENT")]
-    pub(crate) max_error_increase: Option<Percent>,
+    /// Largest body of a request; else 413 [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    pub(crate) max_body: Option<Size>,
 
-    /// A worker is ready when it answers a GET of this path with 2xx; asked without a client [default: not asked]
-    #[arg(long, value_name = "PATH")]
+    /// Largest head of a request; else 431 [default: 64KiB]
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    pub(crate) max_header_bytes: Option<Size>,
+
+    /// Most header fields of a request; else 431 [default: 100]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+    pub(crate) max_headers: Option<NonZeroU32>,
+
+    /// Memory of one instance [default: 128MiB]
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    pub(crate) max_memory: Option<Size>,
+
+    /// Memory of all instances of a worker together [default: its share of 80 % of the machine's memory]
+    ///
+    /// The default is 80 % of the memory of the machine or of the control group, divided by the workers and one more.
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+    pub(crate) max_worker_memory: Option<Size>,
+
+    /// Requests that an instance serves before it is dropped [default: 1 with WASI 0.2, 128 with 0.3]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
+    pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
+
+    /// Requests that an instance serves at the same time, with WASI 0.3 [default: 1]
+    ///
+    /// A trap in one of them ends them all, and while one computes the others wait.
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
+    pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
+
+    /// Time that a draining worker has to finish its requests, before it cuts them [default: 5s more than
+    /// --request-timeout]
+    #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+    pub(crate) drain_timeout: Option<Span>,
+
+    /// Time that workers have to finish their requests when the cluster stops [default: 5s more than
+    /// --request-timeout; 9s as process 1 of a container]
+    ///
+    /// What is left then is cut, and the log says how much. A service manager that kills earlier cuts without a word:
+    /// give `docker stop` or Kubernetes a grace period longer than this and --shutdown-delay together.
+    #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+    pub(crate) shutdown_timeout: Option<Span>,
+
+    /// Time to serve on after the cluster was told to stop, for load balancers to notice [default: 0s]
+    #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+    pub(crate) shutdown_delay: Option<Span>,
+
+    /// Time that idle connections stay open after a drain began, for requests on their way [default: 2s]
+    #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+    pub(crate) drain_idle_grace: Option<Span>,
+
+    /// A worker is ready when it answers a GET of this path with 2xx [default: not asked]
+    #[arg(long, value_name = "PATH", help_heading = VERSIONS)]
     pub(crate) health_path: Option<HealthPath>,
 
-    /// Replace a worker by a fresh one after about so many requests [default: never]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_worker_requests: Option<NonZeroU64>,
+    /// Time that the first worker of a new version must be well before it may serve [default: 1s]
+    #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
+    pub(crate) min_ready: Option<Span>,
 
-    /// Replace a worker by a fresh one when it is about so old [default: never]
-    #[arg(long, value_name = "TIME")]
-    pub(crate) max_worker_lifetime: Option<Span>,
+    /// Time that all workers of a new version must do well before it is committed [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
+    pub(crate) soak: Option<Span>,
 
-    /// Replace a worker by a fresh one when its resident memory has grown to about so much [default: never]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) max_worker_rss: Option<Size>,
+    /// Percentage points by which errors may rise before a new version is rolled back [default: 5]
+    ///
+    /// Compared is its share of errors (5xx, traps) with the old version's at the same time, after 20 answers. 100 never
+    /// rolls back.
+    #[arg(long, value_name = "PERCENT", help_heading = VERSIONS)]
+    pub(crate) max_error_increase: Option<Percent>,
 
-    /// Reload when the component's file changes; of a folder, build when its sources change, and serve what comes of it
-    /// at once: --min-ready and --soak are 0s then, unless they are given
-    #[arg(long)]
+    /// Reload when the component's file changes; build a folder again when its sources change
+    ///
+    /// For a folder, --min-ready and --soak are 0s unless they are given, so that a rebuild shows at once.
+    #[arg(long, help_heading = VERSIONS)]
     pub(crate) watch: bool,
 
-    /// Start the version that was committed last under this name, also if the file has changed since
-    #[arg(long)]
+    /// Start the version that was committed last under this name, even if the file has changed since
+    #[arg(long, help_heading = VERSIONS)]
     pub(crate) resume: bool,
 
+    /// Replace a worker after about this many requests [default: never]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, help_heading = RECYCLING)]
+    pub(crate) max_worker_requests: Option<NonZeroU64>,
+
+    /// Replace a worker at about this age [default: never]
+    #[arg(long, value_name = "TIME", help_heading = RECYCLING)]
+    pub(crate) max_worker_lifetime: Option<Span>,
+
+    /// Replace a worker when its resident memory has grown to about this size [default: never]
+    #[arg(long, value_name = "SIZE", help_heading = RECYCLING)]
+    pub(crate) max_worker_rss: Option<Size>,
+
     /// What to log [default: info]
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
     pub(crate) log_level: Option<LogLevel>,
 
-    /// How to log: lines for people, or a JSON object a line [default: pretty]
-    #[arg(long, value_name = "FORMAT")]
+    /// How to log [default: pretty]
+    #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
     pub(crate) log_format: Option<LogFormat>,
 
     /// Only in the file, and for the folder that it is in: the table [build]
@@ -367,6 +408,16 @@ impl From<HealthPath> for String {
     }
 }
 
+/// A number of things of which there is at least one; what the parser says of 0 helps nobody.
+pub(crate) fn count<N: FromStr>(text: &str) -> Result<N, String> {
+    let is_too_large =
+        || !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.contains(|c| c != '0');
+    text.parse().map_err(|_| match is_too_large() {
+        true => "the number is too large".into(),
+        false => "expected a whole number, 1 or more".into(),
+    })
+}
+
 /// A size as people write it: `64KiB`, `10MiB`, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -423,8 +474,7 @@ impl Options {
 
     pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
         let text = read_trusted(path).with_context(|| format!("cannot read {}", path.display()))?;
-        // The parser's message shows the place in several lines.
-        toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}: {}", path.display(), error.to_string().trim_end()))
+        file::parse(&text).map_err(|reason| anyhow::anyhow!("{}, {reason}", path.display()))
     }
 
     /// These options for somebody who changes the sources and wants to see what comes of it: new versions are served at
@@ -533,6 +583,8 @@ pub(crate) struct Settings {
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
+    /// What is allowed and hardly meant, a line each, to be logged.
+    pub(crate) doubts: Vec<String>,
 }
 
 /// What can change while a cluster runs: `wasmcluster config`. Keys that begin with `wasmcluster.` are the host's own.
@@ -594,6 +646,9 @@ impl Settings {
             Some(workers) => workers.get(),
             None => std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
         };
+        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        let request_timeout = or_seconds(options.request_timeout, 30);
+        let doubts = doubts::of(&options, workers, request_timeout);
         ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
         let listen = match options.listen {
             empty if empty.is_empty() => vec![ListenAddr::Tcp("127.0.0.1:8080".into())],
@@ -606,13 +661,12 @@ impl Settings {
         );
         let name = options.name.unwrap_or_else(|| DEFAULT_NAME.into());
         check_name(&name)?;
-        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
         let max_memory = or_bytes(options.max_memory, 128 << 20);
         // A machine too small for one instance a worker shall still serve.
         let share = memory_of_this_machine() / 5 * 4 / (u64::from(workers) + 1);
         let limits = Limits {
-            request_timeout: or_seconds(options.request_timeout, 30),
+            request_timeout,
             stream_timeout: or_seconds(options.stream_timeout, 60),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
@@ -625,10 +679,15 @@ impl Settings {
             max_worker_memory: or_bytes(options.max_worker_memory, share.max(max_memory)) as usize,
         };
         limits.check()?;
+        let enough = limits.request_timeout + DRAIN_RESERVE;
+        let shutdown_delay = or_seconds(options.shutdown_delay, 0);
         let policy = Policy {
-            drain_timeout: options.drain_timeout.map_or(limits.request_timeout + DRAIN_RESERVE, |span| span.0),
-            shutdown_delay: or_seconds(options.shutdown_delay, 0),
-            shutdown_timeout: or_seconds(options.shutdown_timeout, 15),
+            drain_timeout: options.drain_timeout.map_or(enough, |span| span.0),
+            shutdown_delay,
+            shutdown_timeout: options.shutdown_timeout.map_or_else(
+                || default_shutdown_timeout(enough, shutdown_delay, std::process::id() == 1),
+                |span| span.0,
+            ),
             hang_timeout: or_seconds(options.hang_timeout, 10),
             min_ready: or_seconds(options.min_ready, 1),
             soak: or_seconds(options.soak, 10),
@@ -648,6 +707,12 @@ impl Settings {
         }
         let lifetime = policy.recycle.max_lifetime.unwrap_or(MIN_LIFETIME);
         ensure!(lifetime >= MIN_LIFETIME, "--max-worker-lifetime must be at least {MIN_LIFETIME:?}");
+        let rss = policy.recycle.max_rss.unwrap_or(MIN_RSS);
+        ensure!(
+            rss >= MIN_RSS,
+            "--max-worker-rss {rss}B is less than any worker has, which would be replaced for ever; write a size with its \
+             unit, such as 500MiB"
+        );
         let format = options.log_format.unwrap_or_default();
         let logging = Logging { format, colour: format == LogFormat::Pretty && colours() };
         Ok(Self {
@@ -679,8 +744,15 @@ impl Settings {
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count,
             logging,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
+            doubts,
         })
     }
+}
+
+/// No request is cut within its own time; but process 1 of a container has only what `docker stop` gives it, and would be
+/// killed in the middle of its drain without a word.
+fn default_shutdown_timeout(enough: Duration, delay: Duration, is_init: bool) -> Duration {
+    if is_init { enough.min(CONTAINER_GRACE.saturating_sub(delay).max(Duration::from_secs(1))) } else { enough }
 }
 
 /// What guests were granted.
@@ -785,7 +857,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Options, String> {
-        toml::from_str(text).map_err(|error| error.to_string())
+        file::parse(text)
     }
 
     #[test]
@@ -819,18 +891,18 @@ mod tests {
     #[test]
     fn mistakes_in_the_file_are_errors() {
         for (text, message) in [
-            ("worker = 3", "unknown field `worker`"),
-            ("[build]\ncommand = \"make\"", "missing field `component`"),
-            ("[build]\ncommand = \"make\"\ncomponent = \"a.wasm\"\ncwd = \".\"", "unknown field `cwd`"),
-            ("workers = 0", "nonzero"),
-            ("workers = \"two\"", "invalid type"),
+            ("worker = 3", "unknown key `worker`"),
+            ("[build]\ncommand = \"make\"", "`component` is missing"),
+            ("[build]\ncommand = \"make\"\ncomponent = \"a.wasm\"\ncwd = \".\"", "unknown key `cwd`"),
+            ("workers = 0", "1 or more"),
+            ("workers = \"two\"", "write workers = 4"),
             ("listen = [\"8080\"]", "expected HOST:PORT"),
             ("[env]\n\"A=B\" = \"c\"", "cannot be a variable"),
-            ("log-level = \"loud\"", "unknown variant"),
+            ("log-level = \"loud\"", "`loud` is none of `off`"),
             ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
-            ("hang-timeout = 10", "invalid type"),
+            ("hang-timeout = 10", "write hang-timeout = \"30s\""),
             ("max-worker-rss = \"much\"", "write 64KiB"),
-            ("max-worker-requests = 0", "nonzero"),
+            ("max-worker-requests = 0", "1 or more"),
             ("health-path = \"health\"", "begins with /"),
             ("allow-host = [\"api.example.com\"]", "expected a URL"),
             ("dir = [\"data\"]", "expected HOST::GUEST"),
@@ -865,6 +937,8 @@ mod tests {
         check(Options { max_in_flight: NonZeroU32::new(1001), ..Options::default() }, "--max-in-flight");
         check(Options { max_headers: NonZeroU32::new(70_000), ..Options::default() }, "--max-headers");
         check(Options { max_memory: "5GiB".parse().ok(), ..Options::default() }, "--max-memory");
+        check(Options { max_memory: "1".parse().ok(), ..Options::default() }, "--max-memory 1B");
+        check(Options { max_worker_rss: "500".parse().ok(), ..Options::default() }, "--max-worker-rss 500B");
         check(Options { max_worker_memory: "1MiB".parse().ok(), ..Options::default() }, "--max-worker-memory");
         check(Options { max_connections: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-connections");
         check(Options { env_inherit: vec!["NO_SUCH_VARIABLE".into()], ..Options::default() }, "NO_SUCH_VARIABLE: ");
@@ -873,6 +947,20 @@ mod tests {
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
+    }
+
+    #[test]
+    fn a_stop_takes_as_long_as_a_request_may_or_as_a_container_has() {
+        let check = |enough, delay, is_init, seconds| {
+            let [enough, delay] = [enough, delay].map(Duration::from_secs);
+            assert_eq!(default_shutdown_timeout(enough, delay, is_init), Duration::from_secs(seconds));
+        };
+        check(35, 0, false, 35);
+        check(35, 20, false, 35);
+        check(35, 0, true, 9);
+        check(35, 5, true, 4);
+        check(35, 60, true, 1);
+        check(6, 0, true, 6);
     }
 
     #[test]

@@ -44,14 +44,33 @@ impl FromStr for ListenAddr {
                 path => Ok(Self::Unix(path.into())),
             };
         }
-        let form = "expected HOST:PORT, [IPV6]:PORT or unix:PATH";
-        let (host, port) = text.rsplit_once(':').ok_or(form)?;
-        port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {form}"))?;
+        let form = || format!("expected HOST:PORT, [IPV6]:PORT or unix:PATH{}", hint(text));
+        let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
         let bracketed = host.starts_with('[') && host.ends_with(']');
-        if host.is_empty() || (host.contains(':') && !bracketed) {
-            return Err(form.into());
+        if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) {
+            return Err(form());
         }
+        port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {}", form()))?;
         Ok(Self::Tcp(text.into()))
+    }
+}
+
+/// What to write instead of something that is nearly an address.
+fn hint(text: &str) -> String {
+    let port = text.trim_start_matches(':');
+    let authority = text.split_once("://").map(|(_, rest)| rest.trim_end_matches('/'));
+    if port.parse::<u16>().is_ok() {
+        format!("; write 127.0.0.1:{port}, or 0.0.0.0:{port} to be reached from other machines")
+    } else if let Some(authority) = authority.filter(|it| !it.contains("://") && it.parse::<ListenAddr>().is_ok()) {
+        format!("; write {authority}")
+    } else if let Some((host, port)) = text.rsplit_once(':')
+        && host.parse::<std::net::Ipv6Addr>().is_ok()
+    {
+        format!("; write [{host}]:{port}")
+    } else if text.starts_with('/') {
+        format!("; write unix:{text}")
+    } else {
+        String::new()
     }
 }
 
@@ -215,6 +234,22 @@ mod tests {
         check("unix:/run/app.sock", Some(ListenAddr::Unix("/run/app.sock".into())));
         for bad in ["", "8080", ":8080", "::1:80", "localhost", "localhost:http", "localhost:65536", "unix:"] {
             check(bad, None);
+        }
+    }
+
+    #[test]
+    fn what_is_nearly_an_address_is_answered_with_one() {
+        for (text, hint) in [
+            ("8080", "; write 127.0.0.1:8080, or 0.0.0.0:8080 to be reached from other machines"),
+            (":8080", "; write 127.0.0.1:8080, or 0.0.0.0:8080 to be reached from other machines"),
+            ("http://localhost:80/", "; write localhost:80"),
+            ("::1:80", "; write [::1]:80"),
+            ("/run/app.sock", "; write unix:/run/app.sock"),
+            ("localhost", "unix:PATH"),
+            ("http://", "unix:PATH"),
+        ] {
+            let error = text.parse::<ListenAddr>().unwrap_err();
+            assert!(error.ends_with(hint), "{text}: {error}");
         }
     }
 

@@ -1,25 +1,34 @@
-//! Log lines of the primary and its workers: pretty for people, JSON for machines.
+//! Log lines of the primary and its workers: pretty for people, JSON for machines. Also what a process says that has no
+//! log yet, or never has one.
+
+pub(crate) mod json;
+mod relay;
 
 use std::fmt;
+use std::io::{self, Write};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
+
+pub(crate) use relay::Relay;
 
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
-    /// A line for a person.
+    /// Lines for people.
     #[default]
     Pretty,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -34,6 +43,20 @@ pub(crate) enum LogLevel {
     Info,
     Debug,
     Trace,
+}
+
+impl LogLevel {
+    /// As log lines have it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Off => "OFF",
+            Self::Error => "ERROR",
+            Self::Warn => "WARN",
+            Self::Info => "INFO",
+            Self::Debug => "DEBUG",
+            Self::Trace => "TRACE",
+        }
+    }
 }
 
 impl fmt::Display for LogLevel {
@@ -101,10 +124,53 @@ impl Logging {
         let installed = match self.format {
             LogFormat::Pretty => registry.with(layer).try_init(),
             LogFormat::Json => {
-                registry.with(layer.json().flatten_event(true).with_current_span(true).with_span_list(false)).try_init()
+                registry.with(layer.fmt_fields(JsonFields::new()).event_format(json::JsonLines)).try_init()
             }
         };
         debug_assert!(installed.is_ok(), "logging is installed once");
         Volume(volume)
+    }
+}
+
+/// Whether this process speaks JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// What [`say`] and the like go by from now on. Until then they speak to people.
+pub(crate) fn speak(format: LogFormat) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+}
+
+pub(crate) fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
+/// A line on standard error, of a process that has no log yet, or never has one.
+pub(crate) fn say(level: LogLevel, message: fmt::Arguments<'_>) {
+    let line = match is_json() {
+        true => json::line(level.name(), &message.to_string(), &serde_json::Map::new()),
+        false => format!("{message}\n"),
+    };
+    // Whoever closed it does not want to know.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// An error that ends a process or a build, likewise.
+pub(crate) fn complain(error: &dyn fmt::Display) {
+    match is_json() {
+        true => say(LogLevel::Error, format_args!("{error}")),
+        false => say(LogLevel::Error, format_args!("{} {error}", crate::cli::error_label())),
+    }
+}
+
+/// The line that announces a listener, newline included.
+pub(crate) fn announcement(format: LogFormat, url: &str) -> String {
+    let slash = if url.starts_with("http") { "/" } else { "" };
+    let message = format!("Serving HTTP on {url}{slash}");
+    match format {
+        LogFormat::Pretty => message + "\n",
+        LogFormat::Json => {
+            let url = serde_json::Map::from_iter([("url".into(), format!("{url}{slash}").into())]);
+            json::line(LogLevel::Info.name(), &message, &url)
+        }
     }
 }

@@ -19,6 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 const ANNOUNCEMENT: &str = "Serving HTTP on ";
 
+/// Whether it is the line that announces a listener, for people or as JSON.
+fn announced(line: &str) -> bool {
+    line.starts_with(ANNOUNCEMENT) || (line.starts_with('{') && line.contains(ANNOUNCEMENT))
+}
+
 /// The component of a guest crate in examples/ or tests/guests/.
 pub(crate) fn guest(package: &str) -> PathBuf {
     guest_if_built(package).unwrap_or_else(|| panic!("the component of {package} is missing: run `make guests`"))
@@ -124,7 +129,7 @@ impl Setup {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited() || !lines.is_empty(), "it exited without a word");
             let first = lines.first()?;
-            assert!(first.starts_with(ANNOUNCEMENT), "instead of serving: {lines:#?}");
+            assert!(announced(first), "instead of serving: {lines:#?}");
             Some(())
         });
         cluster
@@ -137,7 +142,7 @@ impl Setup {
         until("the cluster serves", || {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited(), "it exited: {lines:#?}");
-            lines.iter().any(|line| line.starts_with(ANNOUNCEMENT)).then_some(())
+            lines.iter().any(|line| announced(line)).then_some(())
         });
         cluster
     }
@@ -199,10 +204,10 @@ impl Cluster {
     /// Where a listener is, in the order of the flags.
     #[track_caller]
     pub(crate) fn address_of(&self, listener: usize) -> SocketAddr {
-        let announced = |line: &String| line.starts_with(ANNOUNCEMENT);
-        let line = until("it is announced", || self.stderr.lines().into_iter().filter(announced).nth(listener));
-        let url = line.strip_prefix("Serving HTTP on http://").expect("a TCP listener");
-        url.trim_end_matches('/').parse().expect("an address")
+        let of_listener = || self.stderr.lines().into_iter().filter(|line| announced(line)).nth(listener);
+        let line = until("it is announced", of_listener);
+        let (_, url) = line.split_once("Serving HTTP on http://").expect("a TCP listener");
+        url.split('/').next().unwrap_or_default().parse().expect("an address")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -9,7 +9,7 @@ mod toolchain;
 mod watch;
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 use crate::config::Recipe;
+use crate::logging::{self, LogLevel};
 pub(crate) use plan::{NoPlan, Plan};
 pub(crate) use sources::Sources;
 pub(crate) use watch::{Handover, builder_main, tell, watch};
@@ -47,8 +48,7 @@ impl Plan {
 
 /// A line on standard error.
 fn say(line: fmt::Arguments<'_>) {
-    // Whoever closed it does not want to know.
-    let _ = writeln!(io::stderr(), "{line}");
+    logging::say(LogLevel::Info, line);
 }
 
 fn follow(folder: &Path, recipe: &Recipe) -> anyhow::Result<PathBuf> {

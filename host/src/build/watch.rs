@@ -3,7 +3,6 @@
 //! The primary itself neither looks at sources nor starts compilers: it sees a new component in place, and reloads.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Plan, Sources, say};
 use crate::folders;
+use crate::logging::{self, LogFormat, Relay, complain};
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Looks that find the sources as the one before did, until they count as saved: an editor may save several files.
@@ -28,12 +28,14 @@ pub(crate) struct Handover {
     component: PathBuf,
     /// The sources before that build; see [`Sources::look`].
     digest: u64,
+    format: LogFormat,
 }
 
 impl Handover {
     /// Of a component that was built when the sources were `digest`.
     pub(crate) fn new(folder: &Path, sources: &Sources, component: &Path, digest: u64) -> io::Result<Self> {
         Ok(Self {
+            format: if logging::is_json() { LogFormat::Json } else { LogFormat::Pretty },
             folder: folders::absolute(folder)?,
             roots: sources.roots().to_vec(),
             component: folders::absolute(component)?,
@@ -91,17 +93,15 @@ pub(crate) fn tell(component: &Path) {
     say(format_args!("Built {shown} ({})", size.display().iec()));
 }
 
-fn complain(error: &dyn fmt::Display) {
-    say(format_args!("{} {error}", crate::cli::error_label()));
-}
-
 /// The builder process. It is told what to do on its standard input, and ends with it, together with all that it started:
 /// they are one process group.
 pub(crate) fn builder_main() -> anyhow::Result<()> {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     let handover = serde_json::from_str(&line).context("this command is started by wasmcluster itself")?;
-    let Handover { folder, roots, component, digest } = handover;
+    let Handover { folder, roots, component, digest, format } = handover;
+    logging::speak(format);
+    let _relay = Relay::start()?;
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("cannot lead a process group")?;
     std::thread::Builder::new().name("primary".into()).spawn(end_with_the_primary)?;
     let mut sources = Sources::below(&folder);

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod commands;
+mod hints;
 mod inspect;
 mod new;
 mod reload;
@@ -12,11 +13,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::build::{self, Handover, NoPlan, Plan, Sources};
 use crate::config::{DEFAULT_NAME, Options, Percent, Settings, Span, colours};
 use crate::folders::{self, control_path};
+use crate::logging::{self, Relay};
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
 use crate::{artifact, primary, worker};
 use new::Template;
@@ -68,16 +70,19 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a component until SIGTERM or Ctrl-C
+    #[command(visible_alias = "start")]
     Serve(Box<ServeArgs>),
     /// Write a new project
     New(NewArgs),
     /// Build the component of a folder
     Build(BuildArgs),
     /// Show what a running cluster does
+    #[command(visible_alias = "ls")]
     Status(StatusArgs),
     /// Show what a component is, what it asks for, and the limits it would run with
     Inspect(Box<InspectArgs>),
     /// Bring a running cluster to a new version, without losing a request
+    #[command(visible_alias = "restart")]
     Reload(ReloadArgs),
     /// Bring a running cluster back to the version before
     Rollback(RollbackArgs),
@@ -89,15 +94,8 @@ enum Command {
     Stop(StopArgs),
     /// Show or change the configuration of a running cluster
     Config(ConfigArgs),
-    /// A worker process; started by `serve`
-    #[command(hide = true)]
-    Worker,
-    /// A compiler process; started by `serve`
-    #[command(hide = true)]
-    Compiler,
-    /// A process that builds when sources change; started by `serve --watch`
-    #[command(hide = true)]
-    Builder,
+    /// Print a script that completes commands and flags in a shell
+    Completions(CompletionsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -336,6 +334,16 @@ fn parse_entry(text: &str) -> Result<(String, String), String> {
     Ok((key.into(), value.into()))
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster completions bash > ~/.local/share/bash-completion/completions/wasmcluster\n  \
+    wasmcluster completions zsh > \"${fpath[1]}/_wasmcluster\"\n  \
+    wasmcluster completions fish > ~/.config/fish/completions/wasmcluster.fish")]
+struct CompletionsArgs {
+    #[arg(value_name = "SHELL", value_enum)]
+    shell: clap_complete::Shell,
+}
+
 /// How a command failed.
 enum Failure {
     Usage(anyhow::Error),
@@ -374,15 +382,18 @@ impl Failure {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Whoever closed our output does not want to read it.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
-        }
+    let ended = match role() {
+        Some(ended) => ended.map_err(Failure::Error),
+        None => match Cli::try_parse().map_err(hints::improve) {
+            Ok(cli) => run(cli.command),
+            Err(error) => {
+                // Whoever closed our output does not want to read it.
+                let _ = error.print();
+                return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+            }
+        },
     };
-    let (message, code) = match run(cli.command) {
+    let (message, code) = match ended {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => (format!("{error:#}"), exit::USAGE),
         Err(Failure::Error(error)) => (format!("{error:#}"), exit::ERROR),
@@ -391,8 +402,18 @@ pub fn main() -> ExitCode {
         Err(Failure::Reload(ended)) => explain(&ended),
         Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
-    let _ = writeln!(io::stderr(), "{} {message}", error_label());
+    logging::complain(&message);
     ExitCode::from(code)
+}
+
+/// What a process that `serve` started does. These are no commands for people: nothing lists, completes or suggests them.
+fn role() -> Option<anyhow::Result<()>> {
+    match std::env::args_os().nth(1)?.to_str()? {
+        "worker" => Some(worker::worker_main()),
+        "compiler" => Some(artifact::compiler_main()),
+        "builder" => Some(build::builder_main()),
+        _ => None,
+    }
 }
 
 pub(crate) fn error_label() -> &'static str {
@@ -432,7 +453,9 @@ fn print(text: &[u8]) -> io::Result<()> {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => {
+            logging::speak(args.options.log_format.unwrap_or_default());
             let settings = settings(*args).map_err(Failure::Usage)?;
+            logging::speak(settings.logging.format);
             primary::serve(built(settings)?).map_err(Failure::Error)
         }
         Command::New(NewArgs { folder, template }) => new::new(&folder, template).map_err(Failure::Error),
@@ -478,9 +501,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Config(ConfigArgs { command: ConfigCommand::Set { entries, cluster } }) => {
             Ok(block_on(commands::config_set(&client(cluster)?, entries))?)
         }
-        Command::Worker => worker::worker_main().map_err(Failure::Error),
-        Command::Compiler => artifact::compiler_main().map_err(Failure::Error),
-        Command::Builder => build::builder_main().map_err(Failure::Error),
+        Command::Completions(CompletionsArgs { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wasmcluster", &mut script);
+            print(&script).map_err(|error| Failure::Error(error.into()))
+        }
     }
 }
 
@@ -511,7 +536,9 @@ fn built(settings: Settings) -> Result<Settings, Failure> {
     let plan = Plan::read(&settings.app)?;
     let mut sources = Sources::of(&plan);
     let digest = if settings.watch { Some(sources.look().map_err(Failure::Error)?) } else { None };
+    let relay = Relay::start().map_err(|error| Failure::Error(error.into()))?;
     let outcome = plan.carry_out();
+    drop(relay);
     let app = outcome.component.map_err(Failure::Error)?;
     build::tell(&app);
     sources.add(&outcome.uses);
@@ -527,8 +554,6 @@ fn build_folder(folder: &Path) -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -60,11 +60,22 @@ pub(super) fn new(folder: &Path, template: Template) -> anyhow::Result<()> {
     for (path, text) in template.parts().iter().flat_map(Part::files) {
         write(&folder.join(path), &fill_in(text, &name)).with_context(of)?;
     }
-    let (folder, test) = (folder.display(), template.test());
+    let test = template.test();
     let said = format!(
-        "Made {name} in {folder}. What to do next:\n\n  cd {folder}\n  {test}\n  wasmcluster serve --watch .\n"
+        "Made {name} in {}. What to do next:\n\n  cd {}\n  {test}\n  wasmcluster serve --watch .\n",
+        folder.display(),
+        for_a_shell(folder)
     );
     Ok(super::print(said.as_bytes())?)
+}
+
+/// The path as it can be pasted into a shell.
+fn for_a_shell(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    // `cd -x` is a flag, and `cd -` goes back.
+    let path = if path.starts_with('-') { format!("./{path}") } else { path };
+    if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 /// Nothing of anybody's is written over.
@@ -130,6 +141,21 @@ fn is_keyword(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_to_be_typed_can_be_pasted() {
+        for (path, pasted) in [
+            ("shop", "shop"),
+            ("../läden/shop-2", "../läden/shop-2"),
+            ("My Shop!", "'My Shop!'"),
+            ("it's", "'it'\\''s'"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("-x", "./-x"),
+            ("~", "'~'"),
+        ] {
+            assert_eq!(for_a_shell(Path::new(path)), pasted);
+        }
+    }
 
     #[test]
     fn a_folder_s_name_becomes_a_package_s() {

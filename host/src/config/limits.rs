@@ -18,6 +18,8 @@ const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
 const MAX_CONNECTIONS: usize = 1_000_000;
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
+/// A page of WebAssembly's: no guest has less.
+const MIN_MEMORY: usize = 64 * 1024;
 /// All that 32 bits can address.
 const MAX_MEMORY: usize = 4 * 1024 * 1024 * 1024;
 
@@ -95,6 +97,11 @@ impl Limits {
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
+        ensure!(
+            self.max_memory >= MIN_MEMORY,
+            "--max-memory {} is less than any guest needs (64KiB); write a size with its unit, such as 128MiB",
+            size(self.max_memory)
+        );
         ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
         ensure!(
             self.max_worker_memory >= self.max_memory,
@@ -156,7 +163,7 @@ pub(crate) struct InForce {
     pub(crate) fixed: BTreeMap<String, String>,
 }
 
-fn size(bytes: impl TryInto<u64>) -> String {
+pub(crate) fn size(bytes: impl TryInto<u64>) -> String {
     ByteSize(bytes.try_into().unwrap_or(u64::MAX)).display().iec().to_string().replace(' ', "").replace(".0", "")
 }
 

@@ -24,6 +24,7 @@ use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::limits;
 use crate::listener::{BindError, ListenAddr, Listener};
+use crate::logging::{self, LogLevel};
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
@@ -40,6 +41,9 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
         let listeners = bind_all(&settings.listen, settings.backlog).await?;
         let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
+        for doubt in &settings.doubts {
+            tracing::warn!("{doubt}");
+        }
         let served = async {
             // From here on a change is seen, also one during the first compilation.
             let watch = Watch::start(settings.watch, &folders::absolute(&settings.app)?);
@@ -73,9 +77,19 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
     let deadline = Instant::now() + BIND_PATIENCE;
     let mut listeners = Vec::new();
     for address in addresses {
+        let mut is_told = false;
         listeners.push(loop {
             match Listener::bind(address, backlog) {
-                Err(BindError::InUse(_)) if Instant::now() < deadline => tokio::time::sleep(BIND_AGAIN).await,
+                Err(BindError::InUse(_)) if Instant::now() < deadline => {
+                    if !is_told {
+                        logging::say(
+                            LogLevel::Warn,
+                            format_args!("{address} is in use; trying again for {BIND_PATIENCE:?}"),
+                        );
+                        is_told = true;
+                    }
+                    tokio::time::sleep(BIND_AGAIN).await;
+                }
                 bound => break bound?,
             }
         });
@@ -157,7 +171,7 @@ struct Progress(Option<AbortHandle>);
 impl Progress {
     fn start(what: String) -> Self {
         use std::io::IsTerminal;
-        if !io::stderr().is_terminal() {
+        if !io::stderr().is_terminal() || logging::is_json() {
             return Self(None);
         }
         let task = tokio::spawn(async move {

@@ -32,7 +32,7 @@ use crate::config::{LiveConfig, MAX_WORKERS, Settings};
 use crate::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
 use crate::listener::Listener;
-use crate::logging::Volume;
+use crate::logging::{Volume, announcement};
 use crate::stats::{Counter, Snapshot};
 
 mod reload;
@@ -539,9 +539,8 @@ impl<'a> Driver<'a> {
 
     fn announce(&mut self) {
         for url in &self.urls {
-            let slash = if url.starts_with("http") { "/" } else { "" };
             // Whoever closed our standard error does not want to know.
-            let _ = writeln!(io::stderr(), "Serving HTTP on {url}{slash}");
+            let _ = io::stderr().write_all(announcement(self.settings.logging.format, url).as_bytes());
         }
         self.output.release();
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });

@@ -11,11 +11,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use serde_json::Map;
 
 use crate::ids::{Generation, WorkerId};
-use crate::logging::{LogFormat, LogLevel, Logging, Volume};
+use crate::logging::{LogFormat, LogLevel, Logging, Volume, json};
 use crate::pipe::{LineBuffer, LineWriter, output_pipe};
 
 /// Bytes that are taken from a source in one round.
@@ -213,25 +212,26 @@ impl Carrier {
 /// One line, newline included, as it goes out.
 fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
     match (kind, format) {
-        (Kind::Log, _) => out.extend_from_slice(line),
+        (Kind::Log, LogFormat::Pretty) => out.extend_from_slice(line),
+        // A pipe that was full may have taken the half of a line.
+        (Kind::Log, LogFormat::Json) => {
+            out.extend_from_slice(json::wrap(line, LogLevel::Error, &Map::new()).as_bytes());
+        }
         (Kind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
             out.extend_from_slice(format!("[worker {worker} g {generation}] ").as_bytes());
             out.extend_from_slice(line);
         }
         (Kind::Guest { stream, worker, generation }, LogFormat::Json) => {
-            let mut timestamp = String::new();
-            // Writing to a String cannot fail.
-            let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
-            let text = String::from_utf8_lossy(line);
-            let event = serde_json::json!({
-                "timestamp": timestamp,
-                "stream": match stream { Stream::Stdout => "stdout", Stream::Stderr => "stderr" },
-                "worker": worker,
-                "generation": generation,
-                "message": text.trim_end_matches('\n'),
-            });
-            out.extend_from_slice(event.to_string().as_bytes());
-            out.push(b'\n');
+            let stream = match stream {
+                Stream::Stdout => "stdout",
+                Stream::Stderr => "stderr",
+            };
+            let fields = Map::from_iter([
+                ("stream".into(), stream.into()),
+                ("worker".into(), worker.0.into()),
+                ("generation".into(), generation.0.into()),
+            ]);
+            out.extend_from_slice(json::guest_line(line, fields).as_bytes());
         }
     }
 }
@@ -256,8 +256,14 @@ mod tests {
             (&3.into(), &2.into(), &"stderr".into())
         );
 
-        out.clear();
-        render(LogFormat::Json, Kind::Log, b"{}\n", &mut out);
-        assert_eq!(out, b"{}\n");
+        assert_eq!(event["level"], "INFO");
+
+        let ours = json::line("WARN", "careful", &Map::new());
+        for (line, message) in [(ours.as_bytes(), "careful"), (&ours.as_bytes()[20..], ours[20..].trim_end())] {
+            out.clear();
+            render(LogFormat::Json, Kind::Log, line, &mut out);
+            let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            assert_eq!(event["message"], message);
+        }
     }
 }

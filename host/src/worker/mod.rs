@@ -197,7 +197,9 @@ async fn load(
         let reason = match error {
             instance::Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
             // With the guest's own backtrace, which takes several lines.
-            instance::Failure::Trap(error) => format!("{error:?}"),
+            instance::Failure::Trap(error) => {
+                quota::explain(&format!("{error:#}"), &settings.limits).unwrap_or_else(|| format!("{error:?}"))
+            }
         };
         anyhow!("the component fails while it is instantiated: {}", reason.trim_end())
     })?;

@@ -6,10 +6,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use wasmtime::ResourceLimiter;
 
-use crate::config::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use crate::config::{Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES, size};
 
 /// Bytes of an element.
 const TABLE_ELEMENT: usize = size_of::<usize>();
+
+/// Bytes of a page, in which WebAssembly counts memory.
+const PAGE: u64 = 64 * 1024;
+
+/// What the engine says in pages and elements of a component that asks for too much from the first, in the words of flags.
+pub(super) fn explain(error: &str, limits: &Limits) -> Option<String> {
+    let amount = |before: &str| -> Option<u64> {
+        error.split(before).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let memory = amount("memory minimum size of ").map(|pages| pages.saturating_mul(PAGE));
+    if let Some(bytes) = memory.or_else(|| amount("memory has a minimum byte size of ")) {
+        let (needed, max) = (size(bytes), size(limits.max_memory));
+        return Some(format!("it needs {needed} of memory to begin with, and --max-memory is {max}"));
+    }
+    let entries = amount("table minimum size of ").or_else(|| amount("minimum element size of "))?;
+    Some(match entries > MAX_TABLE_ELEMENTS as u64 {
+        true => format!("it needs a table of {entries} functions to begin with, and the limit is {MAX_TABLE_ELEMENTS}"),
+        false => format!("its table of {entries} functions does not fit into --max-memory {}", size(limits.max_memory)),
+    })
+}
 
 /// Bytes that a worker's instances may still take.
 #[derive(Debug)]

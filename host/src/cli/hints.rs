@@ -1,0 +1,50 @@
+//! What clap suggests for a mistake on the command line, and what it should not.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::config::OTHER_WORDS;
+
+/// The same error with better advice: the flag that a common word stands for, and never to pass a flag as a file.
+pub(super) fn improve(mut error: clap::Error) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else { return error };
+    if !given.starts_with("--") {
+        return error;
+    }
+    let word = given.trim_start_matches('-').replace('_', "-").to_ascii_lowercase();
+    let known = OTHER_WORDS.iter().find(|(other, _)| *other == word);
+    error.remove(ContextKind::Suggested);
+    if let Some((_, flag)) = known {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{flag}")));
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn a_mistyped_flag_is_answered_with_one_that_exists() {
+        for (flag, suggested) in [
+            ("--port", Some("'--listen'")),
+            ("--threads", Some("'--workers'")),
+            ("--log_level", Some("'--log-level'")),
+            ("--wokers", Some("'--workers'")),
+            ("--zzzzzz", None),
+        ] {
+            let error = improve(Cli::try_parse_from(["wasmcluster", "serve", "app.wasm", flag, "1"]).unwrap_err());
+            let error = error.to_string();
+            assert!(!error.contains("-- --"), "{error}");
+            match suggested {
+                Some(suggested) => assert!(error.contains(suggested), "{error}"),
+                None => assert!(!error.contains("tip:"), "{error}"),
+            }
+        }
+    }
+}
