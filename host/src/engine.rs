@@ -11,6 +11,7 @@ use wasmtime_wasi_io::IoView;
 
 use crate::component::WasiHttp;
 use crate::config::{MAX_CORE_INSTANCES, MAX_INSTANCES, MAX_MEMORIES, MAX_STACK, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use crate::swap;
 use crate::worker::Guest;
 
 /// Core modules a component may consist of, on average over the instances of a pool: a Rust guest has four, adapter
@@ -73,8 +74,9 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .table_elements(MAX_TABLE_ELEMENTS)
         .max_component_instance_size(4 * 1024 * 1024)
         .max_core_instance_size(4 * 1024 * 1024);
-    // Resetting a used memory by asking the kernel which pages were written beats dropping and faulting them all in.
-    if PoolingAllocationConfig::is_pagemap_scan_available() {
+    // Resetting a used memory by asking the kernel which pages were written beats dropping and faulting them all in. It is
+    // not to be had where pages are swapped.
+    if !swap::is_on() && PoolingAllocationConfig::is_pagemap_scan_available() {
         pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(KEEP_RESIDENT).table_keep_resident(64 * 1024);
     }
     pool

@@ -24,4 +24,5 @@ mod pipe;
 mod primary;
 mod signal;
 mod stats;
+mod swap;
 mod worker;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -178,7 +178,7 @@ async fn denials_are_told_whoever_fills_the_list() {
 /// In namespaces of its own, where `script` has prepared the network, and a socket leads to it. `None` where the machine
 /// does not permit that.
 fn apart(name: &str, script: &str, args: &[&str]) -> Option<(Cluster, std::path::PathBuf)> {
-    let mut setup = Setup::new(&guest(name)).workers(1).args(args);
+    let setup = Setup::new(&guest(name)).workers(1).args(args);
     let socket = setup.folder.path().join("http");
     let script = format!("set -e; ip link set lo up; {script}");
     let unshare = ["--map-root-user", "--net", "--mount", "sh", "-c"];
@@ -188,19 +188,25 @@ fn apart(name: &str, script: &str, args: &[&str]) -> Option<(Cluster, std::path:
         println!("skipped: there can be no network namespace");
         return None;
     }
-    let mut command = Command::new("unshare");
-    command.args(unshare).arg(format!("{script}; exec \"$@\"")).arg("sh").arg(setup.command.get_program());
-    command.args(setup.command.get_args()).arg("--listen").arg(format!("unix:{}", socket.display()));
+    let socket_flag = format!("unix:{}", socket.display());
+    let setup = setup.args(&["--listen", &socket_flag]);
+    let before: Vec<&str> = ["unshare"].into_iter().chain(unshare).collect();
+    Some((behind(setup, &before, &format!("{script}; exec \"$@\"")).start(), socket))
+}
+
+/// The same, started by a shell that runs `script` first, itself started by `before`.
+fn behind(mut setup: Setup, before: &[&str], script: &str) -> Setup {
+    let mut command = Command::new(before[0]);
+    command.args(&before[1..]).arg(script).arg("sh").arg(setup.command.get_program()).args(setup.command.get_args());
     for (name, value) in setup.command.get_envs() {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
         };
     }
-    command.current_dir(setup.folder.path()).stdin(std::process::Stdio::null());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command.current_dir(setup.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     setup.command = command;
-    Some((setup.start(), socket))
+    setup
 }
 
 async fn get_by(socket: &Path, path: &str) -> String {
@@ -244,5 +250,95 @@ async fn a_silent_name_server_holds_up_its_own_names_only() {
                 assert!(said.contains("DnsTimeout"), "{name}: {said}");
             }
         }
+    }
+}
+
+/// Swap for the whole machine, from a file, until this is dropped. `None` where that is not permitted.
+struct Swap(std::path::PathBuf);
+
+impl Swap {
+    fn prepare(folder: &Path) -> Self {
+        let file = folder.join("swap");
+        std::fs::write(&file, vec![0; 64 << 20]).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        Self(file)
+    }
+
+    fn turn_on(&self) -> bool {
+        ["mkswap", "swapon"]
+            .iter()
+            .all(|tool| Command::new(tool).arg(&self.0).output().is_ok_and(|ended| ended.status.success()))
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // It may never have been on.
+        let _ = Command::new("swapoff").arg(&self.0).output();
+    }
+}
+
+/// A control group whose memory can be pushed out; dropped, it is gone.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn make() -> Option<Self> {
+        let root =
+            [Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup")].into_iter().find(|it| it.exists())?;
+        let group = Self(root.join(format!("wasmcluster-test-{}", std::process::id())));
+        std::fs::create_dir(&group.0).ok().map(|()| group)
+    }
+
+    fn push_out(&self) {
+        for (file, what) in [("memory.force_empty", "0"), ("memory.reclaim", "1G")] {
+            // One is of version 1, the other of version 2, and neither manages all that it is asked for.
+            let _ = std::fs::write(self.0.join(file), what);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "turns on swap for the whole machine, which other clusters hear of too"]
+async fn a_page_that_was_swapped_out_is_seen_by_no_other_instance() {
+    let folder = tempfile::tempdir().unwrap();
+    for is_on_before in [true, false] {
+        let swap = Swap::prepare(folder.path());
+        if is_on_before && !swap.turn_on() {
+            println!("skipped: swap cannot be turned on");
+            return;
+        }
+        let Some(group) = Group::make() else {
+            println!("skipped: there can be no control group");
+            return;
+        };
+        let setup = Setup::new(&guest("hostile_p2")).workers(1).args(&["--max-instance-reuse-count", "100"]);
+        let script = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.0.display());
+        let cluster = behind(setup, &["sh", "-c"], &script).start();
+        let worker = cluster.worker(0).unwrap();
+        if is_on_before {
+            cluster.stderr.find("this machine swaps");
+        } else {
+            assert!(swap.turn_on());
+            cluster.stderr.find("swap was turned on");
+        }
+        let secret = async || get(cluster.address(), "/secret").await.unwrap().text().to_owned();
+        get(cluster.address(), "/secret?set=x").await.unwrap();
+        until("its pages are swapped out", || {
+            group.push_out();
+            let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+            let swapped = status.lines().find_map(|line| line.strip_prefix("VmSwap:"))?.trim().strip_suffix(" kB")?;
+            (swapped.parse::<u64>().unwrap() > 1000).then_some(())
+        });
+        // Its instance goes when it has not been needed for a while.
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        assert_eq!(secret().await, "nothing", "swap was on before: {is_on_before}");
+        drop(cluster);
+        drop(group);
     }
 }

@@ -41,6 +41,7 @@ use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bound
 use crate::limits;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
+use crate::swap;
 use accept::{Connection, Gate};
 use epoch::Epoch;
 use guardian::Guardian;
@@ -121,7 +122,10 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     }
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
-    let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
+    // Before the engine looks whether there is swap.
+    let swaps = swap::Watch::start();
+    let guardian =
+        Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout, swaps };
     guardian.start()?;
     if let Err(error) = run(&primary, settings, artifact, identity, listeners, phases, stats) {
         // If the primary is gone, nobody is left to be told.
