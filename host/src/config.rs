@@ -25,8 +25,8 @@ use crate::component::WasiHttp;
 use crate::folders::{self, control_path};
 use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
 use crate::ipc::Compiled;
-use crate::limits::memory_of_this_machine;
-use crate::listener::ListenAddr;
+use crate::limits::{Shares, memory_of_this_machine, workers_for_this_machine};
+use crate::listener::{ListenAddr, MAX_LISTENERS};
 use crate::logging::{LogFormat, LogLevel, Logging};
 use crate::memfd;
 use crate::primary::{Policy, Recycle};
@@ -38,8 +38,6 @@ pub(crate) use limits::*;
 pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
 /// More workers than any machine has cores are a typing error.
 pub(crate) const MAX_WORKERS: u32 = 1024;
-/// Listening sockets; each takes a descriptor beside a worker's first frame, and a thread in each worker.
-const MAX_LISTENERS: usize = 32;
 /// Hosts that guests may be granted: each outbound request looks at all of them.
 const MAX_GRANTS: usize = 1024;
 /// Longest time that can be asked for: no sum of such times overflows.
@@ -54,6 +52,8 @@ const MIN_RSS: u64 = 1 << 20;
 const DRAIN_RESERVE: Duration = Duration::from_secs(5);
 /// What `docker stop` waits before it kills, less a second to end in.
 const CONTAINER_GRACE: Duration = Duration::from_secs(9);
+/// A machine too small for so many workers shall still serve: what instances may have by default, in bytes.
+const MIN_MEMORY: u64 = 16 << 20;
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
@@ -181,11 +181,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
     pub(crate) max_headers: Option<NonZeroU32>,
 
-    /// Memory of one instance [default: 128MiB]
+    /// Memory of one instance [default: 128MiB, or less where a worker has less]
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_memory: Option<Size>,
 
-    /// Memory of all instances of a worker together [default: its share of 80 % of the machine's memory]
+    /// Memory of all instances of a worker together [default: its share of the machine's memory, or of the control group's]
     ///
     /// The default is 80 % of the memory of the machine or of the control group, divided by the workers and one more.
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
@@ -644,7 +644,7 @@ impl Settings {
     pub(crate) fn new(app: PathBuf, options: Options) -> anyhow::Result<Self> {
         let workers = match options.workers {
             Some(workers) => workers.get(),
-            None => std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
+            None => workers_for_this_machine(),
         };
         let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let request_timeout = or_seconds(options.request_timeout, 30);
@@ -662,9 +662,9 @@ impl Settings {
         let name = options.name.unwrap_or_else(|| DEFAULT_NAME.into());
         check_name(&name)?;
         let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
-        let max_memory = or_bytes(options.max_memory, 128 << 20);
-        // A machine too small for one instance a worker shall still serve.
-        let share = memory_of_this_machine() / 5 * 4 / (u64::from(workers) + 1);
+        // In whole MiB, for people.
+        let share = (Shares::of(memory_of_this_machine(), workers).worker >> 20 << 20).max(MIN_MEMORY);
+        let max_memory = or_bytes(options.max_memory, share.min(128 << 20));
         let limits = Limits {
             request_timeout,
             stream_timeout: or_seconds(options.stream_timeout, 60),

@@ -5,6 +5,7 @@
 
 mod artifact;
 mod build;
+mod cgroup;
 pub mod cli;
 mod component;
 mod config;

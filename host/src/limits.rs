@@ -1,9 +1,9 @@
 //! Limits of the kernel's that a process of ours sets for itself.
 
-use std::path::Path;
-
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
+
+use crate::cgroup::Allowance;
 
 /// Lets this process open as many descriptors as it may. The usual soft limit of 1024 is kept low for programs that
 /// use `select`, which none of ours does; each connection takes one.
@@ -15,7 +15,7 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-/// Most memory that a compiler may use, in bytes, on a machine that has more than twice as much. A component of 18 MB
+/// Most memory that a compiler may use, in bytes, on a machine that has far more. A component of 18 MB
 /// takes about a tenth of it.
 const COMPILER_MEMORY: u64 = 4 * 1024 * 1024 * 1024;
 /// How far a compiler steps back behind processes that serve.
@@ -26,7 +26,7 @@ const COMPILER_NICENESS: i32 = 10;
 pub(crate) fn restrain_compiler() {
     // SAFETY: changes the priority of this process, touches no memory.
     unsafe { nix::libc::nice(COMPILER_NICENESS) };
-    let memory = COMPILER_MEMORY.min(memory_of_this_machine() / 2);
+    let memory = Shares::of(memory_of_this_machine(), 0).compiler;
     let restrained = setrlimit(Resource::RLIMIT_DATA, memory, memory)
         .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0))
         .map_err(std::io::Error::from)
@@ -56,12 +56,64 @@ pub(crate) fn restrain_worker() {
 pub(crate) fn memory_of_this_machine() -> u64 {
     let number = |variable| sysconf(variable).ok().flatten().map_or(u64::MAX, |number| number.unsigned_abs());
     let physical = number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE));
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    // Of version 2 of the interface: a single line that begins so.
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    Path::new(group)
-        .ancestors()
-        .filter_map(|group| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max")).ok())
-        .filter_map(|limit| limit.trim().parse().ok())
-        .fold(physical, u64::min)
+    Allowance::of_this_process().memory.map_or(physical, |limit| limit.min(physical))
+}
+
+/// Workers that there is work and room for: one for each processor that this process may use, as long as each has memory
+/// for an instance or two.
+pub(crate) fn workers_for_this_machine() -> u32 {
+    let usable = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    // Half a processor's time would be one more worker that waits for the others.
+    let granted = Allowance::of_this_process().cpus.map_or(usable, |cpus| cpus as usize);
+    let roomy = Shares::of(memory_of_this_machine(), 0).worker / ROOM_FOR_A_WORKER;
+    usable.min(granted).min(roomy.saturating_sub(1) as usize).max(1) as u32
+}
+
+/// Least memory that a worker is given before there are fewer workers, in bytes.
+const ROOM_FOR_A_WORKER: u64 = 64 * 1024 * 1024;
+
+/// How the memory of a machine, or of a control group, is shared out. All shares together are four fifths of it: the rest is
+/// the processes' own, the kernel's for their sockets, and its cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Of the instances of each worker, and of one more that takes the place of another, in bytes.
+    pub(crate) worker: u64,
+    /// Of the compiler of a reload, which works beside them.
+    pub(crate) compiler: u64,
+}
+
+impl Shares {
+    pub(crate) fn of(memory: u64, workers: u32) -> Self {
+        let shared = memory / 5 * 4;
+        let compiler = COMPILER_MEMORY.min(shared / 2);
+        Self { worker: (shared - compiler) / (u64::from(workers) + 1), compiler }
+    }
+}
+
+/// What there is to say of the surroundings, once, at the start.
+pub(crate) fn warn_of_surroundings() {
+    if Allowance::of_this_process().ends_as_one {
+        tracing::warn!(
+            "memory.oom.group is set for this control group: without memory the kernel ends the whole cluster, not the one \
+             process that took it. Under systemd, OOMPolicy=continue leaves it off"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_to_less_than_there_is() {
+        for memory in [64 << 20, 512 << 20, 4 << 30, 24 << 30, 1 << 40_u64] {
+            for workers in [1, 2, 8, 64, 1024] {
+                let Shares { worker, compiler } = Shares::of(memory, workers);
+                let sum = worker * (u64::from(workers) + 1) + compiler;
+                assert!(sum <= memory / 5 * 4, "{memory} for {workers}: {sum}");
+                assert!(compiler <= COMPILER_MEMORY && worker > 0);
+            }
+        }
+        assert_eq!(Shares::of(5 << 30, 3), Shares { worker: 512 << 20, compiler: 2 << 30 });
+    }
 }

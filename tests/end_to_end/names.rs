@@ -307,3 +307,51 @@ fn without_proc_it_says_what_is_missing() {
     }
     refused(&setup.run(), &["/proc is not mounted", "mount -t proc"]);
 }
+
+/// A control group that is gone with its processes.
+struct Group(PathBuf);
+
+impl Group {
+    /// With so much memory; none where no such group can be made.
+    fn new(memory: u64) -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = own.lines().find_map(|line| line.split_once(":memory:/")).map(|(_, group)| group.to_owned())?;
+        let parent = Path::new("/sys/fs/cgroup/memory").join(own);
+        let group = Self(parent.join(format!("wasmcluster-test-{}", std::process::id())));
+        fs::create_dir(&group.0).ok()?;
+        fs::write(group.0.join("memory.limit_in_bytes"), memory.to_string()).ok()?;
+        Some(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its processes are on their way out, or somebody looks for what was left behind.
+        until("the group is empty", || fs::remove_dir(&self.0).ok());
+    }
+}
+
+/// Without a store, so that the compiler works within its share as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_memory_of_a_control_group_is_shared_out() {
+    let Some(group) = Group::new(512 << 20) else {
+        println!("skipped: no control group of version 1 with a limit on memory can be made here");
+        return;
+    };
+    let mut setup = hello().workers(2).args(&["--store", "store"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]);
+    command.arg(&group.0).arg(env!("CARGO_BIN_EXE_wasmcluster")).args(setup.command.get_args());
+    command.current_dir(setup.folder.path());
+    command.envs(setup.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    setup.command = command;
+    let cluster = setup.start();
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    // Two fifths of it for three, and as much for the compiler.
+    let limits = cluster.status()["limits"].clone();
+    assert_eq!((&limits["max-worker-memory"], &limits["max-memory"]), (&"68MiB".into(), &"68MiB".into()));
+    assert_eq!(cluster.command(&["reload"]).code, Some(0));
+    drop(cluster);
+    drop(group);
+}

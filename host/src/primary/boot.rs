@@ -23,7 +23,7 @@ use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::limits;
-use crate::listener::{BindError, ListenAddr, Listener};
+use crate::listener::{self, BindError, ListenAddr, Listener};
 use crate::logging::{self, LogLevel};
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
@@ -41,6 +41,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
         let listeners = bind_all(&settings.listen, settings.backlog).await?;
         let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
+        limits::warn_of_surroundings();
         for doubt in &settings.doubts {
             tracing::warn!("{doubt}");
         }
@@ -76,11 +77,11 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
 async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener>, BindError> {
     let deadline = Instant::now() + BIND_PATIENCE;
     let mut listeners = Vec::new();
-    for address in addresses {
+    for binding in listener::resolve(addresses)? {
         let mut is_told = false;
-        listeners.push(loop {
-            match Listener::bind(address, backlog) {
-                Err(BindError::InUse(_)) if Instant::now() < deadline => {
+        let bound = loop {
+            match binding.bind(&listeners, backlog) {
+                Err(BindError::InUse(address)) if Instant::now() < deadline => {
                     if !is_told {
                         logging::say(
                             LogLevel::Warn,
@@ -92,7 +93,8 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
                 }
                 bound => break bound?,
             }
-        });
+        };
+        listeners.extend(bound);
     }
     Ok(listeners)
 }

@@ -184,6 +184,8 @@ fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Resu
         .env_clear()
         // A huge page for a heap of a few megabytes would cost each worker ten more.
         .env("MIMALLOC_ALLOW_THP", "0")
+        // The heap is reserved, not taken: what is taken counts against the limit on a compiler's memory at once.
+        .envs((role == "compiler").then_some(("MIMALLOC_ARENA_EAGER_COMMIT", "0")))
         // Where the machine's trusted certificates are, if not in the usual places.
         .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         // Errors on the ordinary path of a request would capture native backtraces; panics still can.
