@@ -297,6 +297,12 @@ impl Span {
     }
 }
 
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        span.0
+    }
+}
+
 impl FromStr for Span {
     type Err = String;
 

@@ -6,6 +6,7 @@
 mod artifact;
 mod build;
 mod cgroup;
+mod child;
 pub mod cli;
 mod component;
 mod config;

@@ -1,15 +1,27 @@
 //! Limits of the kernel's that a process of ours sets for itself.
 
+use std::sync::OnceLock;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cgroup::Allowance;
 
+/// The limit on descriptors, soft and hard, before it was raised.
+static FIRST_DESCRIPTOR_LIMIT: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// What other programs than ours are to be started with; `None` if it was not changed.
+pub(crate) fn first_descriptor_limit() -> Option<(u64, u64)> {
+    FIRST_DESCRIPTOR_LIMIT.get().copied()
+}
+
 /// Lets this process open as many descriptors as it may. The usual soft limit of 1024 is kept low for programs that
 /// use `select`, which none of ours does; each connection takes one.
 pub(crate) fn raise_descriptor_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let _ = FIRST_DESCRIPTOR_LIMIT.set((soft, hard));
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    });
     if let Err(errno) = raised {
         tracing::debug!("cannot raise the limit of open files: {errno}");
     }

@@ -1,1 +1,204 @@
 //! Processes: whatever ends one is noticed, whatever starts one starts it clean, and the primary waits for nobody.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::get;
+use crate::harness::{Cluster, Setup, fixture, guest, until};
+
+/// Signals that a worker does not mind: what terminals send, and what does nothing unless it is asked for.
+const HARMLESS: [libc::c_int; 13] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    // What it wakes its own threads by.
+    libc::SIGUSR1,
+    // What libc keeps for itself, and ignores from elsewhere.
+    33,
+    // It ignores this, as Rust programs do.
+    libc::SIGPIPE,
+];
+
+const FAULTS: [libc::c_int; 4] = [libc::SIGILL, libc::SIGBUS, libc::SIGFPE, libc::SIGSEGV];
+
+/// Of any number, real-time ones included.
+fn send(pid: Pid, signal: libc::c_int) {
+    // SAFETY: a signal for a process that this test started. It may be gone by now.
+    unsafe { libc::kill(pid.as_raw(), signal) };
+}
+
+fn worker_pids(cluster: &Cluster) -> BTreeSet<i64> {
+    cluster.ready().into_iter().collect()
+}
+
+#[test]
+fn whatever_signal_ends_a_worker_it_is_replaced() {
+    let cluster = Setup::new(&guest("hello")).workers(4).args(&["--hang-timeout", "2s"]).start();
+    let pid = |worker: i64| Pid::from_raw(worker as i32);
+    let before = worker_pids(&cluster);
+    for signal in HARMLESS {
+        before.iter().for_each(|&worker| send(pid(worker), signal));
+    }
+    let deadly: Vec<libc::c_int> = (1..=64).filter(|signal| !HARMLESS.contains(signal)).collect();
+    for signals in deadly.chunks(4) {
+        let now = until("four are ready", || Some(worker_pids(&cluster)).filter(|ready| ready.len() == 4));
+        assert!(signals[0] != deadly[0] || now == before, "a harmless signal ended a worker");
+        now.iter().zip(signals).for_each(|(&worker, &signal)| send(pid(worker), signal));
+        let sent: Vec<i64> = now.into_iter().take(signals.len()).collect();
+        until(&format!("workers are replaced after {signals:?}"), || {
+            let ready = worker_pids(&cluster);
+            // The engine looks at the first fault, finds that it is no guest's, and leaves the next to the default.
+            let again =
+                sent.iter().zip(signals).filter(|(worker, signal)| FAULTS.contains(signal) && ready.contains(worker));
+            again.for_each(|(&worker, &signal)| send(pid(worker), signal));
+            (ready.len() == 4 && sent.iter().all(|worker| !ready.contains(worker))).then_some(())
+        });
+    }
+    let logged = cluster.stderr.lines();
+    for (signal, name) in [(35, "signal 35"), (libc::SIGUSR2, "SIGUSR2"), (64, "signal 64")] {
+        let told = logged.iter().any(|line| line.contains(&format!("was killed by {name}")));
+        assert!(told, "signal {signal} is not told: {logged:#?}");
+    }
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+#[test]
+fn signals_that_mean_nothing_do_not_end_the_primary() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let worker = cluster.ready();
+    let ends = [libc::SIGINT, libc::SIGQUIT, libc::SIGKILL, libc::SIGTERM];
+    let faults = [libc::SIGILL, libc::SIGTRAP, libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGSEGV, libc::SIGSYS];
+    // These stop it, reload, or change the number of workers.
+    let others = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGHUP, libc::SIGUSR2, libc::SIGTTIN, libc::SIGTTOU];
+    for signal in 1..=64 {
+        if !ends.contains(&signal) && !faults.contains(&signal) && !others.contains(&signal) {
+            send(cluster.pid(), signal);
+        }
+    }
+    assert_eq!(cluster.ready(), worker);
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// A process that the test puts into another's process group, as a child of that one would be.
+struct Stray(Child);
+
+impl Stray {
+    fn beside(leader: Pid) -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000").process_group(leader.as_raw()).stdin(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    fn is_gone(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        // It is gone already, or must not stay.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_a_worker_started_dies_with_it() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let worker = cluster.worker(0).unwrap();
+    let mut stray = Stray::beside(worker);
+    kill(worker, Signal::SIGKILL).unwrap();
+    cluster.replaced(0, worker);
+    until("its child is gone", || stray.is_gone().then_some(()));
+}
+
+/// A component that never starts in the workers from the third on: they are given up after five seconds.
+fn starts_in_two(folder: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(fixture("fails-for-a-while.wat")).unwrap();
+    let [from, to] = ["(i64.const 3)) (then unreachable)", "(i64.const 1000)) (then (loop (br 0)))"];
+    assert!(text.contains(from));
+    let path = folder.join("starts-in-two.wat");
+    std::fs::write(&path, text.replace(from, to)).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_not_whole_serves_and_can_be_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = starts_in_two(folder.path());
+    // With the third worker still starting, it serves already; and is announced when that one has failed.
+    let cluster = Setup::new(&broken).workers(3).args(&["--request-timeout", "1s", "--soak", "0s"]).launch();
+    let ended = cluster.command(&["status", "--wait-ready", "60s"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    cluster.stderr.find("Serving HTTP on ");
+    // It has no answers; that it has none is the worker's answer.
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 500);
+    until("it is degraded", || (cluster.status()["state"] == "degraded").then_some(()));
+    assert_eq!(cluster.status()["degraded"], true);
+    assert_eq!(cluster.ready().len(), 2);
+    // A reload of a fix makes it whole.
+    let ended = cluster.command(&["reload", guest("hello").to_str().unwrap()]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    until("it is whole", || (cluster.status()["state"] == "running" && cluster.ready().len() == 3).then_some(()));
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+}
+
+/// A control group whose processes do not even die of SIGKILL while it is frozen: version 1 of the interface can do that.
+struct Freezer(PathBuf);
+
+impl Freezer {
+    fn new() -> Option<Self> {
+        let folder = PathBuf::from(format!("/sys/fs/cgroup/freezer/wasmcluster-test-{}", std::process::id()));
+        std::fs::create_dir(&folder).ok()?;
+        Some(Self(folder))
+    }
+
+    fn set(&self, file: &str, value: &str) {
+        std::fs::write(self.0.join(file), value).unwrap();
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        // The folder can be removed when its processes are gone; none must stay frozen.
+        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+        until("the group is empty", || std::fs::remove_dir(&self.0).ok());
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_die_is_replaced_and_not_waited_for() {
+    let Some(freezer) = Freezer::new() else {
+        return println!("skipped: there is no freezer of control groups, version 1, that this user may use");
+    };
+    let cluster = Setup::new(&guest("hello")).workers(1).args(&["--hang-timeout", "2s"]).start();
+    let stuck = cluster.worker(0).unwrap();
+    freezer.set("cgroup.procs", &stuck.to_string());
+    freezer.set("freezer.state", "FROZEN");
+    cluster.stderr.find("a worker does not die of SIGKILL");
+    cluster.replaced(0, stuck);
+    let status = cluster.status();
+    let states: Vec<&str> =
+        status["workers"].as_array().unwrap().iter().filter_map(|it| it["state"].as_str()).collect();
+    assert_eq!(states, ["unkillable", "ready"], "{status}");
+    cluster.signal(Signal::SIGTERM);
+    until("the primary does not wait for it", || cluster.has_exited().then_some(()));
+    drop(freezer);
+    assert_eq!(cluster.wait().code(), Some(0));
+}

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use http_body_util::BodyExt;
 
 use super::print;
-use crate::primary::{Client, CommandError, Scale, Scaled, Stop};
+use crate::primary::{Client, CommandError, Scale, Scaled, Status, Stop};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long `scale` waits: workers that drain may take their time.
@@ -54,6 +54,24 @@ pub(super) async fn scale(client: &Client, scale: Scale) -> Result<(), CommandEr
             let error =
                 anyhow!("{ready} of {wanted} workers are ready after {SCALE_PATIENCE:?}; see `wasmcluster status`");
             return Err(error.into());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until the cluster serves: a worker is ready. One that is not there may be about to start.
+pub(super) async fn wait_ready(client: &Client, patience: Duration) -> Result<Status, CommandError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let seen = client.status().await;
+        if let Ok(status) = &seen
+            && status.serves()
+        {
+            return seen;
+        }
+        if Instant::now() >= deadline {
+            let state = seen?.state;
+            return Err(anyhow!("the cluster is {state}, and no worker is ready after {patience:?}").into());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

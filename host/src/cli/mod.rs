@@ -186,6 +186,10 @@ struct ClusterArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster status\n  \
+    wasmcluster status --json | jq .workers\n  \
+    wasmcluster status --wait-ready 1m && run-the-tests")]
 struct StatusArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -193,6 +197,10 @@ struct StatusArgs {
     /// List all clusters of this user; of all users, for root
     #[arg(long, conflicts_with_all = ["name", "control"])]
     all: bool,
+
+    /// Wait until the cluster serves, for at most TIME [default: 30s]; exit with 0 only if it does
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "30s", conflicts_with = "all")]
+    wait_ready: Option<Span>,
 
     /// Print JSON
     #[arg(long)]
@@ -466,7 +474,11 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Status(args) if args.all => Ok(block_on(async { Ok(clusters::print(args.json).await?) })?),
         Command::Status(args) => {
-            let status = block_on(client(args.cluster)?.status())?;
+            let client = client(args.cluster)?;
+            let status = match args.wait_ready {
+                Some(patience) => block_on(commands::wait_ready(&client, patience.into()))?,
+                None => block_on(client.status())?,
+            };
             status::print(&status, args.json).map_err(Failure::Error)
         }
         Command::Inspect(args) => {

@@ -14,7 +14,7 @@ fn table(status: &Status) -> String {
     let Status { name, pid, state, generation, totals, .. } = status;
     let mut text = format!(
         "{name}: {state}{} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
-        if status.degraded { " (degraded: workers crash again and again)" } else { "" },
+        if status.degraded { " (degraded: workers crash again and again, or do not start)" } else { "" },
         duration(status.uptime_ms),
         status.listen.join(", "),
         generation.source.display(),

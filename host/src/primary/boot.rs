@@ -14,10 +14,11 @@ use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::generations::{Committed, Generations, Version, pinned};
 use super::output::Output;
-use super::process::{Deployment, reap};
+use super::process::Deployment;
 use super::reload::Compiling;
 use super::signals::{Request, Signals};
 use super::watch::Watch;
+use crate::child::reap_orphans;
 use crate::config::Settings;
 use crate::folders;
 use crate::ids::Generation;
@@ -104,26 +105,17 @@ async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Re
     let _progress = Progress::start(format!("Compiling {}", settings.app.display()));
     let First { generation, source, request, previous } = first_request(settings)?;
     let (answers, mut answered) = mpsc::channel(1);
-    let mut compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
+    let _compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
     let mut given_up = pin!(tokio::time::sleep(COMPILE_PATIENCE));
     loop {
-        if let Some(how) = compiling.death() {
-            bail!("cannot serve {}: the compiler {how}", settings.app.display());
-        }
         tokio::select! {
-            Some((_, answer)) = answered.recv() => match answer.context("the compiler's answer makes no sense")? {
-                None => compiling.is_silent = true,
-                Some(answer) => {
-                    let deployment = Deployment::new(settings, &source, answer)?;
-                    return Ok(Some(Generations::new(generation, deployment, previous)));
-                }
+            Some((_, answer)) = answered.recv() => {
+                let deployment = Deployment::new(settings, &source, answer)?;
+                return Ok(Some(Generations::new(generation, deployment, previous)));
             },
             request = signals.next() => match request? {
                 Request::Stop(_) | Request::Hangup => return Ok(None),
-                Request::LookAfterChildren => {
-                    let ended = reap().into_iter().find(|(pid, _)| *pid == compiling.pid());
-                    compiling.ended = ended.map(|(_, how)| how).or(compiling.ended.take());
-                }
+                Request::LookAfterChildren => reap_orphans(),
                 Request::Grow | Request::Shrink | Request::Reload => {}
             },
             () = &mut given_up => {

@@ -7,14 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-
 use crate::build::Handover;
+use crate::child::Child;
 
 #[derive(Debug)]
 pub(super) struct Builder {
-    pub(super) pid: Pid,
+    pub(super) child: Child,
     folder: PathBuf,
     /// Closed when the primary ends, however it does.
     _life: ChildStdin,
@@ -28,9 +26,8 @@ impl Builder {
         started.inspect_err(|error| tracing::error!("changes are not built: cannot start the builder: {error}")).ok()
     }
 
-    /// It has ended, which it never should. What it started must not go on without it.
+    /// It has ended, which it never should, and with it what it started.
     pub(super) fn ended(self, how: &str) {
-        let _ = killpg(self.pid, Signal::SIGKILL);
         let folder = self.folder.display();
         tracing::warn!("the builder {how}: changes are not built any more; run `wasmcluster build --watch {folder}`");
     }
@@ -38,15 +35,10 @@ impl Builder {
 
 /// Unlike other children it keeps the environment, for what it starts, and writes where the primary does.
 fn spawn(handover: &Handover) -> io::Result<Builder> {
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("wasmcluster")
-        .arg("builder")
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    let mut life = child.stdin.take().ok_or_else(|| io::Error::other("it has no standard input"))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("wasmcluster").arg("builder").stdin(Stdio::piped()).stdout(Stdio::null());
+    let (child, mut pipes) = Child::spawn(&mut command)?;
+    let mut life = pipes.stdin.take().ok_or_else(|| io::Error::other("it has no standard input"))?;
     life.write_all(format!("{}\n", serde_json::to_string(handover)?).as_bytes())?;
-    // Reaped with every other child.
-    Ok(Builder { pid: Pid::from_raw(child.id().cast_signed()), folder: handover.folder().into(), _life: life })
+    Ok(Builder { child, folder: handover.folder().into(), _life: life })
 }

@@ -20,14 +20,16 @@ use super::events::{Events, Happening};
 use super::generations::Generations;
 use super::metrics::GuestMetrics;
 use super::output::Output;
-use super::process::{WorkerProcess, reap};
+use super::process::WorkerProcess;
 use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
 use super::signals::{Request, Signals};
 use super::state::{
-    Action, Answers, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why, WorkerState,
+    Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
+    WorkerState,
 };
 use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
 use super::watch::Watch;
+use crate::child::reap_orphans;
 use crate::config::{LiveConfig, MAX_WORKERS, Settings};
 use crate::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
@@ -46,6 +48,8 @@ const LONGEST_BETWEEN_READS: Duration = Duration::from_millis(250);
 pub(super) const MAX_QUEUED: usize = 64;
 /// How long a worker may take to confirm a change of the configuration. Then it is killed: all workers have it, or none.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(3);
+/// Messages of a worker that are still heard after its end.
+const MAX_LAST_WORDS: usize = 64;
 /// Requests that a worker took along and that a log line names.
 const MAX_NAMED: usize = 16;
 
@@ -64,7 +68,8 @@ impl Drop for Running {
 
 /// Something the driver learned.
 enum News {
-    Said(Words),
+    Heard(WorkerId, Heard),
+    BuilderEnded(String),
     Signal(Request),
     DeadlinePassed,
     ObservationDue,
@@ -75,8 +80,16 @@ enum News {
     FileChanged,
 }
 
-/// What a worker said, or how it broke the protocol.
-type Words = (WorkerId, Result<ToPrimary, IpcError>);
+/// What came of a worker.
+enum Heard {
+    Said(ToPrimary),
+    /// It broke the protocol.
+    Nonsense(IpcError),
+    /// It has closed its channel.
+    HungUp,
+    /// The process has ended; how.
+    Ended(String),
+}
 
 /// A change of the configuration that not every worker has confirmed.
 struct Reconfiguration {
@@ -102,8 +115,8 @@ pub(super) struct Driver<'a> {
     supervisor: Supervisor,
     workers: BTreeMap<WorkerId, Running>,
     /// Where the workers' messages come together.
-    says: mpsc::Sender<Words>,
-    said: mpsc::Receiver<Words>,
+    hears: mpsc::Sender<(WorkerId, Heard)>,
+    heard: mpsc::Receiver<(WorkerId, Heard)>,
     events: Events,
     /// What workers counted that are gone.
     past: Snapshot,
@@ -134,7 +147,7 @@ impl<'a> Driver<'a> {
         volume: Volume,
         builder: Option<Builder>,
     ) -> Self {
-        let (says, said) = mpsc::channel(MAX_QUEUED);
+        let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
         let (first, _) = generations.current();
         Self {
@@ -150,8 +163,8 @@ impl<'a> Driver<'a> {
             started: Instant::now(),
             supervisor: Supervisor::new(settings.workers, first, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
-            says,
-            said,
+            hears,
+            heard,
             events: Events::default(),
             past: Snapshot::default(),
             past_metrics: GuestMetrics::default(),
@@ -191,7 +204,8 @@ impl<'a> Driver<'a> {
             let compilation_deadline = self.compilation_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let news = tokio::select! {
-                Some(words) = self.said.recv() => News::Said(words),
+                Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
+                how = builder_ended(self.builder.as_ref()) => News::BuilderEnded(how),
                 request = signals.next() => News::Signal(request?),
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
                 _ = observations.tick() => News::ObservationDue,
@@ -211,8 +225,13 @@ impl<'a> Driver<'a> {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Said(words) => self.hear(words),
-            News::Signal(Request::LookAfterChildren) => self.children_ended(),
+            News::Heard(worker, heard) => self.hear(worker, heard),
+            News::BuilderEnded(how) => {
+                if let Some(builder) = self.builder.take() {
+                    builder.ended(&how);
+                }
+            }
+            News::Signal(Request::LookAfterChildren) => reap_orphans(),
             News::Signal(Request::Stop(haste)) => self.stop(haste),
             News::Signal(Request::Hangup) if self.supervisor.is_about_to_stop() => {}
             News::Signal(Request::Hangup) => self.stop(Haste::Drain),
@@ -228,6 +247,7 @@ impl<'a> Driver<'a> {
             News::Signal(Request::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::ObservationDue => {
+                reap_orphans();
                 let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
                 self.tell(Event::Observed(vitals));
             }
@@ -252,18 +272,24 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn hear(&mut self, (worker, said): Words) {
-        let event = match said {
-            Ok(ToPrimary::Ready) => Event::BecameReady { worker },
-            Ok(ToPrimary::Healthy) => Event::ProvedHealthy { worker },
-            Ok(ToPrimary::Unhealthy { reason }) => Event::BecameUnhealthy { worker, reason },
-            Ok(ToPrimary::Accepting) => Event::BeganAccepting { worker },
-            Ok(ToPrimary::Draining) => Event::BeganDraining { worker },
-            Ok(ToPrimary::LoadFailed { reason }) => Event::LoadFailed { worker, reason },
-            Ok(ToPrimary::Configured { revision }) => return self.confirmed(worker, |expected| expected <= revision),
-            Err(error) => Event::Misbehaved { worker, reason: format!("broke the protocol: {error}") },
+    fn hear(&mut self, worker: WorkerId, heard: Heard) {
+        let said = match heard {
+            Heard::Said(said) => said,
+            Heard::Nonsense(error) => {
+                return self.tell(Event::Misbehaved { worker, reason: format!("broke the protocol: {error}") });
+            }
+            Heard::HungUp => return self.tell(Event::HungUp { worker }),
+            Heard::Ended(how) => return self.worker_ended(worker, how),
         };
-        self.tell(event);
+        self.tell(match said {
+            ToPrimary::Ready => Event::BecameReady { worker },
+            ToPrimary::Healthy => Event::ProvedHealthy { worker },
+            ToPrimary::Unhealthy { reason } => Event::BecameUnhealthy { worker, reason },
+            ToPrimary::Accepting => Event::BeganAccepting { worker },
+            ToPrimary::Draining => Event::BeganDraining { worker },
+            ToPrimary::LoadFailed { reason } => Event::LoadFailed { worker, reason },
+            ToPrimary::Configured { revision } => return self.confirmed(worker, |expected| expected <= revision),
+        });
     }
 
     /// Answers a command, which may have given up by now.
@@ -396,6 +422,7 @@ impl<'a> Driver<'a> {
             (_, true) => "stopping",
             (true, _) => "starting",
             _ if self.change.is_some() => "reloading",
+            _ if self.supervisor.degradation().is_some() => "degraded",
             _ => "running",
         }
     }
@@ -478,13 +505,23 @@ impl<'a> Driver<'a> {
                 Happening::WorkerCrashed { worker, slot, reason, retry_ms, lost_requests: all(&lost) }
             }
             Report::Reload(candidate, progress) => return self.reload_progresses(candidate, progress),
-            Report::Degraded(degraded) => {
-                if degraded {
-                    tracing::error!("workers crash again and again: the cluster is degraded; the healthy ones go on");
-                } else {
-                    tracing::info!("the storm of crashes is over");
+            Report::Unkillable { worker } => {
+                let pid = self.workers.get(&worker).map(|running| running.process.pid().as_raw());
+                tracing::error!(
+                    worker = worker.0,
+                    pid,
+                    "a worker does not die of SIGKILL: it waits in the kernel for a file system or a device. It is \
+                     replaced and no longer waited for"
+                );
+                Happening::WorkerUnkillable { worker, pid }
+            }
+            Report::Degraded(degradation) => {
+                let reason = degradation.map(reason_of);
+                match reason {
+                    Some(reason) => tracing::error!("the cluster is degraded: {reason}; the healthy workers go on"),
+                    None => tracing::info!("the cluster is not degraded any more"),
                 }
-                Happening::Degraded { degraded }
+                Happening::Degraded { degraded: degradation.is_some(), reason }
             }
         };
         self.events.publish(&happening);
@@ -513,11 +550,11 @@ impl<'a> Driver<'a> {
             workers: self.supervisor.slots(),
         };
         let process = WorkerProcess::spawn(&identity, self.config, deployment, &self.listeners, self.output)?;
-        let pid = process.pid.as_raw();
+        let pid = process.pid().as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
         self.events.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
-        let listening = tokio::spawn(listen(worker, process.clone(), self.says.clone())).abort_handle();
+        let listening = tokio::spawn(listen(worker, process.clone(), self.hears.clone())).abort_handle();
         self.workers.insert(worker, Running { process, since: Instant::now(), listening });
         Ok(())
     }
@@ -534,7 +571,7 @@ impl<'a> Driver<'a> {
 
     fn signal(&self, worker: WorkerId, signal: Signal) {
         if let Some(running) = self.workers.get(&worker) {
-            running.process.signal(signal);
+            running.process.child.signal(signal);
         }
     }
 
@@ -554,41 +591,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn children_ended(&mut self) {
-        // All that have ended are taken out first: from here on nothing is sent to them, least of all a signal.
-        let mut ended = Vec::new();
-        for (pid, how) in reap() {
-            if let Some(draft) = self.change.as_mut().and_then(Change::draft_mut)
-                && draft.compiling.pid() == pid
-            {
-                draft.compiling.ended = Some(how);
-                self.compiler_ended();
-                continue;
-            }
-            if let Some(builder) = self.builder.take_if(|builder| builder.pid == pid) {
-                builder.ended(&how);
-                continue;
-            }
-            let found = self.workers.iter().find(|(_, running)| running.process.pid == pid).map(|(&worker, _)| worker);
-            // Otherwise a compiler that was given up, or an orphan that was left to us.
-            if let Some(running) = found.and_then(|worker| self.workers.remove_entry(&worker)) {
-                ended.push((running, how));
-            }
-        }
-        for ((worker, running), how) in ended {
-            let lost_requests = self.remember(worker, &running);
-            // Its last words may still be on their way.
-            while let Ok(words) = self.said.try_recv() {
-                self.hear(words);
-            }
-            while let Some(message) = running.process.receive_now() {
-                self.hear((worker, Ok(message)));
-            }
-            self.lost_requests = lost_requests;
-            self.tell(Event::Exited { worker, how });
-            self.lost_requests.clear();
-            self.confirmed(worker, |_| true);
-        }
+    fn worker_ended(&mut self, worker: WorkerId, how: String) {
+        // From here on nothing is sent to it.
+        let Some(running) = self.workers.remove(&worker) else { return };
+        self.lost_requests = self.remember(worker, &running);
+        self.tell(Event::Exited { worker, how });
+        self.lost_requests.clear();
+        self.confirmed(worker, |_| true);
     }
 
     /// Keeps what a worker counted; its gauges end with it, and what was in flight is lost.
@@ -639,7 +648,7 @@ impl<'a> Driver<'a> {
             name: self.settings.name.clone(),
             pid: std::process::id(),
             state: self.state().into(),
-            degraded: self.supervisor.is_degraded(),
+            degraded: self.supervisor.degradation().is_some(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             listen: self.urls.clone(),
             generation: GenerationStatus {
@@ -670,12 +679,13 @@ impl<'a> Driver<'a> {
                 Role::Successor => "successor",
             }
             .into(),
-            pid: Some(running.process.pid.as_raw()),
+            pid: Some(running.process.pid().as_raw()),
             generation: generation.0,
             state: match state {
                 WorkerState::Starting => "starting",
                 WorkerState::Ready => "ready",
                 WorkerState::Draining => "draining",
+                WorkerState::Unkillable => "unkillable",
             }
             .into(),
             uptime_ms: running.since.elapsed().as_millis() as u64,
@@ -702,13 +712,44 @@ fn all(requests: &[RequestId]) -> Vec<String> {
     requests.iter().map(RequestId::to_string).collect()
 }
 
-/// Passes on what a worker says until it says no more, or nonsense.
-async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, says: mpsc::Sender<Words>) {
-    while let Some(said) = process.receive().await.transpose() {
-        let last = said.is_err();
-        if says.send((worker, said)).await.is_err() || last {
+/// Passes on what comes of a worker, until its end.
+async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, hears: mpsc::Sender<(WorkerId, Heard)>) {
+    let mut listens = true;
+    loop {
+        let heard = tokio::select! {
+            said = process.receive(), if listens => match said {
+                Ok(Some(said)) => Heard::Said(said),
+                Ok(None) => Heard::HungUp,
+                Err(error) => Heard::Nonsense(error),
+            },
+            how = process.child.end() => Heard::Ended(how),
+        };
+        let has_ended = matches!(heard, Heard::Ended(_));
+        if has_ended && listens {
+            // Its last words may still be on their way. Somebody else may hold its end, and speak on.
+            for said in (0..MAX_LAST_WORDS).map_while(|_| process.receive_now()) {
+                let _ = hears.send((worker, Heard::Said(said))).await;
+            }
+        }
+        listens &= matches!(heard, Heard::Said(_));
+        // The driver lives longer than this, or nobody wants to know.
+        if hears.send((worker, heard)).await.is_err() || has_ended {
             return;
         }
+    }
+}
+
+async fn builder_ended(builder: Option<&Builder>) -> String {
+    match builder {
+        Some(builder) => builder.child.end().await,
+        None => future::pending().await,
+    }
+}
+
+fn reason_of(degradation: Degradation) -> &'static str {
+    match degradation {
+        Degradation::CrashStorm => "workers crash again and again",
+        Degradation::MissingWorkers => "workers of a slot die before they are ready",
     }
 }
 

@@ -44,8 +44,14 @@ pub(super) enum Happening {
         retry_ms: u64,
         lost_requests: Vec<String>,
     },
+    WorkerUnkillable {
+        worker: WorkerId,
+        pid: Option<i32>,
+    },
     Degraded {
         degraded: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
     },
     Serving {
         listen: Vec<String>,

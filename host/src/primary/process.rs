@@ -1,7 +1,7 @@
-//! Child processes of the primary: how they are started, and how their ends are noticed.
+//! Child processes of the primary: how they are started and talked to.
 //!
 //! A child is this very binary, executed anew: its own address space, no inherited thread or lock, an environment of
-//! one variable, and an IPC channel as its standard input.
+//! a few variables, and an IPC channel as its standard input.
 
 use std::fs;
 use std::io;
@@ -10,15 +10,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::bail;
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
 
 use super::output::{Kind, Output, Source, Stream};
+use crate::child::Child;
 use crate::config::{LiveConfig, Settings};
 use crate::folders;
 use crate::ipc::{
@@ -41,15 +41,14 @@ pub(super) struct Deployment {
 
 impl Deployment {
     /// Of what the compiler said; an error says why there is nothing to deploy.
-    pub(super) fn new(
-        settings: &Settings,
-        source: &Path,
-        answer: (FromCompiler, Option<OwnedFd>),
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
         let (compiled, artifact) = match answer {
-            (FromCompiler::Done(compiled), Some(artifact)) => (compiled, artifact),
-            (FromCompiler::Done(_), None) => bail!("the compiler's answer came without an artifact"),
-            (FromCompiler::Refused { reason }, _) => bail!(reason),
+            CompilerAnswer::Said(FromCompiler::Done(compiled), Some(artifact)) => (compiled, artifact),
+            CompilerAnswer::Said(FromCompiler::Done(_), None) => {
+                bail!("the compiler's answer came without an artifact")
+            }
+            CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
+            CompilerAnswer::Failed(how) => bail!("cannot serve {}: the compiler {how}", source.display()),
         };
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         let settings = settings.for_workers(&compiled).write()?;
@@ -57,10 +56,10 @@ impl Deployment {
     }
 }
 
-/// A running worker process. Its pid stays ours until [`reap`] has told of its end.
+/// A running worker process.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
-    pub(super) pid: Pid,
+    pub(super) child: Child,
     pub(super) stats: Page,
     channel: AsyncFd<PrimaryEnd>,
     /// Frames that were sent.
@@ -85,12 +84,14 @@ impl WorkerProcess {
         let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
         ours.send(&ToWorker::Start(identity.clone(), config), &descriptors).map_err(io::Error::other)?;
 
-        let pid = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
+        // Before there is a process: one that is started here is followed, whatever fails.
+        let channel = ours.into_async()?;
+        let child = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
         let guest = |stream| Kind::Guest { stream, worker: identity.worker, generation: identity.generation };
         output.add(Source::new(stdout, guest(Stream::Stdout)));
         output.add(Source::new(stderr, guest(Stream::Stderr)));
         output.add(Source::new(log, Kind::Log));
-        Ok(Self { pid, stats, channel: ours.into_async()?, sent: AtomicU64::new(1) })
+        Ok(Self { child, stats, channel, sent: AtomicU64::new(1) })
     }
 
     /// A worker that does not take its orders is [`IpcError::Full`] of them.
@@ -104,9 +105,13 @@ impl WorkerProcess {
         Ok(())
     }
 
+    pub(super) fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
     /// Resident memory in bytes, 0 when the process is gone.
     pub(super) fn rss(&self) -> u64 {
-        let pages = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok();
+        let pages = fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok();
         let resident = pages.and_then(|pages| pages.split(' ').nth(1)?.parse().ok());
         resident.unwrap_or(0_u64).saturating_mul(page_size())
     }
@@ -130,24 +135,28 @@ impl WorkerProcess {
             _ => None,
         }
     }
-
-    pub(super) fn signal(&self, signal: Signal) {
-        // It may be dead already, and a signal is meant to make it so.
-        let _ = kill(self.pid, signal);
-    }
 }
 
 fn page_size() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size.unsigned_abs())
 }
 
-/// What a compiler said, with the artifact beside it; `None` when it died without a word.
-pub(super) type CompilerAnswer = Option<(FromCompiler, Option<OwnedFd>)>;
+/// What came of a compiler.
+#[derive(Debug)]
+pub(super) enum CompilerAnswer {
+    /// It answered, perhaps with the artifact beside.
+    Said(FromCompiler, Option<OwnedFd>),
+    /// It ended, or was ended, without an answer that makes sense: how.
+    Failed(String),
+}
+
+/// How long a compiler may live that has nothing more to say.
+const COMPILER_GRACE: Duration = Duration::from_secs(2);
 
 /// A running compiler process.
 #[derive(Debug)]
 pub(super) struct CompilerProcess {
-    pub(super) pid: Pid,
+    pub(super) child: Child,
     channel: AsyncFd<Channel<ToCompiler, FromCompiler>>,
 }
 
@@ -155,16 +164,26 @@ impl CompilerProcess {
     pub(super) fn spawn(request: &ToCompiler) -> io::Result<Self> {
         let (ours, theirs) = ipc::pair()?;
         ours.send(request, &[]).map_err(io::Error::other)?;
-        let pid = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
-        Ok(Self { pid, channel: ours.into_async()? })
+        let channel = ours.into_async()?;
+        let child = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
+        Ok(Self { child, channel })
     }
 
-    /// Ends it; nobody waits for its answer any more.
-    pub(super) fn kill(&self) {
-        let _ = kill(self.pid, Signal::SIGKILL);
+    pub(super) async fn answer(&self) -> CompilerAnswer {
+        match self.said().await {
+            Ok(Some((answer, artifact))) => CompilerAnswer::Said(answer, artifact),
+            // It has closed its end, so it is about to die; how is what matters.
+            Ok(None) => {
+                if tokio::time::timeout(COMPILER_GRACE, self.child.end()).await.is_err() {
+                    self.child.signal(Signal::SIGKILL);
+                }
+                CompilerAnswer::Failed(self.child.end().await)
+            }
+            Err(error) => CompilerAnswer::Failed(format!("gave an answer that makes no sense: {error}")),
+        }
     }
 
-    pub(super) async fn answer(&self) -> Result<CompilerAnswer, IpcError> {
+    async fn said(&self) -> Result<Option<(FromCompiler, Option<OwnedFd>)>, IpcError> {
         loop {
             let mut ready = self.channel.readable().await?;
             match self.channel.get_ref().receive(Wait::No)? {
@@ -177,8 +196,9 @@ impl CompilerProcess {
 }
 
 /// Starts this binary anew as `role`.
-fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Pid> {
-    let child = Command::new("/proc/self/exe")
+fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
         .arg0("wasmcluster")
         .arg(role)
         .env_clear()
@@ -190,30 +210,9 @@ fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Resu
         .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         // Errors on the ordinary path of a request would capture native backtraces; panics still can.
         .env("RUST_LIB_BACKTRACE", "0")
-        // Out of the terminal's foreground group: Ctrl-C reaches the primary alone, which then drains its workers.
-        .process_group(0)
         .stdin(stdin)
         .stdout(stdout)
-        .stderr(stderr)
-        .spawn()?;
-    // Reaped by `reap`, with every other child.
-    Ok(Pid::from_raw(child.id().cast_signed()))
-}
-
-/// Children that have ended since the last call, and how. A primary that is process 1 of a container also inherits
-/// orphans that are none of its business: they are reaped like the others.
-pub(super) fn reap() -> Vec<(Pid, String)> {
-    let mut ended = Vec::new();
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => ended.push((pid, format!("exited with code {code}"))),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => ended.push((pid, format!("was killed by {signal}"))),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => {
-                tracing::error!("cannot wait for child processes: {errno}");
-                return ended;
-            }
-        }
-    }
+        .stderr(stderr);
+    // In a process group of its own, Ctrl-C reaches the primary alone, which then drains its workers.
+    Ok(Child::spawn(&mut command)?.0)
 }

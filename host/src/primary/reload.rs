@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -16,7 +17,7 @@ use super::process::{CompilerAnswer, CompilerProcess};
 use super::state::Gates;
 use crate::config::Percent;
 use crate::ids::Generation;
-use crate::ipc::{IpcError, ToCompiler};
+use crate::ipc::ToCompiler;
 
 /// How long a reload may take that was not told.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
@@ -149,17 +150,13 @@ pub(super) enum Wanted {
 }
 
 /// What came of a compiler, by its process id: one that was given up may still have answered.
-pub(super) type Answer = (Pid, Result<CompilerAnswer, IpcError>);
+pub(super) type Answer = (Pid, CompilerAnswer);
 
 /// A compiler at work.
 #[derive(Debug)]
 pub(super) struct Compiling {
     process: Arc<CompilerProcess>,
     listening: AbortHandle,
-    /// It said all that it had to say, and that was no answer.
-    pub(super) is_silent: bool,
-    /// How its process ended.
-    pub(super) ended: Option<String>,
 }
 
 impl Compiling {
@@ -169,27 +166,21 @@ impl Compiling {
         let heard = process.clone();
         let listening = tokio::spawn(async move {
             // The driver may have given up.
-            let _ = answers.send((heard.pid, heard.answer().await)).await;
+            let _ = answers.send((heard.child.pid, heard.answer().await)).await;
         });
-        Ok(Self { process, listening: listening.abort_handle(), is_silent: false, ended: None })
-    }
-
-    /// How it died without an answer, once that is known from both sides.
-    pub(super) fn death(&self) -> Option<&str> {
-        self.ended.as_deref().filter(|_| self.is_silent)
+        Ok(Self { process, listening: listening.abort_handle() })
     }
 
     pub(super) fn pid(&self) -> Pid {
-        self.process.pid
+        self.process.child.pid
     }
 }
 
 impl Drop for Compiling {
     fn drop(&mut self) {
         self.listening.abort();
-        if self.ended.is_none() {
-            self.process.kill();
-        }
+        // One that has answered is about to end, or has.
+        self.process.child.signal(Signal::SIGKILL);
     }
 }
 

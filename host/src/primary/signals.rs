@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
@@ -10,15 +11,19 @@ use tokio::io::unix::AsyncFd;
 use super::state::Haste;
 use crate::signal::divert;
 
-const ACTED_ON: [Signal; 8] = [
-    Signal::SIGCHLD,
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-    Signal::SIGUSR2,
+/// What stops a process, or tells of a mistake in this very instruction, keeps its usual handling. All others are taken: a
+/// stray signal whose default is to end a process must not end a cluster.
+const LEFT_ALONE: [i32; 10] = [
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGCONT,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGTRAP,
+    libc::SIGTSTP,
+    libc::SIGURG,
 ];
 
 /// What a signal asks for.
@@ -51,7 +56,7 @@ impl Signals {
         // Whoever started us may have ignored it, which we would inherit: ended children would vanish unseen.
         // SAFETY: the default runs no code of ours.
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
-        let fd = divert(&ACTED_ON)?;
+        let fd = divert((1..=64).filter(|signal| !LEFT_ALONE.contains(signal)))?;
         // SAFETY: a `SignalFd` owns its descriptor, reports the same one for life, and closes it only when it drops.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self { fd: fd.map_err(io::Error::from)?, hangup })
@@ -88,7 +93,11 @@ fn meaning_of_hangup() -> Option<Request> {
 fn understand(number: u32, code: i32, hangup: Option<Request>) -> Option<Request> {
     // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
     let by_process = code <= 0;
-    match Signal::try_from(number as i32).ok()? {
+    let Ok(signal) = Signal::try_from(number as i32) else {
+        tracing::debug!("signal {number} means nothing here");
+        return None;
+    };
+    match signal {
         Signal::SIGCHLD => Some(Request::LookAfterChildren),
         Signal::SIGHUP => hangup,
         Signal::SIGUSR2 => Some(Request::Reload),
@@ -96,7 +105,11 @@ fn understand(number: u32, code: i32, hangup: Option<Request>) -> Option<Request
         Signal::SIGQUIT => Some(Request::Stop(Haste::Now)),
         Signal::SIGTTIN if by_process => Some(Request::Grow),
         Signal::SIGTTOU if by_process => Some(Request::Shrink),
-        _ => None,
+        // USR1 is what rotates logs elsewhere: there are none of ours yet.
+        other => {
+            tracing::debug!("{other} means nothing here");
+            None
+        }
     }
 }
 

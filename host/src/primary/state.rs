@@ -2,7 +2,7 @@
 //! driver tells it what happened and when, and carries out what it answers.
 //!
 //! ```text
-//!                       all first workers ready
+//!                         a worker is ready
 //!   Booting ────────────────────────────────────────▶ Running
 //!      │ │                                              │
 //!      │ └── typed failure, or three deaths ──▶ Failing │ shutdown
@@ -12,6 +12,8 @@
 //!
 //!   a slot:  Spawn ─▶ starting ─▶ ready ─▶ (crash, or drained by somebody else) ─▶ Spawn at once
 //!                        └─ (crash) ─▶ back-off: at once, 100 ms, doubling to 30 s ─▶ Spawn
+//!
+//!   an end:  SIGKILL ─▶ exited, or, when it cannot die: given up, replaced, and no longer waited for
 //!
 //!   surge:   Spawn the successor ─▶ it is ready ─▶ it accepts ─▶ it is the incumbent, the old one drains
 //! ```
@@ -59,6 +61,17 @@ const MAX_CRASHES: usize = 4096;
 const BOOT_PATIENCE: Duration = Duration::from_secs(10);
 /// A worker that was ready for so long clears its slot's history.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// A worker that does not say in this time whether it is ready, is not: what it does before has shorter limits of its own.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a worker may take to accept once it was told to.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a worker may live that said it cannot load the component, or says nothing more, before SIGKILL.
+const EXIT_GRACE: Duration = Duration::from_secs(2);
+/// How long SIGKILL may take. A process that waits in the kernel (state D) for a file system or a device that does not
+/// answer dies later, or never.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// Workers of one slot that may drain at the same time; for one more, the oldest is killed.
+const MAX_DRAINING_OF_SLOT: usize = 4;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +86,8 @@ pub(crate) enum Event {
     BeganDraining { worker: WorkerId },
     /// The worker says that the component cannot be loaded or instantiated.
     LoadFailed { worker: WorkerId, reason: String },
+    /// The worker has closed its channel: it is about to exit, if it behaves.
+    HungUp { worker: WorkerId },
     /// The worker said something that no worker says, or does not read what it is told.
     Misbehaved { worker: WorkerId, reason: String },
     /// How the workers are. To be sent several times within the hang timeout.
@@ -131,7 +146,7 @@ pub(crate) enum Action {
     Abort { worker: WorkerId },
     /// End the worker process now.
     Kill { worker: WorkerId },
-    /// Every first worker is ready: tell the user.
+    /// The cluster serves: every first worker is ready, or some are and the others take long or fail. Tell the user.
     AnnounceServing,
     /// Do not wait for the announcement with the lines that workers and primary write. Can be said more than once.
     ReleaseOutput,
@@ -152,10 +167,21 @@ pub(crate) enum Report {
     Left { worker: WorkerId, slot: Slot, how: String },
     /// The worker is gone, and nobody wanted it; when its slot gets another.
     Crashed { worker: WorkerId, slot: Slot, reason: String, retry_in: Duration },
-    /// Crashes have become a storm, or are none any more.
-    Degraded(bool),
+    /// The worker does not die of SIGKILL. Its slot gets another, and nobody waits for it any more.
+    Unkillable { worker: WorkerId },
+    /// What keeps the cluster from being as it should, or that nothing does any more.
+    Degraded(Option<Degradation>),
     /// How the reload to this generation goes.
     Reload(Generation, Progress),
+}
+
+/// What keeps a cluster that serves from being as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Degradation {
+    /// Workers crash again and again.
+    CrashStorm,
+    /// Some slot's workers die before they are ready.
+    MissingWorkers,
 }
 
 /// Why a worker drains.
@@ -194,6 +220,8 @@ pub(crate) enum WorkerState {
     Starting,
     Ready,
     Draining,
+    /// It does not die, see [`Report::Unkillable`].
+    Unkillable,
 }
 
 /// What the driver may want to show of a worker.
@@ -267,7 +295,7 @@ impl SlotState {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Worker {
     slot: Slot,
     generation: Generation,
@@ -281,8 +309,38 @@ struct Worker {
     vitals: Vitals,
     /// When its heartbeats last grew.
     beat_at: Time,
+    /// What it is to do next, from when on.
+    owes: Option<(Duty, Time)>,
+    /// It says nothing more.
+    hung_up: bool,
+    /// When it is given up: it was sent SIGKILL.
+    given_up_at: Option<Time>,
     /// Why it will be gone soon, if it or the driver said so already.
     last_words: Option<String>,
+}
+
+/// What a worker has to do in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    BecomeReady,
+    Accept,
+}
+
+impl Duty {
+    fn patience(self) -> Duration {
+        match self {
+            Self::BecomeReady => START_PATIENCE,
+            Self::Accept => ACCEPT_PATIENCE,
+        }
+    }
+
+    fn neglected(self) -> String {
+        let what = match self {
+            Self::BecomeReady => "become ready",
+            Self::Accept => "accept connections",
+        };
+        format!("did not {what} within {:?}", self.patience())
+    }
 }
 
 impl Worker {
@@ -352,10 +410,13 @@ pub(crate) struct Supervisor {
     reload: Option<Reload>,
     slots: Vec<SlotState>,
     workers: BTreeMap<WorkerId, Worker>,
+    /// Those that do not die.
+    unkillable: BTreeMap<WorkerId, Worker>,
     next_worker: u64,
     boot_deaths: u32,
     /// From the first ready worker on, the cluster never gives up.
     ever_ready: bool,
+    announced: bool,
     release_output_at: Option<Time>,
     /// When the workers are to be drained, if the cluster is about to stop.
     stop_at: Option<Time>,
@@ -370,7 +431,7 @@ pub(crate) struct Supervisor {
     current_since: Time,
     /// What became of the last requests to workers of the current generation.
     current_answers: Recent,
-    degraded: bool,
+    degradation: Option<Degradation>,
     random: fastrand::Rng,
 }
 
@@ -384,9 +445,11 @@ impl Supervisor {
             reload: None,
             slots: (0..slots).map(|_| SlotState::new(current)).collect(),
             workers: BTreeMap::new(),
+            unkillable: BTreeMap::new(),
             next_worker: 1,
             boot_deaths: 0,
             ever_ready: false,
+            announced: false,
             release_output_at: Some(BOOT_PATIENCE),
             stop_at: None,
             observed_at: Time::ZERO,
@@ -395,7 +458,7 @@ impl Supervisor {
             current_crashes: VecDeque::new(),
             current_since: Time::ZERO,
             current_answers: Recent::default(),
-            degraded: false,
+            degradation: None,
             random: fastrand::Rng::with_seed(seed),
         }
     }
@@ -412,7 +475,8 @@ impl Supervisor {
             Event::BecameReady { worker } => self.became_ready(now, worker),
             Event::BeganAccepting { worker } => self.began_accepting(now, worker),
             Event::BeganDraining { worker } => self.began_draining(now, worker),
-            Event::LoadFailed { worker, reason } => self.load_failed(worker, reason),
+            Event::LoadFailed { worker, reason } => self.load_failed(now, worker, reason),
+            Event::HungUp { worker } => self.hung_up(now, worker),
             Event::Misbehaved { worker, reason } => self.misbehaved(worker, reason),
             Event::Observed(vitals) => self.observed(now, &vitals),
             Event::Exited { worker, how } | Event::SpawnFailed { worker, reason: how } => self.exited(now, worker, how),
@@ -423,7 +487,16 @@ impl Supervisor {
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
             Event::DeadlinePassed => self.deadline_passed(now),
         };
+        actions.extend(self.announce_if_due(now));
         actions.extend(self.advance_reload(now));
+        actions.extend(self.weigh_state(now));
+        for action in &actions {
+            if let Action::Kill { worker } = action
+                && let Some(killed) = self.workers.get_mut(worker)
+            {
+                killed.given_up_at.get_or_insert(now + KILL_PATIENCE);
+            }
+        }
         actions.extend(self.exit_if_alone());
         actions
     }
@@ -435,8 +508,9 @@ impl Supervisor {
             _ => None,
         };
         let restarts = self.slots.iter().filter_map(|slot| slot.restart_at);
-        let kills = self.workers.values().filter_map(|worker| worker.kill_at);
-        let calm = self.crashes.front().filter(|_| self.degraded).map(|&oldest| oldest + STORM_WINDOW);
+        let kills = self.workers.values().flat_map(|worker| [worker.kill_at, worker.given_up_at]).flatten();
+        let is_storm = self.degradation == Some(Degradation::CrashStorm);
+        let calm = self.crashes.front().filter(|_| is_storm).map(|&oldest| oldest + STORM_WINDOW);
         let reload = self.reload.as_ref().and_then(Reload::next_deadline);
         // Only a reload waits for it; recycling looks again by itself.
         let surge = Some(self.surge_after).filter(|_| self.reload.is_some() && !self.surge_after.is_zero());
@@ -447,7 +521,7 @@ impl Supervisor {
 
     /// What is known of a worker that is not gone yet.
     pub(crate) fn describe(&self, worker: WorkerId) -> Option<Description> {
-        let found = self.workers.get(&worker)?;
+        let found = self.workers.get(&worker).or_else(|| self.unkillable.get(&worker))?;
         let slot = self.slots.get(found.slot.0 as usize);
         let succeeds = slot.and_then(|slot| slot.successor).is_some_and(|successor| successor.worker == worker)
             || self.is_canary(worker);
@@ -493,9 +567,9 @@ impl Supervisor {
         self.stop_at.is_some() || self.is_stopping()
     }
 
-    /// Whether crashes have become a storm. Healthy workers go on.
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.degraded
+    /// What keeps it from being as it should. Healthy workers go on.
+    pub(crate) fn degradation(&self) -> Option<Degradation> {
+        self.degradation
     }
 
     fn slot(&self, slot: Slot) -> &SlotState {
@@ -536,6 +610,9 @@ impl Supervisor {
             kill_at: None,
             vitals: Vitals::default(),
             beat_at: now,
+            owes: Some((Duty::BecomeReady, now)),
+            hung_up: false,
+            given_up_at: None,
             last_words: None,
         };
         self.workers.insert(worker, starting);
@@ -553,28 +630,60 @@ impl Supervisor {
         }
         found.state = WorkerState::Ready;
         found.ready_since = Some(now);
+        found.owes = None;
         self.ever_ready = true;
+        if self.is_booting() {
+            self.stage = Stage::Running;
+        }
         if self.is_canary(worker) {
             self.canary_became_ready(now, worker);
             return vec![Action::Report(Report::Ready { worker })];
         }
-        let mut actions = vec![Action::StartAccepting { worker }, Action::Report(Report::Ready { worker })];
-        let ready = self.workers.values().filter(|worker| worker.state == WorkerState::Ready).count();
-        if self.is_booting() && ready == self.slots.len() {
-            self.stage = Stage::Running;
-            self.release_output_at = None;
-            actions.push(Action::AnnounceServing);
+        vec![self.start_accepting(now, worker), Action::Report(Report::Ready { worker })]
+    }
+
+    fn start_accepting(&mut self, now: Time, worker: WorkerId) -> Action {
+        if let Some(found) = self.workers.get_mut(&worker) {
+            found.owes = Some((Duty::Accept, now));
         }
-        actions
+        Action::StartAccepting { worker }
+    }
+
+    /// Once, as soon as all are ready; or some are, and the others are not to be waited for.
+    fn announce_if_due(&mut self, now: Time) -> Option<Action> {
+        let is_late = self.release_output_at.is_none_or(|at| at <= now);
+        let due = self.ever_ready && !self.announced && !self.is_stopping() && (is_late || self.is_staffed());
+        if !due {
+            return None;
+        }
+        self.announced = true;
+        self.release_output_at = None;
+        Some(Action::AnnounceServing)
+    }
+
+    /// Every slot has a ready worker.
+    fn is_staffed(&self) -> bool {
+        self.slots.iter().all(|slot| self.is_manned(slot))
+    }
+
+    /// Its workers die before they are ready, more than once: the first of such deaths may be by chance.
+    fn is_failing(&self, slot: &SlotState) -> bool {
+        slot.failures > 1 && !self.is_manned(slot)
+    }
+
+    fn is_manned(&self, slot: &SlotState) -> bool {
+        let incumbent = slot.incumbent.and_then(|worker| self.workers.get(&worker));
+        incumbent.is_some_and(|worker| worker.state == WorkerState::Ready)
     }
 
     /// A successor takes over. Until now the incumbent accepted too.
     fn began_accepting(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
         let stopping = self.is_stopping();
-        let is_ready = |found: &&Worker| found.state == WorkerState::Ready && !stopping;
-        let Some(found) = self.workers.get(&worker).filter(is_ready) else {
+        let is_ready = |found: &&mut Worker| found.state == WorkerState::Ready && !stopping;
+        let Some(found) = self.workers.get_mut(&worker).filter(is_ready) else {
             return Vec::new();
         };
+        found.owes = None;
         let generation = found.generation;
         let slot = &mut self.slots[found.slot.0 as usize];
         let Some(successor) = slot.successor.take_if(|successor| successor.worker == worker) else {
@@ -614,12 +723,21 @@ impl Supervisor {
         found.drain(kill_at);
         let (slot, started) = (found.slot, found.started);
         let mut actions = vec![Action::Report(Report::Draining { worker, why: Why::Asked })];
+        actions.extend(self.end_oldest_drain(slot));
         actions.extend(self.canary_failed(now, worker, "it was told to drain"));
         if !self.is_stopping() {
             let wait = MIN_INTERVAL.saturating_sub(now.saturating_sub(started));
             actions.extend(self.let_go(now, slot, worker, wait));
         }
         actions
+    }
+
+    /// Workers that say again and again that they drain must not pile up behind their slot.
+    fn end_oldest_drain(&self, slot: Slot) -> Option<Action> {
+        let of_slot = self.workers.iter().filter(|(_, it)| it.slot == slot && it.state == WorkerState::Draining);
+        let mut draining = of_slot.filter(|(_, it)| it.given_up_at.is_none()).map(|(&worker, _)| worker);
+        let oldest = draining.next()?;
+        (draining.count() >= MAX_DRAINING_OF_SLOT).then_some(Action::Kill { worker: oldest })
     }
 
     /// Takes the worker off its slot. The slot gets another after `wait`, unless a successor can take over.
@@ -649,13 +767,23 @@ impl Supervisor {
         self.workers.get(&successor).is_some_and(|it| it.generation == self.slot(slot).generation)
     }
 
-    /// The worker exits by itself; until then nothing more is expected of it.
-    fn load_failed(&mut self, worker: WorkerId, reason: String) -> Vec<Action> {
+    /// The worker exits by itself, or is killed.
+    fn load_failed(&mut self, now: Time, worker: WorkerId, reason: String) -> Vec<Action> {
         let Some(found) = self.workers.get_mut(&worker) else {
             return Vec::new();
         };
         found.last_words = Some(reason.clone());
+        found.kill_by(now + EXIT_GRACE);
         if self.ever_ready || self.is_stopping() { Vec::new() } else { self.fail(reason) }
+    }
+
+    /// It exits by itself, or is killed: nothing more can be heard of it, nor told to it.
+    fn hung_up(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
+        if let Some(found) = self.workers.get_mut(&worker) {
+            found.hung_up = true;
+            found.kill_by(now + EXIT_GRACE);
+        }
+        Vec::new()
     }
 
     fn misbehaved(&mut self, worker: WorkerId, reason: String) -> Vec<Action> {
@@ -668,7 +796,9 @@ impl Supervisor {
 
     fn exited(&mut self, now: Time, worker: WorkerId, how: String) -> Vec<Action> {
         let Some(gone) = self.workers.remove(&worker) else {
-            return Vec::new();
+            let unkillable = self.unkillable.remove(&worker).filter(|_| !matches!(self.stage, Stage::Exited));
+            let left = unkillable.map(|gone| Action::Report(Report::Left { worker, slot: gone.slot, how }));
+            return left.into_iter().collect();
         };
         let slot = gone.slot;
         let reason = gone.last_words.unwrap_or(how);
@@ -700,24 +830,18 @@ impl Supervisor {
                 self.backoff(slot)
             }
         };
-        let mut actions = Vec::new();
-        if self.ever_ready && self.release_output_at.take().is_some() {
-            // The boot may never be complete now, and why must not stay a secret.
-            actions.push(Action::ReleaseOutput);
+        if self.ever_ready {
+            // It may never be complete now: what serves is announced without it.
+            self.release_output_at = None;
         }
         if gone.ready_since.is_some() && gone.generation == self.current {
             remember(&mut self.current_crashes, now);
         }
-        actions.extend(self.crashed(now, worker, slot, reason.clone(), wait));
+        remember(&mut self.crashes, now);
+        let mut actions =
+            vec![Action::Report(Report::Crashed { worker, slot, reason: reason.clone(), retry_in: wait })];
         actions.extend(self.weigh_crash(now, gone.generation, served, &reason));
         actions.extend(self.let_go(now, slot, worker, wait));
-        actions
-    }
-
-    fn crashed(&mut self, now: Time, worker: WorkerId, slot: Slot, reason: String, retry_in: Duration) -> Vec<Action> {
-        remember(&mut self.crashes, now);
-        let mut actions = vec![Action::Report(Report::Crashed { worker, slot, reason, retry_in })];
-        actions.extend(self.weigh_crashes(now));
         actions
     }
 
@@ -726,12 +850,19 @@ impl Supervisor {
         (2 * self.slots.len()).max(5)
     }
 
-    fn weigh_crashes(&mut self, now: Time) -> Option<Action> {
+    /// Tells when the cluster is not as it should be any more, or is again.
+    fn weigh_state(&mut self, now: Time) -> Option<Action> {
         while self.crashes.pop_front_if(|at| *at + STORM_WINDOW <= now).is_some() {}
-        let degraded = self.crashes.len() > self.storm();
-        let changed = degraded != self.degraded;
-        self.degraded = degraded;
-        changed.then_some(Action::Report(Report::Degraded(degraded)))
+        let degradation = if !matches!(self.stage, Stage::Running) {
+            None
+        } else if self.crashes.len() > self.storm() {
+            Some(Degradation::CrashStorm)
+        } else {
+            self.slots.iter().any(|slot| self.is_failing(slot)).then_some(Degradation::MissingWorkers)
+        };
+        let changed = degradation != self.degradation;
+        self.degradation = degradation;
+        (changed && !self.is_stopping()).then_some(Action::Report(Report::Degraded(degradation)))
     }
 
     fn observed(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
@@ -755,8 +886,16 @@ impl Supervisor {
             };
             let turns = worker.vitals.heartbeats != vitals.heartbeats;
             worker.vitals = vitals;
+            if late {
+                worker.owes = worker.owes.map(|(duty, _)| (duty, now));
+            }
+            let neglected = worker.owes.filter(|(duty, since)| now.saturating_sub(*since) >= duty.patience());
             if late || turns {
                 worker.beat_at = now;
+                if let Some((duty, _)) = neglected.filter(|_| worker.last_words.is_none()) {
+                    worker.last_words = Some(duty.neglected());
+                    actions.push(Action::Kill { worker: id });
+                }
             } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
                 worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
                 worker.kill_by(now + ABORT_GRACE);
@@ -766,20 +905,22 @@ impl Supervisor {
         actions
     }
 
-    /// Every slot has its worker, ready, and there is no other.
-    fn is_whole(&self) -> bool {
-        let is_ready = |worker: WorkerId| self.workers.get(&worker).is_some_and(|it| it.state == WorkerState::Ready);
-        self.workers.len() == self.slots.len() && self.slots.iter().all(|slot| slot.incumbent.is_some_and(is_ready))
+    /// No worker comes or goes, but for those that cannot become ready: they must not keep the others from being recycled.
+    fn is_calm(&self) -> bool {
+        let is_settled = |slot: &SlotState| slot.successor.is_none() && (self.is_manned(slot) || self.is_failing(slot));
+        let draining = self.workers.values().any(|worker| worker.state == WorkerState::Draining);
+        self.slots.iter().all(is_settled) && !draining
     }
 
     /// Starts a successor for one worker that has reached a limit: one at a time.
     fn recycle(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Option<Action> {
         let allowed = self.can_reload() && now >= self.surge_after;
-        if !allowed || !self.is_whole() {
+        if !allowed || !self.is_calm() {
             return None;
         }
         let (slot, why) = vitals.iter().find_map(|(id, vitals)| {
-            let worker = self.workers.get(id).filter(|worker| worker.last_words.is_none())?;
+            let is_well = |worker: &&Worker| worker.state == WorkerState::Ready && worker.last_words.is_none();
+            let worker = self.workers.get(id).filter(is_well)?;
             Some((worker.slot, self.policy.recycle.limit_reached(now, worker, vitals)?))
         })?;
         Some(self.surge(now, slot, self.current, why))
@@ -881,19 +1022,36 @@ impl Supervisor {
             return self.drain_all(now);
         }
         let mut actions = Vec::new();
-        if self.release_output_at.take_if(|at| *at <= now).is_some() {
+        if !self.ever_ready && self.release_output_at.take_if(|at| *at <= now).is_some() {
             actions.push(Action::ReleaseOutput);
         }
         for (&worker, state) in &mut self.workers {
             if state.kill_at.take_if(|at| *at <= now).is_some() {
+                if state.hung_up {
+                    state.last_words.get_or_insert("closed its channel and did not exit".into());
+                }
                 actions.push(Action::Kill { worker });
             }
         }
-        if !self.is_stopping() {
-            actions.extend(self.weigh_crashes(now));
-        }
+        actions.extend(self.give_up_unkillable(now));
         let due: Vec<Slot> = self.waiting().filter(|waiting| waiting.due <= now).map(|waiting| waiting.slot).collect();
         actions.extend(due.into_iter().map(|slot| self.fill(now, slot)));
+        actions
+    }
+
+    /// Goes on without those that SIGKILL did not end.
+    fn give_up_unkillable(&mut self, now: Time) -> Vec<Action> {
+        let is_due = |it: &Worker| it.given_up_at.is_some_and(|at| at <= now);
+        let due: Vec<WorkerId> = self.workers.iter().filter(|(_, it)| is_due(it)).map(|(&id, _)| id).collect();
+        let mut actions = Vec::new();
+        for worker in due {
+            let Some(stuck) = self.workers.get(&worker) else { continue };
+            let state = WorkerState::Unkillable;
+            let kept = Worker { state, kill_at: None, given_up_at: None, last_words: None, ..stuck.clone() };
+            actions.push(Action::Report(Report::Unkillable { worker }));
+            actions.extend(self.exited(now, worker, "does not die of SIGKILL".into()));
+            self.unkillable.insert(worker, kept);
+        }
         actions
     }
 

@@ -17,9 +17,9 @@ pub(crate) struct Status {
     pub(crate) schema: u32,
     pub(crate) name: String,
     pub(crate) pid: u32,
-    /// `starting`, `running`, `reloading` or `stopping`.
+    /// `starting` until a worker is ready, then `running`, `degraded`, `reloading` or `stopping`.
     pub(crate) state: String,
-    /// Whether workers crash again and again.
+    /// Whether workers crash again and again, or a slot's workers die before they are ready. The others serve on.
     pub(crate) degraded: bool,
     pub(crate) uptime_ms: u64,
     pub(crate) listen: Vec<String>,
@@ -36,6 +36,13 @@ pub(crate) struct Status {
     /// Of each worker, each instance, each request.
     #[serde(default)]
     pub(crate) limits: InForce,
+}
+
+impl Status {
+    /// Whether a worker answers requests.
+    pub(crate) fn serves(&self) -> bool {
+        self.state != "stopping" && self.workers.iter().any(|worker| worker.state == "ready")
+    }
 }
 
 /// What is deployed.
@@ -72,7 +79,7 @@ pub(crate) struct WorkerStatus {
     pub(crate) role: String,
     pub(crate) pid: Option<i32>,
     pub(crate) generation: u64,
-    /// `starting`, `ready`, `draining` or `backoff`.
+    /// `starting`, `ready`, `draining`, `backoff`, or `unkillable`: it does not die of SIGKILL and is not waited for.
     pub(crate) state: String,
     pub(crate) uptime_ms: u64,
     /// When the slot gets its next worker, while it waits in back-off.

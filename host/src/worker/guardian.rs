@@ -34,7 +34,7 @@ pub(super) fn take_signals() -> io::Result<SignalFd> {
         // SAFETY: ignoring a signal runs no code of ours.
         unsafe { signal(ignored, SigHandler::SigIgn) }?;
     }
-    divert(&[Signal::SIGTERM])
+    divert([Signal::SIGTERM as i32])
 }
 
 /// The thread's own things.

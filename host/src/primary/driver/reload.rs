@@ -117,16 +117,6 @@ impl Driver<'_> {
         if draft.compiling.pid() != compiler {
             return;
         }
-        let answer = match answer {
-            Ok(None) => {
-                draft.compiling.is_silent = true;
-                return self.compiler_ended();
-            }
-            Ok(Some(answer)) => answer,
-            Err(error) => {
-                return self.end_change(ReloadResult::Refused, Some(format!("the compiler's answer: {error}")));
-            }
-        };
         let (gates, deadline, wanted) = (draft.gates, draft.deadline, draft.wanted);
         match Deployment::new(self.settings, &draft.source, answer) {
             Ok(deployment) if wanted == Wanted::IfNew && self.serves(&deployment) => {
@@ -144,16 +134,6 @@ impl Driver<'_> {
 
     fn serves(&self, deployment: &Deployment) -> bool {
         self.generations.current().1.compiled.digest == deployment.compiled.digest
-    }
-
-    /// The compiler may have died without an answer.
-    pub(super) fn compiler_ended(&mut self) {
-        if let Some(draft) = self.change.as_ref().and_then(Change::draft)
-            && let Some(how) = draft.compiling.death()
-        {
-            let reason = format!("cannot serve {}: the compiler {how}", draft.source.display());
-            self.end_change(ReloadResult::Refused, Some(reason));
-        }
     }
 
     /// Hands a candidate to the supervisor.

@@ -229,7 +229,7 @@ impl Supervisor {
             &Phase::Passed { worker } if self.may_drain(self.current) => {
                 self.set_phase(Phase::Rolling);
                 self.slots[0].successor = Some(super::Successor { worker, why: Why::Reloaded });
-                Some(vec![Action::StartAccepting { worker }, self.report(Progress::Rolling(0))])
+                Some(vec![self.start_accepting(now, worker), self.report(Progress::Rolling(0))])
             }
             Phase::Rolling => match self.roll(now, candidate, Why::Reloaded)? {
                 Roll::Turn(turn) => Some(turn),

@@ -178,8 +178,8 @@ fn crashes_that_were_there_before_are_no_reason() {
     // Ten crashes in a second of the old generation.
     for crash in 0..10_u64 {
         let (old, new) = (if crash == 0 { 1 } else { crash + 2 }, crash + 3);
-        let degraded = if crash == 5 { ", degraded: true" } else { "" };
-        let text: &'static str = Box::leak(format!("crash {old}{degraded}, spawn {new} in 0").into_boxed_str());
+        let degraded = if crash == 5 { ", degraded: CrashStorm" } else { "" };
+        let text: &'static str = Box::leak(format!("crash {old}, spawn {new} in 0{degraded}").into_boxed_str());
         let accept: &'static str = Box::leak(format!("accept {new}").into_boxed_str());
         script.push((1000 + crash * 100, exited(old), text));
         script.push((1000 + crash * 100, ready(new), accept));
@@ -221,9 +221,9 @@ fn a_slot_in_back_off_takes_the_candidate_at_once() {
         (20, ready(3), ""),
         (1000, exited(2), "crash 2, spawn 4 in 1"),
         (1001, exited(4), "crash 4, spawn 5 in 1"),
-        (1002, exited(5), "crash 5, wait"),
+        (1002, exited(5), "crash 5, wait, degraded: MissingWorkers"),
         (1020, passed(), "accept 3, Rolling(0)"),
-        (1030, accepting(3), "drain 1, Rolling(1), spawn 6 in 1 of 2, Rolling(2)"),
+        (1030, accepting(3), "drain 1, Rolling(1), spawn 6 in 1 of 2, Rolling(2), not degraded"),
         (1040, ready(6), "accept 6, Soaking(10s)"),
     ]);
     check_with(RELOAD, &script);

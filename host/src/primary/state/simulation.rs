@@ -26,6 +26,8 @@ const POLICY: Policy = Policy {
 const READ_EVERY: Duration = Duration::from_secs(1);
 /// A worker that hangs is dead within this: the timeout, the grace after SIGABRT, and two readings.
 const FREED_WITHIN: Duration = Duration::from_secs(14);
+/// A worker that never becomes ready is killed within this.
+const SILENT_FOR: Duration = Duration::from_secs(63);
 /// A reload has this long until it is rolled back.
 const RELOADED_WITHIN: Duration = Duration::from_secs(30);
 /// A slot whose ready worker crashed has a new one within this.
@@ -39,11 +41,16 @@ enum Happening {
     FailsToLoad(WorkerId),
     Hangs(WorkerId),
     BreaksTheProtocol(WorkerId),
+    HangsUp(WorkerId),
+    /// From now on it does not die of SIGKILL.
+    Sticks(WorkerId),
     IsToldToDrain(WorkerId),
     Dies(WorkerId),
     HeartbeatsAreRead,
     Scale(u32),
-    Reload { force: bool },
+    Reload {
+        force: bool,
+    },
     Stop,
 }
 
@@ -55,6 +62,11 @@ struct Process {
     ready: bool,
     drain_began: Option<Time>,
     hung_at: Option<Time>,
+    /// It waits in the kernel; when it was sent SIGKILL.
+    sticks: bool,
+    killed_at: Option<Time>,
+    /// It turns, but says nothing.
+    silent: bool,
 }
 
 struct Simulation {
@@ -153,7 +165,7 @@ impl Simulation {
             let next = self.future.peek().map(|Reverse((time, ..))| *time);
             let deadline = self.supervisor.next_deadline();
             let Some(time) = next.into_iter().chain(deadline).min() else { break };
-            if self.outcome.is_some() || time > LENGTH + Duration::from_secs(120) {
+            if self.outcome.is_some() || time > LENGTH + Duration::from_secs(240) {
                 break;
             }
             self.now = self.now.max(time);
@@ -174,6 +186,11 @@ impl Simulation {
         match happening {
             Happening::HeartbeatsAreRead => {
                 let beat = self.now.as_millis() as u64;
+                let unready = self.processes.values().filter(|it| it.silent && !it.ready);
+                for process in unready {
+                    let silent_for = self.now - process.started;
+                    assert!(silent_for <= SILENT_FOR, "a worker is not ready for {silent_for:?}");
+                }
                 // A request a millisecond, as long as it lives well.
                 let vitals = |process: &Process| {
                     let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
@@ -184,7 +201,8 @@ impl Simulation {
                 let observed = self.processes.iter().map(|(&id, process)| (id, vitals(process))).collect();
                 for (worker, process) in &self.processes {
                     let hung_for = process.hung_at.map_or(Time::ZERO, |at| self.now - at);
-                    assert!(hung_for <= FREED_WITHIN, "worker {worker} hangs for {hung_for:?}");
+                    let freed_within = FREED_WITHIN + if process.sticks { KILL_PATIENCE } else { Time::ZERO };
+                    assert!(hung_for <= freed_within, "worker {worker} hangs for {hung_for:?}");
                 }
                 self.tell(Event::Observed(observed));
                 self.plan(READ_EVERY, Happening::HeartbeatsAreRead);
@@ -218,6 +236,16 @@ impl Simulation {
                 self.tell(Event::LoadFailed { worker, reason: "cannot load".into() });
                 self.plan_within(Duration::from_millis(50), Happening::Dies(worker));
             }
+            Happening::HangsUp(worker) if is_alive(&worker) => {
+                self.tell(Event::HungUp { worker });
+                // Some exit, as they should.
+                if self.chance(50) {
+                    self.plan_within(Duration::from_secs(1), Happening::Dies(worker));
+                }
+            }
+            Happening::Sticks(worker) if is_alive(&worker) => {
+                self.processes.get_mut(&worker).expect("alive").sticks = true;
+            }
             Happening::BreaksTheProtocol(worker) if is_alive(&worker) => {
                 self.tell(Event::Misbehaved { worker, reason: "nonsense".into() });
             }
@@ -247,11 +275,15 @@ impl Simulation {
 
     /// What becomes of a worker that accepts connections.
     fn live(&mut self, worker: WorkerId) {
-        let happening = match self.random.u32(0..10) {
+        if self.chance(5) {
+            self.plan_within(Duration::from_secs(30), Happening::Sticks(worker));
+        }
+        let happening = match self.random.u32(0..11) {
             0..=2 => Happening::Dies(worker),
             3 => Happening::Hangs(worker),
             4 => Happening::BreaksTheProtocol(worker),
             5 => Happening::IsToldToDrain(worker),
+            6 => Happening::HangsUp(worker),
             _ => return,
         };
         self.plan_within(Duration::from_secs(40), happening);
@@ -295,15 +327,25 @@ impl Simulation {
                     let process = &self.processes[&worker];
                     assert!(process.hung_at.is_some() || !process.ready, "aborted healthy worker {worker}");
                     // A stopped process does not die of it.
-                    if self.chance(50) {
+                    if !process.sticks && self.chance(50) {
                         self.plan(Duration::from_millis(1), Happening::Dies(worker));
                     }
                 }
                 // Decided before the supervisor could know that there is no such process.
                 Action::Kill { worker } if self.never_started.contains(&worker) => {}
                 Action::Kill { worker } => {
-                    assert!(self.processes.contains_key(&worker), "a signal for dead worker {worker}");
-                    self.plan(Duration::from_millis(1), Happening::Dies(worker));
+                    let now = self.now;
+                    let process = self.processes.get_mut(&worker);
+                    let process = process.unwrap_or_else(|| panic!("a signal for dead worker {worker}"));
+                    process.killed_at.get_or_insert(now);
+                    if !process.sticks {
+                        self.plan(Duration::from_millis(1), Happening::Dies(worker));
+                    }
+                }
+                Action::Report(Report::Unkillable { worker }) => {
+                    let stuck = self.processes.remove(&worker).expect("alive");
+                    assert!(stuck.sticks, "gave up worker {worker}, which dies");
+                    assert_eq!(stuck.killed_at.map(|at| self.now - at), Some(KILL_PATIENCE));
                 }
                 Action::Exit(outcome) => {
                     assert!(self.processes.is_empty(), "left workers behind");
@@ -385,12 +427,16 @@ impl Simulation {
                 ready: false,
                 drain_began: None,
                 hung_at: None,
+                sticks: false,
+                killed_at: None,
+                silent: false,
             },
         );
         match self.random.u32(0..20) {
             0 => self.plan_within(Duration::from_secs(2), Happening::Dies(worker)),
             1 => self.plan_within(Duration::from_secs(2), Happening::FailsToLoad(worker)),
             2 => self.plan_within(Duration::from_secs(2), Happening::Hangs(worker)),
+            3 if self.chance(20) => self.processes.get_mut(&worker).expect("alive").silent = true,
             _ => self.plan_within(Duration::from_secs(2), Happening::BecomesReady(worker)),
         }
         None
@@ -400,7 +446,7 @@ impl Simulation {
         match (&self.outcome, self.stopped_at) {
             (Some(Outcome::BootFailed(_)), _) => assert!(!self.ever_ready, "gave up after a worker was ready"),
             (Some(Outcome::Stopped), Some(at)) => {
-                let longest = POLICY.shutdown_timeout + Duration::from_millis(10);
+                let longest = POLICY.shutdown_timeout + KILL_PATIENCE + Duration::from_millis(10);
                 assert!(self.now <= at + longest, "the stop took from {at:?} to {:?}", self.now);
             }
             (Some(Outcome::Stopped), None) => panic!("stopped by itself"),
@@ -420,7 +466,8 @@ impl Simulation {
                     "a worker of generation that is over"
                 );
                 let drained_by = self.now.saturating_sub(POLICY.drain_timeout + CUT_GRACE + Duration::from_millis(10));
-                let late = |process: &&Process| process.drain_began.is_some_and(|began| began < drained_by);
+                let late =
+                    |process: &&Process| !process.sticks && process.drain_began.is_some_and(|began| began < drained_by);
                 assert_eq!(self.processes.values().filter(late).count(), 0, "a drain without end");
             }
         }

@@ -75,7 +75,9 @@ fn describe(action: &Action) -> String {
         Action::SendDrain { worker } => format!("drain {worker}"),
         Action::Abort { worker } => format!("abort {worker}"),
         Action::Kill { worker } => format!("kill {worker}"),
-        Action::Report(Report::Degraded(degraded)) => format!("degraded: {degraded}"),
+        Action::Report(Report::Degraded(Some(degradation))) => format!("degraded: {degradation:?}"),
+        Action::Report(Report::Degraded(None)) => "not degraded".into(),
+        Action::Report(Report::Unkillable { worker }) => format!("unkillable {worker}"),
         Action::Report(Report::Draining { why, .. }) => format!("{why:?}"),
         Action::AnnounceServing => "announce".into(),
         Action::ReleaseOutput => "release".into(),
@@ -138,8 +140,6 @@ fn scale(slots: u32) -> Event {
 fn scaling_adds_slots_and_drains_the_highest() {
     check(&[
         (1, ready(1), "accept 1"),
-        // Not before the boot is complete.
-        (2, scale(4), ""),
         (3, ready(2), "accept 2, announce"),
         (4, scale(4), "spawn 3 in 2, spawn 4 in 3"),
         (5, ready(3), "accept 3"),
@@ -165,6 +165,113 @@ fn a_slot_in_back_off_can_be_given_up() {
         (11, scale(1), ""),
         (500, Event::DeadlinePassed, ""),
     ]);
+}
+
+#[test]
+fn a_cluster_with_one_ready_worker_can_be_changed() {
+    // Before there is one, there is nothing to change.
+    check(&[(1, scale(4), ""), (2, ready(1), "accept 1")]);
+    let start = [
+        (1, ready(1), "accept 1"),
+        (2, load_failed(2), ""),
+        (3, exited(2), "crash 2, spawn 3 in 1, announce"),
+        (4, load_failed(3), ""),
+        (5, exited(3), "crash 3, wait, degraded: MissingWorkers"),
+    ];
+    let mut script = start.to_vec();
+    script.push((6, scale(3), "spawn 4 in 2"));
+    script.push((7, ready(4), "accept 4"));
+    script.push((8, scale(1), "drain 4, not degraded"));
+    check(&script);
+    // Workers are recycled although a slot has none.
+    let policy = recycling(Recycle { max_requests: Some(10), ..Recycle::default() });
+    let mut script = start.to_vec();
+    script.push((50, served(&[(1, 10)]), "spawn 4 in 0"));
+    script.push((51, ready(4), "accept 4"));
+    script.push((52, accepting(4), "drain 1, MaxRequests"));
+    check_with(policy, &script);
+    let mut script = start.to_vec();
+    script.push((6, Event::ShutdownRequested(Haste::Drain), "close, drain 1"));
+    script.push((7, exited(1), "stopped"));
+    check(&script);
+}
+
+#[test]
+fn a_worker_that_does_not_exit_as_it_should_is_killed() {
+    let start = [(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    let mut script = start.to_vec();
+    script.push((1000, load_failed(2), ""));
+    script.push((2999, Event::DeadlinePassed, ""));
+    script.push((3000, Event::DeadlinePassed, "kill 2"));
+    script.push((3001, exited(2), "crash 2, spawn 3 in 1"));
+    check(&script);
+    let mut script = start.to_vec();
+    script.push((1000, Event::HungUp { worker: WorkerId(2) }, ""));
+    script.push((2999, Event::DeadlinePassed, ""));
+    script.push((3000, Event::DeadlinePassed, "kill 2"));
+    check(&script);
+    // One that exits at once was about to.
+    let mut script = start.to_vec();
+    script.push((1000, Event::HungUp { worker: WorkerId(2) }, ""));
+    script.push((1001, exited(2), "crash 2, spawn 3 in 1"));
+    script.push((3000, Event::DeadlinePassed, ""));
+    check(&script);
+}
+
+#[test]
+fn a_worker_that_turns_and_does_nothing_is_killed() {
+    // The first never says that it accepts, the second never that it is ready.
+    let mut script = vec![(1, ready(1), "accept 1")];
+    script.extend((1..8).map(|turn| (turn * 4000, beats(turn, turn), if turn == 3 { "announce" } else { "" })));
+    script.push((30_001, beats(8, 8), "kill 1"));
+    script.push((30_002, exited(1), "crash 1, spawn 3 in 0"));
+    script.push((30_003, ready(3), "accept 3"));
+    script.push((30_004, accepting(3), ""));
+    script.extend((8..15).map(|turn| (turn * 4000, beats(1, turn + 1), "")));
+    script.push((60_000, beats(1, 20), "kill 2"));
+    check(&script);
+    // A primary that was stopped itself gives everybody their time again.
+    let mut script = vec![(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    script.extend((0..8).map(|turn| (60_000 + turn * 4000, beats(turn + 1, turn + 1), "")));
+    script.push((90_000, beats(9, 9), "kill 1, kill 2"));
+    check(&script);
+}
+
+#[test]
+fn a_worker_that_sigkill_does_not_end_is_replaced_and_not_waited_for() {
+    let misbehaved = Event::Misbehaved { worker: WorkerId(2), reason: "frame".into() };
+    let start = [(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    let mut script = start.to_vec();
+    script.push((1000, misbehaved, "kill 2"));
+    script.push((10_999, Event::DeadlinePassed, ""));
+    script.push((11_000, Event::DeadlinePassed, "unkillable 2, crash 2, spawn 3 in 1"));
+    script.push((11_001, ready(3), "accept 3"));
+    let mut dies_late = script.clone();
+    dies_late.push((20_000, exited(2), ""));
+    check(&dies_late);
+    script.push((20_000, Event::ShutdownRequested(Haste::Drain), "close, drain 1, drain 3"));
+    script.push((20_001, exited(1), ""));
+    script.push((20_002, exited(3), "stopped"));
+    check(&script);
+    // A stop ends, too.
+    let mut script = start.to_vec();
+    script.push((1000, Event::ShutdownRequested(Haste::Now), "kill 1, kill 2"));
+    script.push((1001, exited(1), ""));
+    script.push((11_000, Event::DeadlinePassed, "unkillable 2, stopped"));
+    check(&script);
+}
+
+#[test]
+fn workers_that_drain_do_not_pile_up() {
+    let draining = |worker| Event::BeganDraining { worker: WorkerId(worker) };
+    let mut script = vec![(1, ready(1), "accept 1"), (1, ready(2), "accept 2, announce")];
+    script.push((1000, draining(2), "spawn 3 in 1"));
+    script.push((2000, draining(3), "spawn 4 in 1"));
+    script.push((3000, draining(4), "spawn 5 in 1"));
+    script.push((4000, draining(5), "spawn 6 in 1"));
+    script.push((5000, draining(6), "kill 2, spawn 7 in 1"));
+    script.push((6000, draining(7), "kill 3, spawn 8 in 1"));
+    check(&script);
 }
 
 fn beats(one: u64, two: u64) -> Event {
@@ -260,7 +367,7 @@ fn a_crash_in_the_middle_of_a_surge_leaves_the_other_worker() {
     let mut script = start.to_vec();
     script.push((1001, exited(2), "crash 2, spawn 4 in 1"));
     script.push((1002, exited(4), "crash 4, spawn 5 in 1"));
-    script.push((1003, exited(5), "crash 5, wait"));
+    script.push((1003, exited(5), "crash 5, wait, degraded: MissingWorkers"));
     script.push((1004, ready(3), "accept 3"));
     script.push((1004, served(&[(1, 11), (3, 0)]), ""));
     check_with(policy, &script);
@@ -348,19 +455,22 @@ fn many_crashes_in_a_minute_are_a_storm_until_it_is_over() {
     for crash in 1..=7_u64 {
         let now = ms(crash * 1000);
         let actions = supervisor.step(now, exited(worker));
-        let expected =
-            format!("crash {worker}, {}spawn {} in 1", if crash == 6 { "degraded: true, " } else { "" }, crash + 2);
+        let expected = format!(
+            "crash {worker}, spawn {} in 1{}",
+            crash + 2,
+            if crash == 6 { ", degraded: CrashStorm" } else { "" }
+        );
         assert_eq!(text(&actions), expected);
         worker = crash + 2;
         supervisor.step(now, ready(worker));
     }
     // Six are still a storm, five are none.
-    assert!(supervisor.is_degraded());
+    assert_eq!(supervisor.degradation(), Some(Degradation::CrashStorm));
     assert_eq!(supervisor.next_deadline(), Some(ms(61_000)));
     assert_eq!(text(&supervisor.step(ms(61_000), Event::DeadlinePassed)), "");
     assert_eq!(supervisor.next_deadline(), Some(ms(62_000)));
-    assert_eq!(text(&supervisor.step(ms(62_000), Event::DeadlinePassed)), "degraded: false");
-    assert!(!supervisor.is_degraded());
+    assert_eq!(text(&supervisor.step(ms(62_000), Event::DeadlinePassed)), "not degraded");
+    assert_eq!(supervisor.degradation(), None);
 }
 
 #[test]
@@ -368,10 +478,17 @@ fn what_workers_say_is_not_held_back_for_ever() {
     check(&[(9_999, Event::DeadlinePassed, ""), (10_000, Event::DeadlinePassed, "release")]);
     check(&[
         (1, ready(1), "accept 1"),
-        (2, exited(2), "release, crash 2, spawn 3 in 1"),
-        (3, exited(3), "crash 3, wait"),
+        // What serves is announced without those that fail.
+        (2, exited(2), "crash 2, spawn 3 in 1, announce"),
+        (3, exited(3), "crash 3, wait, degraded: MissingWorkers"),
         (10_000, Event::DeadlinePassed, "spawn 4 in 1"),
-        (10_001, ready(4), "accept 4, announce"),
+        (10_001, ready(4), "accept 4, not degraded"),
+    ]);
+    check(&[
+        (1, ready(1), "accept 1"),
+        (9_999, Event::DeadlinePassed, ""),
+        (10_000, Event::DeadlinePassed, "announce"),
+        (10_001, ready(2), "accept 2"),
     ]);
 }
 
@@ -395,8 +512,8 @@ fn once_a_worker_was_ready_the_cluster_never_gives_up() {
     check(&[
         (1, ready(1), "accept 1"),
         (2, load_failed(2), ""),
-        (3, exited(2), "release, crash 2, spawn 3 in 1"),
-        (4, exited(3), "crash 3, wait"),
+        (3, exited(2), "crash 2, spawn 3 in 1, announce"),
+        (4, exited(3), "crash 3, wait, degraded: MissingWorkers"),
         (300, exited(1), "crash 1, spawn 4 in 0"),
         (500, Event::DeadlinePassed, "spawn 5 in 1"),
         (501, exited(5), "crash 5, wait"),
@@ -421,10 +538,10 @@ fn stopping_drains_then_kills() {
     check(&[
         (1, ready(1), "accept 1"),
         (10, stop(), "close, drain 1, kill 2"),
-        (11, exited(1), ""),
+        (11, exited(2), ""),
         (15_009, Event::DeadlinePassed, ""),
-        (15_010, Event::DeadlinePassed, "kill 2"),
-        (15_011, exited(2), "stopped"),
+        (15_010, Event::DeadlinePassed, "kill 1"),
+        (15_011, exited(1), "stopped"),
         (15_012, stop(), ""),
     ]);
     check(&[
@@ -482,6 +599,7 @@ enum Turn {
     Accepts(prop::sample::Index),
     LoadFails(prop::sample::Index),
     Misbehaves(prop::sample::Index),
+    HangsUp(prop::sample::Index),
     Drains(prop::sample::Index),
     Dies(prop::sample::Index),
     /// Something about a worker that is gone, or never was.
@@ -500,6 +618,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
         8 => any_index().prop_map(Turn::Accepts),
         1 => any_index().prop_map(Turn::LoadFails),
         1 => any_index().prop_map(Turn::Misbehaves),
+        1 => any_index().prop_map(Turn::HangsUp),
         1 => any_index().prop_map(Turn::Drains),
         6 => any_index().prop_map(Turn::Dies),
         1 => (0..50_u64).prop_map(Turn::Ghost),
@@ -579,11 +698,14 @@ impl World {
                     assert!(!self.alive.contains_key(&worker));
                     assert!(retry_in <= MAX_BACKOFF.mul_f64(1.0 + JITTER));
                 }
+                Action::Report(Report::Unkillable { worker }) => {
+                    assert!(self.killed.contains(&worker), "given up before it was killed");
+                    // The driver goes on without it, as with one that is gone.
+                    self.alive.remove(&worker);
+                }
                 Action::ReleaseOutput | Action::Report(_) => {}
                 Action::CloseListeners => assert!(self.asked_to_stop),
-                Action::AnnounceServing => {
-                    assert!(self.alive.values().all(|member| member.ready || member.draining));
-                }
+                Action::AnnounceServing => assert!(self.ever_ready),
                 Action::Exit(outcome) => {
                     assert!(self.alive.is_empty(), "left workers behind");
                     self.exit = Some(outcome);
@@ -614,6 +736,7 @@ fn run(slots: u32, turns: &[Turn]) -> (World, Supervisor) {
                 .filter(|worker| !world.alive[worker].ready)
                 .map(|worker| Event::LoadFailed { worker, reason: "load".into() }),
             Turn::Misbehaves(index) => pick(index).map(|worker| Event::Misbehaved { worker, reason: "frame".into() }),
+            Turn::HangsUp(index) => pick(index).map(|worker| Event::HungUp { worker }),
             Turn::Drains(index) => pick(index).map(|worker| {
                 world.alive.get_mut(&worker).unwrap().draining = true;
                 Event::BeganDraining { worker }
