@@ -30,6 +30,9 @@ pub(crate) fn raise_descriptor_limit() {
 /// Most memory that a compiler may use, in bytes, on a machine that has far more. A component of 18 MB
 /// takes about a tenth of it.
 const COMPILER_MEMORY: u64 = 4 * 1024 * 1024 * 1024;
+/// What a compiler may map on the smallest machine, in bytes. The kernel limits what is mapped: for a small component about
+/// 150 MiB, of which less than half is ever touched.
+const LEAST_ADDRESS_SPACE: u64 = 256 * 1024 * 1024;
 /// How far a compiler steps back behind processes that serve.
 const COMPILER_NICENESS: i32 = 10;
 
@@ -38,7 +41,7 @@ const COMPILER_NICENESS: i32 = 10;
 pub(crate) fn restrain_compiler() {
     // SAFETY: changes the priority of this process, touches no memory.
     unsafe { nix::libc::nice(COMPILER_NICENESS) };
-    let memory = Shares::of(memory_of_this_machine(), 0).compiler;
+    let memory = Shares::of(memory_of_this_machine(), 0).compiler.max(LEAST_ADDRESS_SPACE);
     let restrained = setrlimit(Resource::RLIMIT_DATA, memory, memory)
         .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0))
         .map_err(std::io::Error::from)

@@ -308,50 +308,83 @@ fn without_proc_it_says_what_is_missing() {
     refused(&setup.run(), &["/proc is not mounted", "mount -t proc"]);
 }
 
-/// A control group that is gone with its processes.
+/// A control group of version 1, which is gone with its processes.
 struct Group(PathBuf);
 
 impl Group {
-    /// With so much memory; none where no such group can be made.
-    fn new(memory: u64) -> Option<Self> {
+    /// Of a controller, with one setting; none where no such group can be made.
+    fn new(controller: &str, file: &str, value: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = own.lines().find_map(|line| line.split_once(":memory:/")).map(|(_, group)| group.to_owned())?;
-        let parent = Path::new("/sys/fs/cgroup/memory").join(own);
-        let group = Self(parent.join(format!("wasmcluster-test-{}", std::process::id())));
+        let own = own.lines().find_map(|line| line.split_once(&format!(":{controller}:/"))).map(|(_, group)| group)?;
+        let parent = Path::new("/sys/fs/cgroup").join(controller).join(own);
+        let group = Self(parent.join(format!("wasmcluster-test-{}-{value}", std::process::id())));
         fs::create_dir(&group.0).ok()?;
-        fs::write(group.0.join("memory.limit_in_bytes"), memory.to_string()).ok()?;
+        fs::write(group.0.join(file), value.to_string()).ok()?;
         Some(group)
+    }
+
+    /// `setup`, started in this group.
+    fn around(&self, mut setup: Setup) -> Setup {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(&self.0);
+        command.arg(env!("CARGO_BIN_EXE_wasmcluster")).args(setup.command.get_args());
+        command.current_dir(setup.folder.path());
+        command.envs(setup.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        setup.command = command;
+        setup
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Its processes are on their way out, or somebody looks for what was left behind.
         until("the group is empty", || fs::remove_dir(&self.0).ok());
     }
+}
+
+/// Without `--workers`.
+fn by_default(args: &[&str]) -> Setup {
+    Setup::bare(&[&["serve", text(&guest("hello")), "--listen", "127.0.0.1:0"], args].concat())
 }
 
 /// Without a store, so that the compiler works within its share as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_memory_of_a_control_group_is_shared_out() {
-    let Some(group) = Group::new(512 << 20) else {
-        println!("skipped: no control group of version 1 with a limit on memory can be made here");
+    // Two fifths of it for the workers and one to spare, and as much for the compiler.
+    for (mebibytes, args, share) in [(512, &["--workers", "2"][..], "68MiB"), (256, &[], "51MiB")] {
+        let Some(group) = Group::new("memory", "memory.limit_in_bytes", mebibytes << 20) else {
+            println!("skipped: no control group of version 1 with a limit on memory can be made here");
+            return;
+        };
+        let cluster = group.around(by_default(&[args, &["--store", "store"]].concat())).start();
+        assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+        let limits = cluster.status()["limits"].clone();
+        assert_eq!((&limits["max-worker-memory"], &limits["max-memory"]), (&share.into(), &share.into()));
+        assert_eq!(cluster.ready().len(), if args.is_empty() { 1 } else { 2 });
+        drop(cluster);
+    }
+}
+
+#[test]
+fn a_control_group_with_one_processors_time_has_one_worker() {
+    let Some(group) = Group::new("cpu", "cpu.cfs_quota_us", 100_000) else {
+        println!("skipped: no control group of version 1 with a limit on processors can be made here");
         return;
     };
-    let mut setup = hello().workers(2).args(&["--store", "store"]);
-    let mut command = Command::new("sh");
-    command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]);
-    command.arg(&group.0).arg(env!("CARGO_BIN_EXE_wasmcluster")).args(setup.command.get_args());
-    command.current_dir(setup.folder.path());
-    command.envs(setup.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    setup.command = command;
-    let cluster = setup.start();
-    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
-    // Two fifths of it for three, and as much for the compiler.
-    let limits = cluster.status()["limits"].clone();
-    assert_eq!((&limits["max-worker-memory"], &limits["max-memory"]), (&"68MiB".into(), &"68MiB".into()));
-    assert_eq!(cluster.command(&["reload"]).code, Some(0));
-    drop(cluster);
-    drop(group);
+    let cluster = group.around(by_default(&[])).start();
+    assert_eq!(cluster.ready().len(), 1);
+}
+
+/// As from one container to another: the process cannot be seen, so its number says nothing.
+#[test]
+fn stop_waits_for_a_process_that_it_cannot_see() {
+    let cluster = hello().start();
+    let outside = ["--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_wasmcluster"), "stop"];
+    if !Command::new("unshare").args(&outside[..3]).arg("true").output().is_ok_and(|it| it.status.success()) {
+        println!("skipped: no namespace of processes can be made here");
+        return;
+    }
+    let stopped = Command::new("unshare").args(outside).env("XDG_RUNTIME_DIR", cluster.folder.path()).output().unwrap();
+    assert!(stopped.status.success(), "{stopped:?}");
+    assert_eq!(cluster.wait().code(), Some(0));
 }
