@@ -4,8 +4,8 @@
 pub(crate) mod json;
 mod relay;
 
-use std::fmt;
-use std::io::{self, Write};
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -172,5 +172,63 @@ pub(crate) fn announcement(format: LogFormat, url: &str) -> String {
             let url = serde_json::Map::from_iter([("url".into(), format!("{url}{slash}").into())]);
             json::line(LogLevel::Info.name(), &message, &url)
         }
+    }
+}
+
+/// Bytes of a text from elsewhere that are logged.
+const MAX_QUOTED: usize = 1024;
+const MAX_TRACE: usize = 4 * 1024;
+
+/// A text from elsewhere, as a guest's error: one line, and not longer than one, with nothing in it that a terminal or a
+/// reader of lines would take for more than text.
+pub(crate) fn one_line(text: &str) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let cut = text.floor_char_boundary(MAX_QUOTED);
+        write_escaped(f, &text[..cut])?;
+        if cut < text.len() { f.write_str("…") } else { Ok(()) }
+    })
+}
+
+/// A text from elsewhere that has several lines, as a backtrace: those behind the first are indented, so that none of them
+/// can be taken for a line of the log.
+pub(crate) fn several_lines(text: &str) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let cut = text.floor_char_boundary(MAX_TRACE);
+        for (number, line) in text[..cut].trim_end().lines().enumerate() {
+            if number > 0 {
+                f.write_str("\n    ")?;
+            }
+            write_escaped(f, line)?;
+        }
+        if cut < text.len() { f.write_str("…") } else { Ok(()) }
+    })
+}
+
+fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for char in text.chars() {
+        // Separators of lines and paragraphs, and what changes the direction of text.
+        let is_special = matches!(char, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if char.is_control() || is_special {
+            write!(f, "{}", char.escape_default())?;
+        } else {
+            f.write_char(char)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_from_elsewhere_forge_no_lines() {
+        let text = "asked to \"fail\"\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[31m\u{2028}\u{202e}é";
+        let escaped = "asked to \"fail\"\\n2026-01-01T00:00:00Z ERROR forged\\r\\u{1b}[31m\\u{2028}\\u{202e}é";
+        assert_eq!(one_line(text).to_string(), escaped);
+        let lines = several_lines(text).to_string();
+        assert_eq!(lines, escaped.replace("\\n", "\n    "));
+        assert_eq!(one_line(&"é".repeat(MAX_QUOTED)).to_string(), format!("{}…", "é".repeat(MAX_QUOTED / 2)));
+        assert!(several_lines(&"a\n".repeat(MAX_TRACE)).to_string().ends_with("a…"));
     }
 }

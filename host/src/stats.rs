@@ -73,6 +73,8 @@ counters! {
     timeouts,
     /// Requests refused because the worker was full.
     rejected,
+    /// Requests refused for what they are: malformed, too large, or of a kind that is not served.
+    refused,
     /// Requests whose answer was never handed over to its end.
     aborted,
     /// Requests being answered now, or waiting for a place.

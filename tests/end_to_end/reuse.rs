@@ -60,7 +60,7 @@ async fn an_instance_that_did_not_do_well_is_not_used_again() {
     }
 }
 
-/// As of some languages: only the first request of an instance is answered. It is noticed with the second.
+/// As of some languages: only the first request of an instance is answered. It is noticed when that has shown a few times.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_cannot_live_twice_is_served_fresh() {
     let cluster = cluster("hostile_p2", &["--max-instance-reuse-count", "100"]);

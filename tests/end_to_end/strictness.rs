@@ -104,15 +104,13 @@ async fn guests_cannot_reframe_their_answers() {
             exchange(&cluster, format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").as_bytes())
         };
         for path in ["/short-body", "/long-body"] {
+            // It is known before a byte of the answer is sent, unless the guest had to give way in between.
             let answer = ask(path);
             let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-            assert!(
-                head.is_empty() || !head.starts_with("HTTP/1.1 200") || Some(body.len()) != length,
-                "{name}: {answer}"
-            );
+            assert!(!head.starts_with("HTTP/1.1 200") || Some(body.len()) != length, "{name}: {answer}");
         }
-        cluster.stderr.find("an answer was cut");
+        cluster.stderr.find("its body ended 90 bytes before its content-length");
         if name == "hostile_p2" {
             assert!(ask("/unwritten-body").starts_with("HTTP/1.1 500 "));
         }

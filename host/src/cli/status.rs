@@ -42,8 +42,15 @@ fn table(status: &Status) -> String {
     }));
     align(&mut text, &rows);
     text.push_str(&format!(
-        "\n{} requests, {} errors, {} traps, {} timeouts, {} rejected, {} aborted, {} crashes\n",
-        totals.requests, totals.errors, totals.traps, totals.timeouts, totals.rejected, totals.aborted, totals.crashes
+        "\n{} requests, {} errors, {} traps, {} timeouts, {} rejected, {} refused, {} aborted, {} crashes\n",
+        totals.requests,
+        totals.errors,
+        totals.traps,
+        totals.timeouts,
+        totals.rejected,
+        totals.refused,
+        totals.aborted,
+        totals.crashes
     ));
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: half of all below {p50:.2} ms, 99 % below {p99:.2} ms\n"));

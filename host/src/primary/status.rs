@@ -101,6 +101,9 @@ pub(crate) struct Totals {
     pub(crate) traps: u64,
     pub(crate) timeouts: u64,
     pub(crate) rejected: u64,
+    /// Refused for what they are: 4xx of the server's own.
+    #[serde(default)]
+    pub(crate) refused: u64,
     /// Requests that were begun and not answered to the end: their client left, their guest trapped behind its head, or
     /// their worker was gone.
     pub(crate) aborted: u64,
@@ -159,6 +162,7 @@ impl Totals {
             traps: counted.traps,
             timeouts: counted.timeouts,
             rejected: counted.rejected,
+            refused: counted.refused,
             aborted: counted.aborted,
             crashes,
             reloads,

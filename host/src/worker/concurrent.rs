@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error, p3};
 
 use super::guest::Guest;
-use super::instance::{Failure, Head};
+use super::instance::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
 use super::turns::Turns;
@@ -164,7 +165,10 @@ impl Instance {
     fn poll(&self, seat: u64) {
         let mut running = self.running.borrow_mut();
         let Some(run) = &mut *running else { return };
-        let polled = run.as_mut().poll(&mut Context::from_waker(&self.waker));
+        let mut context = Context::from_waker(&self.waker);
+        // A panic ends the instance as a trap does: others that have a seat in it must not poll it again.
+        let polled = catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(&mut context)))
+            .unwrap_or_else(|_| Poll::Ready(Err(wasmtime::Error::msg("the server panicked while the guest ran"))));
         if let Poll::Ready(Err(error)) = polled {
             self.is_good.set(false);
             self.trapped.replace(Some(format!("{error:?}")));
@@ -285,7 +289,7 @@ async fn answer(
     let answer = match service.handle(accessor, request).await? {
         Ok(answer) => answer,
         Err(code) => {
-            let _ = head.send(Err(format!("{code:?}")));
+            let _ = head.send(Err(said(code)));
             return Ok(());
         }
     };

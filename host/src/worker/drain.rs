@@ -18,7 +18,8 @@
 //!
 //! A connection on which nothing was said yet is idle. Requests that are on their way when a drain begins are answered
 //! if they arrive within the grace; what arrives on a half-closed connection is read, so that it cannot turn the last
-//! answer into a reset, and thrown away.
+//! answer into a reset, and thrown away. A client that closes its side behind its request is still answered, unless nothing
+//! moves for a second: most that do so have left.
 
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub(super) type Time = Duration;
 
 /// How long a client may take to close its side.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a client that has closed its side is waited for, while no byte of its answer moves. It may have left, or still
+/// read: that shows only when something is written.
+const HALF_OPEN: Duration = Duration::from_secs(1);
 
 /// What happened on the connection, or to its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,10 @@ pub(super) enum Event {
     Shut,
     /// More of a request came in, but not of its head.
     BodyCame,
+    /// A byte of an answer went out.
+    AnswerMoved,
+    /// The client closed its side while it waits for an answer, and may still read that.
+    ClientShut,
     /// The client closed its side, or the connection broke.
     ClientLeft,
     /// There are too many connections, and this one was idle for longest.
@@ -100,12 +108,14 @@ pub(super) struct Connection {
     state: State,
     timeouts: Timeouts,
     drain_began: Option<Time>,
+    /// When the client closed its side, or a byte moved after that.
+    client_shut: Option<Time>,
 }
 
 impl Connection {
     /// A connection that was accepted at `now`.
     pub(super) fn new(now: Time, timeouts: Timeouts) -> Self {
-        Self { state: State::Idle { since: now }, timeouts, drain_began: None }
+        Self { state: State::Idle { since: now }, timeouts, drain_began: None, client_shut: None }
     }
 
     /// Takes note of what happened at `now`.
@@ -126,11 +136,24 @@ impl Connection {
             (State::Idle { .. }, Event::BodyCame) | (State::Busy, Event::Answered) => State::Idle { since: now },
             (State::Idle { .. }, _) if is_due => half_closed,
             (State::Head { .. }, _) if is_due => State::Refused,
+            (State::Busy, _) if is_due => State::Closed,
             (state, _) => state,
         };
+        match event {
+            Event::ClientShut => drop(self.client_shut.get_or_insert(now)),
+            Event::RequestBegan | Event::BodyCame | Event::AnswerMoved => {
+                self.client_shut = self.client_shut.map(|_| now);
+            }
+            _ => {}
+        }
         if event == Event::DrainBegan {
             self.drain_began.get_or_insert(now);
         }
+    }
+
+    /// Whether the client has closed its side, and is still answered.
+    pub(super) fn is_client_shut(&self) -> bool {
+        self.client_shut.is_some()
     }
 
     /// Whether a request is being answered.
@@ -169,7 +192,8 @@ impl Connection {
             (State::Idle { since }, None) => Some(since + keep_alive),
             (State::Head { since }, _) => Some(since + header),
             (State::HalfClosed { until }, _) => Some(until),
-            (State::Busy | State::Refused | State::Closed, _) => None,
+            (State::Busy, _) => self.client_shut.map(|since| since + HALF_OPEN),
+            (State::Refused | State::Closed, _) => None,
         }
     }
 }
@@ -202,7 +226,8 @@ mod tests {
 
     use Duty::{Close, Linger, Refuse, Serve};
     use Event::{
-        Answered, BodyCame, ClientLeft, DeadlinePassed, DrainBegan, Evicted, HeadBegan, Malformed, RequestBegan, Shut,
+        AnswerMoved, Answered, BodyCame, ClientLeft, ClientShut, DeadlinePassed, DrainBegan, Evicted, HeadBegan,
+        Malformed, RequestBegan, Shut,
     };
 
     #[test]
@@ -297,6 +322,27 @@ mod tests {
         ]);
     }
 
+    #[test]
+    fn a_client_that_closes_its_side_is_answered_while_something_moves() {
+        check(&[
+            (5, RequestBegan, Serve, None),
+            (10, ClientShut, Serve, Some(1010)),
+            (500, AnswerMoved, Serve, Some(1500)),
+            (600, ClientShut, Serve, Some(1500)),
+            (1400, Answered, Serve, Some(76_400)),
+            // It was sent together with the one before.
+            (1400, RequestBegan, Serve, Some(2400)),
+            (2399, DeadlinePassed, Serve, Some(2400)),
+            (2400, DeadlinePassed, Close, None),
+        ]);
+        // The end comes along with the request.
+        check(&[
+            (5, ClientShut, Serve, Some(75_000)),
+            (5, RequestBegan, Serve, Some(1005)),
+            (6, ClientLeft, Close, None),
+        ]);
+    }
+
     /// What the guest left unread of a request is read by the server afterwards. That begins no other request.
     #[test]
     fn the_rest_of_a_body_keeps_nothing_busy() {
@@ -331,9 +377,10 @@ mod tests {
 
         /// Whatever happens: no deadline lies far ahead, nothing reopens, and a drain ends unless a request is busy.
         #[test]
-        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..10_usize), 0..40)) {
+        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..12_usize), 0..40)) {
             let all = [
                 HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame, Malformed, Evicted,
+                AnswerMoved, ClientShut,
             ];
             let mut connection = Connection::new(ms(0), TIMEOUTS);
             let (mut now, mut furthest) = (0, Serve as usize);

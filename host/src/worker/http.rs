@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::os::fd::AsFd;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -26,7 +26,6 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Sleep, sleep_until};
 use wasmtime_wasi_http::Error;
@@ -35,15 +34,14 @@ use super::Phase;
 use super::accept::{Admission, Connection, Gate, Stream};
 use super::drain::{Duty, Event, Timeouts};
 use super::framing::Framing;
-use super::instance::{Call, Failure, Head, Instances};
-use super::io::{Answering, Io, Refusal, Watch};
+use super::instance::{Call, Failure, Head, Instances, said};
+use super::io::{Answering, ClientStream, Io, Refusal, Watch};
 use super::outbound::{MAX_LOOPS, Origin, loops};
 use super::outbox::Outbox;
-use super::requests::{InFlight, Requests};
+use super::requests::{InFlight, REQUEST_ID, Requests, log_of};
 use super::upload::{Progress, Upload, UploadState};
 use crate::config::{Limits, WorkerSettings};
-use crate::ids::RequestId;
-use crate::ipc::bounded;
+use crate::logging::{one_line, several_lines};
 use crate::stats::Stats;
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
@@ -51,12 +49,10 @@ const NO_HOST: &str = "localhost";
 
 /// Header fields that hyper reads unless it is told otherwise.
 const HYPER_HEADERS: usize = 100;
-/// What names a request in the log and to its client.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Bytes of a guest's own error that are logged.
-const MAX_SAID: usize = 1024;
 /// Bytes of an answer that are taken before its head is sent, if the guest has written them by then.
 const MAX_GATHERED: usize = 64 * 1024;
+/// How often it is looked whether the client is there, where its leaving would not be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a client that is to come again may take to ask.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -142,7 +138,7 @@ impl Server {
 
     async fn serve_stream<S>(self: Rc<Self>, stream: S, admission: Admission, alive: mpsc::Sender<()>)
     where
-        S: AsyncRead + AsyncWrite + AsFd + Unpin + 'static,
+        S: ClientStream,
     {
         let timeouts = match admission {
             Admission::Serve => self.timeouts,
@@ -156,7 +152,7 @@ impl Server {
             async move {
                 Ok::<_, Infallible>(match admission {
                     Admission::Serve => server.answer(request, watch, alive).await,
-                    Admission::Refuse => server.refuse(&request, watch),
+                    Admission::Refuse => server.refuse(request, watch),
                 })
             }
         });
@@ -171,7 +167,8 @@ impl Server {
             http.serve_connection(TokioIo::new(Io::new(stream, watch.clone(), framing, self.outbox.clone())), service);
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
-        let (mut timer, mut stall) = (Timer::default(), Timer::default());
+        let (mut timer, mut stall, mut look) = (Timer::default(), Timer::default(), Timer::default());
+        let mut look_at = None;
         let _listed = match admission {
             Admission::Serve => Some(Listed::new(&self, watch.clone())),
             // It goes soon, and makes room for nobody.
@@ -184,7 +181,7 @@ impl Server {
                 watch.step(Event::DrainBegan);
             }
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
-                watch.step(how_it_ended(ended, &watch));
+                watch.step(self.how_it_ended(ended, &watch));
                 return Poll::Ready(());
             }
             if watch.spare_since().is_some() {
@@ -197,10 +194,22 @@ impl Server {
                 && stall.poll(moved_at + self.limits.stream_timeout, context).is_ready()
             {
                 self.stats.timeouts.increment();
-                let request = watch.request();
-                tracing::warn!(request, "an answer was cut: nothing moved for {:?}", self.limits.stream_timeout);
+                if let Some(in_flight) = watch.in_flight() {
+                    let limit = self.limits.stream_timeout;
+                    log_of!(warn, &in_flight, "an answer was cut: nothing moved for {limit:?}; see --stream-timeout");
+                }
                 watch.step(Event::ClientLeft);
                 return Poll::Ready(());
+            }
+            if watch.is_deaf() {
+                let at = *look_at.get_or_insert_with(|| Instant::now() + LOOK_EVERY);
+                if look.poll(at, context).is_ready() {
+                    // The stream looks when hyper flushes it, as it does each time.
+                    look_at = None;
+                    context.waker().wake_by_ref();
+                }
+            } else {
+                look_at = None;
             }
             while let Some(deadline) = watch.next_deadline() {
                 ready!(timer.poll(deadline, context));
@@ -213,47 +222,116 @@ impl Server {
         })
         .await;
         let mut io = connection.into_parts().io.into_inner();
-        if watch.duty() == Duty::Refuse && io.refuse().await == Refusal::Late {
-            self.stats.timeouts.increment();
+        match watch.duty() {
+            Duty::Refuse => self.refused(io.refuse().await),
+            Duty::Close => self.left(&watch, io.unseen()),
+            Duty::Serve | Duty::Linger => {}
         }
         io.linger().await;
     }
 
+    /// Counts a client that was refused before it had a request.
+    fn refused(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::Late => self.stats.timeouts.increment(),
+            Refusal::TooLarge | Refusal::Malformed => self.stats.refused.increment(),
+            Refusal::Failed => {}
+        }
+    }
+
+    /// Counts requests that came whole, and are dropped because their client left before they were begun. What was begun
+    /// counts itself.
+    fn left(&self, watch: &Watch, unseen: u64) {
+        if let Some(in_flight) = watch.in_flight() {
+            log_of!(debug, &in_flight, "its client left before the answer was handed over");
+        }
+        if unseen > 0 && watch.has_client_left() {
+            tracing::debug!("a client left before {unseen} of its requests were begun");
+            (0..unseen).for_each(|_| self.stats.aborted.increment());
+        }
+    }
+
+    fn how_it_ended(&self, ended: hyper::Result<()>, watch: &Watch) -> Event {
+        match ended {
+            Ok(()) if watch.has_client_left() => Event::ClientLeft,
+            Ok(()) if watch.is_draining() || watch.may_have_unread() => Event::Shut,
+            // It was the client's wish, and nothing can be on its way.
+            Ok(()) => Event::ClientLeft,
+            // The client is told so instead.
+            Err(_) if watch.can_answer_anew() => Event::Malformed,
+            Err(error) if error.is_parse() => {
+                tracing::debug!("a client is refused: {error}");
+                self.stats.refused.increment();
+                // It was answered, and that is not to be destroyed by a reset.
+                if watch.has_client_left() { Event::ClientLeft } else { Event::Shut }
+            }
+            Err(error) => {
+                tracing::debug!("a connection ended early: {error}");
+                Event::ClientLeft
+            }
+        }
+    }
+
     async fn answer(&self, mut request: Request<Incoming>, watch: Rc<Watch>, alive: mpsc::Sender<()>) -> Answer {
-        let in_flight = Rc::new(self.requests.begin());
-        let (id, began) = (in_flight.id, in_flight.began());
+        let in_flight = Rc::new(self.requests.begin(&mut request));
         let answering = watch.clone().answering(in_flight.clone(), &request);
-        let answer = match authority(&request) {
-            _ if request.method() == Method::CONNECT => plain(StatusCode::NOT_IMPLEMENTED, "this is no proxy", id),
-            Some(_) if loops(request.headers()) > MAX_LOOPS => {
-                tracing::warn!(
-                    request = id.to_string(),
-                    "refused: it came through servers like this {MAX_LOOPS} times"
-                );
-                plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", id)
-            }
-            Some(_) if request.body().size_hint().lower() > self.limits.max_body => too_large(id),
-            Some(authority) => {
-                let method = request.method().clone();
-                // Where HTTP/1.0 has none: guests get their authority from it.
-                if !request.headers().contains_key(HOST) {
-                    request.headers_mut().insert(HOST, HeaderValue::from_static(NO_HOST));
-                }
-                let deadline = began + self.limits.request_timeout;
-                let Some(place) = self.place(deadline).await else {
-                    self.stats.rejected.increment();
-                    return self.finish(busy(id), &watch, answering);
-                };
-                let (request, upload) = Upload::wrap(request, self.limits.max_body);
-                let origin = Origin::new(id, request.headers());
-                let (head, call) = self.instances.call(request, authority, origin);
-                let limit = self.limits.request_timeout;
-                let tail = Tail { stats: self.stats, in_flight, limit, _place: place, _alive: alive };
-                self.weigh(drive(head, call, deadline, tail, &upload, &method).await)
-            }
-            None => plain(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host header", id),
+        let answer = match self.admit(&mut request, &in_flight) {
+            Ok(authority) => self.serve_request(request, authority, &in_flight, alive).await,
+            Err(answer) => answer,
         };
-        self.finish(answer, &watch, answering)
+        self.finish(answer, &in_flight, &watch, answering)
+    }
+
+    /// Whom the request is addressed to; or what it is answered without a guest.
+    fn admit(&self, request: &mut Request<Incoming>, in_flight: &InFlight) -> Result<Authority, Answer> {
+        let refused = |status, text: &str, why: &str| {
+            self.stats.refused.increment();
+            log_of!(debug, in_flight, "refused: {why}");
+            Err(plain(status, text, in_flight))
+        };
+        let Some(authority) = authority(request) else {
+            let text = "the request needs exactly one valid Host header";
+            return refused(StatusCode::BAD_REQUEST, text, text);
+        };
+        if request.method() == Method::CONNECT {
+            return refused(StatusCode::NOT_IMPLEMENTED, "this is no proxy", "this is no proxy");
+        }
+        if loops(request.headers()) > MAX_LOOPS {
+            self.stats.refused.increment();
+            log_of!(warn, in_flight, "refused: it came through servers like this {MAX_LOOPS} times");
+            return Err(plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", in_flight));
+        }
+        if request.body().size_hint().lower() > self.limits.max_body {
+            return Err(too_large(self.stats, in_flight, self.limits.max_body));
+        }
+        // A target in absolute form overrides the Host. HTTP/1.0 may have none; guests get their authority from it.
+        let named = request.uri().authority().map(Authority::as_str);
+        if named.is_some() || !request.headers().contains_key(HOST) {
+            let host = HeaderValue::from_str(named.unwrap_or(NO_HOST));
+            request.headers_mut().insert(HOST, host.unwrap_or(HeaderValue::from_static(NO_HOST)));
+        }
+        Ok(authority)
+    }
+
+    async fn serve_request(
+        &self,
+        request: Request<Incoming>,
+        authority: Authority,
+        in_flight: &Rc<InFlight>,
+        alive: mpsc::Sender<()>,
+    ) -> Answer {
+        let limits = &self.limits;
+        let deadline = in_flight.began() + limits.request_timeout;
+        let Some(place) = self.place(deadline).await else {
+            return busy(self.stats, in_flight);
+        };
+        let method = request.method().clone();
+        let (request, upload) = Upload::wrap(request, limits.max_body);
+        let origin = Origin::new(in_flight.id, request.headers());
+        let (head, call) = self.instances.call(request, authority, origin);
+        let (limit, max_body, in_flight) = (limits.request_timeout, limits.max_body, in_flight.clone());
+        let tail = Tail { stats: self.stats, in_flight, limit, max_body, upload, _place: place, _alive: alive };
+        self.weigh(drive(head, call, deadline, tail, &method).await)
     }
 
     /// Counts what a version is judged by: what became of the requests that its guests got.
@@ -268,20 +346,22 @@ impl Server {
     }
 
     /// Tells the client to come again, and to go.
-    fn refuse(&self, request: &Request<Incoming>, watch: Rc<Watch>) -> Answer {
-        self.stats.rejected.increment();
-        let in_flight = Rc::new(self.requests.begin());
-        let answer = closing(busy(in_flight.id));
-        let answering = watch.clone().answering(in_flight, request);
-        self.finish(answer, &watch, answering)
+    fn refuse(&self, mut request: Request<Incoming>, watch: Rc<Watch>) -> Answer {
+        let in_flight = Rc::new(self.requests.begin(&mut request));
+        let answer = closing(busy(self.stats, &in_flight));
+        let answering = watch.clone().answering(in_flight.clone(), &request);
+        self.finish(answer, &in_flight, &watch, answering)
     }
 
     /// What every answer has, whoever made it.
-    fn finish(&self, answer: Answer, watch: &Watch, answering: Answering) -> Answer {
+    fn finish(&self, answer: Answer, in_flight: &InFlight, watch: &Watch, answering: Answering) -> Answer {
         if answer.status().is_server_error() {
             self.stats.errors.increment();
         }
         let mut answer = if watch.is_draining() { closing(answer) } else { answer };
+        if let Some(id) = in_flight.echo() {
+            answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.clone());
+        }
         answer.body_mut().answering = Some(answering);
         watch.streams();
         answer
@@ -338,20 +418,6 @@ impl Drop for Waits<'_> {
     }
 }
 
-fn how_it_ended(ended: hyper::Result<()>, watch: &Watch) -> Event {
-    match ended {
-        Ok(()) if watch.has_client_left() => Event::ClientLeft,
-        Ok(()) if watch.is_draining() || watch.may_have_unread() => Event::Shut,
-        // It was the client's wish, and nothing can be on its way.
-        Ok(()) => Event::ClientLeft,
-        Err(error) => {
-            tracing::debug!("a connection ended early: {error}");
-            // What could not be understood was answered, and that is not to be destroyed by a reset.
-            if error.is_parse() && !watch.has_client_left() { Event::Shut } else { Event::ClientLeft }
-        }
-    }
-}
-
 /// A timer that costs little: deadlines that move away, as they do with every request, do not touch it.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
@@ -398,15 +464,15 @@ async fn drive(
     mut call: Call,
     deadline: Instant,
     tail: Tail,
-    upload: &UploadState,
     method: &Method,
 ) -> Answer {
     let mut head = pin!(head);
     let (mut ended, mut has_waited) = (None, false);
+    let upload = &tail.upload;
     let head = poll_fn(|context| {
         // A guest that has waited is not polled behind its deadline: the timeouts of what it waits for, which are as long,
         // end about then, and it must not depend on chance which of them is told.
-        if std::mem::replace(&mut has_waited, true) && Instant::now() >= deadline {
+        if mem::replace(&mut has_waited, true) && Instant::now() >= deadline {
             return Poll::Ready(Err(Late));
         }
         if ended.is_none()
@@ -421,91 +487,119 @@ async fn drive(
         head.as_mut().poll(context).map(|head| Ok(Some(head)))
     });
     let Ok(Ok(head)) = tokio::time::timeout_at(deadline.into(), head).await else {
-        return tail.timed_out(upload);
+        return tail.timed_out();
     };
     match (ended, head) {
-        (_, None) => too_large(tail.id()),
+        (_, None) => too_large(tail.stats, &tail.in_flight, tail.max_body),
         (Some(Err(Failure::Full)), _) => {
-            tail.stats.rejected.increment();
-            let mut answer = busy(tail.id());
+            let mut answer = busy(tail.stats, &tail.in_flight);
             answer.extensions_mut().insert(Overloaded);
             answer
         }
-        // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
-        (Some(Err(Failure::Trap(error))), _) => {
+        (Some(Err(Failure::Trap(error))), head) => {
             tail.trapped(&error);
-            internal_error(tail.id())
+            match head {
+                // A head alone is the whole answer.
+                Some(Ok(Ok(head))) if has_no_body(method, head.status()) => answer(head, None, tail, method).await,
+                // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
+                _ => internal_error(&tail.in_flight),
+            }
         }
         (ended, Some(Ok(Ok(head)))) => {
             let call = if ended.is_some() { None } else { Some(call) };
-            let (head, frames) = head.into_parts();
-            if let Some(fault) = fault(&head, frames.is_end_stream() && method != Method::HEAD) {
-                tracing::warn!(request = tail.request(), "the guest's answer cannot be sent: {fault}");
-                return internal_error(tail.id());
-            }
-            let id = tail.id();
-            let mut body = Body::of_guest(&head, frames, call, tail, method);
-            match poll_fn(|context| Poll::Ready(body.gather(context))).await {
-                Ok(()) => Response::from_parts(head, body),
-                Err(error) => {
-                    tracing::warn!(request = id.to_string(), "an answer failed before it was sent: {error}");
-                    internal_error(id)
-                }
-            }
+            answer(head, call, tail, method).await
         }
-        (_, Some(Ok(Err(code)))) => {
-            tracing::warn!(request = tail.request(), "the guest answered with an error: {}", shortened(&code));
-            internal_error(tail.id())
+        (_, Some(Ok(Err(said)))) => {
+            log_of!(warn, &tail.in_flight, "the guest answered with an error: {}", one_line(&said));
+            internal_error(&tail.in_flight)
         }
         (_, Some(Err(_))) => {
-            let request = tail.request();
-            tracing::warn!(request, "the guest gave up its chance to answer without setting a response");
-            internal_error(tail.id())
+            log_of!(warn, &tail.in_flight, "the guest gave up its chance to answer without setting a response");
+            internal_error(&tail.in_flight)
         }
     }
 }
 
-/// What is wrong with the head of a guest's answer, if anything: what would change where the answer ends.
-fn fault(head: &http::response::Parts, is_empty: bool) -> Option<&'static str> {
+/// A guest's answer, unless it cannot be sent.
+async fn answer(
+    head: Response<UnsyncBoxBody<Bytes, Error>>,
+    call: Option<Call>,
+    tail: Tail,
+    method: &Method,
+) -> Answer {
+    let (mut head, frames) = head.into_parts();
+    if let Err(fault) = repair(&mut head, frames.is_end_stream() && method != Method::HEAD) {
+        log_of!(warn, &tail.in_flight, "the guest's answer cannot be sent: {fault}");
+        return internal_error(&tail.in_flight);
+    }
+    let in_flight = tail.in_flight.clone();
+    let mut body = Body::of_guest(&head, frames, call, tail, method);
+    match poll_fn(|context| Poll::Ready(body.gather(context))).await {
+        Ok(()) => Response::from_parts(head, body),
+        Err(fault) => {
+            let hint = body.hint();
+            log_of!(warn, &in_flight, "an answer failed before it was sent: {fault}{hint}");
+            internal_error(&in_flight)
+        }
+    }
+}
+
+/// Whether such an answer ends with its head, whatever that says (RFC 9112, section 6.3).
+fn has_no_body(method: &Method, status: StatusCode) -> bool {
+    method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// Mends what is wrong with the head of a guest's answer and harmless. An error is what would change where the answer ends.
+fn repair(head: &mut http::response::Parts, is_empty: bool) -> Result<(), &'static str> {
     if head.status.is_informational() {
-        return Some("its status is informational, and says that another follows");
+        return Err("its status is informational, and says that another follows");
     }
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (Some(_), Some(_)) => Some("it has more than one content-length"),
-        (Some(_), None) => match content_length(&head.headers) {
-            None => Some("its content-length is no number"),
-            // RFC 9110, section 8.6.
-            Some(_) if head.status == StatusCode::NO_CONTENT => Some("it has a content-length, and no content"),
-            Some(1..) if is_empty && head.status != StatusCode::NOT_MODIFIED => {
-                Some("its body is empty, and its content-length says otherwise")
-            }
-            Some(_) => None,
-        },
-        _ => None,
+    let (Some(first), is_one) = (lengths.next(), lengths.next().is_none()) else { return Ok(()) };
+    // RFC 9110, section 8.6: it must not be sent, and says nothing.
+    if head.status == StatusCode::NO_CONTENT {
+        head.headers.remove(CONTENT_LENGTH);
+        return Ok(());
     }
+    let is_number = is_one && !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
+    let length = match content_length(&head.headers)? {
+        length if is_number => length,
+        length => {
+            head.headers.insert(CONTENT_LENGTH, length.into());
+            length
+        }
+    };
+    if length > 0 && is_empty && head.status != StatusCode::NOT_MODIFIED {
+        return Err("its body is empty, and its content-length says otherwise");
+    }
+    Ok(())
 }
 
-/// What a guest says, for the log: one line, and not longer than one.
-fn shortened(text: &str) -> std::str::EscapeDebug<'_> {
-    text[..text.floor_char_boundary(MAX_SAID)].escape_debug()
+/// As RFC 9110, section 8.6, has it: digits and nothing else. What is said more than once must be the same.
+fn content_length(headers: &HeaderMap) -> Result<u64, &'static str> {
+    let values = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let mut lengths = values.map(|digits| {
+        let digits = str::from_utf8(digits.trim_ascii()).ok()?;
+        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
+    });
+    let first = lengths.next().flatten().ok_or("its content-length is no number")?;
+    let is_same = lengths.all(|length| length == Some(first));
+    if is_same { Ok(first) } else { Err("it has more than one content-length, and they differ") }
 }
 
-/// As RFC 9110, section 8.6, has it: digits and nothing else.
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let digits = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
-    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
-}
-
-fn busy(request: RequestId) -> Answer {
-    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy", request);
+fn busy(stats: &Stats, in_flight: &InFlight) -> Answer {
+    stats.rejected.increment();
+    log_of!(debug, in_flight, "rejected: the worker is busy; see --max-in-flight and --max-worker-memory");
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy", in_flight);
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }
 
 /// The rest of the body is not read.
-fn too_large(request: RequestId) -> Answer {
-    closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", request))
+fn too_large(stats: &Stats, in_flight: &InFlight, max: u64) -> Answer {
+    stats.refused.increment();
+    log_of!(info, in_flight, "refused: its body is larger than {max} bytes; see --max-body");
+    closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", in_flight))
 }
 
 fn closing(mut answer: Answer) -> Answer {
@@ -513,18 +607,18 @@ fn closing(mut answer: Answer) -> Answer {
     answer
 }
 
-fn internal_error(request: RequestId) -> Answer {
-    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error", request)
+fn internal_error(in_flight: &InFlight) -> Answer {
+    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error", in_flight)
 }
 
-/// An answer of our own. All that it tells of what happened inside is how the log calls the request.
-fn plain(status: StatusCode, text: &str, request: RequestId) -> Answer {
-    let request = request.to_string();
-    let mut answer = Response::new(Body::text(format!("{text} (request {request})\n")));
+/// An answer of our own. All that it tells of what happened inside is what the request is called.
+fn plain(status: StatusCode, text: &str, in_flight: &InFlight) -> Answer {
+    let name = in_flight.name();
+    let mut answer = Response::new(Body::text(format!("{text} (request {name})\n")));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    if let Ok(request) = HeaderValue::try_from(request) {
-        answer.headers_mut().insert(REQUEST_ID, request);
+    if let Ok(name) = HeaderValue::try_from(name) {
+        answer.headers_mut().insert(REQUEST_ID, name);
     }
     answer
 }
@@ -535,50 +629,112 @@ struct Tail {
     in_flight: Rc<InFlight>,
     /// How long its guest may take for the answer's head, and again behind its last frame.
     limit: Duration,
+    max_body: u64,
+    upload: UploadState,
     _place: OwnedSemaphorePermit,
     _alive: mpsc::Sender<()>,
 }
 
 impl Tail {
-    fn id(&self) -> RequestId {
-        self.in_flight.id
-    }
-
-    /// What the request is called.
-    fn request(&self) -> String {
-        self.id().to_string()
-    }
-
     fn trapped(&self, error: &wasmtime::Error) {
         self.stats.traps.increment();
-        let request = self.request();
-        tracing::error!(request, "the guest trapped: {}", bounded(format!("{error:?}")));
+        let (hint, error) = (self.hint(), format!("{error:?}"));
+        log_of!(error, &self.in_flight, "the guest trapped{hint}: {}", several_lines(&error));
+    }
+
+    /// What may be behind a guest's failure, and is not its fault.
+    fn hint(&self) -> String {
+        if self.upload.is(Progress::TooLarge) {
+            format!(", as its request's body is larger than {} bytes (see --max-body)", self.max_body)
+        } else {
+            String::new()
+        }
     }
 
     /// The guest is dropped, which cancels it.
-    fn timed_out(&self, upload: &UploadState) -> Answer {
+    fn timed_out(&self) -> Answer {
         self.stats.timeouts.increment();
-        let (request, limit) = (self.request(), self.limit);
-        if upload.is(Progress::Expected) {
-            tracing::warn!(request, "no answer within {limit:?}; its body had not come to its end");
-            return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long", self.id()));
+        let limit = self.limit;
+        if self.upload.is(Progress::Awaited) {
+            let why = "the guest waits for the rest of the request's body, which its client owes";
+            log_of!(warn, &self.in_flight, "no answer within {limit:?}: {why}; see --request-timeout");
+            return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long", &self.in_flight));
         }
-        tracing::warn!(request, "no answer within {limit:?}");
-        plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long", self.id())
+        log_of!(warn, &self.in_flight, "no answer within {limit:?}; see --request-timeout");
+        plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long", &self.in_flight)
+    }
+}
+
+/// Why an answer cannot become whole.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("its body is longer than its content-length")]
+    TooLong,
+    #[error("its body ended {0} bytes before its content-length")]
+    TooShort(u64),
+    #[error("the guest dropped its body without finishing it")]
+    Unfinished,
+    #[error("the guest trapped")]
+    Trapped,
+    #[error("there was no memory for another instance")]
+    Full,
+    /// The guest's own words: one line.
+    #[error("the guest ended it with an error: {0}")]
+    Said(String),
+}
+
+impl Fault {
+    /// `remaining` is how much was still to come, if that is known.
+    fn of(error: Error, remaining: Option<u64>) -> Self {
+        match (error, remaining) {
+            // Wasmtime counts as well, and words both as if the body was too long.
+            (Error::HttpProtocolError | Error::HttpResponseBodySize(_), Some(rest @ 1..)) => Self::TooShort(rest),
+            (Error::HttpResponseBodySize(_), _) => Self::TooLong,
+            (Error::HttpProtocolError, _) => Self::Unfinished,
+            (error, _) => Self::Said(one_line(&said(error)).to_string()),
+        }
+    }
+}
+
+/// What was taken of an answer before its head is sent. As a rule that is one frame.
+#[derive(Default)]
+struct Gathered {
+    first: Option<Frame<Bytes>>,
+    further: VecDeque<Frame<Bytes>>,
+}
+
+impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn push(&mut self, frame: Frame<Bytes>) {
+        match self.first {
+            None => self.first = Some(frame),
+            Some(_) => self.further.push_back(frame),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Frame<Bytes>> {
+        let next = self.further.pop_front();
+        mem::replace(&mut self.first, next)
+    }
+
+    fn is_plain(&self) -> bool {
+        self.first.iter().chain(&self.further).all(Frame::is_data)
     }
 }
 
 /// The body of an answer, with the guest that is still writing it.
 struct Body {
-    /// What was taken of the frames already.
-    gathered: VecDeque<Frame<Bytes>>,
+    gathered: Gathered,
     /// Its length, if that is all and the head does not say it.
     length: Option<u64>,
     /// What the guest writes; `None` after its end.
     frames: Option<UnsyncBoxBody<Bytes, Error>>,
     call: Option<Call>,
     tail: Option<Tail>,
-    /// How much of the declared content-length is still to come.
+    /// How much of the declared content-length is still to come from the guest.
     remaining: Option<u64>,
     answering: Option<Answering>,
 }
@@ -590,7 +746,7 @@ impl Body {
         tail: Option<Tail>,
         remaining: Option<u64>,
     ) -> Self {
-        Self { gathered: VecDeque::new(), length: None, frames, call, tail, remaining, answering: None }
+        Self { gathered: Gathered::default(), length: None, frames, call, tail, remaining, answering: None }
     }
 
     fn text(text: String) -> Self {
@@ -605,47 +761,64 @@ impl Body {
         tail: Tail,
         method: &Method,
     ) -> Self {
-        let bodyless =
-            method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let remaining = if bodyless { Some(0) } else { content_length(&head.headers) };
+        let remaining = if has_no_body(method, head.status) { Some(0) } else { content_length(&head.headers).ok() };
         Self::new(Some(frames), call, Some(tail), remaining)
     }
 
-    /// Takes what the guest has written by now, so that a short answer is sent with its length. After an error, nothing of
-    /// it was sent.
-    fn gather(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
-        let (mut bytes, mut has_worked) = (0, false);
-        // Where the length is known, frames can go as they come.
-        while self.remaining.is_none() && bytes < MAX_GATHERED {
-            let failure = match self.poll_written(context) {
+    /// Takes what the guest has written by now, so that a short answer is sent with its length, and what is wrong with it is
+    /// known while it can be another. After an error, nothing of it was sent.
+    fn gather(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+        let mut bytes = 0;
+        while self.remaining != Some(0) && bytes < MAX_GATHERED {
+            match self.poll_more(context) {
                 Poll::Ready(Some(Ok(frame))) => {
                     bytes += frame.data_ref().map_or(0, Bytes::len);
-                    self.gathered.push_back(frame);
-                    has_worked = false;
-                    continue;
+                    self.gathered.push(frame);
                 }
                 Poll::Ready(None) => {
-                    let is_plain = self.gathered.iter().all(Frame::is_data);
-                    self.length = is_plain.then_some(bytes as u64);
-                    self.ended(context).err()
+                    self.length = (self.remaining.is_none() && self.gathered.is_plain()).then_some(bytes as u64);
+                    break;
                 }
-                Poll::Ready(Some(Err(error))) => Some(error),
-                Poll::Pending if has_worked => break,
-                Poll::Pending => {
-                    has_worked = true;
-                    match self.poll_guest(context) {
-                        Ok(()) => continue,
-                        Err(error) => Some(error),
-                    }
-                }
-            };
-            return failure.map_or(Ok(()), Err);
+                Poll::Ready(Some(Err(fault))) => return Err(fault),
+                Poll::Pending => break,
+            }
         }
         Ok(())
     }
 
-    /// Lets the guest work. An error means that the answer can no longer become whole.
-    fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
+    /// What the guest writes next. An error means that the answer can no longer become whole.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let mut polled = self.poll_written(context);
+        if polled.is_pending() {
+            self.poll_guest(context)?;
+            polled = self.poll_written(context);
+        }
+        let frame = match ready!(polled) {
+            Some(frame) => frame.map_err(|error| Fault::of(error, self.remaining))?,
+            None => {
+                if let Some(rest @ 1..) = self.remaining {
+                    return Poll::Ready(Some(Err(Fault::TooShort(rest))));
+                }
+                // A trap ends the frames, also one on behalf of another request in the same instance.
+                let ended = self.poll_guest(context);
+                self.took_all(context);
+                return Poll::Ready(ended.err().map(Err));
+            }
+        };
+        if let Some(remaining) = self.remaining {
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            // Hyper would drop what is over, and the client take the answer for whole.
+            let rest = remaining.checked_sub(length).ok_or(Fault::TooLong)?;
+            self.remaining = Some(rest);
+            if rest == 0 {
+                self.took_all(context);
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// Lets the guest work.
+    fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let Some(call) = &mut self.call else { return Ok(()) };
         let Poll::Ready(ended) = Pin::new(call).poll(context) else {
             return Ok(());
@@ -653,12 +826,12 @@ impl Body {
         self.call = None;
         match ended {
             Ok(()) => Ok(()),
-            Err(Failure::Full) => Err(Error::InternalError(None)),
+            Err(Failure::Full) => Err(Fault::Full),
             Err(Failure::Trap(error)) => {
                 if let Some(tail) = &self.tail {
                     tail.trapped(&error);
                 }
-                Err(Error::InternalError(None))
+                Err(Fault::Trapped)
             }
         }
     }
@@ -668,14 +841,6 @@ impl Body {
             Some(frames) => Pin::new(frames).poll_frame(context),
             None => Poll::Ready(None),
         }
-    }
-
-    /// There are no more frames. An error means that they came to an end too early.
-    fn ended(&mut self, context: &mut Context<'_>) -> Result<(), Error> {
-        // A trap ends them, also one on behalf of another request in the same instance.
-        let ended = self.poll_guest(context);
-        self.took_all(context);
-        ended
     }
 
     /// The answer is whole.
@@ -689,60 +854,39 @@ impl Body {
         self.remaining.is_none_or(|remaining| remaining == 0)
     }
 
+    /// Whether nothing more of it is to be sent.
     fn is_complete(&self) -> bool {
-        (self.frames.is_none() && self.gathered.is_empty()) || self.remaining == Some(0)
+        self.gathered.is_empty() && (self.frames.is_none() || self.remaining == Some(0))
+    }
+
+    fn hint(&self) -> String {
+        self.tail.as_ref().map(Tail::hint).unwrap_or_default()
     }
 
     /// Gives up: hyper closes the connection without a well-formed end.
-    fn cut(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn cut(&mut self, fault: Fault) -> Fault {
+        let can_be_replaced = self.answering.take().is_some_and(Answering::cut);
         if let Some(tail) = &self.tail {
             tail.stats.errors.increment();
             tail.stats.guest_errors.increment();
-            tracing::warn!(request = tail.request(), "an answer was cut: {error}");
-        }
-        if let Some(answering) = self.answering.take() {
-            answering.cut();
+            let (what, hint) = (if can_be_replaced { "failed before it was sent" } else { "was cut" }, tail.hint());
+            log_of!(warn, &tail.in_flight, "an answer {what}: {fault}{hint}");
         }
         (self.frames, self.call) = (None, None);
-        Poll::Ready(Some(Err(error)))
+        fault
     }
 }
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = Error;
+    type Error = Fault;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         // The guest works only when nothing is left of what it wrote before.
-        let gathered = self.gathered.pop_front();
-        let mut polled = gathered.map_or_else(|| self.poll_written(context), |frame| Poll::Ready(Some(Ok(frame))));
-        if polled.is_pending() {
-            if let Err(error) = self.poll_guest(context) {
-                return self.cut(error);
-            }
-            polled = self.poll_written(context);
+        if let Some(frame) = self.gathered.pop() {
+            return Poll::Ready(Some(Ok(frame)));
         }
-        match ready!(polled) {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match self.remaining.map(|remaining| remaining.checked_sub(length)) {
-                    // Hyper would drop what is over, and the client take the answer for whole.
-                    Some(None) => return self.cut(Error::HttpResponseBodySize(None)),
-                    Some(rest) => self.remaining = rest,
-                    None => {}
-                }
-                if self.remaining == Some(0) {
-                    self.took_all(context);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => self.cut(error),
-            None if !self.has_its_length() => self.cut(Error::HttpResponseBodySize(None)),
-            None => match self.ended(context) {
-                Ok(()) => Poll::Ready(None),
-                Err(error) => self.cut(error),
-            },
-        }
+        self.poll_more(context).map(|polled| polled.map(|frame| frame.map_err(|fault| self.cut(fault))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -781,10 +925,46 @@ impl Drop for Body {
                 Ok(_) => {}
                 Err(_) => {
                     tail.stats.timeouts.increment();
-                    let request = tail.request();
-                    tracing::warn!(request, "the guest was ended {:?} after its answer", tail.limit);
+                    log_of!(warn, &tail.in_flight, "the guest was ended {:?} after its answer", tail.limit);
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is sent of a head with these lengths; `None` if it cannot be.
+    fn repaired(status: u16, lengths: &[&str], is_empty: bool) -> Option<Vec<String>> {
+        let mut answer = Response::builder().status(status);
+        for length in lengths {
+            answer = answer.header(CONTENT_LENGTH, *length);
+        }
+        let mut head = answer.body(()).unwrap().into_parts().0;
+        repair(&mut head, is_empty).ok()?;
+        Some(head.headers.get_all(CONTENT_LENGTH).iter().map(|length| length.to_str().unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn what_is_harmless_in_a_head_is_repaired() {
+        let check = |status, lengths: &[&str], is_empty, expected: Option<&[&str]>| {
+            let expected = expected.map(|lengths| lengths.iter().map(ToString::to_string).collect());
+            assert_eq!(repaired(status, lengths, is_empty), expected, "{status} {lengths:?}");
+        };
+        check(200, &[], true, Some(&[]));
+        check(200, &["5"], false, Some(&["5"]));
+        check(200, &["5", "5"], false, Some(&["5"]));
+        check(200, &["5, 5"], false, Some(&["5"]));
+        check(204, &["0"], true, Some(&[]));
+        check(204, &["5", "x"], true, Some(&[]));
+        check(304, &["5"], true, Some(&["5"]));
+        check(200, &["0"], true, Some(&["0"]));
+        for lengths in [&["5", "6"][..], &["5, 6"], &["abc"], &["+5"], &[""], &["5,"], &["-1"], &["5 5"]] {
+            check(200, lengths, false, None);
+        }
+        check(200, &["5"], true, None);
+        check(100, &[], true, None);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -29,14 +30,17 @@ use super::concurrent;
 use super::epoch::Epoch;
 use super::guest::{Guest, World};
 use super::outbound::{Hooks, Origin, remove_hop_by_hop};
-use super::reuse::{Factory, Live, Stock};
+use super::reuse::{Factory, Live, Repeat, Stock};
 use super::turns::Turns;
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, Reuse, WorkerSettings};
 use crate::engine;
 use crate::ipc::Identity;
+use crate::logging::several_lines;
 use crate::stats::Stats;
 
+/// How long an instance that has to show whether it serves a second request may take for the head of its answer.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -149,7 +153,7 @@ impl Instances {
         match tokio::time::timeout(HEALTH_PATIENCE, answered).await {
             Ok(Ok(answer)) if answer.status().is_success() => Ok(()),
             Ok(Ok(answer)) => Err(format!("the health check GET {path} was answered {}", answer.status())),
-            Ok(Err(reason)) => Err(format!("the health check GET {path} failed: {reason}")),
+            Ok(Err(reason)) => Err(format!("the health check GET {path} failed: {}", several_lines(&reason))),
             Err(_) => Err(format!("the health check GET {path} was not answered within {HEALTH_PATIENCE:?}")),
         }
     }
@@ -189,17 +193,25 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let live = stock.take(origin.clone()).await?;
+    let live = stock.take(origin.clone(), Repeat::of(&request)).await?;
     if live.is_fresh() || !stock.is_unproven() {
-        answer_v0_2(&stock, live, request, head).await
+        if let Some(live) = answer_v0_2(live, request, send(head)).await? {
+            stock.give_back(live);
+        }
+        Ok(())
     } else {
         // Boxed, so that other calls do not carry its size.
         Box::pin(try_v0_2(&stock, live, request, origin, head)).await
     }
 }
 
-/// The first that is to serve a second request: there are guests that do not answer it. Then a request without a body can
-/// still go to a fresh one.
+/// Takes the head of an answer to whoever waits for it. The connection may be gone.
+fn send(head: oneshot::Sender<Head>) -> impl FnOnce(Head) + Send + Sync + 'static {
+    move |answer| drop(head.send(answer))
+}
+
+/// The first that is to serve a second request: there are guests that do not answer it, wait for ever, or trap. The request is one that
+/// may be repeated, and then goes to a fresh instance.
 async fn try_v0_2<B>(
     stock: &Stock,
     live: Live,
@@ -211,9 +223,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let again = if request.body().is_end_stream() { Some(copy_of_head(&request)) } else { None };
+    let again = copy_of_head(&request);
     let (trial, mut tried) = oneshot::channel();
-    let mut answering = pin!(answer_v0_2(stock, live, request, trial));
+    let mut answering = Box::pin(answer_v0_2(live, request, send(trial)));
     let mut ended = None;
     let answer = poll_fn(|context| {
         if ended.is_none()
@@ -223,25 +235,53 @@ where
         }
         Pin::new(&mut tried).poll(context)
     });
-    match (answer.await, ended) {
-        (Ok(answer), ended) => {
-            let _ = head.send(answer);
-            match ended {
-                Some(ended) => ended,
-                None => answering.await,
-            }
+    let answer = tokio::time::timeout(TRIAL_PATIENCE, answer).await;
+    if let Ok(Ok(answer)) = answer {
+        let _ = head.send(answer);
+        let live = match ended {
+            Some(ended) => ended?,
+            None => answering.await?,
+        };
+        if let Some(live) = live {
+            stock.passed_trial();
+            stock.give_back(live);
         }
-        (Err(_), Some(Err(failure))) => Err(failure),
-        // It gave up its chance to answer.
-        (Err(_), ended) => {
-            if ended.is_none() {
-                answering.await?;
-            }
-            stock.serves_only_once();
-            let Some(request) = again else { return Ok(()) };
-            let request = request.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
-            answer_v0_2(stock, stock.fresh(origin).await?, request, head).await
-        }
+        return Ok(());
+    }
+    // It gave up its chance to answer, and then ends without being cut short, or shows no sign of an answer.
+    let ended = match (ended, answer) {
+        (Some(ended), _) => ended.map(drop),
+        (None, Ok(_)) => answering.as_mut().await.map(drop),
+        (None, Err(_)) => Ok(()),
+    };
+    drop(answering);
+    if let Err(Failure::Trap(error)) = ended {
+        let error = format!("{error:?}");
+        tracing::debug!("a guest trapped in an instance that had served a request: {}", several_lines(&error));
+    }
+    let request = again.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
+    let is_answered = Arc::new(AtomicBool::new(false));
+    let (answers, send, began) = (is_answered.clone(), send(head), Instant::now());
+    let answer = move |answer| {
+        // What takes long in a fresh one as well proves nothing.
+        answers.store(began.elapsed() < TRIAL_PATIENCE, Ordering::Relaxed);
+        send(answer);
+    };
+    let live = answer_v0_2(stock.fresh(origin).await?, request, answer).await?;
+    if is_answered.load(Ordering::Relaxed) {
+        stock.failed_trial();
+    }
+    if let Some(live) = live {
+        stock.give_back(live);
+    }
+    Ok(())
+}
+
+/// A guest's own error, in its own words where it has some.
+pub(super) fn said(error: impl Into<Error>) -> String {
+    match error.into() {
+        Error::InternalError(Some(text)) => text,
+        error => error.to_string(),
     }
 }
 
@@ -253,12 +293,12 @@ fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
     copy
 }
 
+/// Ends with the instance if its request went well in every way, as far as the host can tell.
 async fn answer_v0_2<B>(
-    stock: &Stock,
     mut live: Live,
     request: Request<B>,
-    head: oneshot::Sender<Head>,
-) -> Result<(), Failure>
+    send: impl FnOnce(Head) + Send + Sync + 'static,
+) -> Result<Option<Live>, Failure>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
@@ -266,15 +306,11 @@ where
     let store = &mut live.store;
     let mut view = store.data_mut().http();
     let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
-    let out = view.new_response_outparam_from_callback(move |answer| {
-        // The connection may be gone.
-        let _ = head.send(answer.map_err(|code| format!("{code:?}")));
-    })?;
+    let out = view.new_response_outparam_from_callback(move |answer| send(answer.map_err(said)))?;
     let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
-    if abort_open_bodies(live.store.data_mut()) == 0 && result.is_ok() {
-        stock.give_back(live);
-    }
-    Ok(result?)
+    let has_open_bodies = abort_open_bodies(live.store.data_mut()) > 0;
+    result?;
+    Ok((!has_open_bodies).then_some(live))
 }
 
 /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store

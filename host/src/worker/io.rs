@@ -2,10 +2,10 @@
 //! handed over, when the client left. Hyper keeps all of that to itself.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use http::{Request, Version};
 use hyper::body::{Body, Incoming};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::drain::{self, Duty, Event};
 use super::framing::{Bad, Framing, Part, Violation};
@@ -29,6 +30,8 @@ pub(super) enum Refusal {
     TooLarge,
     /// What it sends is no request, or could be read as more than one.
     Malformed,
+    /// Its answer failed before a byte of it was sent.
+    Failed,
 }
 
 impl Refusal {
@@ -39,6 +42,7 @@ impl Refusal {
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             }
             Self::Malformed => b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            Self::Failed => b"HTTP/1.1 500 Internal Server Error\r\n",
         }
     }
 }
@@ -49,6 +53,51 @@ const CHANCE: Duration = Duration::from_secs(1);
 const PUT_TOGETHER: usize = 1024;
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 16 * 1024;
+/// Bytes of a request line that are logged when it is refused.
+const MAX_QUOTED: usize = 128;
+
+/// What is known of a client's side without asking the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Open,
+    /// Nothing comes behind what is still to be read. The client may have left, or read on.
+    Shut,
+    /// The connection is broken.
+    Gone,
+}
+
+impl Side {
+    fn of(ready: impl Future<Output = io::Result<Ready>>) -> Self {
+        // Nobody is woken by it.
+        match pin!(ready).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(ready)) if ready.is_write_closed() => Self::Gone,
+            Poll::Ready(Ok(ready)) if ready.is_read_closed() => Self::Shut,
+            Poll::Ready(Err(_)) => Self::Gone,
+            Poll::Ready(Ok(_)) | Poll::Pending => Self::Open,
+        }
+    }
+}
+
+/// The stream of a client. What the kernel last said of its readiness has the ends of both directions.
+pub(super) trait ClientStream: AsyncRead + AsyncWrite + AsFd + Unpin + 'static {
+    fn side(&self) -> Side;
+}
+
+/// Of what is asked for, these are told: PRIORITY comes with the end of what can be read, and is nothing that is
+/// registered for by itself; WRITABLE with that of what can be written.
+const ENDS: Interest = Interest::PRIORITY.add(Interest::WRITABLE);
+
+impl ClientStream for TcpStream {
+    fn side(&self) -> Side {
+        Side::of(self.ready(ENDS))
+    }
+}
+
+impl ClientStream for UnixStream {
+    fn side(&self) -> Side {
+        Side::of(self.ready(ENDS))
+    }
+}
 
 /// What is known of a connection, shared by its stream, its answers and its task.
 #[derive(Debug)]
@@ -69,6 +118,14 @@ pub(super) struct Watch {
     /// The last request was of HTTP/1.0, whose answers may have no other end than that of the connection.
     is_old: Cell<bool>,
     client_left: Cell<bool>,
+    /// The last read found nothing, so that whatever comes next wakes the connection's task.
+    listens: Cell<bool>,
+    /// Answers whose head hyper has, and that were not flushed since.
+    unsent: Cell<u32>,
+    /// Bytes were written that were not flushed.
+    has_written: Cell<bool>,
+    /// The answer under way will never be whole.
+    was_cut: Cell<bool>,
     /// When a byte last moved, while an answer's body is under way.
     moved_at: Cell<Option<Instant>>,
     /// Of the connection's task.
@@ -88,6 +145,10 @@ impl Watch {
             has_upload: Cell::new(false),
             is_old: Cell::new(false),
             client_left: Cell::new(false),
+            listens: Cell::new(false),
+            unsent: Cell::new(0),
+            has_written: Cell::new(false),
+            was_cut: Cell::new(false),
             moved_at: Cell::new(None),
             waker: RefCell::new(None),
         }
@@ -111,6 +172,10 @@ impl Watch {
     /// Closes the connection, if it is idle, to make room for another.
     pub(super) fn evict(&self) {
         self.step(Event::Evicted);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
@@ -156,7 +221,34 @@ impl Watch {
 
     /// The head of the answer is there; its body may take longer.
     pub(super) fn streams(&self) {
+        self.unsent.set(self.unsent.get() + 1);
         self.moved_at.set(Some(Instant::now()));
+    }
+
+    /// Requests that hyper has handed over.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// Whether the answer under way has failed, and can be replaced by another.
+    pub(super) fn can_answer_anew(&self) -> bool {
+        // Not behind another that hyper has yet to write.
+        self.was_cut.get() && self.unsent.get() == 1 && !self.has_written.get()
+    }
+
+    /// Whether a request is being answered, and nobody would be told that its client leaves: hyper does not read while it
+    /// has bytes of the next request, or while the guest does not take those of this one.
+    pub(super) fn is_deaf(&self) -> bool {
+        !self.listens.get() && self.machine.borrow().is_busy()
+    }
+
+    /// The client has closed its side while it waits for an answer.
+    fn client_shut(&self) {
+        // What it does next, only a look tells.
+        self.listens.set(false);
+        if !self.machine.borrow().is_client_shut() {
+            self.step(Event::ClientShut);
+        }
     }
 
     /// When a byte last moved, while an answer's body is under way.
@@ -166,7 +258,17 @@ impl Watch {
 
     fn moved(&self) {
         if self.moved_at.get().is_some() {
-            self.streams();
+            self.moved_at.set(Some(Instant::now()));
+        }
+    }
+
+    fn wrote(&self, bytes: usize) {
+        self.moved();
+        if bytes > 0 {
+            self.has_written.set(true);
+        }
+        if self.machine.borrow().is_client_shut() {
+            self.step(Event::AnswerMoved);
         }
     }
 
@@ -175,9 +277,9 @@ impl Watch {
         self.is_old.get() && self.moved_at.get().is_some()
     }
 
-    /// What the request in flight is called.
-    pub(super) fn request(&self) -> Option<String> {
-        self.in_flight.borrow().as_ref().map(|in_flight| in_flight.id.to_string())
+    /// The request that is being answered.
+    pub(super) fn in_flight(&self) -> Option<Rc<InFlight>> {
+        self.in_flight.borrow().clone()
     }
 
     /// What follows the first `good` requests makes no sense.
@@ -198,10 +300,20 @@ impl Watch {
         }
     }
 
+    /// All that hyper had was written.
+    fn flushed(&self) {
+        self.unsent.set(0);
+        self.has_written.set(false);
+    }
+
     fn handed_over(&self) {
         self.moved_at.set(None);
         self.step(Event::Answered);
         self.refuse_in_turn();
+        if self.machine.borrow().is_client_shut() {
+            // Now hyper may learn that nothing follows.
+            self.wake();
+        }
         if let Some(in_flight) = self.in_flight.take() {
             in_flight.answered();
         }
@@ -216,9 +328,11 @@ pub(super) struct Answering {
 }
 
 impl Answering {
-    /// The answer will never be whole.
-    pub(super) fn cut(mut self) {
+    /// The answer will never be whole. Whether it can be replaced by another, as no byte of it was sent.
+    pub(super) fn cut(mut self) -> bool {
         self.whole = false;
+        self.watch.was_cut.set(true);
+        self.watch.can_answer_anew()
     }
 }
 
@@ -235,6 +349,8 @@ pub(super) struct Io<S> {
     stream: S,
     watch: Rc<Watch>,
     framing: Framing,
+    /// What of the client's bytes hyper had no room for, because some were escaped. All of it is judged.
+    ahead: Vec<u8>,
     /// What follows cannot be read.
     refusal: Option<Refusal>,
     outbox: Rc<Outbox>,
@@ -242,22 +358,43 @@ pub(super) struct Io<S> {
     has_waited: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> Io<S> {
+impl<S: ClientStream> Io<S> {
     pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing, outbox: Rc<Outbox>) -> Self {
-        Self { stream, watch, framing, refusal: None, outbox, has_waited: false }
+        Self { stream, watch, framing, ahead: Vec::new(), refusal: None, outbox, has_waited: false }
     }
 
-    /// Tells the client why there will be no answer.
+    /// Tells the client why there will be no answer, or none but this.
     pub(super) async fn refuse(&mut self) -> Refusal {
-        let refusal = self.refusal.unwrap_or(Refusal::Late);
+        let refusal = match self.refusal {
+            _ if self.watch.was_cut.get() => Refusal::Failed,
+            refusal => refusal.unwrap_or(Refusal::Late),
+        };
+        let mut answer = refusal.answer().to_vec();
+        if refusal == Refusal::Failed {
+            let name = self.watch.in_flight().map(|in_flight| in_flight.name()).unwrap_or_default();
+            let text = format!("internal error (request {name})\n");
+            let length = text.len();
+            answer.extend_from_slice(
+                format!(
+                    "content-type: text/plain\r\nx-request-id: {name}\r\ncontent-length: {length}\r\nconnection: \
+                     close\r\n\r\n{text}"
+                )
+                .as_bytes(),
+            );
+        }
         // Whoever is so slow may not read it either: what the kernel does not take at once is not sent.
         poll_fn(|context| {
-            let _ = Pin::new(&mut self.stream).poll_write(context, refusal.answer());
+            let _ = Pin::new(&mut self.stream).poll_write(context, &answer);
             Poll::Ready(())
         })
         .await;
         self.watch.step(Event::Shut);
         refusal
+    }
+
+    /// Requests whose head was whole, and that hyper has not handed over: it reads no further when the client is gone.
+    pub(super) fn unseen(&self) -> u64 {
+        self.framing.heads().saturating_sub(self.watch.requests())
     }
 
     /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
@@ -297,23 +434,83 @@ impl<S> Io<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+impl<S: ClientStream> Io<S> {
+    /// The client has closed its side. Hyper would drop what it is working on, if it knew: so it does not learn that before
+    /// everything is answered that came whole.
+    fn ended(&self) -> Poll<io::Result<()>> {
+        let is_owed = self.unseen() > 0 || self.watch.machine.borrow().is_busy();
+        if is_owed && self.framing.inside().is_none() && self.stream.side() != Side::Gone {
+            self.watch.client_shut();
+            return Poll::Pending;
+        }
+        self.watch.client_left.set(true);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Looks whether the client is there.
+    fn look(&self) {
+        match self.stream.side() {
+            Side::Open => {}
+            Side::Shut => self.watch.client_shut(),
+            Side::Gone => self.watch.step(Event::ClientLeft),
+        }
+    }
+}
+
+impl<S> Io<S> {
+    /// Escapes what `framing` found in the bytes behind the first `before`. What `buffer` has no room for then, comes with
+    /// the next read.
+    fn escape(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
+        let bytes = &buffer.filled()[before..];
+        let mut escaped = Vec::with_capacity(bytes.len() + 2 * self.framing.odd().len());
+        let mut from = 0;
+        for &at in self.framing.odd().iter().filter(|&&at| at < bytes.len()) {
+            escaped.extend_from_slice(&bytes[from..at]);
+            escaped.extend_from_slice(format!("%{:02X}", bytes[at]).as_bytes());
+            from = at + 1;
+        }
+        escaped.extend_from_slice(&bytes[from..]);
+        buffer.set_filled(before);
+        self.ahead = escaped;
+        self.hand_over(buffer);
+    }
+
+    /// Gives hyper what there is room for.
+    fn hand_over(&mut self, buffer: &mut ReadBuf<'_>) {
+        let length = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..length]);
+        self.ahead.drain(..length);
+    }
+}
+
+/// The beginning of a line that is refused, for the log.
+fn quoted(bytes: &[u8]) -> String {
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).find(|line| !line.is_empty()).unwrap_or_default();
+    format!("({})", line[..line.len().min(MAX_QUOTED)].escape_ascii())
+}
+
+impl<S: ClientStream> AsyncRead for Io<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            self.hand_over(buffer);
+            return Poll::Ready(Ok(()));
+        }
         let Self { stream, watch, framing, refusal, .. } = &mut *self;
         if refusal.is_some() {
             // The connection ends without hyper, which is asked no more.
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(stream).poll_read(context, buffer))?;
+        let read = Pin::new(stream).poll_read(context, buffer);
+        watch.listens.set(read.is_pending());
+        ready!(read)?;
         let bytes = &buffer.filled()[before..];
         if bytes.is_empty() {
-            watch.client_left.set(true);
-            return Poll::Ready(Ok(()));
+            return self.ended();
         }
         watch.moved();
         match framing.follow(bytes) {
@@ -324,10 +521,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
                     // Hyper has a whole request, and hands it over.
                     None => {}
                 }
+                if !framing.odd().is_empty() {
+                    self.escape(buffer, before);
+                }
                 Poll::Ready(Ok(()))
             }
             Err(Bad { good, part, violation }) => {
-                tracing::debug!("a client is refused: {violation}");
+                let line = if part == Part::Head { quoted(&bytes[good..]) } else { String::new() };
+                tracing::debug!("a client is refused: {violation} {line}");
                 *refusal = Some(match violation {
                     Violation::HeadTooLarge => Refusal::TooLarge,
                     _ => Refusal::Malformed,
@@ -335,6 +536,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
                 // Of a body, the head has been counted.
                 watch.malformed(framing.heads() - u64::from(part == Part::Body));
                 buffer.set_filled(before + good);
+                if !framing.odd().is_empty() {
+                    self.escape(buffer, before);
+                }
                 // No bytes would mean that the client has left.
                 if good > 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
             }
@@ -342,11 +546,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
+impl<S: ClientStream> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_turn(bytes.len()));
         let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
-        self.watch.moved();
+        self.watch.wrote(*written.as_ref().unwrap_or(&0));
         Poll::Ready(written)
     }
 
@@ -365,7 +569,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         } else {
             ready!(stream.poll_write_vectored(context, slices))
         };
-        self.watch.moved();
+        self.watch.wrote(*written.as_ref().unwrap_or(&0));
         Poll::Ready(written)
     }
 
@@ -375,7 +579,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
 
     /// Hyper flushes the stream when it has written all that it had.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.is_deaf() {
+            self.look();
+        }
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.watch.flushed();
         if self.watch.body_ended.take() {
             self.watch.handed_over();
         }

@@ -39,6 +39,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::config::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
 use crate::limits;
+use crate::logging::{one_line, several_lines};
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
 use crate::swap;
@@ -111,6 +112,7 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
+    log_panics();
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);
     let _span = span.enter();
 
@@ -132,6 +134,22 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
     Ok(())
+}
+
+/// Has panics of this process in its log. On standard error, where Rust prints them, they would be a guest's lines.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("without a message");
+        let thread = thread.name().unwrap_or("unnamed");
+        tracing::error!(
+            thread,
+            place,
+            "a panic in the worker, which is a fault of wasmcluster's: {}",
+            one_line(message)
+        );
+    }));
 }
 
 fn run(
@@ -201,9 +219,8 @@ async fn load(
         let reason = match error {
             instance::Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
             // With the guest's own backtrace, which takes several lines.
-            instance::Failure::Trap(error) => {
-                quota::explain(&format!("{error:#}"), &settings.limits).unwrap_or_else(|| format!("{error:?}"))
-            }
+            instance::Failure::Trap(error) => quota::explain(&format!("{error:#}"), &settings.limits)
+                .unwrap_or_else(|| several_lines(&format!("{error:?}")).to_string()),
         };
         anyhow!("the component fails while it is instantiated: {}", reason.trim_end())
     })?;

@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -130,17 +131,25 @@ impl Outbox {
     }
 
     /// Begins at `now`. What came of it, and when.
+    ///
+    /// Work that panics has ended. The panic goes no further: the task that polls here may be another work's, or
+    /// [`Outbox::run_last`], and what was put aside behind this work has nobody else who would poll it.
     fn poll(&self, work: &Rc<Work>, now: Instant) -> (Poll<()>, Instant) {
         let mut future = work.future.borrow_mut();
         let Some(running) = &mut *future else { return (Poll::Ready(()), now) };
         self.current.replace(Some((work.clone(), now)));
         work.alarm.rings.swap(false, Ordering::AcqRel);
-        let polled = running.as_mut().poll(&mut Context::from_waker(&work.waker));
+        let mut context = Context::from_waker(&work.waker);
+        // The future is dropped after a panic, and never polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut context)));
         self.current.replace(None);
         let ended = Instant::now();
         work.was_slow.set(ended - now > self.late);
+        let polled = polled.unwrap_or(Poll::Ready(()));
         if polled.is_ready() {
-            *future = None;
+            // Its parts may panic as well when they are dropped in the middle of something.
+            let ended = future.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
         }
         (polled, ended)
     }
@@ -256,6 +265,43 @@ mod tests {
             told.push(name, "ends");
         };
         check(LATE, &["a", "slow"], work, &["slow begins", "a ends", "slow ends"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_work_that_panics_and_no_other() {
+        for late in [Duration::MAX, Duration::ZERO] {
+            let told = Told::default();
+            let done = told.clone();
+            LocalSet::new()
+                .run_until(async move {
+                    let outbox = Rc::new(Outbox::new(late));
+                    let last = outbox.clone();
+                    let sending = spawn_local(async move { last.run_last().await });
+                    again().await;
+                    let start = |name: &'static str| {
+                        let (outbox, told) = (outbox.clone(), told.clone());
+                        spawn_local(async move {
+                            let aside_in = outbox.clone();
+                            let work = async move {
+                                for round in ["once", "twice"] {
+                                    aside(&aside_in).await;
+                                    assert!(name != "b", "a panic in the middle of an answer");
+                                    told.push(name, round);
+                                }
+                            };
+                            outbox.run(work).await
+                        })
+                    };
+                    for task in ["a", "b", "c"].map(start) {
+                        task.await.expect("a task goes on, whoever panics in it");
+                    }
+                    assert!(!sending.is_finished());
+                })
+                .await;
+            let mut told = done.0.take();
+            told.sort();
+            assert_eq!(told, ["a once", "a twice", "c once", "c twice"]);
+        }
     }
 
     #[tokio::test]

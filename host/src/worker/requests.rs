@@ -1,11 +1,36 @@
-//! Requests in flight, as the stats page shows them: their number, and for how long they were.
+//! Requests in flight: what they are called, in the stats page, in the log, and by their clients.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Request};
+
 use crate::ids::{RequestId, WorkerId};
 use crate::stats::{Held, MAX_LISTED, Stats};
+
+/// What names a request in the log and to its client.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Bytes of a client's own name for its request.
+const MAX_CLIENT_ID: usize = 128;
+/// Bytes of a path that are logged.
+const MAX_PATH: usize = 256;
+
+/// Logs something about a request: which it is, and what was asked.
+macro_rules! log_of {
+    ($level:ident, $in_flight:expr, $($message:tt)+) => {{
+        let of: &$crate::worker::requests::InFlight = $in_flight;
+        tracing::$level!(
+            request = of.request(),
+            x_request_id = of.client_id(),
+            method = of.method(),
+            path = of.path(),
+            $($message)+
+        )
+    }};
+}
+pub(super) use log_of;
 
 /// Numbers requests, and lists those in flight in the page.
 #[derive(Debug)]
@@ -25,10 +50,44 @@ pub(super) struct InFlight {
     place: Option<usize>,
     began: Instant,
     answered: Cell<bool>,
+    method: Method,
+    target: Option<PathAndQuery>,
+    /// What its client calls it.
+    client_id: Option<HeaderValue>,
     _counted: Held,
 }
 
 impl InFlight {
+    /// What the log calls it.
+    pub(super) fn request(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// What its client calls it, if it said that.
+    pub(super) fn client_id(&self) -> Option<&str> {
+        self.client_id.as_ref()?.to_str().ok()
+    }
+
+    /// What an answer to it calls it, if the client said it.
+    pub(super) fn echo(&self) -> Option<&HeaderValue> {
+        self.client_id.as_ref()
+    }
+
+    /// What its client is told: its own name for the request, or the log's.
+    pub(super) fn name(&self) -> String {
+        self.client_id().map_or_else(|| self.request(), ToOwned::to_owned)
+    }
+
+    pub(super) fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    /// The path without its query, in which there may be secrets.
+    pub(super) fn path(&self) -> &str {
+        let path = self.target.as_ref().map_or("", PathAndQuery::path);
+        &path[..path.floor_char_boundary(MAX_PATH)]
+    }
+
     /// When its head was there.
     pub(super) fn began(&self) -> Instant {
         self.began
@@ -45,9 +104,10 @@ impl Requests {
         Self { worker, stats, last: Cell::new(0), free: RefCell::new((0..MAX_LISTED).rev().collect()) }
     }
 
-    /// Counts and lists one more.
-    pub(super) fn begin(self: &Rc<Self>) -> InFlight {
+    /// Counts and lists one more. If its client calls it by a name that makes no sense, the guest sees ours instead.
+    pub(super) fn begin<B>(self: &Rc<Self>, request: &mut Request<B>) -> InFlight {
         let number = self.last.get() + 1;
+        let id = RequestId { worker: self.worker, number };
         self.last.set(number);
         self.stats.requests.increment();
         let place = self.free.borrow_mut().pop();
@@ -55,7 +115,10 @@ impl Requests {
             self.stats.requests_in_flight[place].set(number);
         }
         InFlight {
-            id: RequestId { worker: self.worker, number },
+            id,
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
+            client_id: client_id(request, id),
             requests: self.clone(),
             place,
             began: Instant::now(),
@@ -63,6 +126,25 @@ impl Requests {
             _counted: self.stats.in_flight.hold(),
         }
     }
+}
+
+/// What the client calls its request; what is no name is replaced by `id`.
+fn client_id<B>(request: &mut Request<B>, id: RequestId) -> Option<HeaderValue> {
+    let mut names = request.headers().get_all(REQUEST_ID).iter();
+    let (first, second) = (names.next()?, names.next());
+    if second.is_none() && is_name(first.as_bytes()) {
+        return Some(first.clone());
+    }
+    if let Ok(id) = HeaderValue::try_from(id.to_string()) {
+        request.headers_mut().insert(REQUEST_ID, id);
+    }
+    None
+}
+
+/// What is common in such names: UUIDs, base64, trace ids, several of them joined.
+fn is_name(name: &[u8]) -> bool {
+    let is_good = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=:@,;|".contains(&byte);
+    (1..=MAX_CLIENT_ID).contains(&name.len()) && name.iter().all(is_good)
 }
 
 impl Drop for InFlight {
@@ -94,12 +176,16 @@ mod tests {
             numbers.sort_unstable();
             numbers
         };
-        let (one, two, three) = (requests.begin(), requests.begin(), requests.begin());
+        let (one, two, three) = (
+            requests.begin(&mut Request::new(())),
+            requests.begin(&mut Request::new(())),
+            requests.begin(&mut Request::new(())),
+        );
         assert_eq!(two.id.to_string(), "7-2");
         two.answered();
         drop(two);
         assert_eq!((listed(), page.aborted.get()), (vec![1, 3], 0));
-        let four = requests.begin();
+        let four = requests.begin(&mut Request::new(()));
         assert_eq!((listed(), page.in_flight.get(), page.requests.get()), (vec![1, 3, 4], 3, 4));
         drop((one, three, four));
         assert_eq!((listed(), page.in_flight.get(), page.aborted.get()), (vec![], 0, 3));
@@ -110,10 +196,39 @@ mod tests {
     fn what_finds_no_place_is_still_counted() {
         let (page, fd) = Page::create().unwrap();
         let requests = Rc::new(Requests::new(WorkerId(1), Page::open(&fd).unwrap()));
-        let many: Vec<InFlight> = (0..MAX_LISTED + 10).map(|_| requests.begin()).collect();
+        let many: Vec<InFlight> = (0..MAX_LISTED + 10).map(|_| requests.begin(&mut Request::new(()))).collect();
         assert_eq!(page.in_flight.get(), MAX_LISTED as u64 + 10);
         drop(many);
         assert_eq!(page.in_flight.get(), 0);
         assert_eq!(requests.free.borrow().len(), MAX_LISTED);
+    }
+
+    #[test]
+    fn a_clients_name_for_its_request_is_kept_if_it_is_one() {
+        let (_page, fd) = Page::create().unwrap();
+        let requests = Rc::new(Requests::new(WorkerId(1), Page::open(&fd).unwrap()));
+        let check = |names: &[&[u8]], is_kept: bool| {
+            let mut request = Request::new(());
+            for name in names {
+                request.headers_mut().append(REQUEST_ID, HeaderValue::from_bytes(name).unwrap());
+            }
+            let in_flight = requests.begin(&mut request);
+            let expected = is_kept.then(|| str::from_utf8(names[0]).unwrap());
+            assert_eq!(in_flight.client_id(), expected);
+            assert_eq!(in_flight.name(), expected.map_or_else(|| in_flight.request(), ToOwned::to_owned));
+            // What a guest sees, if it sees any, is what the answer and the log have.
+            let seen: Vec<_> = request.headers().get_all(REQUEST_ID).iter().map(HeaderValue::as_bytes).collect();
+            let name = in_flight.name();
+            assert_eq!(seen, if names.is_empty() { vec![] } else { vec![name.as_bytes()] });
+        };
+        check(&[], false);
+        check(&[b"0b0cc6c5-6a5c-4a29-b9a5-f1e4b2a7f1d3"], true);
+        check(&[b"Root=1-67891233-abcdef012345678912345678;Self=1"], true);
+        check(&[&[b'a'; MAX_CLIENT_ID]], true);
+        check(&[&[b'a'; MAX_CLIENT_ID + 1]], false);
+        for bad in [&b""[..], b"a b", b"a\tb", "\u{e9}".as_bytes(), b"a\"b", b"\xff"] {
+            check(&[bad], false);
+        }
+        check(&[b"one", b"two"], false);
     }
 }

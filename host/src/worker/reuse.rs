@@ -9,6 +9,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::{Method, Request};
+use http_body::Body;
 use wasmtime::{Engine, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
@@ -20,6 +22,9 @@ use super::turns::Turns;
 
 /// How long an instance may wait for its next request.
 pub(super) const MAX_IDLE: Duration = Duration::from_secs(10);
+/// How often an instance may fail its second request, in a row, where a fresh one does not, until none is used again. One
+/// failure may have another reason.
+const MAX_FAILED_TRIALS: u32 = 3;
 
 /// A component that can be instantiated.
 pub(super) trait Instantiate {
@@ -108,14 +113,32 @@ pub(super) struct Stock {
     max_uses: Cell<u32>,
     /// The one that was used last is at the end, and is used next.
     idle: RefCell<Vec<Live>>,
-    /// Some instance has served a second request.
+    /// Some instance has answered a second request.
     is_proven: Cell<bool>,
+    /// How many have not, until one has.
+    failed_trials: Cell<u32>,
+}
+
+/// What a request allows to be done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// To run it twice is as good as once (RFC 9110, section 9.2.1), and it can be sent twice.
+    Safe,
+    Never,
+}
+
+impl Repeat {
+    /// Whether a request can be tried again that went to an instance which did not answer it.
+    pub(super) fn of<B: Body>(request: &Request<B>) -> Self {
+        let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+        if is_safe && request.body().is_end_stream() { Self::Safe } else { Self::Never }
+    }
 }
 
 impl Stock {
     pub(super) fn new(factory: Factory<ProxyPre<Guest>>, max_uses: u32) -> Self {
         let (idle, is_proven) = (RefCell::default(), Cell::new(false));
-        Self { factory, max_uses: Cell::new(max_uses), idle, is_proven }
+        Self { factory, max_uses: Cell::new(max_uses), idle, is_proven, failed_trials: Cell::new(0) }
     }
 
     /// What its guests wait for when they compute.
@@ -123,9 +146,11 @@ impl Stock {
         self.factory.turns()
     }
 
-    /// An instance for a request: one that waits, or a fresh one.
-    pub(super) async fn take(&self, origin: Origin) -> Result<Live, Failure> {
-        let waiting = self.idle.borrow_mut().pop();
+    /// An instance for a request: one that waits, or a fresh one. Until it is known that an instance can serve a second
+    /// request, only what can be repeated is tried with one.
+    pub(super) async fn take(&self, origin: Origin, repeat: Repeat) -> Result<Live, Failure> {
+        let may_wait = repeat == Repeat::Safe || self.is_proven.get();
+        let waiting = if may_wait { self.idle.borrow_mut().pop() } else { None };
         match waiting {
             Some(mut live) => {
                 live.store.data_mut().begin(self.factory.hooks(origin), true);
@@ -144,9 +169,6 @@ impl Stock {
     /// Takes an instance back that has served its request well.
     pub(super) fn give_back(&self, mut live: Live) {
         live.uses += 1;
-        if live.uses > 1 {
-            self.is_proven.set(true);
-        }
         if live.uses >= self.max_uses.get() {
             return;
         }
@@ -159,7 +181,10 @@ impl Stock {
         }
         live.idle_since = Instant::now();
         let mut idle = self.idle.borrow_mut();
-        idle.push(live);
+        // One is enough to try whether it can serve again; others may not be taken for a long time.
+        if self.is_proven.get() || idle.is_empty() {
+            idle.push(live);
+        }
         self.factory.make_room(&mut idle);
     }
 
@@ -168,8 +193,20 @@ impl Stock {
         !self.is_proven.get()
     }
 
-    /// No instance of this component can.
-    pub(super) fn serves_only_once(&self) {
+    /// An instance has answered its second request.
+    pub(super) fn passed_trial(&self) {
+        self.is_proven.set(true);
+    }
+
+    /// An instance did not answer its second request, and a fresh one did.
+    pub(super) fn failed_trial(&self) {
+        let failed = self.failed_trials.get() + 1;
+        self.failed_trials.set(failed);
+        tracing::debug!(failed, "a request was not answered by an instance that had served one, but by a fresh one");
+        // Others that were tried at the same time may have succeeded.
+        if failed < MAX_FAILED_TRIALS || self.is_proven.get() {
+            return;
+        }
         if self.max_uses.replace(1) > 1 {
             tracing::warn!(
                 "the component does not answer a second request in the same instance; from now on each request gets a \

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::Request;
@@ -15,8 +15,10 @@ use wasmtime_wasi_http::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Progress {
-    /// There is more to come.
+    /// There may be more to come, and the guest has not asked for it.
     Expected,
+    /// The guest has asked for more, and its client has yet to send that.
+    Awaited,
     /// All of it is there, or there is none.
     Ended,
     /// It is longer than allowed.
@@ -54,7 +56,9 @@ impl Upload {
     }
 
     fn note(&self, progress: Progress) {
-        if let Some(state) = &self.state {
+        if let Some(state) = &self.state
+            && state.load(Ordering::Relaxed) != Progress::TooLarge as u8
+        {
             state.store(progress as u8, Ordering::Relaxed);
         }
     }
@@ -65,7 +69,12 @@ impl Body for Upload {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+        let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(context) else {
+            self.note(Progress::Awaited);
+            return Poll::Pending;
+        };
+        self.note(Progress::Expected);
+        let frame = match polled {
             Some(Ok(frame)) => frame,
             // The client is gone, or makes no sense.
             Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),

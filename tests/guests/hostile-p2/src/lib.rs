@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use misdeeds::{Answer, Outcome, Query, debug};
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, OutgoingResponse, ResponseOutparam};
+use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
 use wasip2::io::streams::StreamError;
 
 use sending::{body_of, send, start};
@@ -32,15 +32,23 @@ impl Guest for Component {
         let (path, query) = misdeeds::split(&target);
         match path {
             "/silent" => {}
-            // As guests of some languages: only the first request of an instance is answered.
-            "/once" if USED.swap(true, Ordering::Relaxed) => {}
-            "/once" => send(out, Answer::of(Ok("once".into()))),
+            // As guests of some languages: only the first request of an instance is answered. Each has its effect.
+            "/once" => {
+                println!("effect of {:?}", request.method());
+                if !USED.swap(true, Ordering::Relaxed) {
+                    send(out, Answer::of(Ok("once".into())));
+                }
+            }
             "/unwritten-body" => {
                 let fields = Fields::from_list(&[("content-length".into(), b"5".to_vec())]).expect("a good field");
                 ResponseOutparam::set(out, Ok(OutgoingResponse::new(fields)));
             }
-            "/error-code" => ResponseOutparam::set(out, Err(ErrorCode::InternalError(Some("asked to fail".into())))),
-            "/trap-after-head" => trap_after_head(out, query.number("bytes", 5)),
+            "/error-code" => {
+                let text = query.text("text").unwrap_or("asked to fail".into());
+                ResponseOutparam::set(out, Err(ErrorCode::InternalError(Some(text))));
+            }
+            "/only-head" => only_head(out),
+            "/trap-after-head" => trap_after_head(out, query.number("bytes", 5), query.number("ms", 100)),
             "/endless" => endless(out),
             "/trickle" => trickle(out, query.number("ms", 100)),
             "/echo" => echo(&request, out),
@@ -98,12 +106,23 @@ fn leak() -> Outcome {
     }
 }
 
-fn trap_after_head(out: ResponseOutparam, bytes: u64) {
+/// A head with a length and no body, whose end the interface does not like.
+fn only_head(out: ResponseOutparam) {
+    let fields = Fields::from_list(&[("content-length".into(), b"5".to_vec())]).expect("a good field");
+    let response = OutgoingResponse::new(fields);
+    let body = response.body().expect("the body is opened once");
+    ResponseOutparam::set(out, Ok(response));
+    OutgoingBody::finish(body, None).expect("a body of the length that was said");
+}
+
+fn trap_after_head(out: ResponseOutparam, bytes: u64, milliseconds: u64) {
     let body = start(out);
     let stream = body.write().expect("the stream is opened once");
     let _ = sending::write(&stream, &vec![b'x'; bytes as usize]);
-    // The head shall be on its way when the trap comes.
-    wait(100 * MILLISECOND);
+    // The head is on its way when the trap comes, if there is time.
+    if milliseconds > 0 {
+        wait(milliseconds * MILLISECOND);
+    }
     panic!("asked to trap after the head");
 }
 

@@ -29,8 +29,14 @@ impl Guest for Component {
         let (path, query) = misdeeds::split(&target);
         match path {
             "/silent" => return Err(ErrorCode::InternalError(None)),
-            "/error-code" => return Err(ErrorCode::InternalError(Some("asked to fail".into()))),
-            "/trap-after-head" => return Ok(trap_after_head(query.number("bytes", 5))),
+            "/error-code" => {
+                let text = query.text("text").unwrap_or("asked to fail".into());
+                return Err(ErrorCode::InternalError(Some(text)));
+            }
+            "/error-trailers" => return Ok(sending::ended_with_error(query.text("text").unwrap_or_default())),
+            "/trap-after-head" => {
+                return Ok(trap_after_head(query.number("bytes", 5), query.number("ms", 100)));
+            }
             "/endless" => return Ok(streamed(Fields::new(), endless)),
             "/trickle" => return Ok(trickle(query.number("ms", 100))),
             "/echo" => return Ok(echo(request)),
@@ -92,11 +98,13 @@ async fn spin_later() {
     misdeeds::spin();
 }
 
-fn trap_after_head(bytes: u64) -> Response {
+fn trap_after_head(bytes: u64, milliseconds: u64) -> Response {
     streamed(Fields::new(), async move |mut body| {
         body.write_all(vec![b'x'; bytes as usize]).await;
-        // The head shall be on its way when the trap comes.
-        wait_for(100 * MILLISECOND).await;
+        // The head is on its way when the trap comes, if there is time.
+        if milliseconds > 0 {
+            wait_for(milliseconds * MILLISECOND).await;
+        }
         panic!("asked to trap after the head");
     })
 }

@@ -38,6 +38,20 @@ where
     response
 }
 
+/// An answer that is on its way when it fails, in words of the guest's.
+pub(crate) fn ended_with_error(text: String) -> Response {
+    let (mut body, contents) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Ok(None));
+    let (response, _) = Response::new(Fields::new(), Some(contents), trailers);
+    spawn_local(async move {
+        body.write_all(b"the beginning".to_vec()).await;
+        wasip3::clocks::monotonic_clock::wait_for(100_000_000).await;
+        drop(body);
+        let _ = end.write(Err(ErrorCode::InternalError(Some(text)))).await;
+    });
+    response
+}
+
 /// Reads a body to its end.
 pub(crate) async fn body_of(
     mut contents: StreamReader<u8>,

@@ -95,10 +95,19 @@ pub fn times(query: &Query) -> String {
 /// Answers with a length that the body does not have, or with fields and a status that should be refused.
 fn wrong_head(path: &str, query: &Query) -> Answer {
     match path {
-        "/short-body" => Answer::with_fields(vec![field("content-length", "100")], "0123456789"),
+        "/short-body" => {
+            // Too much to be looked at before it is sent, if that is asked for.
+            let body = "0123456789".repeat(query.number("tens", 1) as usize);
+            Answer::with_fields(vec![field("content-length", &(body.len() + 90).to_string())], &body)
+        }
         "/long-body" => Answer::with_fields(vec![field("content-length", "5")], "0123456789"),
         "/two-lengths" => {
             Answer::with_fields(vec![field("content-length", "5"), field("content-length", "6")], "01234")
+        }
+        // What is wrong with these harms nobody.
+        "/no-content" => Answer { status: 204, ..Answer::with_fields(vec![field("content-length", "0")], "") },
+        "/same-lengths" => {
+            Answer::with_fields(vec![field("content-length", "5"), field("content-length", "5")], "01234")
         }
         "/bad-length" => Answer::with_fields(vec![field("content-length", "abc")], "0123456789"),
         "/status" => {
