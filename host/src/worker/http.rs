@@ -277,17 +277,17 @@ impl Server {
         let answering = watch.clone().answering(in_flight.clone(), &request);
         let answer = match self.admit(&mut request, &in_flight) {
             Ok(authority) => self.serve_request(request, authority, &in_flight, alive).await,
-            Err(answer) => answer,
+            Err(answer) => *answer,
         };
         self.finish(answer, &in_flight, &watch, answering)
     }
 
     /// Whom the request is addressed to; or what it is answered without a guest.
-    fn admit(&self, request: &mut Request<Incoming>, in_flight: &InFlight) -> Result<Authority, Answer> {
+    fn admit(&self, request: &mut Request<Incoming>, in_flight: &InFlight) -> Result<Authority, Box<Answer>> {
         let refused = |status, text: &str, why: &str| {
             self.stats.refused.increment();
             log_of!(debug, in_flight, "refused: {why}");
-            Err(plain(status, text, in_flight))
+            Err(Box::new(plain(status, text, in_flight)))
         };
         let Some(authority) = authority(request) else {
             let text = "the request needs exactly one valid Host header";
@@ -299,10 +299,10 @@ impl Server {
         if loops(request.headers()) > MAX_LOOPS {
             self.stats.refused.increment();
             log_of!(warn, in_flight, "refused: it came through servers like this {MAX_LOOPS} times");
-            return Err(plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", in_flight));
+            return Err(Box::new(plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", in_flight)));
         }
         if request.body().size_hint().lower() > self.limits.max_body {
-            return Err(too_large(self.stats, in_flight, self.limits.max_body));
+            return Err(Box::new(too_large(self.stats, in_flight, self.limits.max_body)));
         }
         // A target in absolute form overrides the Host. HTTP/1.0 may have none; guests get their authority from it.
         let named = request.uri().authority().map(Authority::as_str);
