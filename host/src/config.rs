@@ -7,6 +7,7 @@ mod file;
 #[cfg(test)]
 mod fuzz;
 mod limits;
+mod settings_file;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,6 +34,7 @@ use crate::primary::{Policy, Recycle};
 
 pub(crate) use file::OTHER_WORDS;
 pub(crate) use limits::*;
+pub(crate) use settings_file::SettingsFile;
 
 /// Read when no `--config` is given: the one of the folder that is served, or else of the current one.
 pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
@@ -561,6 +563,10 @@ fn first<T>(list: Vec<T>, or: Vec<T>) -> Vec<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) app: PathBuf,
+    /// The folder that it was built from, as an absolute path.
+    pub(crate) folder: Option<PathBuf>,
+    /// Where they come from, as far as they do not come from the command line.
+    pub(crate) file: Option<SettingsFile>,
     pub(crate) listen: Vec<ListenAddr>,
     pub(crate) backlog: i32,
     pub(crate) workers: u32,
@@ -723,6 +729,8 @@ impl Settings {
         let logging = Logging { format, colour: format == LogFormat::Pretty && colours() };
         Ok(Self {
             app,
+            folder: None,
+            file: None,
             listen,
             backlog: options.backlog.map_or(1024, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,

@@ -178,3 +178,63 @@ fn workers_are_scaled_up_and_down_by_a_number() {
         assert_eq!(cluster.ready().len(), workers, "{args:?}");
     }
 }
+
+/// Each rollback goes further back; nothing is built, soaked or waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollbacks_go_back_through_history() {
+    let args = ["--min-ready", "300ms", "--soak", "300ms"];
+    let (first, second, third) = (guest("hello"), guest("whoami"), guest("scenarios"));
+    let cluster = Setup::new(&first).args(&args).start();
+    for version in [&second, &third] {
+        assert_eq!(cluster.command(&["reload", text(version)]).code, Some(0));
+    }
+    // Brings back what a generation was, and checks what is said of it.
+    let rolls_back = |args: &[&str], generation: u64, version: &Path| {
+        let rolled_back = cluster.command(&[&["rollback"], args].concat());
+        assert_eq!(rolled_back.code, Some(0), "{args:?}: {rolled_back:?}");
+        let status = cluster.status();
+        assert_eq!(status["generation"]["source"], text(version), "{args:?}");
+        let digest = status["generation"]["digest"].as_str().unwrap();
+        let said = format!("generation {generation} is served: {} ({digest}), first served ", text(version));
+        assert!(rolled_back.stdout.starts_with(&said), "{args:?}: {rolled_back:?}");
+        assert!(rolled_back.stdout.ends_with("s ago\n"), "{args:?}: {rolled_back:?}");
+    };
+    rolls_back(&[], 4, &second);
+    rolls_back(&[], 5, &first);
+    let refused = |args: &[&str], part: &str| {
+        let ended = cluster.command(&[&["rollback"], args].concat());
+        assert_eq!(ended.code, Some(1), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(part), "{args:?}: {ended:?}");
+    };
+    refused(&[], "there is no previous generation");
+    refused(&["--to", "5"], "generation 5 is what is served");
+    refused(&["--to", "9"], "generation 9 is not known; those that are: 1 (/");
+    rolls_back(&["--to", "3"], 6, &third);
+    rolls_back(&[], 7, &second);
+
+    let json = cluster.command(&["rollback", "--json"]);
+    let lines: Vec<Value> = json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lasts = |phase: &str| lines.iter().find(|line| line["phase"] == phase).unwrap()["lasts_ms"].as_u64().unwrap();
+    assert_eq!((lasts("canary"), lasts("soaking")), (100, 0));
+}
+
+/// Until the settings are part of a generation, whoever changes their file is told that nothing comes of it.
+#[test]
+fn changed_settings_are_told_by_reload_and_watch() {
+    let setup = Setup::new(&guest("hello")).args(&QUICK).args(&["--soak", "0s", "--watch"]);
+    let file = setup.folder.path().join("wasmcluster.toml");
+    std::fs::write(&file, "max-headers = 50\n[env]\nGREETING = \"hello\"\n").unwrap();
+    let cluster = setup.start();
+    let reloaded = cluster.command(&["reload"]);
+    assert_eq!((reloaded.code, reloaded.stderr.contains("note:")), (Some(0), false), "{reloaded:?}");
+    std::fs::write(&file, "max-headers = 60\n[env]\nGREETING = \"hi\"\n").unwrap();
+    let told = "wasmcluster.toml has changed ([env], max-headers); that takes effect when the cluster is started again";
+    cluster.stderr.find(told);
+    let reloaded = cluster.command(&["reload"]);
+    assert!(reloaded.stderr.contains(&format!("{told}\n")), "{reloaded:?}");
+    assert!(reloaded.stderr.contains("note: /"), "{reloaded:?}");
+    cluster.signal(Signal::SIGUSR2);
+    until("it is told again", || {
+        (cluster.stderr.lines().iter().filter(|line| line.contains(told)).count() == 3).then_some(())
+    });
+}

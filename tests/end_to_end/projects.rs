@@ -276,14 +276,24 @@ async fn a_folder_is_served_as_its_own_file_says() {
     let component = project.path().join("out/app.wasm");
     assert_eq!(status["generation"]["source"], text(&component));
 
-    // Without --watch nothing is built unasked.
+    // Without --watch nothing is built unasked. A reload asks for it, whether it names the folder or not.
     save(project.path(), "whoami");
-    assert_eq!(cluster.command(&["reload"]).code, Some(0));
     assert_eq!((answers(&cluster).await.as_str(), builds(project.path())), (HELLO, 1));
-    let reloaded = cluster.command(&["reload", text(project.path())]);
-    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    let reloaded = cluster.command(&["reload"]);
+    assert_eq!((reloaded.code, reloaded.stdout.as_str()), (Some(0), "generation 2 is served\n"), "{reloaded:?}");
     assert!(reloaded.stderr.contains("Built "), "{reloaded:?}");
     assert!(answers(&cluster).await.contains(WHOAMI));
+    // What is served already stays, with its workers, unless it is forced.
+    let workers = cluster.ready();
+    for args in [&["reload"][..], &["reload", text(project.path())]] {
+        let reloaded = cluster.command(args);
+        let said = "unchanged: it is what generation 2 serves already\n";
+        assert_eq!((reloaded.code, reloaded.stdout.as_str()), (Some(0), said), "{args:?}: {reloaded:?}");
+    }
+    assert_eq!((cluster.ready(), builds(project.path())), (workers, 4));
+    let reloaded = cluster.command(&["reload", "--force"]);
+    let said = "generation 3 is served: the component is the same as before, its workers are new\n";
+    assert_eq!((reloaded.code, reloaded.stdout.as_str()), (Some(0), said), "{reloaded:?}");
     let builds_now = builds(project.path());
     assert_eq!(run(&["reload", text(project.path())]).code, Some(7));
     assert_eq!(builds(project.path()), builds_now, "nothing is built for a cluster that does not run");

@@ -16,8 +16,9 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::build::{self, Handover, NoPlan, Plan, Sources};
-use crate::config::{DEFAULT_NAME, Options, Percent, Settings, Span, colours};
+use crate::config::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span, colours};
 use crate::folders::{self, control_path};
+use crate::ids::Generation;
 use crate::logging::{self, Relay};
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
 use crate::{artifact, primary, worker};
@@ -229,8 +230,8 @@ struct ScaleArgs {
     wasmcluster reload shop\n  \
     wasmcluster reload app.wasm --max-error-increase 2")]
 struct ReloadArgs {
-    /// The component to serve from now on, or a folder to build it from [default: the same file as before, read again;
-    /// nothing is built for that]
+    /// The component to serve from now on, or a folder to build it from [default: the same as before: the file is read
+    /// again, or the folder built again]
     #[arg(value_name = "APP")]
     app: Option<PathBuf>,
 
@@ -242,8 +243,18 @@ struct ReloadArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "The version before comes back as a new generation. Exit codes as of `reload`.")]
+#[command(
+    after_help = "An earlier version comes back as a new generation, after a short canary and without a soak. Said again, \
+    it goes further back. Exit codes as of `reload`.\n\n\
+    Examples:\n  \
+    wasmcluster rollback\n  \
+    wasmcluster rollback --to 3"
+)]
 struct RollbackArgs {
+    /// The generation to bring back; the last 16 are kept [default: the one before]
+    #[arg(long, value_name = "GENERATION")]
+    to: Option<u64>,
+
     #[command(flatten)]
     terms: TermsArgs,
 
@@ -279,6 +290,7 @@ impl TermsArgs {
             timeout_ms: self.timeout.map(Span::as_millis),
             force: self.force,
             max_error_increase: self.max_error_increase.map(|it| f64::from(it.thousandths()) / 10.0),
+            ..ReloadRequest::default()
         }
     }
 
@@ -435,21 +447,32 @@ fn explain(ended: &Ended) -> (String, u8) {
         ReloadResult::Refused => (format!("refused, nothing was changed: {reason}"), exit::REFUSED),
         ReloadResult::RolledBack => (format!("rolled back: {reason}"), exit::ROLLED_BACK),
         ReloadResult::TimedOut => (format!("timed out, the old version is served: {reason}"), exit::TIMED_OUT),
-        ReloadResult::Committed | ReloadResult::Failed => (format!("the reload failed: {reason}"), exit::ERROR),
+        ReloadResult::Committed | ReloadResult::Unchanged | ReloadResult::Failed => {
+            (format!("the reload failed: {reason}"), exit::ERROR)
+        }
     }
 }
 
 fn reloaded(ended: Ended, show: Show) -> Result<(), Failure> {
-    match (ended.result, ended.generation) {
-        (ReloadResult::Committed, generation) => {
-            if let (Show::People, Some(generation)) = (show, generation) {
-                let said = print(format!("generation {generation} is served\n").as_bytes());
-                said.map_err(|error| Failure::Error(error.into()))?;
-            }
-            Ok(())
-        }
-        _ => Err(Failure::Reload(ended)),
+    let generation = ended.generation.unwrap_or_default();
+    let said = match (ended.result, &ended.reason) {
+        (ReloadResult::Committed, None) => format!("generation {generation} is served\n"),
+        (ReloadResult::Committed, Some(remark)) => format!("generation {generation} is served: {remark}\n"),
+        (ReloadResult::Unchanged, _) => format!("unchanged: it is what generation {generation} serves already\n"),
+        _ => return Err(Failure::Reload(ended)),
+    };
+    if show == Show::People {
+        print(said.as_bytes()).map_err(|error| Failure::Error(error.into()))?;
     }
+    Ok(())
+}
+
+fn rolled_back(ended: Ended, client: &Client) -> Result<(), Failure> {
+    if ended.result != ReloadResult::Committed {
+        return Err(Failure::Reload(ended));
+    }
+    let status = block_on(client.status())?;
+    print(reload::served(&status.generation).as_bytes()).map_err(|error| Failure::Error(error.into()))
 }
 
 fn print(text: &[u8]) -> io::Result<()> {
@@ -489,22 +512,28 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Stop(args) => Ok(block_on(commands::stop(&client(args.cluster)?, args.now))?),
         Command::Reload(ReloadArgs { app, terms, cluster }) => {
             let client = client(cluster)?;
-            let app = match app {
-                Some(folder) if folder.is_dir() => {
-                    // Nothing is built for a cluster that does not run.
-                    block_on(client.status())?;
-                    Some(build_folder(&folder).map_err(Failure::refuse)?)
-                }
-                app => app,
+            // Nothing is built for a cluster that does not run.
+            let folder = match &app {
+                Some(app) if !app.is_dir() => None,
+                Some(folder) => block_on(client.status()).map(|_| Some(folder.clone()))?,
+                None => block_on(client.status())?.generation.folder,
+            };
+            // What is built may turn out the same; a file is named by somebody who wants its workers anew.
+            let if_new = folder.is_some() && !terms.force;
+            let app = match folder {
+                Some(folder) => Some(build_folder(&folder).map_err(Failure::refuse)?),
+                None => app,
             };
             let app =
                 app.as_deref().map(folders::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
-            let (request, show) = (terms.request(app), terms.show());
+            let (request, show) = (ReloadRequest { if_new, ..terms.request(app) }, terms.show());
             reloaded(block_on(reload::reload(&client, &request, show))?, show)
         }
-        Command::Rollback(RollbackArgs { terms, cluster }) => {
-            let (client, request, show) = (client(cluster)?, terms.request(None), terms.show());
-            reloaded(block_on(reload::rollback(&client, &request, show))?, show)
+        Command::Rollback(RollbackArgs { to, terms, cluster }) => {
+            let (client, show) = (client(cluster)?, terms.show());
+            let request = ReloadRequest { to: to.map(Generation), ..terms.request(None) };
+            let ended = block_on(reload::rollback(&client, &request, show))?;
+            if show == Show::Json { reloaded(ended, show) } else { rolled_back(ended, &client) }
         }
         Command::Events(args) => Ok(block_on(commands::events(&client(args.cluster)?))?),
         Command::Config(ConfigArgs { command: ConfigCommand::Get { key, cluster } }) => {
@@ -531,13 +560,14 @@ fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result
 }
 
 fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
-    let file = match &args.config {
-        Some(file) => Options::from_file(file)?,
-        None => Options::from_default_file(&args.app)?,
+    let (options, file) = match &args.config {
+        Some(file) => (Options::from_file(file)?, SettingsFile::at(file)?),
+        None => (Options::from_default_file(&args.app)?, SettingsFile::default_for(&args.app)?),
     };
-    let options = args.options.or(file);
+    let options = args.options.or(options);
     let is_development = options.watch && args.app.is_dir();
-    Settings::new(args.app, if is_development { options.for_development() } else { options })
+    let settings = Settings::new(args.app, if is_development { options.for_development() } else { options })?;
+    Ok(Settings { file: Some(file), ..settings })
 }
 
 /// Of a folder, the component is built and takes its place.
@@ -555,7 +585,13 @@ fn built(settings: Settings) -> Result<Settings, Failure> {
     build::tell(&app);
     sources.add(&outcome.uses);
     let handover = digest.map(|digest| Handover::new(plan.folder(), &sources, &app, digest)).transpose();
-    Ok(Settings { rebuild: handover.map_err(|error| Failure::Error(error.into()))?, app, ..settings })
+    let folder = folders::absolute(plan.folder()).map_err(|error| Failure::Error(error.into()))?;
+    Ok(Settings {
+        rebuild: handover.map_err(|error| Failure::Error(error.into()))?,
+        app,
+        folder: Some(folder),
+        ..settings
+    })
 }
 
 fn build_folder(folder: &Path) -> Result<PathBuf, Failure> {

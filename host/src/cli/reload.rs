@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
 use super::print;
-use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult};
+use crate::primary::{Client, CommandError, GenerationStatus, ReloadRequest, ReloadResult};
 
 /// Width of a bar, in characters.
 const BAR: usize = 30;
@@ -31,6 +31,7 @@ pub(super) enum Show {
 enum Told {
     Reload(Phase),
     ReloadEnded(Ended),
+    Note { text: String },
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,6 +60,17 @@ pub(super) async fn rollback(client: &Client, request: &ReloadRequest, show: Sho
     Ok(follow(client.rollback(request).await?, show).await?)
 }
 
+/// What is served, for people.
+pub(super) fn served(generation: &GenerationStatus) -> String {
+    let GenerationStatus { current, digest, source, first_served_ms, .. } = generation;
+    let age = match first_served_ms {
+        // To the second.
+        Some(ms) => format!("first served {} ago", humantime::format_duration(Duration::from_secs(ms / 1000))),
+        None => "first served before this server was started".into(),
+    };
+    format!("generation {current} is served: {} ({digest}), {age}\n", source.display())
+}
+
 /// Shows line after line, until the last.
 async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
     let mut display = Display::new(show);
@@ -74,6 +86,7 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
             match serde_json::from_slice(&line).context("the primary's answer does not parse")? {
                 Told::Reload(phase) => display.show(&phase),
                 Told::ReloadEnded(ended) => return Ok(ended),
+                Told::Note { text } => display.note(&text),
             }
         }
     }
@@ -115,6 +128,18 @@ impl Display {
                 last.clone_from(&phase.phase);
             }
             Self::Lines(_) | Self::Nothing => {}
+        }
+    }
+
+    fn note(&self, text: &str) {
+        let say = || {
+            // Whoever closed our standard error does not want to know.
+            let _ = writeln!(io::stderr(), "note: {text}");
+        };
+        match self {
+            Self::Bar(bar) => bar.suspend(say),
+            Self::Lines(_) => say(),
+            Self::Nothing => {}
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
         }
         let served = async {
             // From here on a change is seen, also one during the first compilation.
-            let watch = Watch::start(settings.watch, &folders::absolute(&settings.app)?);
+            let watch = Watch::start(&settings, &folders::absolute(&settings.app)?);
             let Some(generations) = compile_first(&settings, &mut signals).await? else {
                 return Ok(());
             };

@@ -235,7 +235,10 @@ impl<'a> Driver<'a> {
             News::Signal(Request::Stop(haste)) => self.stop(haste),
             News::Signal(Request::Hangup) if self.supervisor.is_about_to_stop() => {}
             News::Signal(Request::Hangup) => self.stop(Haste::Drain),
-            News::Signal(Request::Reload) => self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always),
+            News::Signal(Request::Reload) => {
+                self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
+                self.tell_changed_settings(super::reload::Listener::default());
+            }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
             News::Compiled(answer) => self.compiled(answer),
@@ -657,6 +660,13 @@ impl<'a> Driver<'a> {
                 previous: self.generations.previous().map(|(previous, _)| previous.0),
                 digest: deployment.compiled.digest.clone(),
                 source: deployment.source.clone(),
+                first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
+                // Not if another file was deployed by hand since.
+                folder: self
+                    .settings
+                    .folder
+                    .clone()
+                    .filter(|_| crate::folders::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)),
             },
             reload: self.change.as_ref().map(|_| self.reload_status()),
             last_reload: self.last_reload.clone(),

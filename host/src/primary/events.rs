@@ -84,6 +84,10 @@ pub(super) enum Happening {
         result: ReloadResult,
         reason: Option<String>,
     },
+    /// Something that whoever asked for a reload should know; only they are told.
+    Note {
+        text: String,
+    },
     /// The reader was too slow for so many events.
     Missed {
         events: u64,

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -15,59 +16,133 @@ use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 
-/// The generations of a running cluster that have workers, or may get some.
+/// Versions that can be brought back, the one that is served included. Each keeps two descriptors open.
+const MAX_HISTORY: usize = 16;
+
+/// The generations of a running cluster that have workers, may get some, or may be brought back.
 #[derive(Debug)]
 pub(super) struct Generations {
-    deployments: BTreeMap<Generation, Rc<Deployment>>,
+    known: BTreeMap<Generation, Known>,
     current: Generation,
-    previous: Option<Generation>,
-    /// The previous version of a primary before this one, as long as there is none of this one's.
+    /// What a primary before this one served before its last version.
     remembered: Option<Version>,
     last: Generation,
 }
 
+#[derive(Debug)]
+struct Known {
+    deployment: Rc<Deployment>,
+    before: Before,
+    is_committed: bool,
+    /// When this version, under whatever number, was first committed by this primary.
+    since: Option<Instant>,
+}
+
+/// What a rollback from a generation leads to. One that was brought back has the past that it had the first time, so
+/// that the next rollback goes on backwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Kept(Generation),
+    Remembered,
+    Nothing,
+}
+
+/// Where a candidate comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It is new.
+    Compiled,
+    /// It is what this generation was.
+    Kept(Generation),
+    /// It was served by a primary before this one.
+    Remembered,
+}
+
 impl Generations {
     pub(super) fn new(current: Generation, deployment: Deployment, remembered: Option<Version>) -> Self {
-        let deployments = BTreeMap::from([(current, Rc::new(deployment))]);
-        Self { deployments, current, previous: None, remembered, last: current }
+        let before = if remembered.is_some() { Before::Remembered } else { Before::Nothing };
+        // Of one that is resumed, nobody knows.
+        let since = (current == Generation(1)).then(Instant::now);
+        let first = Known { deployment: Rc::new(deployment), before, is_committed: true, since };
+        Self { known: BTreeMap::from([(current, first)]), current, remembered, last: current }
     }
 
     /// Takes in a candidate under a number that no generation had before.
-    pub(super) fn add(&mut self, deployment: Rc<Deployment>) -> Generation {
+    pub(super) fn add(&mut self, deployment: Rc<Deployment>, origin: Origin) -> Generation {
+        let (before, since) = match origin {
+            Origin::Compiled => (Before::Kept(self.current), None),
+            Origin::Kept(kept) => self.known.get(&kept).map_or((Before::Nothing, None), |it| (it.before, it.since)),
+            Origin::Remembered => (Before::Nothing, None),
+        };
         self.last = Generation(self.last.0 + 1);
-        self.deployments.insert(self.last, deployment);
+        self.known.insert(self.last, Known { deployment, before, is_committed: false, since });
         self.last
     }
 
     /// The candidate is what is served from now on.
     pub(super) fn commit(&mut self, candidate: Generation) {
-        self.previous = Some(self.current);
-        self.remembered = None;
-        self.current = candidate;
+        if let Some(known) = self.known.get_mut(&candidate) {
+            known.is_committed = true;
+            known.since.get_or_insert_with(Instant::now);
+            self.current = candidate;
+        }
         self.forget_others();
+        while self.known.len() > MAX_HISTORY {
+            self.known.pop_first();
+        }
     }
 
-    /// Forgets what no worker will be started of any more.
+    /// Forgets candidates that were not committed.
     pub(super) fn forget_others(&mut self) {
-        let kept = [Some(self.current), self.previous];
-        self.deployments.retain(|generation, _| kept.contains(&Some(*generation)));
+        self.known.retain(|_, known| known.is_committed);
     }
 
     pub(super) fn get(&self, generation: Generation) -> Option<&Rc<Deployment>> {
-        self.deployments.get(&generation)
+        Some(&self.known.get(&generation)?.deployment)
     }
 
     pub(super) fn current(&self) -> (Generation, &Rc<Deployment>) {
-        (self.current, self.deployments.get(&self.current).expect("the current generation is kept"))
+        (self.current, &self.known.get(&self.current).expect("the current generation is kept").deployment)
     }
 
+    /// When what is served now was first served, if this primary knows.
+    pub(super) fn served_since(&self) -> Option<Instant> {
+        self.known.get(&self.current)?.since
+    }
+
+    /// What a rollback brings back, if this primary served it.
     pub(super) fn previous(&self) -> Option<(Generation, &Rc<Deployment>)> {
-        self.previous.and_then(|previous| Some((previous, self.deployments.get(&previous)?)))
+        match self.known.get(&self.current)?.before {
+            Before::Kept(before) => Some((before, self.get(before)?)),
+            Before::Remembered | Before::Nothing => None,
+        }
     }
 
-    /// The previous version, if it is only known from the primary before this one.
+    /// What a rollback brings back, if it is only known from the primary before this one.
     pub(super) fn remembered(&self) -> Option<&Version> {
-        self.remembered.as_ref()
+        self.remembered
+            .as_ref()
+            .filter(|_| self.known.get(&self.current).is_some_and(|it| it.before == Before::Remembered))
+    }
+
+    /// A generation to bring back, or why not.
+    pub(super) fn committed(&self, generation: Generation) -> Result<&Rc<Deployment>, String> {
+        if generation == self.current {
+            return Err(format!("generation {generation} is what is served"));
+        }
+        self.known.get(&generation).filter(|known| known.is_committed).map(|known| &known.deployment).ok_or_else(|| {
+            let others = self.known.iter().filter(|(number, known)| known.is_committed && **number != self.current);
+            let others: Vec<String> = others
+                .map(|(number, known)| {
+                    let Deployment { source, compiled, .. } = &*known.deployment;
+                    format!("{number} ({}, {})", source.display(), compiled.digest)
+                })
+                .collect();
+            match others[..] {
+                [] => format!("generation {generation} is not known, nor is any other but the one that is served"),
+                _ => format!("generation {generation} is not known; those that are: {}", others.join(", ")),
+            }
+        })
     }
 }
 
@@ -193,6 +268,61 @@ mod tests {
             current: version(format!("sha256:{generation}")),
             previous: previous.map(|digest| version(digest.into())),
         }
+    }
+
+    fn deploy(generations: &mut Generations, origin: Origin) -> Generation {
+        let deployment = match origin {
+            Origin::Kept(kept) => generations.get(kept).unwrap().clone(),
+            _ => Rc::new(Deployment::of_nothing("sha256:new")),
+        };
+        generations.add(deployment, origin)
+    }
+
+    fn commit(generations: &mut Generations, origin: Origin) {
+        let candidate = deploy(generations, origin);
+        generations.commit(candidate);
+    }
+
+    fn previous(generations: &Generations) -> Option<u64> {
+        generations.previous().map(|(previous, _)| previous.0)
+    }
+
+    #[test]
+    fn what_was_brought_back_has_the_past_that_it_had() {
+        let first = Deployment::of_nothing("sha256:1");
+        let remembered = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/old.wasm".into() };
+        let mut generations = Generations::new(Generation(1), first, Some(remembered));
+        commit(&mut generations, Origin::Compiled);
+        commit(&mut generations, Origin::Compiled);
+        assert_eq!(previous(&generations), Some(2));
+        // One that was not committed leaves no trace.
+        deploy(&mut generations, Origin::Compiled);
+        generations.forget_others();
+        assert!(generations.committed(Generation(4)).unwrap_err().contains("not known; those that are: 1 ("));
+        commit(&mut generations, Origin::Kept(Generation(2)));
+        assert_eq!((generations.current().0, previous(&generations)), (Generation(5), Some(1)));
+        commit(&mut generations, Origin::Kept(Generation(1)));
+        assert!(previous(&generations).is_none() && generations.remembered().is_some());
+        commit(&mut generations, Origin::Remembered);
+        assert!(previous(&generations).is_none() && generations.remembered().is_none());
+        // A new version comes after what is served, and everything before it can be reached by name.
+        commit(&mut generations, Origin::Compiled);
+        assert_eq!(previous(&generations), Some(7));
+        assert!(generations.committed(Generation(3)).is_ok());
+    }
+
+    #[test]
+    fn history_is_bounded() {
+        let mut generations = Generations::new(Generation(1), Deployment::of_nothing("sha256:1"), None);
+        for _ in 0..100 {
+            commit(&mut generations, Origin::Compiled);
+            assert!(generations.known.len() <= MAX_HISTORY);
+        }
+        for _ in 0..100 {
+            let Some(before) = previous(&generations) else { return };
+            commit(&mut generations, Origin::Kept(Generation(before)));
+        }
+        panic!("the history has an end");
     }
 
     #[test]

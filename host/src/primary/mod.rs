@@ -22,4 +22,4 @@ pub(crate) use control::{Client, CommandError, Scale, Scaled, Stop};
 pub(crate) use name::Holder;
 pub(crate) use reload::{ReloadRequest, ReloadResult};
 pub(crate) use state::{Policy, Recycle};
-pub(crate) use status::{GuestMetric, MetricValue, Status, WorkerStatus};
+pub(crate) use status::{GenerationStatus, GuestMetric, MetricValue, Status, WorkerStatus};

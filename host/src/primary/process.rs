@@ -56,6 +56,17 @@ impl Deployment {
     }
 }
 
+#[cfg(test)]
+impl Deployment {
+    /// One that no worker can be started of.
+    pub(super) fn of_nothing(digest: &str) -> Self {
+        let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
+        let http = crate::component::WasiHttp::V0_2;
+        let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true };
+        Self { source: "/app.wasm".into(), compiled, artifact: nothing(), settings: nothing() }
+    }
+}
+
 /// A running worker process.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::events::{Happening, line};
+use super::generations::Origin;
 use super::process::{CompilerAnswer, CompilerProcess};
 use super::state::Gates;
 use crate::config::Percent;
@@ -36,13 +37,17 @@ pub(crate) struct ReloadRequest {
     /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
     /// none.
     pub(crate) max_error_increase: Option<f64>,
+    /// Of a reload: do nothing if the component is what is served already.
+    pub(crate) if_new: bool,
+    /// Of a rollback: the generation to bring back; the one before if there is none.
+    pub(crate) to: Option<Generation>,
 }
 
 impl ReloadRequest {
     /// What the candidate must stand, by the cluster's settings unless the request says otherwise.
     pub(super) fn gates(&self, usual: Percent) -> Gates {
         let increase = self.max_error_increase.map_or(usual, Percent::clamped);
-        Gates { force: self.force, max_error_increase: increase.thousandths() }
+        Gates { force: self.force, max_error_increase: increase.thousandths(), served_before: false }
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -57,6 +62,8 @@ impl ReloadRequest {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReloadResult {
     Committed,
+    /// It is what is served already: nothing was changed.
+    Unchanged,
     /// The component cannot be served: nothing was changed.
     Refused,
     RolledBack,
@@ -76,7 +83,7 @@ pub(crate) struct LastReload {
 }
 
 /// Whoever wants to know how a reload goes; nobody, if a signal or the watch began it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Listener(Option<mpsc::Sender<Bytes>>);
 
 impl Listener {
@@ -140,6 +147,7 @@ pub(super) struct Draft {
     pub(super) gates: Gates,
     pub(super) deadline: Instant,
     pub(super) wanted: Wanted,
+    pub(super) origin: Origin,
 }
 
 /// Whether what is served already is to be brought anew.

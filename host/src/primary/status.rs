@@ -55,6 +55,12 @@ pub(crate) struct GenerationStatus {
     pub(crate) previous: Option<u64>,
     pub(crate) digest: String,
     pub(crate) source: PathBuf,
+    /// How long ago this version, under whatever number, was first served; None if that was by a primary before this one.
+    #[serde(default)]
+    pub(crate) first_served_ms: Option<u64>,
+    /// The folder that `source` is built from.
+    #[serde(default)]
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// How far a reload has come.

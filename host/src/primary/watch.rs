@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::config::Settings;
+
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Looks that find the file as the one before did, until it counts as written to its end.
 const SETTLED: u32 = 2;
@@ -55,17 +57,25 @@ impl Debounce {
 pub(super) struct Watch(Option<mpsc::Receiver<()>>);
 
 impl Watch {
-    /// Watches `path` if that is `wanted`, on a thread of its own: a file system that hangs must not stop the primary.
-    pub(super) fn start(wanted: bool, path: &Path) -> Self {
-        if !wanted {
+    /// Watches the component's file if that is wanted, on a thread of its own: a file system that hangs must not stop the
+    /// primary. What changes in the settings' file, it tells the log: that needs a restart.
+    pub(super) fn start(settings: &Settings, app: &Path) -> Self {
+        if !settings.watch {
             return Self(None);
         }
-        let path = PathBuf::from(path);
+        let (path, file) = (PathBuf::from(app), settings.file.clone());
         let (sender, changes) = mpsc::channel(1);
         let looking = std::thread::Builder::new().name("watch".into()).spawn(move || {
             let mut debounce = Debounce::new(fingerprint(&path));
+            let mut of_settings = Debounce::new(file.as_ref().and_then(|file| fingerprint(file.path())));
             while !sender.is_closed() {
                 std::thread::sleep(LOOK_EVERY);
+                if let Some(file) = &file
+                    && of_settings.look(fingerprint(file.path()))
+                    && let Some(changes) = file.changes()
+                {
+                    tracing::warn!("{changes}");
+                }
                 if debounce.look(fingerprint(&path)) && sender.blocking_send(()).is_err() {
                     return;
                 }

@@ -14,7 +14,7 @@ use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::primary::control::{Refusable, Refused};
 use crate::primary::events::Happening;
-use crate::primary::generations::{Committed, pinned};
+use crate::primary::generations::{Committed, Origin, pinned};
 use crate::primary::process::Deployment;
 use crate::primary::reload::{
     Answer, Change, Compiling, Draft, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage, Wanted,
@@ -26,12 +26,18 @@ impl Driver<'_> {
     /// Begins a reload; how it goes comes as lines of JSON.
     pub(super) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         let (listener, lines) = Listener::new();
-        self.begin_reload(request, Wanted::Always, listener)?;
+        if request.to.is_some() {
+            return Err("a reload takes no `to`".to_owned().into());
+        }
+        let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
+        self.begin_reload(request, wanted, listener.clone())?;
+        self.tell_changed_settings(listener);
         Ok(lines)
     }
 
     /// The file that is watched is the one that `serve` was given.
     pub(super) fn reload_changed(&mut self) {
+        // What has changed in the settings, the watch tells itself.
         let app = folders::absolute(&self.settings.app).ok();
         let request = ReloadRequest { app, ..ReloadRequest::default() };
         self.reload_unasked("a change of the file", &request, Wanted::IfNew);
@@ -41,6 +47,16 @@ impl Driver<'_> {
         let begun = self.begin_reload(request, wanted, Listener::default());
         if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
             tracing::warn!("{by} asks for a reload: {reason}");
+        }
+    }
+
+    /// The settings are those of the start. Whoever changed their file since should not have to find out.
+    pub(super) fn tell_changed_settings(&self, listener: Listener) {
+        if let Some(file) = &self.settings.file {
+            file.look(move |text| {
+                tracing::warn!("{text}");
+                listener.tell(&Happening::Note { text });
+            });
         }
     }
 
@@ -62,49 +78,46 @@ impl Driver<'_> {
             pinned: pinned(self.settings.state_dir.as_deref()),
         };
         tracing::info!("reloading {}", source.display());
-        self.compile(&ask, source, request, wanted, listener)
+        let gates = request.gates(self.settings.max_error_increase);
+        self.compile(
+            &ask,
+            Plan { source, gates, deadline: request.deadline(), wanted, origin: Origin::Compiled },
+            listener,
+        )
     }
 
-    fn compile(
-        &mut self,
-        ask: &ToCompiler,
-        source: PathBuf,
-        request: &ReloadRequest,
-        wanted: Wanted,
-        listener: Listener,
-    ) -> Refusable<()> {
+    fn compile(&mut self, ask: &ToCompiler, plan: Plan, listener: Listener) -> Refusable<()> {
         let compiling = Compiling::start(ask, self.answers.clone())
             .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let (gates, deadline) = (self.gates(request), request.deadline());
-        let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted });
+        let Plan { source, gates, deadline, wanted, origin } = plan;
+        let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted, origin });
         self.change = Some(Change { listener, stage });
         self.tell_reload(None, "compiling", None, None);
         Ok(())
     }
 
-    /// Begins to roll back to the generation before, as a new one.
+    /// Begins to bring back an earlier generation, as a new one.
     pub(super) fn rollback(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         self.expect_calm()?;
-        if request.app.is_some() {
-            return Err("a rollback takes no `app`".to_owned().into());
+        if request.app.is_some() || request.if_new {
+            return Err("a rollback takes neither `app` nor `if_new`".to_owned().into());
         }
-        let (listener, lines) = Listener::new();
-        if let Some((previous, deployment)) = self.generations.previous() {
-            tracing::info!("rolling back to what generation {previous} was");
-            let deployment = deployment.clone();
-            self.swap(deployment, self.gates(request), request.deadline(), listener);
+        let gates = Gates { served_before: true, ..request.gates(self.settings.max_error_increase) };
+        let (deadline, (listener, lines)) = (request.deadline(), Listener::new());
+        let previous = self.generations.previous().map(|(previous, _)| previous);
+        if let Some(target) = request.to.or(previous) {
+            let deployment = self.generations.committed(target)?.clone();
+            tracing::info!("rolling back to what generation {target} was, {}", deployment.source.display());
+            self.swap(deployment, Origin::Kept(target), gates, deadline, listener);
         } else if let Some(version) = self.generations.remembered() {
-            tracing::info!("rolling back to what was served before {}", version.source.display());
+            tracing::info!("rolling back to what was served before, {}", version.source.display());
             let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
-            self.compile(&ask, source, request, Wanted::Always, listener)?;
+            let plan = Plan { source, gates, deadline, wanted: Wanted::Always, origin: Origin::Remembered };
+            self.compile(&ask, plan, listener)?;
         } else {
             return Err("there is no previous generation to roll back to".to_owned().into());
         }
         Ok(lines)
-    }
-
-    fn gates(&self, request: &ReloadRequest) -> Gates {
-        request.gates(self.settings.max_error_increase)
     }
 
     pub(super) fn compilation_deadline(&self) -> Option<Instant> {
@@ -117,15 +130,17 @@ impl Driver<'_> {
         if draft.compiling.pid() != compiler {
             return;
         }
-        let (gates, deadline, wanted) = (draft.gates, draft.deadline, draft.wanted);
+        let (gates, deadline, wanted, origin) = (draft.gates, draft.deadline, draft.wanted, draft.origin);
         match Deployment::new(self.settings, &draft.source, answer) {
             Ok(deployment) if wanted == Wanted::IfNew && self.serves(&deployment) => {
-                tracing::info!("the file is what is served already");
-                self.change = None;
+                if let Some(Change { listener, .. }) = self.change.take() {
+                    let (current, _) = self.generations.current();
+                    self.end_reload(Some(current), ReloadResult::Unchanged, None, &listener);
+                }
             }
             Ok(deployment) => {
                 if let Some(Change { listener, .. }) = self.change.take() {
-                    self.swap(Rc::new(deployment), gates, deadline, listener);
+                    self.swap(Rc::new(deployment), origin, gates, deadline, listener);
                 }
             }
             Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
@@ -137,8 +152,15 @@ impl Driver<'_> {
     }
 
     /// Hands a candidate to the supervisor.
-    fn swap(&mut self, deployment: Rc<Deployment>, gates: Gates, deadline: Instant, listener: Listener) {
-        let candidate = self.generations.add(deployment);
+    fn swap(
+        &mut self,
+        deployment: Rc<Deployment>,
+        origin: Origin,
+        gates: Gates,
+        deadline: Instant,
+        listener: Listener,
+    ) {
+        let candidate = self.generations.add(deployment, origin);
         self.change = Some(Change { listener, stage: Stage::Swapping(candidate) });
         let deadline = Some(deadline.saturating_duration_since(self.started));
         self.tell(Event::ReloadRequested { candidate, gates, deadline });
@@ -185,12 +207,15 @@ impl Driver<'_> {
             (ReloadResult::Committed, _) => {
                 tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
             }
+            (ReloadResult::Unchanged, _) => tracing::info!("the file is what is served already"),
             (_, reason) => tracing::error!("the reload was not done: {}", reason.as_deref().unwrap_or("no reason")),
         }
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
         self.events.publish(&happening);
         listener.tell(&happening);
-        self.last_reload = Some(LastReload { generation, result, reason });
+        if result != ReloadResult::Unchanged {
+            self.last_reload = Some(LastReload { generation, result, reason });
+        }
     }
 
     pub(super) fn reload_progresses(&mut self, candidate: Generation, progress: Progress) {
@@ -205,11 +230,13 @@ impl Driver<'_> {
                 self.tell_reload(some, "rolling_back", Some((of - left.min(of), of)), Some(Detail::Because(reason)));
             }
             Progress::Committed => {
+                let same = self.generations.get(candidate).is_some_and(|deployment| self.serves(deployment));
+                let reason = same.then(|| "the component is the same as before, its workers are new".to_owned());
                 self.generations.commit(candidate);
                 self.reloads += 1;
                 self.remember_commit();
                 self.tell_reload(some, "committed", None, None);
-                self.settle(candidate, ReloadResult::Committed, None);
+                self.settle(candidate, ReloadResult::Committed, reason);
             }
             Progress::RolledBack(cause) => {
                 self.generations.forget_others();
@@ -263,6 +290,15 @@ impl Driver<'_> {
             }
         }
     }
+}
+
+/// What is to be compiled, and on which terms.
+struct Plan {
+    source: PathBuf,
+    gates: Gates,
+    deadline: Instant,
+    wanted: Wanted,
+    origin: Origin,
 }
 
 /// What there is to say of a phase of a reload.

@@ -23,6 +23,8 @@ use crate::ids::{Generation, Slot, WorkerId};
 const MAX_DRAINING: usize = 2;
 /// Crashes of the candidate's ready workers that may be by chance.
 const CRASHES_BY_CHANCE: u32 = 1;
+/// The longest canary of a version that was served before.
+const SHORT_CANARY: Duration = Duration::from_millis(100);
 /// How often a soak that is over looks whether answers have come that it waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// By how much the share of errors may be above the old generation's if nobody says another number, in thousandths.
@@ -35,11 +37,13 @@ pub(crate) struct Gates {
     pub(crate) force: bool,
     /// By how much the share of errors among the answers may be above the old generation's, in thousandths.
     pub(crate) max_error_increase: u32,
+    /// It is a version that is known to do well, and that is needed soon: a short canary, and no soak.
+    pub(crate) served_before: bool,
 }
 
 impl Default for Gates {
     fn default() -> Self {
-        Self { force: false, max_error_increase: MAX_ERROR_INCREASE }
+        Self { force: false, max_error_increase: MAX_ERROR_INCREASE, served_before: false }
     }
 }
 
@@ -190,7 +194,7 @@ impl Supervisor {
             served: Duration::ZERO,
             trial: Trial::default(),
         });
-        actions.push(Action::Report(Report::Reload(candidate, Progress::Canary(self.policy.min_ready))));
+        actions.push(Action::Report(Report::Reload(candidate, Progress::Canary(self.min_ready()))));
         actions
     }
 
@@ -233,15 +237,7 @@ impl Supervisor {
             }
             Phase::Rolling => match self.roll(now, candidate, Why::Reloaded)? {
                 Roll::Turn(turn) => Some(turn),
-                Roll::Done => {
-                    let soak = self.policy.soak;
-                    let until = now + soak;
-                    // Who asks for no soak does not want to wait.
-                    let patience = if soak.is_zero() { Duration::ZERO } else { self.policy.request_timeout };
-                    let in_time = self.reload.as_ref()?.deadline.map_or(Time::MAX, |at| at.saturating_sub(LOOK_AGAIN));
-                    self.set_phase(Phase::Soaking { until, latest: in_time.min(until + patience) });
-                    Some(vec![self.report(Progress::Soaking(soak))])
-                }
+                Roll::Done => Some(vec![self.begin_soak(now)]),
             },
             &Phase::Soaking { until, latest } if until <= now => {
                 if now < latest && self.answers_are_due(candidate, &reload.trial) {
@@ -269,6 +265,17 @@ impl Supervisor {
             }
             Phase::Waiting | Phase::Canary { .. } | Phase::Passed { .. } | Phase::Soaking { .. } => None,
         }
+    }
+
+    fn begin_soak(&mut self, now: Time) -> Action {
+        let (served_before, deadline) =
+            self.reload.as_ref().map_or((false, None), |it| (it.gates.served_before, it.deadline));
+        let soak = if served_before { Duration::ZERO } else { self.policy.soak };
+        // Who asks for no soak does not want to wait.
+        let patience = if soak.is_zero() { Duration::ZERO } else { self.policy.request_timeout };
+        let in_time = deadline.map_or(Time::MAX, |at| at.saturating_sub(LOOK_AGAIN));
+        self.set_phase(Phase::Soaking { until: now + soak, latest: in_time.min(now + soak + patience) });
+        self.report(Progress::Soaking(soak))
     }
 
     /// Brings the next slot to `generation`; one worker at a time that is not ready.
@@ -330,9 +337,15 @@ impl Supervisor {
         }
     }
 
+    /// How long the canary must have been well.
+    fn min_ready(&self) -> Duration {
+        let served_before = self.reload.as_ref().is_some_and(|reload| reload.gates.served_before);
+        self.policy.min_ready.min(if served_before { SHORT_CANARY } else { Duration::MAX })
+    }
+
     /// The canary is ready: it has to stay so for a while.
     pub(super) fn canary_became_ready(&mut self, now: Time, worker: WorkerId) {
-        let (passes, proves) = (now + self.policy.min_ready, self.policy.checks_health);
+        let (passes, proves) = (now + self.min_ready(), self.policy.checks_health);
         if let Some(Reload { phase: Phase::Canary { worker: canary, passes_at, well_at }, .. }) = &mut self.reload
             && *canary == worker
         {

@@ -84,6 +84,21 @@ fn without_waiting_it_goes_as_fast_as_workers_start() {
 }
 
 #[test]
+fn a_version_that_was_served_before_comes_back_soon() {
+    let gates = Gates { served_before: true, ..Gates::default() };
+    let mut script = serving();
+    script.extend([
+        (1000, reload_with(gates, None), "Canary(100ms), spawn 3 in 0 of 2"),
+        (1010, ready(3), ""),
+        (1110, passed(), "accept 3, Rolling(0)"),
+        (1111, accepting(3), "drain 1, Rolling(1), spawn 4 in 1 of 2"),
+        (1120, ready(4), "accept 4"),
+        (1121, accepting(4), "drain 2, Rolling(2), Soaking(0ns), Committed"),
+    ]);
+    check_with(RELOAD, &script);
+}
+
+#[test]
 fn a_canary_that_fails_changes_nothing() {
     let gate = |reason: &str| format!("RollingBack(Gate(\"the canary failed: {reason}\"), 0)");
     let back = |reason: &str| format!("RolledBack(Gate(\"the canary failed: {reason}\"))");
