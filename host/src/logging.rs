@@ -146,12 +146,16 @@ pub(crate) fn is_json() -> bool {
 
 /// A line on standard error, of a process that has no log yet, or never has one.
 pub(crate) fn say(level: LogLevel, message: fmt::Arguments<'_>) {
-    let line = match is_json() {
+    // Whoever closed it does not want to know.
+    let _ = io::stderr().write_all(line(level, message).as_bytes());
+}
+
+/// What [`say`] says, newline included.
+pub(crate) fn line(level: LogLevel, message: fmt::Arguments<'_>) -> String {
+    match is_json() {
         true => json::line(level.name(), &message.to_string(), &serde_json::Map::new()),
         false => format!("{message}\n"),
-    };
-    // Whoever closed it does not want to know.
-    let _ = io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// An error that ends a process or a build, likewise.

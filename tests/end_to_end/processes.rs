@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::libc;
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{FlowArg, tcflow};
 use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::client::get;
 use crate::harness::{Cluster, Setup, fixture, guest, until};
@@ -201,4 +205,139 @@ fn a_worker_that_cannot_die_is_replaced_and_not_waited_for() {
     until("the primary does not wait for it", || cluster.has_exited().then_some(()));
     drop(freezer);
     assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// A terminal that takes nothing any more: Ctrl-S was pressed.
+#[test]
+fn a_terminal_that_takes_nothing_holds_up_nobody() {
+    let terminal = openpty(None, None).unwrap();
+    tcflow(&terminal.slave, FlowArg::TCOOFF).unwrap();
+    let mut setup = Setup::new(&guest("hello")).workers(1);
+    setup.command.stderr(terminal.slave);
+    let cluster = setup.launch();
+    assert_eq!(cluster.command(&["status", "--wait-ready", "60s"]).code, Some(0));
+    let ended = cluster.command(&["reload", "--force"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// What the cluster says that it is doing, before it serves.
+fn doing(cluster: &Cluster) -> Option<String> {
+    let ended = cluster.command(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&ended.stdout).ok()?;
+    assert_eq!(status["state"], "starting");
+    status["starting"]["doing"].as_str().map(str::to_owned)
+}
+
+#[track_caller]
+fn until_it_is(cluster: &Cluster, doing_this: &str) {
+    until(&format!("it is {doing_this}"), || doing(cluster).filter(|it| it.starts_with(doing_this)));
+}
+
+/// A cluster whose compiler is stopped at its work.
+fn compiling() -> (Cluster, Pid, TempDir) {
+    until("a compiler is stopped before it has answered", || {
+        let store = tempfile::tempdir().unwrap();
+        let cluster = with_store(store.path()).launch();
+        let compiler = until("there is a compiler", || {
+            let is_compiler = |pid: &Pid| {
+                let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                command.ends_with(b"\0compiler\0")
+            };
+            cluster.children().into_iter().find(is_compiler)
+        });
+        send(compiler, libc::SIGSTOP);
+        let status = cluster.command(&["status"]).stdout;
+        status.contains("compiling ").then_some((cluster, compiler, store))
+    })
+}
+
+#[test]
+fn a_first_build_is_told_and_can_be_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = "[build]\ncommand = \"echo $$ > pid; sleep 1000\"\ncomponent = \"app.wasm\"\n";
+    std::fs::write(folder.path().join("wasmcluster.toml"), recipe).unwrap();
+    let started = || {
+        let cluster = Setup::new(folder.path()).workers(1).launch();
+        until_it_is(&cluster, "building ");
+        let pid =
+            until("the build runs", || std::fs::read_to_string(folder.path().join("pid")).ok()?.trim().parse().ok());
+        std::fs::remove_file(folder.path().join("pid")).unwrap();
+        (cluster, Pid::from_raw(pid))
+    };
+    let (cluster, shell) = started();
+    for refused in [&["reload"][..], &["scale", "2"], &["config", "set", "wasmcluster.log-level=debug"]] {
+        let ended = cluster.command(refused);
+        assert_eq!(ended.code, Some(6), "{ended:?}");
+        assert!(ended.stderr.contains("still starting (building "), "{ended:?}");
+    }
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+    until("the build is gone", || kill(shell, None).is_err().then_some(()));
+    let (cluster, shell) = started();
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert_eq!(cluster.wait().code(), Some(0));
+    until("the build is gone", || kill(shell, None).is_err().then_some(()));
+}
+
+/// A store of its own, so that there is something to compile.
+fn with_store(folder: &Path) -> Setup {
+    Setup::new(&guest("hello")).workers(1).args(&["--store", folder.to_str().unwrap()])
+}
+
+#[test]
+fn a_first_compilation_is_told_and_can_be_stopped() {
+    let (cluster, compiler, _store) = compiling();
+    until_it_is(&cluster, "compiling ");
+    let told = cluster.stderr.find("Compiling ");
+    assert!(told.ends_with("KiB)…"), "{told}");
+    cluster.signal(Signal::SIGINT);
+    assert_eq!(cluster.wait().code(), Some(0));
+    until("the compiler is gone", || kill(compiler, None).is_err().then_some(()));
+    // One that dies is told, by whatever signal.
+    let (cluster, compiler, _store) = compiling();
+    send(compiler, 35);
+    send(compiler, libc::SIGCONT);
+    assert_eq!(cluster.wait().code(), Some(1));
+    cluster.stderr.find("the compiler was killed by signal 35");
+}
+
+#[test]
+fn workers_that_take_long_to_start_can_be_stopped() {
+    let cluster = Setup::new(&fixture("spins-at-start.wat")).workers(1).launch();
+    until_it_is(&cluster, "starting workers");
+    assert_eq!(cluster.command(&["status", "--wait-ready", "0s"]).code, Some(1));
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+#[test]
+fn process_1_is_stopped_in_every_phase() {
+    let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let works = Command::new(unshare[0]).args(&unshare[1..]).arg("true").stderr(Stdio::null()).status();
+    if !works.is_ok_and(|status| status.success()) {
+        return println!("skipped: `unshare` cannot make a pid namespace here");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for serves in [false, true] {
+        let mut setup = with_store(&folder.path().join("store"));
+        let mut inside = Command::new(unshare[0]);
+        inside.args(&unshare[1..]).arg(setup.command.get_program()).args(setup.command.get_args());
+        inside.current_dir(setup.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        setup.command.get_envs().for_each(|(name, value)| match value {
+            Some(value) => drop(inside.env(name, value)),
+            None => drop(inside.env_remove(name)),
+        });
+        setup.command = inside;
+        let cluster = setup.launch();
+        let first = until("there is a process 1", || cluster.children().first().copied());
+        if serves {
+            cluster.stderr.find("Serving HTTP on ");
+        } else {
+            until_it_is(&cluster, "");
+        }
+        send(first, libc::SIGTERM);
+        assert_eq!(cluster.wait().code(), Some(0));
+    }
 }

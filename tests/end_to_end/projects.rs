@@ -416,7 +416,7 @@ fn what_cannot_be_built_says_why() {
     project("workers = 2\n");
     refused(&build(), 1, &["neither a Cargo.toml"]);
     project("[build]\ncommand = \"make\"\n");
-    refused(&build(), 2, &["wasmcluster.toml", "missing field `component`"]);
+    refused(&build(), 2, &["wasmcluster.toml", "`component` is missing"]);
     project("[build]\ncommand = \"echo no >&2; exit 3\"\ncomponent = \"app.wasm\"\n");
     let ended = build();
     refused(&ended, 1, &["exit status: 3", "what it said is above"]);

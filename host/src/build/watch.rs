@@ -48,6 +48,36 @@ impl Handover {
     }
 }
 
+/// What a builder is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Build once, and answer with a `Result<Built, String>`.
+    Build { folder: PathBuf, watch: bool, format: LogFormat },
+    /// Build again whenever the sources change.
+    Watch(Handover),
+}
+
+/// What came of a first build.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Built {
+    pub(crate) component: PathBuf,
+    /// For the builder that watches, if there is to be one.
+    pub(crate) handover: Option<Handover>,
+}
+
+/// Builds a folder. What the tools say goes to standard error.
+pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
+    let plan = Plan::read(folder)?;
+    let mut sources = Sources::of(&plan);
+    let digest = if watch { Some(sources.look()?) } else { None };
+    let outcome = plan.carry_out();
+    let component = outcome.component?;
+    tell(&component);
+    sources.add(&outcome.uses);
+    let handover = digest.map(|digest| Handover::new(folder, &sources, &component, digest)).transpose()?;
+    Ok(Built { component, handover })
+}
+
 /// Builds whenever the sources are not what they were at the last build (`built`). Ends only if it cannot go on.
 pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>) -> anyhow::Result<Infallible> {
     loop {
@@ -98,12 +128,21 @@ pub(crate) fn tell(component: &Path) {
 pub(crate) fn builder_main() -> anyhow::Result<()> {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    let handover = serde_json::from_str(&line).context("this command is started by wasmcluster itself")?;
-    let Handover { folder, roots, component, digest, format } = handover;
-    logging::speak(format);
-    let _relay = Relay::start()?;
+    let order = serde_json::from_str(&line).context("this command is started by wasmcluster itself")?;
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("cannot lead a process group")?;
     std::thread::Builder::new().name("primary".into()).spawn(end_with_the_primary)?;
+    let Handover { folder, roots, component, digest, format } = match order {
+        Order::Watch(handover) => handover,
+        Order::Build { folder, watch, format } => {
+            logging::speak(format);
+            let relay = Relay::start()?;
+            let built = build_once(&folder, watch).map_err(|error| format!("{error:#}"));
+            drop(relay);
+            return Ok(serde_json::to_writer(io::stdout(), &built)?);
+        }
+    };
+    logging::speak(format);
+    let _relay = Relay::start()?;
     let mut sources = Sources::below(&folder);
     sources.add(&roots);
     sources.leave_out(&component);

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::build::{self, Handover, NoPlan, Plan, Sources};
+use crate::build::{self, NoPlan, Plan, Sources};
 use crate::config::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span, colours};
 use crate::folders::{self, control_path};
 use crate::ids::Generation;
@@ -484,10 +484,18 @@ fn print(text: &[u8]) -> io::Result<()> {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => {
+            if std::process::id() == 1 {
+                // Process 1 ignores what it does not handle: what comes from now on is kept for when it does.
+                primary::hold_signals().map_err(|error| Failure::Error(error.into()))?;
+            }
             logging::speak(args.options.log_format.unwrap_or_default());
             let settings = settings(*args).map_err(Failure::Usage)?;
             logging::speak(settings.logging.format);
-            primary::serve(built(settings)?).map_err(Failure::Error)
+            if settings.app.is_dir() {
+                // What cannot be built is a mistake in the command line, told before anything is started.
+                Plan::read(&settings.app)?;
+            }
+            primary::serve(settings).map_err(Failure::Error)
         }
         Command::New(NewArgs { folder, template }) => new::new(&folder, template).map_err(Failure::Error),
         Command::Build(BuildArgs { folder, watch: false }) => build_folder(&folder).map(drop),
@@ -575,23 +583,12 @@ fn built(settings: Settings) -> Result<Settings, Failure> {
     if !settings.app.is_dir() {
         return Ok(settings);
     }
-    let plan = Plan::read(&settings.app)?;
-    let mut sources = Sources::of(&plan);
-    let digest = if settings.watch { Some(sources.look().map_err(Failure::Error)?) } else { None };
+    Plan::read(&settings.app)?;
     let relay = Relay::start().map_err(|error| Failure::Error(error.into()))?;
-    let outcome = plan.carry_out();
+    let built = build::build_once(&settings.app, false).map_err(Failure::Error)?;
     drop(relay);
-    let app = outcome.component.map_err(Failure::Error)?;
-    build::tell(&app);
-    sources.add(&outcome.uses);
-    let handover = digest.map(|digest| Handover::new(plan.folder(), &sources, &app, digest)).transpose();
-    let folder = folders::absolute(plan.folder()).map_err(|error| Failure::Error(error.into()))?;
-    Ok(Settings {
-        rebuild: handover.map_err(|error| Failure::Error(error.into()))?,
-        app,
-        folder: Some(folder),
-        ..settings
-    })
+    let folder = folders::absolute(&settings.app).map_err(|error| Failure::Error(error.into()))?;
+    Ok(Settings { app: built.component, folder: Some(folder), ..settings })
 }
 
 fn build_folder(folder: &Path) -> Result<PathBuf, Failure> {

@@ -6,7 +6,18 @@ use crate::primary::{GuestMetric, MetricValue, Status, WorkerStatus};
 const MAX_METRICS: usize = 50;
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
-    let text = if json { format!("{}\n", serde_json::to_string(status)?) } else { table(status) };
+    let text = match &status.starting {
+        _ if json => format!("{}\n", serde_json::to_string(status)?),
+        Some(starting) if status.workers.is_empty() => format!(
+            "{}: starting for {}, pid {}\n{} for {}\n",
+            status.name,
+            duration(status.uptime_ms),
+            status.pid,
+            starting.doing,
+            duration(starting.for_ms)
+        ),
+        _ => table(status),
+    };
     Ok(super::print(text.as_bytes())?)
 }
 

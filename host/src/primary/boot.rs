@@ -1,31 +1,28 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 
-use super::builder::Builder;
+use super::builder::{Builder, build_first};
 use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::generations::{Committed, Generations, Version, pinned};
 use super::output::Output;
 use super::process::Deployment;
 use super::reload::Compiling;
-use super::signals::{Request, Signals};
+use super::signals::Signals;
+use super::startup::{Shown, Startup, off_the_loop};
 use super::watch::Watch;
-use crate::child::reap_orphans;
 use crate::config::Settings;
 use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::limits;
 use crate::listener::{self, BindError, ListenAddr, Listener};
-use crate::logging::{self, LogLevel};
+use crate::logging::{LogLevel, Volume};
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
@@ -35,33 +32,57 @@ const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
 pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
+    let signals = Signals::take()?;
     limits::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut control = take_name(&settings)?;
-        let listeners = bind_all(&settings.listen, settings.backlog).await?;
-        let mut signals = Signals::install()?;
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
-        limits::warn_of_surroundings();
-        for doubt in &settings.doubts {
-            tracing::warn!("{doubt}");
-        }
         let served = async {
-            // From here on a change is seen, also one during the first compilation.
-            let watch = Watch::start(&settings, &folders::absolute(&settings.app)?);
-            let Some(generations) = compile_first(&settings, &mut signals).await? else {
-                return Ok(());
-            };
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            let builder = Builder::start(settings.rebuild.as_ref());
-            Driver::new(&settings, generations, listeners, &output, volume, builder).run(signals, asked, watch).await
+            limits::warn_of_surroundings();
+            for doubt in &settings.doubts {
+                tracing::warn!("{doubt}");
+            }
+            run(settings, Startup::new(signals.listen()?, asked, &output), &output, volume).await
         }
         .await;
         control.finish().await;
         output.finish();
         served
     })
+}
+
+/// From a name to a driver at work; ends early if it is told to.
+async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, volume: Volume) -> anyhow::Result<()> {
+    let binding = async { Ok(bind_all(&settings.listen, settings.backlog, output).await?) };
+    let Some(listeners) = startup.during(&settings, "binding its addresses", Shown::ByItself, binding).await? else {
+        return Ok(());
+    };
+    startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
+    if settings.app.is_dir() {
+        let doing = format!("building {}", settings.app.display());
+        let building = build_first(&settings.app, settings.watch, settings.logging.format);
+        let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
+        let folder = Some(folders::absolute(&settings.app)?);
+        settings = Settings { app: built.component, folder, rebuild: built.handover, ..settings };
+    }
+    // From here on a change is seen, also one during the first compilation.
+    let watch = Watch::start(&settings, &folders::absolute(&settings.app)?);
+    let doing = format!("compiling {}{}", settings.app.display(), size_of(&settings.app));
+    let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings)).await? else {
+        return Ok(());
+    };
+    let builder = Builder::start(settings.rebuild.as_ref());
+    let Startup { signals, asked, events, .. } = startup;
+    Driver::new(&settings, generations, listeners, output, volume, builder, events).run(signals, asked, watch).await
+}
+
+/// In brackets, behind a file's name; nothing if it cannot be told.
+fn size_of(path: &Path) -> String {
+    let size = std::fs::metadata(path).map(|metadata| bytesize::ByteSize(metadata.len()).display().iec().to_string());
+    size.map_or_else(|_| String::new(), |size| format!(" ({size})"))
 }
 
 /// Takes the cluster's name, once there is everything that a start needs of the machine.
@@ -75,7 +96,7 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
     Control::bind(&settings.name, control, state)
 }
 
-async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener>, BindError> {
+async fn bind_all(addresses: &[ListenAddr], backlog: i32, output: &Output) -> Result<Vec<Listener>, BindError> {
     let deadline = Instant::now() + BIND_PATIENCE;
     let mut listeners = Vec::new();
     for binding in listener::resolve(addresses)? {
@@ -84,7 +105,7 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
             match binding.bind(&listeners, backlog) {
                 Err(BindError::InUse(address)) if Instant::now() < deadline => {
                     if !is_told {
-                        logging::say(
+                        output.say(
                             LogLevel::Warn,
                             format_args!("{address} is in use; trying again for {BIND_PATIENCE:?}"),
                         );
@@ -100,27 +121,19 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32) -> Result<Vec<Listener
     Ok(listeners)
 }
 
-/// Has the component compiled, or found in the store. `None` when a signal ended it.
-async fn compile_first(settings: &Settings, signals: &mut Signals) -> anyhow::Result<Option<Generations>> {
-    let _progress = Progress::start(format!("Compiling {}", settings.app.display()));
-    let First { generation, source, request, previous } = first_request(settings)?;
+/// Has the component compiled, or found in the store.
+async fn compile_first(settings: &Settings) -> anyhow::Result<Generations> {
+    let first = settings.clone();
+    let First { generation, source, request, previous } = off_the_loop(move || first_request(&first)).await?;
     let (answers, mut answered) = mpsc::channel(1);
     let _compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
-    let mut given_up = pin!(tokio::time::sleep(COMPILE_PATIENCE));
-    loop {
-        tokio::select! {
-            Some((_, answer)) = answered.recv() => {
-                let deployment = Deployment::new(settings, &source, answer)?;
-                return Ok(Some(Generations::new(generation, deployment, previous)));
-            },
-            request = signals.next() => match request? {
-                Request::Stop(_) | Request::Hangup => return Ok(None),
-                Request::LookAfterChildren => reap_orphans(),
-                Request::Grow | Request::Shrink | Request::Reload => {}
-            },
-            () = &mut given_up => {
-                bail!("cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}", settings.app.display());
-            }
+    match tokio::time::timeout(COMPILE_PATIENCE, answered.recv()).await {
+        Ok(Some((_, answer))) => {
+            let deployment = Deployment::new(settings, &source, answer)?;
+            Ok(Generations::new(generation, deployment, previous))
+        }
+        Ok(None) | Err(_) => {
+            bail!("cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}", settings.app.display())
         }
     }
 }
@@ -157,32 +170,4 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
 /// Whether two names are of one file: by a link or without it.
 fn is_same(one: &Path, other: &Path) -> bool {
     one == other || one.canonicalize().ok().is_some_and(|file| other.canonicalize().is_ok_and(|other| file == other))
-}
-
-/// A line on a terminal that says what takes so long, from the first second on, and vanishes afterwards.
-struct Progress(Option<AbortHandle>);
-
-impl Progress {
-    fn start(what: String) -> Self {
-        use std::io::IsTerminal;
-        if !io::stderr().is_terminal() || logging::is_json() {
-            return Self(None);
-        }
-        let task = tokio::spawn(async move {
-            for seconds in 1.. {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                let _ = write!(io::stderr(), "\r{what} … {seconds} s\x1b[K");
-            }
-        });
-        Self(Some(task.abort_handle()))
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
 }

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
+use std::io;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use super::state::{
     Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
 };
-use super::status::{GenerationStatus, Status, Totals, WorkerStatus};
+use super::status::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
 use super::watch::Watch;
 use crate::child::reap_orphans;
 use crate::config::{LiveConfig, MAX_WORKERS, Settings};
@@ -146,6 +146,7 @@ impl<'a> Driver<'a> {
         output: &'a Output,
         volume: Volume,
         builder: Option<Builder>,
+        events: Events,
     ) -> Self {
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
@@ -165,7 +166,7 @@ impl<'a> Driver<'a> {
             workers: BTreeMap::new(),
             hears,
             heard,
-            events: Events::default(),
+            events,
             past: Snapshot::default(),
             past_metrics: GuestMetrics::default(),
             metrics_are_full: false,
@@ -579,11 +580,8 @@ impl<'a> Driver<'a> {
     }
 
     fn announce(&mut self) {
-        for url in &self.urls {
-            // Whoever closed our standard error does not want to know.
-            let _ = io::stderr().write_all(announcement(self.settings.logging.format, url).as_bytes());
-        }
-        self.output.release();
+        let format = self.settings.logging.format;
+        self.output.announce(self.urls.iter().map(|url| announcement(format, url)).collect());
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });
         self.remember_commit();
         let workers = self.settings.workers;
@@ -651,6 +649,10 @@ impl<'a> Driver<'a> {
             name: self.settings.name.clone(),
             pid: std::process::id(),
             state: self.state().into(),
+            starting: self.supervisor.is_booting().then(|| Starting {
+                doing: "starting workers".into(),
+                for_ms: self.started.elapsed().as_millis() as u64,
+            }),
             degraded: self.supervisor.degradation().is_some(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             listen: self.urls.clone(),

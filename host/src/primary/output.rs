@@ -5,7 +5,8 @@
 //! one share at most. Until [`Output::release`] nothing is carried, so that the line which announces the server is the
 //! first.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::fmt;
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Map;
 
 use crate::ids::{Generation, WorkerId};
-use crate::logging::{LogFormat, LogLevel, Logging, Volume, json};
+use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, json};
 use crate::pipe::{LineBuffer, LineWriter, output_pipe};
 
 /// Bytes that are taken from a source in one round.
@@ -58,6 +59,8 @@ impl Source {
 enum Order {
     Add(Source),
     Release,
+    /// Bytes for standard error, also before the release.
+    Show(Vec<u8>),
     Finish,
 }
 
@@ -69,6 +72,8 @@ pub(super) struct Output {
     wake: PipeWriter,
     /// Disconnects when the thread has ended.
     done: Receiver<()>,
+    /// Whether standard error is one that lines can be written over on.
+    is_terminal: bool,
 }
 
 impl Output {
@@ -81,7 +86,8 @@ impl Output {
             Carrier { format: logging.format, sources: Vec::new(), orders: received, wakened }.run();
             drop(ending);
         })?;
-        let output = Self { orders, wake, done };
+        let is_terminal = io::stderr().is_terminal() && logging.format == LogFormat::Pretty;
+        let output = Self { orders, wake, done, is_terminal };
 
         let (reader, writer) = output_pipe()?;
         output.add(Source::new(reader, Kind::Log));
@@ -93,6 +99,33 @@ impl Output {
     /// Carries what `source` says from now on, until its end.
     pub(super) fn add(&self, source: Source) {
         self.order(Order::Add(source));
+    }
+
+    /// Announces the cluster, and lets lines through.
+    pub(super) fn announce(&self, lines: String) {
+        self.order(Order::Show(lines.into_bytes()));
+        self.order(Order::Release);
+    }
+
+    /// A line of the start's own, also before the release.
+    pub(super) fn say(&self, level: LogLevel, message: fmt::Arguments<'_>) {
+        self.order(Order::Show(logging::line(level, message).into_bytes()));
+    }
+
+    /// Tells what takes long: on a terminal in a line that [`Output::end_progress`] removes, elsewhere once.
+    pub(super) fn progress(&self, doing: &str, time: Duration, was_told: bool) {
+        let sentence = format!("{}{}…", doing[..1].to_uppercase(), &doing[1..]);
+        if self.is_terminal {
+            self.order(Order::Show(format!("\r{sentence} {} s\x1b[K", time.as_secs()).into_bytes()));
+        } else if !was_told {
+            self.say(LogLevel::Info, format_args!("{sentence}"));
+        }
+    }
+
+    pub(super) fn end_progress(&self) {
+        if self.is_terminal {
+            self.order(Order::Show(b"\r\x1b[K".to_vec()));
+        }
     }
 
     /// Lets lines through.
@@ -130,6 +163,7 @@ impl Carrier {
             match order {
                 Order::Add(source) => self.sources.push(source),
                 Order::Release => break,
+                Order::Show(bytes) => show(&bytes),
                 Order::Finish => return self.carry_the_rest(),
             }
         }
@@ -140,6 +174,7 @@ impl Carrier {
                 match order {
                     Order::Add(source) => self.sources.push(source),
                     Order::Release => {}
+                    Order::Show(bytes) => show(&bytes),
                     Order::Finish => return self.carry_the_rest(),
                 }
             }
@@ -207,6 +242,11 @@ impl Carrier {
         let _ = io::stdout().write_all(&stdout).and_then(|()| io::stdout().flush());
         let _ = io::stderr().write_all(&stderr);
     }
+}
+
+fn show(bytes: &[u8]) {
+    // Whoever closed our output does not want it.
+    let _ = io::stderr().write_all(bytes);
 }
 
 /// One line, newline included, as it goes out.

@@ -48,18 +48,36 @@ pub(super) struct Signals {
     hangup: Option<Request>,
 }
 
-impl Signals {
-    /// Takes the signals from their usual handling. To be called on the executor, before there are other threads, which
-    /// inherit what is blocked.
-    pub(super) fn install() -> io::Result<Self> {
-        let hangup = meaning_of_hangup();
-        // Whoever started us may have ignored it, which we would inherit: ended children would vanish unseen.
-        // SAFETY: the default runs no code of ours.
-        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
-        let fd = divert((1..=64).filter(|signal| !LEFT_ALONE.contains(signal)))?;
+/// Signals that are held back until there is an executor.
+#[derive(Debug)]
+pub(super) struct Taken {
+    fd: SignalFd,
+    hangup: Option<Request>,
+}
+
+impl Taken {
+    /// To be called on the executor.
+    pub(super) fn listen(self) -> io::Result<Signals> {
         // SAFETY: a `SignalFd` owns its descriptor, reports the same one for life, and closes it only when it drops.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self { fd: fd.map_err(io::Error::from)?, hangup })
+        let fd = unsafe { AsyncFd::register_with_interest(self.fd, Interest::READABLE) };
+        Ok(Signals { fd: fd.map_err(io::Error::from)?, hangup: self.hangup })
+    }
+}
+
+/// Keeps signals from ending this process, to be understood once there is an executor. Not undone.
+pub(crate) fn hold_signals() -> io::Result<SignalFd> {
+    // Whoever started us may have ignored it, which we would inherit: ended children would vanish unseen.
+    // SAFETY: the default runs no code of ours.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    divert((1..=64).filter(|signal| !LEFT_ALONE.contains(signal)))
+}
+
+impl Signals {
+    /// Takes the signals from their usual handling. To be called before there are other threads, which inherit what is
+    /// blocked.
+    pub(super) fn take() -> io::Result<Taken> {
+        let hangup = meaning_of_hangup();
+        Ok(Taken { fd: hold_signals()?, hangup })
     }
 
     /// The next request. Can be dropped and called again without loss.

@@ -19,6 +19,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     /// `starting` until a worker is ready, then `running`, `degraded`, `reloading` or `stopping`.
     pub(crate) state: String,
+    /// What is done before the first worker is ready.
+    #[serde(default)]
+    pub(crate) starting: Option<Starting>,
     /// Whether workers crash again and again, or a slot's workers die before they are ready. The others serve on.
     pub(crate) degraded: bool,
     pub(crate) uptime_ms: u64,
@@ -45,7 +48,15 @@ impl Status {
     }
 }
 
-/// What is deployed.
+/// How far a start has come.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Starting {
+    /// For people, as in "compiling app.wasm (11.7 MiB)".
+    pub(crate) doing: String,
+    pub(crate) for_ms: u64,
+}
+
+/// What is deployed; while nothing is compiled yet, its number is 0 and its digest empty.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GenerationStatus {
     pub(crate) current: u64,

@@ -1,0 +1,158 @@
+//! What answers commands and signals until there is a driver: while addresses are bound, a folder is built, and the
+//! component is compiled for the first time.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::{Query, Refused};
+use super::events::{Events, Happening};
+use super::output::Output;
+use super::signals::{Request, Signals};
+use super::status::{GenerationStatus, Starting, Status, Totals};
+use crate::child::reap_orphans;
+use crate::config::Settings;
+
+/// What takes longer than this is told to whoever started the cluster, and how long it takes on a terminal.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Startup<'a> {
+    pub(super) signals: Signals,
+    pub(super) asked: mpsc::Receiver<Query>,
+    pub(super) events: Events,
+    output: &'a Output,
+    pub(super) listen: Vec<String>,
+    started: Instant,
+}
+
+impl<'a> Startup<'a> {
+    pub(super) fn new(signals: Signals, asked: mpsc::Receiver<Query>, output: &'a Output) -> Self {
+        let (events, listen) = (Events::default(), Vec::new());
+        Self { signals, asked, events, output, listen, started: Instant::now() }
+    }
+
+    /// Waits for `work`, which `doing` names, and answers meanwhile. `None` if it was told to stop: then the work is dropped.
+    pub(super) async fn during<T>(
+        &mut self,
+        settings: &Settings,
+        doing: &str,
+        shown: Shown,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<Option<T>> {
+        let (mut work, since) = (pin!(work), Instant::now());
+        let mut told = Told(self.output, false);
+        let mut due = tokio::time::interval_at((since + TELL_EVERY).into(), TELL_EVERY);
+        loop {
+            tokio::select! {
+                done = &mut work => return done.map(Some),
+                _ = due.tick(), if shown == Shown::Here => told.tell(doing, since.elapsed()),
+                request = self.signals.next() => match request? {
+                    Request::Stop(_) | Request::Hangup => return Ok(self.stop()),
+                    Request::LookAfterChildren => reap_orphans(),
+                    Request::Grow | Request::Shrink | Request::Reload => {
+                        tracing::warn!("a signal is ignored: the cluster is still {doing}");
+                    }
+                },
+                Some(query) = self.asked.recv() => {
+                    let starting = Starting { doing: doing.into(), for_ms: since.elapsed().as_millis() as u64 };
+                    if self.answer(query, settings, starting).is_break() {
+                        return Ok(self.stop());
+                    }
+                }
+            }
+        }
+    }
+
+    fn stop<T>(&mut self) -> Option<T> {
+        tracing::info!("stopping");
+        self.events.publish(&Happening::Stopping);
+        None
+    }
+
+    /// Answers a command, which may have given up by now. Breaks off if it is to stop.
+    fn answer(&mut self, query: Query, settings: &Settings, starting: Starting) -> std::ops::ControlFlow<()> {
+        match query {
+            Query::Status(back) => drop(back.send(self.status(settings, starting))),
+            Query::Config(back) => drop(back.send(settings.live)),
+            Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
+            Query::Stop(_, back) => {
+                drop(back.send(Ok(())));
+                return std::ops::ControlFlow::Break(());
+            }
+            Query::Reload(_, back) | Query::Rollback(_, back) => refuse(back, &starting),
+            Query::Scale(_, back) => refuse(back, &starting),
+            Query::Configure(_, back) => refuse(back, &starting),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn status(&self, settings: &Settings, starting: Starting) -> Status {
+        Status {
+            schema: 1,
+            name: settings.name.clone(),
+            pid: std::process::id(),
+            state: "starting".into(),
+            starting: Some(starting),
+            degraded: false,
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            listen: self.listen.clone(),
+            // No number is 0: there is none yet.
+            generation: GenerationStatus {
+                current: 0,
+                candidate: None,
+                previous: None,
+                digest: String::new(),
+                source: settings.app.clone(),
+                first_served_ms: None,
+                folder: settings.folder.clone(),
+            },
+            reload: None,
+            last_reload: None,
+            workers: Vec::new(),
+            totals: Totals::default(),
+            guest_metrics: Vec::new(),
+            limits: settings.limits.in_force(),
+        }
+    }
+}
+
+fn refuse<T>(back: oneshot::Sender<Result<T, Refused>>, starting: &Starting) {
+    let _ =
+        back.send(Err(Refused::Busy(format!("it is still starting ({}); see `wasmcluster status`", starting.doing))));
+}
+
+/// Who tells that a work takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    Here,
+    /// Tools that write to the same terminal.
+    ByItself,
+}
+
+/// What was told of a work that takes long.
+struct Told<'a>(&'a Output, bool);
+
+impl Told<'_> {
+    fn tell(&mut self, doing: &str, time: Duration) {
+        self.0.progress(doing, time, self.1);
+        self.1 = true;
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.end_progress();
+        }
+    }
+}
+
+/// Does something that may wait for a file system, on a thread that nobody waits for at the end.
+pub(super) async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new().name("disk".into()).spawn(move || drop(done.send(work())))?;
+    result.await?
+}
