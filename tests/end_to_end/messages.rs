@@ -1,11 +1,15 @@
 //! What the program says: errors, help, tables, log lines.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 
+use http_body_util::BodyExt;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::client::get;
+use crate::client::{Connection, get};
 use crate::harness::{Ended, Lines, Setup, guest, until};
 
 #[track_caller]
@@ -170,4 +174,98 @@ fn what_new_says_can_be_pasted() {
     let made = setup.run();
     assert!(made.stdout.contains("\n  cd 'My Shop!'\n"), "{made:?}");
     assert!(!Path::new("My Shop!").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_fits_a_terminal_and_speaks_of_quantiles() {
+    let cluster = Setup::new(&guest("hello")).start();
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    let table = until("the request is counted", || {
+        let table = cluster.command(&["status"]).stdout;
+        table.contains("\n1 request, 0 errors,").then_some(table)
+    });
+    assert!(table.contains("\nlatency: p50 ") && table.contains(" ms, p99 "), "{table}");
+    // The path of the component is as long as it is.
+    let lines = || table.lines().filter(|line| !line.contains('/'));
+    assert!(lines().all(|line| line.chars().count() <= 80), "{table}");
+}
+
+/// While a canary waits, the table tells the time of the reload, which is not that of the cluster.
+#[test]
+fn status_tells_for_how_long_a_reload_takes() {
+    let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "1h"]).start();
+    let reload = cluster.follow(&["reload"]);
+    let status = until("a canary waits", || Some(cluster.status()).filter(|it| it["reload"]["phase"] == "canary"));
+    let uptime = until("the cluster is older", || {
+        let status = cluster.status();
+        let (uptime, elapsed) = (&status["uptime_ms"], &status["reload"]["elapsed_ms"]);
+        Some(uptime.as_u64()).filter(|_| elapsed.as_u64() > Some(0) && elapsed.as_u64() < uptime.as_u64())
+    });
+    assert!(uptime > status["uptime_ms"].as_u64());
+    let table = cluster.command(&["status"]).stdout;
+    assert!(table.contains("\nreloading to generation 2 for ") && table.contains(": canary, 0 of 2 slots"), "{table}");
+    assert_eq!(cluster.command(&["stop", "--now"]).code, Some(0));
+    assert_eq!(reload.wait().code(), Some(1));
+}
+
+/// What a stop cuts is told by the command and by the log, with a number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stop_cuts_is_said() {
+    let cluster = Setup::new(&guest("scenarios")).workers(1).args(&["--shutdown-timeout", "500ms"]).start();
+    let doubt = cluster.stderr.find("--shutdown-timeout 500ms is shorter than --request-timeout 30s");
+    assert!(doubt.contains("WARN"), "{doubt}");
+    let mut connection = Connection::open(cluster.address()).await;
+    let body = connection.begin("/drip?chunks=1000000&ms=50").await;
+    let stopped = cluster.command(&["stop"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert!(stopped.stderr.starts_with("1 request was cut when --shutdown-timeout was over"), "{stopped:?}");
+    assert!(body.collect().await.is_err(), "an answer that was cut is seen as cut");
+    cluster.stderr.find("stopping; 1 request has to finish within --shutdown-timeout 500ms");
+    assert!(cluster.stderr.find("stopped; 1 request was cut").contains("WARN"));
+}
+
+/// By default a stop waits for every request that is in its time.
+#[test]
+fn the_time_of_a_stop_follows_that_of_a_request() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    assert!(!cluster.stderr.lines().iter().any(|line| line.contains("is shorter than")));
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+    let last = cluster.stderr.find("stopped");
+    assert!(!last.contains("cut"), "{last}");
+}
+
+/// Of a cluster that was stopped, no file is left that only it needs.
+#[test]
+fn a_stop_leaves_no_lock_and_no_socket_behind() {
+    let cluster = Setup::new(&guest("hello")).workers(1).args(&["--listen", "unix:app.sock"]).start();
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert_eq!(cluster.wait().code(), Some(0));
+    let mut folders = vec![cluster.folder.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            let is_left = ["sock", "lock"].iter().any(|end| path.extension().is_some_and(|it| it == *end));
+            assert!(!is_left, "{}", path.display());
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+}
+
+/// A WebSocket is refused, since its client takes nothing else for an answer; other protocols are ignored, as by any server
+/// that does not speak them.
+#[test]
+fn an_upgrade_to_websocket_is_refused_and_others_are_ignored() {
+    let cluster = Setup::new(&guest("hello")).workers(1).args(&["--log-level", "debug"]).start();
+    for (protocol, status) in [("websocket", "501"), ("h2c", "200"), ("foo, WebSocket", "501")] {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        let head = format!("GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade, close\r\nupgrade: {protocol}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{protocol}: {answer}");
+    }
+    assert!(cluster.stderr.find("refused: a WebSocket").contains("DEBUG"));
 }

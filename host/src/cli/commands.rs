@@ -1,17 +1,21 @@
 //! Commands that change a running cluster, and wait until the change is there; or that follow what happens in it. Ctrl-C
 //! ends the waiting, not the change.
 
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 
 use super::print;
 use crate::primary::{Client, CommandError, Scale, Scaled, Status, Stop};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the last event may take when the process is gone that sent it.
+const LAST_EVENT: Duration = Duration::from_secs(1);
 /// How long `scale` waits: workers that drain may take their time.
 const SCALE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -77,9 +81,46 @@ pub(super) async fn wait_ready(client: &Client, patience: Duration) -> Result<St
     }
 }
 
-/// Stops the cluster, and waits until that very process is gone: another may have its name by then, where something starts
-/// it again.
+/// Stops the cluster, waits until it is gone, and says what it cut.
 pub(super) async fn stop(client: &Client, now: bool) -> Result<(), CommandError> {
+    // It tells that as its last event. It has no room for another reader if eight others follow already.
+    let cut = match client.events().await {
+        Ok(events) => Some(tokio::spawn(requests_cut(events))),
+        Err(_) => None,
+    };
+    stop_and_wait(client, now).await?;
+    let cut = match cut {
+        Some(cut) => tokio::time::timeout(LAST_EVENT, cut).await.ok().and_then(Result::ok).unwrap_or(0),
+        None => 0,
+    };
+    let why = if now { "by --now" } else { "when --shutdown-timeout was over, or a worker died" };
+    let told = match cut {
+        0 => Ok(()),
+        1 => writeln!(io::stderr(), "1 request was cut {why}"),
+        cut => writeln!(io::stderr(), "{cut} requests were cut {why}"),
+    };
+    // It has stopped, whoever reads that.
+    let _ = told;
+    Ok(())
+}
+
+/// Reads the events to their end.
+async fn requests_cut(mut events: Incoming) -> u64 {
+    let mut last = Vec::new();
+    while let Some(Ok(frame)) = events.frame().await {
+        last.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        // Only the last line is of interest.
+        let without_end = last.strip_suffix(b"\n").unwrap_or(&last);
+        if let Some(end) = without_end.iter().rposition(|&byte| byte == b'\n') {
+            last.drain(..=end);
+        }
+    }
+    let last: serde_json::Value = serde_json::from_slice(&last).unwrap_or_default();
+    last["requests_cut"].as_u64().unwrap_or(0)
+}
+
+/// Waits until that very process is gone: another may have its name by then, where something starts it again.
+async fn stop_and_wait(client: &Client, now: bool) -> Result<(), CommandError> {
     let Some(primary) = client.stop(Stop { now }).await? else {
         return until_another_answers(client).await;
     };

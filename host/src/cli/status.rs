@@ -1,9 +1,11 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
-use crate::primary::{GuestMetric, MetricValue, Status, WorkerStatus};
+use crate::primary::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 
 /// Metrics that the table shows; with `--json` there are all.
 const MAX_METRICS: usize = 50;
+/// Characters of a line, as a terminal has them.
+const WIDTH: usize = 80;
 
 pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = match &status.starting {
@@ -22,21 +24,15 @@ pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
 }
 
 fn table(status: &Status) -> String {
-    let Status { name, pid, state, generation, totals, .. } = status;
-    let mut text = format!(
-        "{name}: {state}{} for {}, pid {pid}, on {}\n{} (generation {}, {})\n\n",
-        if status.degraded { " (degraded: workers crash again and again, or do not start)" } else { "" },
-        duration(status.uptime_ms),
-        status.listen.join(", "),
-        generation.source.display(),
-        generation.current,
-        generation.digest.get(..19).unwrap_or(&generation.digest),
-    );
+    let Status { generation, totals, .. } = status;
+    let mut text = heading(status);
+    let listen: Vec<String> = status.listen.clone();
+    wrap(&mut text, "listening on ", &listen);
+    let digest = generation.digest.get(..19).unwrap_or(&generation.digest);
+    text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
-    let mut rows = vec![
-        ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "IN FLIGHT", "CONNECTIONS", "RESTARTS", "MEMORY"]
-            .map(String::from),
-    ];
+    let headings = ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "ACTIVE", "CONNS", "RESTARTS", "MEMORY"];
+    let mut rows = vec![headings.map(String::from)];
     rows.extend(status.workers.iter().map(|worker| {
         [
             worker.slot.to_string(),
@@ -44,44 +40,101 @@ fn table(status: &Status) -> String {
             number(worker.pid.map(|pid| pid.unsigned_abs().into())),
             describe(worker),
             duration(worker.uptime_ms),
-            worker.requests.to_string(),
-            worker.in_flight.to_string(),
-            worker.connections.to_string(),
-            worker.restarts.to_string(),
-            bytesize::ByteSize(worker.rss_bytes).display().iec().to_string(),
+            short(worker.requests),
+            short(worker.in_flight),
+            short(worker.connections),
+            short(worker.restarts),
+            bytesize::ByteSize(worker.rss_bytes).display().iec_short().to_string(),
         ]
     }));
     align(&mut text, &rows);
-    text.push_str(&format!(
-        "\n{} requests, {} errors, {} traps, {} timeouts, {} rejected, {} refused, {} aborted, {} crashes\n",
-        totals.requests,
-        totals.errors,
-        totals.traps,
-        totals.timeouts,
-        totals.rejected,
-        totals.refused,
-        totals.aborted,
-        totals.crashes
-    ));
+    text.push('\n');
+    let counted = [
+        (totals.requests, "request", "requests"),
+        (totals.errors, "error", "errors"),
+        (totals.traps, "trap", "traps"),
+        (totals.timeouts, "timeout", "timeouts"),
+        (totals.rejected, "rejected", "rejected"),
+        (totals.refused, "refused", "refused"),
+        (totals.aborted, "aborted", "aborted"),
+        (totals.crashes, "crash", "crashes"),
+    ];
+    wrap(
+        &mut text,
+        "",
+        &counted.map(|(number, one, many)| format!("{number} {}", if number == 1 { one } else { many })),
+    );
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
-        text.push_str(&format!("latency: half of all below {p50:.2} ms, 99 % below {p99:.2} ms\n"));
+        text.push_str(&format!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms\n"));
     }
     list(&mut text, &status.guest_metrics);
-    if totals.metrics_dropped > 0 {
-        text.push_str(&format!("{} updates of metrics broke a rule; the log has the reason\n", totals.metrics_dropped));
+    match totals.metrics_dropped {
+        0 => {}
+        1 => text.push_str("1 update of a metric was dropped; the log has the reason\n"),
+        dropped => text.push_str(&format!("{dropped} updates of metrics were dropped; the log has the reason\n")),
     }
     let limits: Vec<String> = status.limits.by_flag.iter().map(|(name, value)| format!("{name} {value}")).collect();
-    text.push_str(&format!("limits: {}\n", limits.join(", ")));
+    wrap(&mut text, "limits: ", &limits);
     text
 }
 
-/// Columns, each as wide as it has to be.
+/// What it does and for how long; a reload has a time of its own.
+fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status) -> String {
+    let state = if reload.is_some() { "running" } else { state };
+    let mut text = format!("{name}: {state} for {}, pid {pid}\n", duration(*uptime_ms));
+    if let Some(ReloadStatus { generation, phase, rolled, of, elapsed_ms }) = reload {
+        let generation = generation.map_or_else(String::new, |generation| format!(" to generation {generation}"));
+        let slots = if *of == 1 { "slot" } else { "slots" };
+        let lasts = duration(*elapsed_ms);
+        text.push_str(&format!("reloading{generation} for {lasts}: {phase}, {rolled} of {of} {slots}\n"));
+    }
+    if *degraded {
+        text.push_str("degraded: workers crash again and again, or do not start\n");
+    }
+    text
+}
+
+/// Items with commas between them, in lines that fit a terminal if each item does.
+fn wrap(text: &mut String, label: &str, items: &[String]) {
+    let mut line = label.to_owned();
+    for (index, item) in items.iter().enumerate() {
+        let comma = if index + 1 == items.len() { "" } else { "," };
+        let is_first = line.len() == label.len();
+        if !is_first && line.chars().count() + 1 + item.chars().count() + comma.len() > WIDTH {
+            text.push_str(&line);
+            text.push('\n');
+            line = " ".repeat(label.len());
+        }
+        if !line.trim_end().is_empty() && !line.ends_with(' ') {
+            line.push(' ');
+        }
+        line.push_str(item);
+        line.push_str(comma);
+    }
+    text.push_str(&line);
+    text.push('\n');
+}
+
+/// A number in at most eight characters.
+fn short(number: u64) -> String {
+    let mut shown = number;
+    for unit in ["", "k", "M", "G", "T"] {
+        if shown < 10_000_000 {
+            return format!("{shown}{unit}");
+        }
+        shown /= 1000;
+    }
+    format!("{shown}P")
+}
+
+/// Columns, each as wide as it has to be, and two spaces between them if a terminal is that wide.
 pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let gap = if widths.iter().sum::<usize>() + 2 * (COLUMNS - 1) > WIDTH { " " } else { "  " };
     for row in rows {
         let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
+        text.push_str(cells.join(gap).trim_end());
         text.push('\n');
     }
 }
@@ -119,8 +172,9 @@ fn named(GuestMetric { name, labels, .. }: &GuestMetric) -> String {
 
 fn describe(worker: &WorkerStatus) -> String {
     match (worker.retry_in_ms, worker.role.as_str()) {
-        (Some(wait), _) => format!("{}, {} left", worker.state, duration(wait)),
-        (None, "successor") => format!("{} to succeed", worker.state),
+        (Some(wait), _) => format!("{} {}", worker.state, duration(wait)),
+        // It takes over as soon as it is ready.
+        (None, "successor") => "successor".into(),
         (None, _) => worker.state.clone(),
     }
 }
@@ -138,7 +192,64 @@ pub(super) fn duration(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value, json};
+
     use super::*;
+
+    /// One with `workers`, in words of the control socket.
+    fn status(reload: Value, workers: &[Value]) -> Status {
+        let flags = ["header-timeout", "keep-alive-timeout", "max-body", "max-connections", "max-header-bytes"];
+        let limits: Map<String, Value> = flags.map(|flag| (flag.to_owned(), json!("1234 MiB"))).into_iter().collect();
+        let mut limits = Value::from(limits);
+        limits["fixed"] = json!({});
+        let totals = json!({
+            "requests": 1, "errors": u64::MAX, "traps": u64::MAX, "timeouts": 0, "rejected": 0, "refused": 0, "aborted": 2,
+            "crashes": 1, "reloads": 0, "lines_dropped": 0, "latency_ms": {"p50": 0.512, "p99": 12.5}
+        });
+        serde_json::from_value(json!({
+            "schema": 1, "name": "shop", "pid": 4_194_304, "state": "reloading", "degraded": true,
+            "uptime_ms": 3_600_000, "listen": vec!["http://127.0.0.1:8080"; 5], "reload": reload, "last_reload": null,
+            "generation": {"current": 7, "candidate": null, "previous": 6, "digest": "sha256:45da6523e5260000", "source": "/srv/a.wasm"},
+            "workers": workers, "totals": totals, "limits": limits,
+        }))
+        .unwrap()
+    }
+
+    fn worker(state: &str, role: &str, retry_in_ms: Option<u64>, number: u64) -> Value {
+        json!({
+            "id": number.min(999_999), "slot": number.min(1023), "role": role, "pid": number.min(4_194_304), "generation": 7,
+            "state": state, "uptime_ms": number.min(8_640_000_000), "retry_in_ms": retry_in_ms, "requests": number,
+            "in_flight": number.min(1000), "connections": number.min(1_000_000), "restarts": number, "rss_bytes": number.min(1 << 40)
+        })
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let small = [worker("ready", "incumbent", None, 1), worker("starting", "successor", None, 20_000)];
+        let large = [worker("backoff", "incumbent", Some(29_000), u64::MAX)];
+        let reload = json!({"generation": 8, "phase": "rolling_back", "rolled": 1, "of": 2, "elapsed_ms": 4000});
+        for workers in [&small[..], &large, &[]] {
+            let table = table(&status(reload.clone(), workers));
+            let widest = table.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(WIDTH), "{widest:?}\n{table}");
+        }
+    }
+
+    #[test]
+    fn a_reload_has_its_own_time_and_numbers_are_words() {
+        let reload = json!({"generation": 8, "phase": "rolling", "rolled": 1, "of": 2, "elapsed_ms": 4000});
+        let table = table(&status(reload, &[]));
+        for part in [
+            "shop: running for 1h00m, pid 4194304\n",
+            "reloading to generation 8 for 4s: rolling, 1 of 2 slots\n",
+            "degraded: ",
+            "\n1 request, ",
+            " 1 crash\n",
+            "latency: p50 0.51 ms, p99 12.50 ms\n",
+        ] {
+            assert!(table.contains(part), "{part:?} in {table}");
+        }
+    }
 
     #[test]
     fn times_are_short() {

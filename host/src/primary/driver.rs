@@ -125,6 +125,8 @@ pub(super) struct Driver<'a> {
     metrics_are_full: bool,
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
+    /// Requests that were cut since the cluster was told to stop.
+    cut: u64,
     crashes: u64,
     reloads: u64,
     change: Option<Change>,
@@ -171,6 +173,7 @@ impl<'a> Driver<'a> {
             past_metrics: GuestMetrics::default(),
             metrics_are_full: false,
             lost_requests: Vec::new(),
+            cut: 0,
             crashes: 0,
             reloads: 0,
             change: None,
@@ -196,7 +199,10 @@ impl<'a> Driver<'a> {
         self.carry_out(first);
         loop {
             match self.outcome.take() {
-                Some(Outcome::Stopped) => return Ok(()),
+                Some(Outcome::Stopped) => {
+                    self.tell_stopped();
+                    return Ok(());
+                }
                 Some(Outcome::BootFailed(reason)) => {
                     return Err(anyhow!("cannot serve {}: {reason}", self.settings.app.display()));
                 }
@@ -317,10 +323,29 @@ impl<'a> Driver<'a> {
     }
 
     fn stop(&mut self, haste: Haste) {
-        tracing::info!("stopping");
+        let active: u64 = self.workers.values().map(|running| running.process.stats.in_flight.get()).sum();
+        match haste {
+            // Whoever kills before that cuts without a word.
+            Haste::Drain if active > 0 => {
+                let time = humantime::format_duration(self.settings.policy.shutdown_timeout);
+                tracing::info!(
+                    "stopping; {} to finish within --shutdown-timeout {time}",
+                    requests(active, "has", "have")
+                );
+            }
+            Haste::Drain | Haste::Now => tracing::info!("stopping"),
+        }
         self.events.publish(&Happening::Stopping);
         self.end_change(ReloadResult::Failed, Some("the cluster stops".into()));
         self.tell(Event::ShutdownRequested(haste));
+    }
+
+    fn tell_stopped(&mut self) {
+        match self.cut {
+            0 => tracing::info!("stopped"),
+            cut => tracing::warn!("stopped; {} cut", requests(cut, "was", "were")),
+        }
+        self.events.publish(&Happening::Stopped { requests_cut: self.cut });
     }
 
     fn scale_by_signal(&mut self, by: i32) {
@@ -605,6 +630,9 @@ impl<'a> Driver<'a> {
     fn remember(&mut self, worker: WorkerId, gone: &Running) -> Vec<RequestId> {
         let counted = gone.process.stats.snapshot();
         let lost = counted.in_flight;
+        if self.supervisor.is_about_to_stop() {
+            self.cut = self.cut.saturating_add(lost);
+        }
         let (errors, aborted) = (counted.errors.saturating_add(lost), counted.aborted.saturating_add(lost));
         self.past.add(&Snapshot { in_flight: 0, connections: 0, errors, aborted, ..counted });
         let left_out = self.past_metrics.keep(gone.process.stats.metrics.read());
@@ -709,6 +737,11 @@ impl<'a> Driver<'a> {
             rss_bytes: running.process.rss(),
         })
     }
+}
+
+/// How many, and what they do.
+fn requests(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { format!("1 request {one}") } else { format!("{number} requests {many}") }
 }
 
 /// Requests as a log line names them, if there are any.

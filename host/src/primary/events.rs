@@ -65,6 +65,10 @@ pub(super) enum Happening {
         value: String,
     },
     Stopping,
+    /// The last event of all.
+    Stopped {
+        requests_cut: u64,
+    },
     /// How a reload goes: `compiling`, `canary`, `rolling`, `soaking`, `committed`, `rolling_back`, `draining`. `done` of `of`
     /// slots, or workers that drained; or for how long the phase lasts.
     Reload {

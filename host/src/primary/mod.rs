@@ -24,4 +24,4 @@ pub(crate) use name::Holder;
 pub(crate) use reload::{ReloadRequest, ReloadResult};
 pub(crate) use signals::hold_signals;
 pub(crate) use state::{Policy, Recycle};
-pub(crate) use status::{GenerationStatus, GuestMetric, MetricValue, Status, WorkerStatus};
+pub(crate) use status::{GenerationStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};

@@ -106,6 +106,7 @@ impl Listener {
 pub(super) struct Change {
     pub(super) listener: Listener,
     pub(super) stage: Stage,
+    pub(super) since: Instant,
 }
 
 impl Change {

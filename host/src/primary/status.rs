@@ -84,6 +84,9 @@ pub(crate) struct ReloadStatus {
     /// Slots that have the new version.
     pub(crate) rolled: u32,
     pub(crate) of: u32,
+    /// Since it was asked for.
+    #[serde(default)]
+    pub(crate) elapsed_ms: u64,
 }
 
 /// One worker, or a slot that waits for one.

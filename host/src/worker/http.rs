@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
@@ -295,6 +295,9 @@ impl Server {
         };
         if request.method() == Method::CONNECT {
             return refused(StatusCode::NOT_IMPLEMENTED, "this is no proxy", "this is no proxy");
+        }
+        if asks_for_websocket(request.headers()) {
+            return refused(StatusCode::NOT_IMPLEMENTED, "WebSocket is not served here", "a WebSocket");
         }
         if loops(request.headers()) > MAX_LOOPS {
             self.stats.refused.increment();
@@ -930,6 +933,13 @@ impl Drop for Body {
             }
         });
     }
+}
+
+/// Any other protocol that is offered may be ignored, and is (RFC 9110, 7.8). A client of this one waits for a handshake, and
+/// would take a page for an answer; guests do not see the header.
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let offered = headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok());
+    offered.flat_map(|value| value.split(',')).any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ impl Driver<'_> {
             .map_err(|error| format!("the compiler cannot be started: {error}"))?;
         let Plan { source, gates, deadline, wanted, origin } = plan;
         let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted, origin });
-        self.change = Some(Change { listener, stage });
+        self.change = Some(Change { listener, stage, since: Instant::now() });
         self.tell_reload(None, "compiling", None, None);
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Driver<'_> {
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
             tracing::info!("rolling back to what generation {target} was, {}", deployment.source.display());
-            self.swap(deployment, Origin::Kept(target), gates, deadline, listener);
+            self.swap(deployment, Origin::Kept(target), gates, deadline, listener, Instant::now());
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before, {}", version.source.display());
             let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
@@ -139,8 +139,8 @@ impl Driver<'_> {
                 }
             }
             Ok(deployment) => {
-                if let Some(Change { listener, .. }) = self.change.take() {
-                    self.swap(Rc::new(deployment), origin, gates, deadline, listener);
+                if let Some(Change { listener, since, .. }) = self.change.take() {
+                    self.swap(Rc::new(deployment), origin, gates, deadline, listener, since);
                 }
             }
             Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
@@ -159,9 +159,10 @@ impl Driver<'_> {
         gates: Gates,
         deadline: Instant,
         listener: Listener,
+        since: Instant,
     ) {
         let candidate = self.generations.add(deployment, origin);
-        self.change = Some(Change { listener, stage: Stage::Swapping(candidate) });
+        self.change = Some(Change { listener, stage: Stage::Swapping(candidate), since });
         let deadline = Some(deadline.saturating_duration_since(self.started));
         self.tell(Event::ReloadRequested { candidate, gates, deadline });
     }
@@ -282,11 +283,13 @@ impl Driver<'_> {
 
     pub(super) fn reload_status(&self) -> ReloadStatus {
         let of = self.supervisor.slots();
+        let since = self.change.as_ref().map(|change| change.since);
+        let elapsed_ms = since.map_or(0, |since| since.elapsed().as_millis() as u64);
         match self.supervisor.reloading() {
-            None => ReloadStatus { generation: None, phase: "compiling".into(), rolled: 0, of },
+            None => ReloadStatus { generation: None, phase: "compiling".into(), rolled: 0, of, elapsed_ms },
             Some((candidate, phase)) => {
                 let rolled = self.supervisor.slots_of(candidate);
-                ReloadStatus { generation: Some(candidate.0), phase: phase.into(), rolled, of }
+                ReloadStatus { generation: Some(candidate.0), phase: phase.into(), rolled, of, elapsed_ms }
             }
         }
     }
