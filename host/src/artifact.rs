@@ -2,33 +2,43 @@
 //!
 //! An entry is a folder named by what the native code in it depends on: the component's bytes, the wasmtime version,
 //! the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
-//! compilers that work on the same component cannot trip over each other, and a reader never sees half an entry.
+//! compilers that work on the same component cannot trip over each other, and a reader never sees half an entry. The
+//! component itself is kept in it too: from there it is compiled again when wasmtime or the CPU has changed, though the
+//! file that it came from is another now.
 //!
-//! An artifact is native code: the store belongs to one user, and nobody else may write to it.
+//! An artifact is native code: the store belongs to one user, us or root, and nobody else may write to it. What leaves it
+//! is a sealed copy in memory, which nobody can change any more: a worker that is taken over can write to the files of its
+//! user, and its siblings would run what it wrote.
 
 use std::fs::{self, DirBuilder, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use nix::fcntl::OFlag;
+use nix::unistd::AccessFlags;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::component::{Refusal, Surface, WasiHttp, to_binary};
-use crate::engine;
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
-use crate::limits;
+use crate::{engine, limits, memfd};
 
 /// Largest component that is read, in bytes.
 const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
+/// Largest manifest that is read, in bytes.
+const MAX_MANIFEST: u64 = 64 * 1024;
+/// What an entry looks like. Another layout has other keys, so that versions of this program can share a store.
+const SCHEMA: u32 = 2;
 const ARTIFACT: &str = "component.cwasm";
+const COMPONENT: &str = "component.wasm";
 const MANIFEST: &str = "manifest.json";
 const DRAFT: &str = ".draft-";
 /// Entries that are kept, however long ago they were needed.
@@ -50,10 +60,33 @@ struct Manifest {
     source: PathBuf,
 }
 
-impl Manifest {
-    /// What the primary is told of an entry that was there.
-    fn found(self) -> Compiled {
-        Compiled { digest: self.digest, http: self.http, can_hold_back: self.can_hold_back, cached: true }
+/// The same of any schema.
+#[derive(Debug, Deserialize)]
+struct Named {
+    digest: String,
+}
+
+/// Native code that is ready to be run, and where it was found.
+#[derive(Debug)]
+struct Found {
+    manifest: Manifest,
+    /// A sealed copy.
+    artifact: OwnedFd,
+    /// The open entry, with a shared lock: while anybody has it, the primary above all, the entry is not removed. None if
+    /// it could not be kept.
+    entry: Option<OwnedFd>,
+    /// Where that entry is.
+    place: PathBuf,
+    /// Whether it was there already.
+    cached: bool,
+}
+
+impl Found {
+    /// What the primary is told, and the descriptors beside it.
+    fn hand_over(self) -> (Compiled, Vec<OwnedFd>) {
+        let Self { manifest: Manifest { digest, http, can_hold_back, .. }, artifact, entry, cached, .. } = self;
+        let compiled = Compiled { digest, http, can_hold_back, cached, kept: entry.is_some() };
+        (compiled, [artifact].into_iter().chain(entry).collect())
     }
 }
 
@@ -71,8 +104,11 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
         ToCompiler::Compile { source, store, pinned } => compile(source, store, pinned),
         ToCompiler::Find { digest, http, source, store } => find(digest, *http, source, store),
     };
-    match answer {
-        Ok((compiled, artifact)) => primary.send(&FromCompiler::Done(compiled), &[artifact.as_fd()])?,
+    match answer.map(Found::hand_over) {
+        Ok((compiled, descriptors)) => {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            primary.send(&FromCompiler::Done(compiled), &descriptors)?;
+        }
         Err(error) => {
             let (ToCompiler::Compile { source, .. } | ToCompiler::Find { source, .. }) = request;
             let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
@@ -91,19 +127,22 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
     });
 }
 
-/// Finds the artifact of a component that was compiled before; makes it anew if the component is still at `source`.
-fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Result<(Compiled, OwnedFd)> {
-    let key = key(digest, &engine::for_compiler(http)?);
-    if let Some((manifest, artifact)) = Store::open(store)?.find(&key) {
-        return Ok((manifest.found(), artifact));
+/// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
+/// else the file at `source`, if it was made for another wasmtime or another CPU.
+fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Result<Found> {
+    let store = Store::open(store, Readers::Owner)?;
+    if let Some(found) = store.find(&key(digest, &engine::for_compiler(http)?)) {
+        return Ok(found);
     }
-    let is_there = snapshot(source).and_then(|bytes| Ok(sha256(&to_binary(&bytes)?) == digest));
-    ensure!(
-        is_there.unwrap_or(false),
-        "the version that is wanted back is not in the store any more, or was compiled by another wasmcluster, and the \
-         file is another now; leave out --resume to serve the file as it is"
-    );
-    compile(source, store, &[digest.into()])
+    let bytes = store.component(digest).or_else(|| {
+        let bytes = to_binary(&snapshot(source).ok()?).ok()?.into_owned();
+        (sha256(&bytes) == digest).then_some(bytes)
+    });
+    let bytes = bytes.context(
+        "the version that is wanted back is not in the store any more, and the file is another now; leave out --resume to \
+         serve the file as it is",
+    )?;
+    compile_bytes(&bytes, source, &store, &[digest.into()])
 }
 
 /// What can be told of the component at `source` without compiling it: its digest and its surface.
@@ -113,34 +152,77 @@ pub(crate) fn inspect(source: &Path) -> anyhow::Result<(String, Surface)> {
     Ok((sha256(&bytes), Surface::read(&bytes)?))
 }
 
+/// What [`prepare`] made ready.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// `sha256:` and 64 hexadecimal digits of the component's bytes.
+    pub(crate) digest: String,
+    pub(crate) http: WasiHttp,
+    /// The folder in the store.
+    pub(crate) place: PathBuf,
+    /// Of the native code, in bytes.
+    pub(crate) size: u64,
+    /// Whether it was there already.
+    pub(crate) cached: bool,
+}
+
+/// Why [`prepare`] could not.
+#[derive(Debug)]
+pub(crate) enum Unprepared {
+    /// The component cannot be served.
+    Refused(anyhow::Error),
+    /// It can, but the store does not take it.
+    Store(anyhow::Error),
+}
+
+/// Makes ready what `serve` will need of the component at `source`, in a store that `readers` may read.
+pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<Prepared, Unprepared> {
+    limits::restrain_compiler();
+    let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
+    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, &[]));
+    let found = found.map_err(|error| match error.is::<StoreError>() {
+        true => Unprepared::Store(error),
+        false => Unprepared::Refused(error),
+    })?;
+    if found.entry.is_none() {
+        return Err(Unprepared::Store(anyhow::anyhow!("{}: it cannot be written to", StoreError(folder.into()))));
+    }
+    let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
+    let Manifest { digest, http, .. } = found.manifest;
+    Ok(Prepared { digest, http, place: found.place, size, cached: found.cached })
+}
+
 /// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<(Compiled, OwnedFd)> {
+fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<Found> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
-    let surface = Surface::read(&bytes)?;
-    let http = surface.handler()?;
-    let digest = sha256(&bytes);
-    let engine = engine::for_compiler(http)?;
-    let store = Store::open(store)?;
-    let key = key(&digest, &engine);
+    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, pinned)
+}
 
-    if let Some((manifest, artifact)) = store.find(&key) {
-        return Ok((manifest.found(), artifact));
+/// The same of a component that has been read.
+fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, pinned: &[String]) -> anyhow::Result<Found> {
+    let surface = Surface::read(bytes)?;
+    let http = surface.handler()?;
+    let digest = sha256(bytes);
+    let engine = engine::for_compiler(http)?;
+    let key = key(&digest, &engine);
+    if let Some(found) = store.find(&key) {
+        return Ok(found);
     }
-    let component = Component::new(&engine, &bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    let component = Component::new(&engine, bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
     check_links(&component, http)?;
     let native = component.serialize()?;
     let manifest = Manifest {
-        schema: 1,
+        schema: SCHEMA,
         digest,
         http,
         can_hold_back: surface.can_hold_back,
         artifact_digest: sha256(&native),
         source: std::path::absolute(source)?,
     };
-    let artifact = store.insert(&key, &manifest, &native)?;
+    let found = store.insert(&key, manifest, bytes, &native)?;
     store.remove_old_entries(pinned);
-    Ok((Compiled { cached: false, ..manifest.found() }, artifact))
+    Ok(found)
 }
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
@@ -207,66 +289,130 @@ fn key(digest: &str, engine: &Engine) -> String {
         }
     }
     let mut hasher = Sha(Sha256::new());
-    digest.hash(&mut hasher);
+    (SCHEMA, digest).hash(&mut hasher);
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hex(&hasher.0.finalize())
 }
 
-/// A folder of entries that only its owner can write to.
+/// Who may read what is put into a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readers {
+    Owner,
+    Everybody,
+}
+
+impl Readers {
+    fn of_folders(self) -> u32 {
+        match self {
+            Self::Owner => 0o700,
+            Self::Everybody => 0o755,
+        }
+    }
+
+    fn of_files(self) -> u32 {
+        // Nothing in there is executable: native code is mapped, not started.
+        self.of_folders() & 0o666
+    }
+}
+
+/// Names the store in a message.
+#[derive(Debug, thiserror::Error)]
+#[error("artifact store {}", .0.display())]
+struct StoreError(PathBuf);
+
+/// A folder of entries that only its owner can write to. If that is not us, or the file system cannot be written to, it
+/// is used as it is.
 #[derive(Debug)]
 struct Store {
     folder: PathBuf,
+    readers: Readers,
+    is_writable: bool,
 }
 
 impl Store {
-    fn open(folder: &Path) -> anyhow::Result<Self> {
+    fn open(folder: &Path, readers: Readers) -> anyhow::Result<Self> {
         let of = || format!("artifact store {} (choose another with --store)", folder.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(of)?;
+        let is_new = !folder.exists();
+        DirBuilder::new().recursive(true).mode(readers.of_folders()).create(folder).with_context(of)?;
+        if is_new {
+            // Whatever the umask.
+            fs::set_permissions(folder, fs::Permissions::from_mode(readers.of_folders())).with_context(of)?;
+        }
         let metadata = fs::metadata(folder).with_context(of)?;
-        ensure!(is_private(&metadata), "{}: it must belong to you and be writable by nobody else", of());
-        let store = Self { folder: folder.into() };
+        ensure!(is_trusted(&metadata), "{}: it must belong to you or root, and be writable by nobody else", of());
+        let is_writable = nix::unistd::access(folder, AccessFlags::W_OK).is_ok();
+        let store = Self { folder: folder.into(), readers, is_writable };
         store.remove_old_drafts();
         Ok(store)
     }
 
-    /// The artifact under `key`, if it is there and whole. A damaged entry is moved out of the way, to be made anew.
-    fn find(&self, key: &str) -> Option<(Manifest, OwnedFd)> {
+    /// The artifact under `key`, if it is there and whole.
+    fn find(&self, key: &str) -> Option<Found> {
         let entry = self.folder.join(key);
-        let damage = match read_entry(&entry) {
+        match read_entry(&entry) {
             Ok(found) => {
                 // For `remove_old_entries`: it was needed now. That it cannot be noted does no harm.
                 let _ = File::open(entry.join(MANIFEST)).and_then(|file| file.set_modified(SystemTime::now()));
-                return Some(found);
+                Some(found)
             }
-            Err(error) => error,
-        };
-        if entry.exists() {
-            tracing::debug!("dropping the damaged entry {}: {damage:#}", entry.display());
-            // Moved first: another compiler may be about to put a whole one in its place. If it stays, `insert` says
-            // why it cannot be replaced.
-            let _ = self.draft().and_then(|draft| fs::rename(&entry, draft.path().join("damaged")));
+            Err(error) => {
+                if entry.exists() {
+                    tracing::debug!("not using the damaged entry {}: {error:#}", entry.display());
+                }
+                None
+            }
         }
-        None
     }
 
-    /// Writes an entry, unless another compiler was first, and opens the artifact. The artifact that was written here
-    /// is as good as the other's, and nobody can have touched it.
-    fn insert(&self, key: &str, manifest: &Manifest, native: &[u8]) -> anyhow::Result<OwnedFd> {
-        let of = || format!("artifact store {}", self.folder.display());
-        let draft = self.draft().with_context(of)?;
-        write_synced(&draft.path().join(ARTIFACT), native).with_context(of)?;
-        write_synced(&draft.path().join(MANIFEST), &serde_json::to_vec_pretty(manifest)?).with_context(of)?;
-        let (_, artifact) = read_entry(draft.path()).with_context(of)?;
-        match fs::rename(draft.path(), self.folder.join(key)) {
+    /// The component of this digest, from whichever entry has it.
+    fn component(&self, digest: &str) -> Option<Vec<u8>> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut named = entries.filter(|entry| read_manifest::<Named>(entry).is_ok_and(|(it, _)| it.digest == digest));
+        named.find_map(|entry| {
+            let bytes = snapshot(&entry.join(COMPONENT)).ok()?;
+            (sha256(&bytes) == digest).then_some(bytes)
+        })
+    }
+
+    /// Writes an entry, unless another compiler was first. The code that is handed on is what was compiled here, which
+    /// nobody can have touched.
+    fn insert(&self, key: &str, manifest: Manifest, component: &[u8], native: &[u8]) -> anyhow::Result<Found> {
+        let place = self.folder.join(key);
+        let entry = match self.is_writable {
+            true => Some(self.write(&place, &manifest, component, native).context(StoreError(self.folder.clone()))?),
+            false => None,
+        };
+        Ok(Found { artifact: memfd::constant(c"wasmcluster-artifact", native)?, manifest, entry, place, cached: false })
+    }
+
+    /// Opens the entry that was written.
+    fn write(&self, place: &Path, manifest: &Manifest, component: &[u8], native: &[u8]) -> anyhow::Result<OwnedFd> {
+        let draft = self.draft()?;
+        let manifest = serde_json::to_vec_pretty(manifest)?;
+        for (name, bytes) in [(ARTIFACT, native), (COMPONENT, component), (MANIFEST, &manifest)] {
+            write_synced(&draft.path().join(name), bytes, self.readers.of_files())?;
+        }
+        fs::set_permissions(draft.path(), fs::Permissions::from_mode(self.readers.of_folders()))?;
+        let entry = File::open(draft.path().join(MANIFEST))?;
+        entry.lock_shared()?;
+        let is_taken =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists);
+        let mut renamed = fs::rename(draft.path(), place);
+        if renamed.as_ref().is_err_and(is_taken) && read_entry(place).is_err() {
+            // It is damaged. That goes first: another compiler may be about to put a whole one there.
+            fs::rename(place, self.draft()?.path().join("damaged"))?;
+            renamed = fs::rename(draft.path(), place);
+        }
+        match renamed {
             Ok(()) => {
                 // It has another name now: nothing is left to remove.
                 let _ = draft.keep();
-                File::open(&self.folder)?.sync_all().with_context(of)?;
+                File::open(&self.folder)?.sync_all()?;
+                Ok(entry.into())
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
-            Err(error) => return Err(error).with_context(of),
+            Err(error) if is_taken(&error) => Ok(read_manifest::<Named>(place)?.1.into()),
+            Err(error) => Err(error.into()),
         }
-        Ok(artifact)
     }
 
     fn draft(&self) -> io::Result<tempfile::TempDir> {
@@ -293,11 +439,10 @@ impl Store {
     }
 
     fn remove_unused(&self, entry: &Path, pinned: &[String]) -> anyhow::Result<()> {
-        let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
+        let (manifest, file) = read_manifest::<Named>(entry)?;
         ensure!(!pinned.contains(&manifest.digest), "its component is the last that some cluster served");
-        let artifact = File::open(entry.join(ARTIFACT))?;
         // Whoever may need it holds it open, with a shared lock; this one ends with the file.
-        artifact.try_lock().context("it is in use")?;
+        file.try_lock().context("it is in use")?;
         let draft = self.draft()?;
         fs::rename(entry, draft.path().join("old"))?;
         Ok(())
@@ -305,6 +450,9 @@ impl Store {
 
     /// What compilers left behind that were killed.
     fn remove_old_drafts(&self) {
+        if !self.is_writable {
+            return;
+        }
         let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let is_draft = entry.file_name().to_string_lossy().starts_with(DRAFT);
@@ -316,41 +464,60 @@ impl Store {
     }
 }
 
-fn read_entry(entry: &Path) -> anyhow::Result<(Manifest, OwnedFd)> {
-    let manifest: Manifest = serde_json::from_slice(&fs::read(entry.join(MANIFEST))?)?;
-    ensure!(manifest.schema == 1, "unknown schema {}", manifest.schema);
-    let mut artifact = File::options().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(entry.join(ARTIFACT))?;
-    ensure!(is_private(&artifact.metadata()?), "the artifact is not private to its owner");
-    // Held as long as anybody has this open file, the primary above all: such an entry is not removed.
-    artifact.lock_shared()?;
-    let mut hasher = Sha256::new();
-    io::copy(&mut artifact, &mut HashWriter(&mut hasher))?;
-    ensure!(format!("sha256:{}", hex(&hasher.finalize())) == manifest.artifact_digest, "the artifact was changed");
-    Ok((manifest, artifact.into()))
+fn read_entry(entry: &Path) -> anyhow::Result<Found> {
+    let (manifest, open) = read_manifest::<Manifest>(entry)?;
+    ensure!(manifest.schema == SCHEMA, "unknown schema {}", manifest.schema);
+    ensure!(entry.join(COMPONENT).is_file(), "the component is missing");
+    let mut hashing = Hashing { of: open_trusted(&entry.join(ARTIFACT))?, hasher: Sha256::new() };
+    // What is looked at is the copy: the file may change while it is read.
+    let artifact = memfd::constant(c"wasmcluster-artifact", &mut hashing)?;
+    let digest = format!("sha256:{}", hex(&hashing.hasher.finalize()));
+    ensure!(digest == manifest.artifact_digest, "the artifact was changed");
+    Ok(Found { manifest, artifact, entry: Some(open.into()), place: entry.into(), cached: true })
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
+/// The manifest of an entry, and its open file with a shared lock.
+fn read_manifest<M: DeserializeOwned>(entry: &Path) -> anyhow::Result<(M, File)> {
+    let file = open_trusted(&entry.join(MANIFEST))?;
+    file.lock_shared()?;
+    let mut bytes = Vec::new();
+    (&file).take(MAX_MANIFEST).read_to_end(&mut bytes)?;
+    Ok((serde_json::from_slice(&bytes)?, file))
+}
 
-impl Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
+/// A file that is no link, and that nobody else can have written.
+fn open_trusted(path: &Path) -> anyhow::Result<File> {
+    let file = File::options().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file() && is_trusted(&metadata), "{} is not private to its owner", path.display());
+    Ok(file)
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+/// Reads, and has a look at what is read.
+struct Hashing<R> {
+    of: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.of.read(buffer)?;
+        self.hasher.update(&buffer[..length]);
+        Ok(length)
     }
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.sync_all()
 }
 
-/// Ours, and writable by nobody else.
-fn is_private(metadata: &fs::Metadata) -> bool {
-    metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o022 == 0
+/// Ours or root's, who could do anything anyway, and writable by nobody else.
+fn is_trusted(metadata: &fs::Metadata) -> bool {
+    let owners = [nix::unistd::geteuid().as_raw(), 0];
+    owners.contains(&metadata.uid()) && metadata.mode() & 0o022 == 0
 }
 
 #[cfg(test)]
@@ -361,7 +528,7 @@ mod tests {
 
     fn manifest(native: &[u8]) -> Manifest {
         Manifest {
-            schema: 1,
+            schema: SCHEMA,
             digest: sha256(b"component"),
             http: WasiHttp::V0_2,
             can_hold_back: false,
@@ -370,9 +537,13 @@ mod tests {
         }
     }
 
-    fn contents(fd: OwnedFd) -> Vec<u8> {
+    fn put(store: &Store, key: &str, native: &[u8]) -> Found {
+        store.insert(key, manifest(native), b"component", native).unwrap()
+    }
+
+    fn contents(found: Found) -> Vec<u8> {
         use std::os::unix::fs::FileExt;
-        let file = File::from(fd);
+        let file = File::from(found.artifact);
         let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
         file.read_exact_at(&mut bytes, 0).unwrap();
         bytes
@@ -381,44 +552,89 @@ mod tests {
     #[test]
     fn entries_are_kept_and_the_first_writer_wins() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("new/store")).unwrap();
+        let store = Store::open(&folder.path().join("new/store"), Readers::Owner).unwrap();
         assert!(store.find("key").is_none());
-        assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
-        assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
-        assert_eq!(contents(store.find("key").unwrap().1), b"native");
+        assert_eq!(contents(put(&store, "key", b"native")), b"native");
+        assert_eq!(contents(put(&store, "key", b"native")), b"native");
+        assert_eq!(contents(store.find("key").unwrap()), b"native");
         assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "no draft is left");
     }
 
     #[test]
     fn damaged_entries_are_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("store")).unwrap();
-        let damage: [fn(&Path); 3] = [
+        let store = Store::open(&folder.path().join("store"), Readers::Owner).unwrap();
+        let damage: [fn(&Path); 4] = [
+            |entry| fs::remove_file(entry.join(COMPONENT)).unwrap(),
             |entry| fs::write(entry.join(ARTIFACT), b"nativ").unwrap(),
             |entry| fs::write(entry.join(MANIFEST), b"{").unwrap(),
             |entry| fs::set_permissions(entry.join(ARTIFACT), fs::Permissions::from_mode(0o666)).unwrap(),
         ];
         for damage in damage {
-            store.insert("key", &manifest(b"native"), b"native").unwrap();
+            put(&store, "key", b"native");
             damage(&store.folder.join("key"));
             assert!(store.find("key").is_none());
-            assert_eq!(contents(store.insert("key", &manifest(b"native"), b"native").unwrap()), b"native");
+            assert_eq!(contents(put(&store, "key", b"native")), b"native");
+            assert_eq!(contents(store.find("key").unwrap()), b"native");
+        }
+        assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn the_component_is_found_whatever_its_code_was_made_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Readers::Owner).unwrap();
+        put(&store, "another engine's", b"native");
+        let entry = folder.path().join("another engine's");
+        // Of a later version, of which only the digest is known.
+        fs::write(entry.join(MANIFEST), format!("{{\"digest\":\"{}\"}}", sha256(b"component"))).unwrap();
+        assert_eq!(store.component(&sha256(b"component")).unwrap(), b"component");
+        assert!(store.component(&sha256(b"other")).is_none());
+        fs::write(entry.join(COMPONENT), "changed").unwrap();
+        assert!(store.component(&sha256(b"component")).is_none());
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_written_to_is_used_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Readers::Everybody).unwrap();
+        put(&store, "key", b"native");
+        // As for another user; the tests may be root's.
+        let store = Store { is_writable: false, ..store };
+        assert_eq!(contents(store.find("key").unwrap()), b"native");
+        let unkept = put(&store, "new", b"other");
+        assert!(unkept.entry.is_none() && !unkept.place.exists());
+        assert_eq!(contents(unkept), b"other");
+    }
+
+    #[test]
+    fn a_store_is_for_its_owner_unless_it_is_made_for_everybody() {
+        for (readers, expected) in
+            [(Readers::Owner, [0o700, 0o700, 0o600]), (Readers::Everybody, [0o755, 0o755, 0o644])]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(&folder.path().join("store"), readers).unwrap();
+            let entry = put(&store, "key", b"native").place;
+            for name in [ARTIFACT, COMPONENT, MANIFEST] {
+                let paths = [store.folder.clone(), entry.clone(), entry.join(name)];
+                assert_eq!(paths.map(|path| fs::metadata(path).unwrap().mode() & 0o777), expected, "{name}");
+            }
         }
     }
 
     #[test]
     fn old_entries_go_unless_they_are_in_use_or_pinned() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(folder.path(), Readers::Owner).unwrap();
         let mut open = Vec::new();
         for number in 0..KEPT + 4 {
             let native = format!("native {number}");
             let manifest = Manifest { digest: format!("sha256:{number}"), ..manifest(native.as_bytes()) };
-            let artifact = store.insert(&number.to_string(), &manifest, native.as_bytes()).unwrap();
+            let found = store.insert(&number.to_string(), manifest, b"component", native.as_bytes()).unwrap();
             let needed = SystemTime::UNIX_EPOCH + Duration::from_secs(number as u64);
             File::open(store.folder.join(number.to_string()).join(MANIFEST)).unwrap().set_modified(needed).unwrap();
             // The second oldest is in use.
-            open.extend((number == 1).then_some(artifact));
+            open.extend((number == 1).then_some(found));
         }
         // The oldest of all was needed just now, and the third oldest is what some cluster served last.
         assert!(store.find("0").is_some());
@@ -441,7 +657,7 @@ mod tests {
         File::open(&old).unwrap().set_modified(SystemTime::now() - 2 * MAX_DRAFT_AGE).unwrap();
         let young = folder.path().join(".draft-young");
         fs::create_dir(&young).unwrap();
-        Store::open(folder.path()).unwrap();
+        Store::open(folder.path(), Readers::Owner).unwrap();
         assert!(!old.exists() && young.exists());
     }
 
@@ -449,7 +665,9 @@ mod tests {
     fn a_store_that_others_can_write_to_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Store::open(folder.path()).unwrap_err().to_string().contains("writable by nobody else"));
+        assert!(
+            Store::open(folder.path(), Readers::Owner).unwrap_err().to_string().contains("writable by nobody else")
+        );
     }
 
     #[test]

@@ -853,7 +853,7 @@ impl WorkerSettings {
     pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
         let bytes = serde_json::to_vec(self)?;
         ensure!(bytes.len() as u64 <= MAX_SETTINGS, "the environment for the guests is over {MAX_SETTINGS} bytes");
-        Ok(memfd::constant(c"wasmcluster-settings", &bytes)?)
+        Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
     }
 
     /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.

@@ -53,7 +53,7 @@ impl Message for ToCompiler {
 }
 
 impl Message for FromCompiler {
-    const MAX_DESCRIPTORS: usize = 1;
+    const MAX_DESCRIPTORS: usize = 2;
 }
 
 /// What a primary tells a worker.
@@ -112,7 +112,8 @@ pub(crate) enum ToCompiler {
 /// What a compiler answers, once.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromCompiler {
-    /// The artifact comes beside it.
+    /// Beside it come the artifact, a sealed file, and, if it was kept, its entry in the store, which is not removed as
+    /// long as it is open.
     Done(Compiled),
     /// The component cannot be served.
     Refused {
@@ -131,6 +132,8 @@ pub(crate) struct Compiled {
     pub(crate) can_hold_back: bool,
     /// Whether the store had it already.
     pub(crate) cached: bool,
+    /// Whether the store has it now.
+    pub(crate) kept: bool,
 }
 
 /// Who a worker is.

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod commands;
+mod compile;
 mod hints;
 mod inspect;
 mod new;
@@ -77,6 +78,8 @@ enum Command {
     New(NewArgs),
     /// Build the component of a folder
     Build(BuildArgs),
+    /// Compile a component into an artifact store, for an image of a container or a machine that shall start quickly
+    Compile(CompileArgs),
     /// Show what a running cluster does
     #[command(visible_alias = "ls")]
     Status(StatusArgs),
@@ -112,9 +115,10 @@ enum Command {
     [env]\n  \
     GREETING = \"hello\"")]
 struct ServeArgs {
-    /// The component to serve, as .wasm or .wat, or a folder to build it from
+    /// The component to serve, as .wasm or .wat, or a folder to build it from [default: the current folder, if it can be
+    /// built]
     #[arg(value_name = "APP")]
-    app: PathBuf,
+    app: Option<PathBuf>,
 
     /// Configuration file [default: wasmcluster.toml, of the folder that is served or else of the current one]
     #[arg(long, value_name = "FILE")]
@@ -157,6 +161,24 @@ struct BuildArgs {
     /// Build again whenever the sources change, until Ctrl-C
     #[arg(long)]
     watch: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:\n  \
+    0 the store has it\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is no component, does not link or \
+    does not compile\n\n\
+    Examples:\n  \
+    wasmcluster compile app.wasm\n  \
+    wasmcluster compile app.wasm -o /srv/store && wasmcluster serve app.wasm --store /srv/store\n\n\
+    Native code is for one version of wasmcluster and the features of one CPU: on another machine `serve` compiles anew.")]
+struct CompileArgs {
+    /// The component, as .wasm or .wat, or a folder to build it from [default: the current folder, if it can be built]
+    #[arg(value_name = "APP")]
+    app: Option<PathBuf>,
+
+    /// A store that every user may read, and use if it is root's [default: the store of `serve`, which is for its owner]
+    #[arg(short = 'o', long, value_name = "STORE")]
+    store: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -503,6 +525,7 @@ fn run(command: Command) -> Result<(), Failure> {
             let sources = Sources::of(&Plan::read(&folder)?);
             match build::watch(&folder, sources, None).map_err(Failure::Error)? {}
         }
+        Command::Compile(CompileArgs { app, store }) => compile::compile(app, store),
         Command::Status(args) if args.all => Ok(block_on(async { Ok(clusters::print(args.json).await?) })?),
         Command::Status(args) => {
             let client = client(args.cluster)?;
@@ -568,14 +591,31 @@ fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result
 }
 
 fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
+    let app = app_or_project(args.app)?;
     let (options, file) = match &args.config {
         Some(file) => (Options::from_file(file)?, SettingsFile::at(file)?),
-        None => (Options::from_default_file(&args.app)?, SettingsFile::default_for(&args.app)?),
+        None => (Options::from_default_file(&app)?, SettingsFile::default_for(&app)?),
     };
     let options = args.options.or(options);
-    let is_development = options.watch && args.app.is_dir();
-    let settings = Settings::new(args.app, if is_development { options.for_development() } else { options })?;
+    let is_development = options.watch && app.is_dir();
+    let settings = Settings::new(app, if is_development { options.for_development() } else { options })?;
     Ok(Settings { file: Some(file), ..settings })
+}
+
+/// What was given, or the folder where we are if that is a project.
+fn app_or_project(app: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let Some(app) = app else {
+        let here = PathBuf::from(".");
+        return match Plan::read(&here) {
+            Ok(_) => Ok(here),
+            Err(NoPlan::File(error)) => Err(error),
+            Err(_) => Err(anyhow::anyhow!(
+                "say which component: APP is a .wasm file, or a folder to build it from; the current folder is none, it has \
+                 neither a Cargo.toml nor a wasmcluster.toml with a [build]"
+            )),
+        };
+    };
+    Ok(app)
 }
 
 /// Of a folder, the component is built and takes its place.

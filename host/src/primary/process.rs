@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
@@ -36,23 +36,30 @@ pub(super) struct Deployment {
     pub(super) source: PathBuf,
     pub(super) compiled: Compiled,
     artifact: OwnedFd,
+    /// Open, so that the store keeps it.
+    _entry: Option<OwnedFd>,
     settings: OwnedFd,
 }
 
 impl Deployment {
     /// Of what the compiler said; an error says why there is nothing to deploy.
     pub(super) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
-        let (compiled, artifact) = match answer {
-            CompilerAnswer::Said(FromCompiler::Done(compiled), Some(artifact)) => (compiled, artifact),
-            CompilerAnswer::Said(FromCompiler::Done(_), None) => {
-                bail!("the compiler's answer came without an artifact")
-            }
+        let (compiled, descriptors) = match answer {
+            CompilerAnswer::Said(FromCompiler::Done(compiled), descriptors) => (compiled, descriptors),
             CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
             CompilerAnswer::Failed(how) => bail!("cannot serve {}: the compiler {how}", source.display()),
         };
+        let mut descriptors = descriptors.into_iter();
+        let artifact = descriptors.next().context("the compiler's answer came without an artifact")?;
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
+        if !compiled.kept {
+            tracing::warn!(
+                "the artifact store has no code of this component for this machine and cannot be written to: each start \
+                 compiles it again"
+            );
+        }
         let settings = settings.for_workers(&compiled).write()?;
-        Ok(Self { source: folders::absolute(source)?, compiled, artifact, settings })
+        Ok(Self { source: folders::absolute(source)?, compiled, artifact, _entry: descriptors.next(), settings })
     }
 }
 
@@ -155,8 +162,8 @@ fn page_size() -> u64 {
 /// What came of a compiler.
 #[derive(Debug)]
 pub(super) enum CompilerAnswer {
-    /// It answered, perhaps with the artifact beside.
-    Said(FromCompiler, Option<OwnedFd>),
+    /// It answered, with what came beside.
+    Said(FromCompiler, Vec<OwnedFd>),
     /// It ended, or was ended, without an answer that makes sense: how.
     Failed(String),
 }
@@ -182,7 +189,7 @@ impl CompilerProcess {
 
     pub(super) async fn answer(&self) -> CompilerAnswer {
         match self.said().await {
-            Ok(Some((answer, artifact))) => CompilerAnswer::Said(answer, artifact),
+            Ok(Some((answer, descriptors))) => CompilerAnswer::Said(answer, descriptors),
             // It has closed its end, so it is about to die; how is what matters.
             Ok(None) => {
                 if tokio::time::timeout(COMPILER_GRACE, self.child.end()).await.is_err() {
@@ -194,11 +201,11 @@ impl CompilerProcess {
         }
     }
 
-    async fn said(&self) -> Result<Option<(FromCompiler, Option<OwnedFd>)>, IpcError> {
+    async fn said(&self) -> Result<Option<(FromCompiler, Vec<OwnedFd>)>, IpcError> {
         loop {
             let mut ready = self.channel.readable().await?;
             match self.channel.get_ref().receive(Wait::No)? {
-                Received::Message(answer, descriptors) => return Ok(Some((answer, descriptors.into_iter().next()))),
+                Received::Message(answer, descriptors) => return Ok(Some((answer, descriptors))),
                 Received::Closed => return Ok(None),
                 Received::Nothing => ready.clear_ready(),
             }

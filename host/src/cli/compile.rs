@@ -1,0 +1,48 @@
+//! `wasmcluster compile`: has the native code of a component ready in a store before anybody serves it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bytesize::ByteSize;
+
+use super::{Failure, app_or_project, build_folder, print};
+use crate::artifact::{self, Prepared, Readers, Unprepared};
+use crate::component::WasiHttp;
+use crate::config::{Options, Settings};
+
+/// Prints the component's digest, where its native code is, and how large it is.
+pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<(), Failure> {
+    let app = app_or_project(app).map_err(Failure::Usage)?;
+    let (store, readers) = match store {
+        Some(store) => (store, Readers::Everybody),
+        None => (default_store(app.clone()).map_err(Failure::Usage)?, Readers::Owner),
+    };
+    let app = if app.is_dir() { build_folder(&app).map_err(Failure::refuse)? } else { app };
+    let begun = Instant::now();
+    let prepared = artifact::prepare(&app, &store, readers).map_err(|error| match error {
+        Unprepared::Refused(error) => {
+            Failure::Error(error.context(format!("cannot compile {}", app.display()))).refuse()
+        }
+        Unprepared::Store(error) => Failure::Error(error),
+    })?;
+    print(summary(&prepared, begun).as_bytes()).map_err(|error| Failure::Error(error.into()))
+}
+
+fn default_store(app: PathBuf) -> anyhow::Result<PathBuf> {
+    let options = Options::from_default_file(&app)?;
+    Ok(Settings::new(app, options)?.store)
+}
+
+fn summary(prepared: &Prepared, begun: Instant) -> String {
+    let Prepared { digest, http, place, size, cached } = prepared;
+    let wasi = match http {
+        WasiHttp::V0_2 => "0.2",
+        WasiHttp::V0_3 => "0.3",
+    };
+    let how = match cached {
+        true => "it was there already".into(),
+        false => format!("compiled in {:.1} s", begun.elapsed().as_secs_f64()),
+    };
+    let (place, size) = (place.display(), ByteSize(*size).display().iec());
+    format!("{digest}, WASI {wasi}\n{place}\n{size} of native code, {how}\n")
+}
