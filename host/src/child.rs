@@ -35,7 +35,25 @@ pub(crate) fn clean(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(move || start_clean(descriptors)) }
 }
 
+/// Lets what `command` starts begin with no signal blocked or ignored, in the process group of this process: a build is
+/// interrupted with whoever asked for it.
+pub(crate) fn with_default_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec, the function makes system calls alone; it neither allocates nor locks.
+    unsafe { command.pre_exec(default_signals) }
+}
+
 fn start_clean(descriptors: Option<(u64, u64)>) -> io::Result<()> {
+    default_signals()?;
+    if let Some((soft, hard)) = descriptors {
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    }
+    // Ours are closed on exec anyway; this is for those that we were started with. Kernels before 5.11 do not know the flag.
+    // SAFETY: descriptors are marked, none is closed here.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Ok(())
+}
+
+fn default_signals() -> io::Result<()> {
     // The kernel's `struct sigaction`: all zeros is the default. Not by way of libc, which keeps 32 and 33 for itself, while
     // whoever started us may have ignored them.
     let default = [0_u64; 4];
@@ -49,12 +67,6 @@ fn start_clean(descriptors: Option<(u64, u64)>) -> io::Result<()> {
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
     })?;
-    if let Some((soft, hard)) = descriptors {
-        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
-    }
-    // Ours are closed on exec anyway; this is for those that we were started with. Kernels before 5.11 do not know the flag.
-    // SAFETY: descriptors are marked, none is closed here.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Ok(())
 }
 

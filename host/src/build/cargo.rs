@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::Outcome;
 use super::toolchain::{TARGET, Toolchain};
+use crate::child::with_default_signals;
 
 pub(super) fn build(folder: &Path) -> Outcome {
     let mut artifacts = Vec::new();
@@ -30,7 +31,9 @@ fn run(folder: &Path, artifacts: &mut Vec<Artifact>) -> anyhow::Result<()> {
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    let mut running = cargo.spawn().context("cannot start cargo; install Rust with rustup (https://rustup.rs)")?;
+    let mut running = with_default_signals(&mut cargo)
+        .spawn()
+        .context("cannot start cargo; install Rust with rustup (https://rustup.rs)")?;
     let messages = BufReader::new(running.stdout.take().context("cargo has no output")?);
     artifacts.extend(messages.lines().map_while(Result::ok).filter_map(|line| Artifact::read(&line)));
     let status = running.wait()?;

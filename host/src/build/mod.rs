@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::child::with_default_signals;
 use crate::config::Recipe;
 use crate::logging::{self, LogLevel};
 pub(crate) use plan::{NoPlan, Plan};
@@ -55,13 +56,10 @@ fn follow(folder: &Path, recipe: &Recipe) -> anyhow::Result<PathBuf> {
     let Recipe { command, component } = recipe;
     // Standard output is ours, for what a program may want to read.
     let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-    let status = Command::new("sh")
-        .args(["-c", command])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(stderr)
-        .status()
-        .context("cannot start a shell")?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).current_dir(folder).stdin(Stdio::null()).stdout(stderr);
+    // A shell cannot trap what was ignored when it began, and waits for ever for children that it does not hear of.
+    let status = with_default_signals(&mut shell).status().context("cannot start a shell")?;
     if !status.success() {
         bail!("`{command}` failed ({status}); what it said is above");
     }

@@ -5,8 +5,9 @@
 //! (<https://bford.info/cachedir/>), and the component itself.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -124,11 +125,22 @@ fn see(path: &Path, before: Option<&Seen>) -> Option<Seen> {
         return Some(*before);
     }
     let mut hasher = DefaultHasher::new();
-    match fs::read(path) {
-        Ok(bytes) if metadata.len() <= MAX_READ => bytes.hash(&mut hasher),
-        _ => stamp.hash(&mut hasher),
+    // A large one is not opened at all: it may be gigabytes of data that only happen to lie beside the sources.
+    match read_small(path, metadata.len()) {
+        Some(bytes) => bytes.hash(&mut hasher),
+        None => stamp.hash(&mut hasher),
     }
     Some(Seen { stamp, hash: hasher.finish() })
+}
+
+/// What is in a file that has `length` bytes; it may grow meanwhile.
+fn read_small(path: &Path, length: u64) -> Option<Vec<u8>> {
+    if length > MAX_READ {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_READ + 1).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 <= MAX_READ).then_some(bytes)
 }
 
 #[cfg(test)]
