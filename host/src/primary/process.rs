@@ -69,8 +69,8 @@ impl Deployment {
     pub(super) fn of_nothing(digest: &str) -> Self {
         let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
         let http = crate::component::WasiHttp::V0_2;
-        let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true };
-        Self { source: "/app.wasm".into(), compiled, artifact: nothing(), settings: nothing() }
+        let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
+        Self { source: "/app.wasm".into(), compiled, artifact: nothing(), _entry: None, settings: nothing() }
     }
 }
 
