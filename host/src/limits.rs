@@ -27,6 +27,29 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// Descriptors of a worker that connections leave alone: for the files of guests, their outbound requests, and the worker
+/// itself. Where there are few, it is a fourth.
+const DESCRIPTOR_RESERVE: u64 = 1024;
+
+/// How many connections a worker may have of the `wanted`, so that it does not run out of descriptors.
+pub(crate) fn connections_within_descriptors(wanted: usize) -> usize {
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    let there = connections_within(hard);
+    if there >= wanted {
+        return wanted;
+    }
+    tracing::warn!(
+        "a worker takes {there} connections at most, not the {wanted} of --max-connections: it may open {hard} files; \
+         raise that limit (ulimit -Hn, or LimitNOFILE= in systemd)"
+    );
+    there
+}
+
+fn connections_within(descriptors: u64) -> usize {
+    let left = descriptors - DESCRIPTOR_RESERVE.min(descriptors / 4);
+    usize::try_from(left).unwrap_or(usize::MAX).max(1)
+}
+
 /// Most memory that a compiler may use, in bytes, on a machine that has far more. A component of 18 MB
 /// takes about a tenth of it.
 const COMPILER_MEMORY: u64 = 4 * 1024 * 1024 * 1024;
@@ -118,6 +141,13 @@ pub(crate) fn warn_of_surroundings() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_leave_a_reserve_of_descriptors() {
+        for (descriptors, connections) in [(0, 1), (8, 6), (4096, 3072), (1 << 20, (1 << 20) - 1024)] {
+            assert_eq!(connections_within(descriptors), connections);
+        }
+    }
 
     #[test]
     fn shares_add_up_to_less_than_there_is() {

@@ -1,5 +1,7 @@
 //! What is answered, noticed and logged at the edges of HTTP.
 
+use std::process::{Command, Stdio};
+
 use bytes::Bytes;
 use http::Method;
 use http_body_util::Full;
@@ -331,4 +333,35 @@ async fn a_clients_name_for_its_request_is_passed_on() {
     // Who gave no name is not told one, unless something went wrong.
     let answer = named(&cluster, Method::GET, "/headers", &[]).await;
     assert_eq!(answer.headers.get("x-request-id"), None);
+}
+
+/// The cap follows the limit of open files, and at the cap idle connections make room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_limit_of_open_files_leaves_nobody_unanswered() {
+    let mut setup = Setup::bare(&[]);
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=200:200", env!("CARGO_BIN_EXE_wasmcluster"), "serve"]).arg(guest("hostile_p2"));
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).current_dir(setup.folder.path());
+    for (name, value) in setup.command.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    setup.command = command;
+    let cluster = setup.start();
+    cluster.stderr.find("a worker takes 150 connections at most");
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut stream = soon(TcpStream::connect(cluster.address())).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        soon(stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        idle.push(stream);
+    }
+    assert_eq!(totals(&cluster, "crashes"), 0);
+    let complaints = cluster.stderr.lines().iter().filter(|line| line.contains("cannot accept")).count();
+    assert!(complaints <= 1, "{complaints} lines");
 }

@@ -20,7 +20,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use socket2::Socket;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::config::Limits;
 use crate::stats::Stats;
@@ -33,6 +33,8 @@ const WAKE_EVERY: Duration = Duration::from_millis(2);
 const MAX_LAST: u32 = 4096;
 /// How long to wait when the process or the machine is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// How often that is said.
+const EXHAUSTED_SAID: Duration = Duration::from_secs(10);
 
 /// Connections on their way to the executor, those that a thread has yet to accept included; but each thread may bring
 /// one. So many can a worker swallow whose executor does not turn.
@@ -92,6 +94,8 @@ pub(super) struct Gate {
     moved: AtomicU64,
     /// Connections that are being refused.
     refused: AtomicU64,
+    /// Told when a connection cannot be accepted: an idle one is to make room.
+    pub(super) exhausted: Notify,
 }
 
 /// What the gate says.
@@ -109,7 +113,8 @@ impl Gate {
         let (max_in_flight, max_connections) = (limits.max_in_flight as u64, limits.max_connections as u64);
         let count = || AtomicU64::new(0);
         let started = Instant::now();
-        Self { stats, max_in_flight, max_connections, started, lying: count(), moved: count(), refused: count() }
+        let (lying, moved, refused) = (count(), count(), count());
+        Self { stats, max_in_flight, max_connections, started, lying, moved, refused, exhausted: Notify::new() }
     }
 
     /// The executor took a connection out of the queue.
@@ -227,7 +232,7 @@ fn accept_all(
     stop: &AtomicBool,
 ) {
     let mut last_words = MAX_LAST;
-    let mut queued_since = None;
+    let (mut queued_since, mut said_at) = (None, None::<Instant>);
     while !stop.load(Ordering::Relaxed) || (last_words > 0 && is_queued(listener)) {
         // A place first: a connection in a thread's hand is one that no sibling can serve.
         let place = connections.try_reserve().or_else(|_| runtime.block_on(connections.reserve()));
@@ -251,7 +256,11 @@ fn accept_all(
                 // The wake-up signal, the listener's timeout, a client that left while it was queued.
                 Some(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
                 _ => {
-                    tracing::warn!("cannot accept a connection: {error}");
+                    if said_at.is_none_or(|at| at.elapsed() >= EXHAUSTED_SAID) {
+                        tracing::warn!("cannot accept a connection: {error}; an idle one makes room, if there is any");
+                        said_at = Some(Instant::now());
+                    }
+                    gate.exhausted.notify_one();
                     std::thread::sleep(EXHAUSTED_PAUSE);
                 }
             },

@@ -122,12 +122,16 @@ impl Server {
         drop(held);
     }
 
-    /// Closes the connection that has been idle for longest, if there are too many.
+    /// Has one closed, if there are too many.
     fn make_room(&self) {
-        let mut connections = self.connections.borrow_mut();
-        if connections.len() < self.limits.max_connections {
-            return;
+        if self.connections.borrow().len() >= self.limits.max_connections {
+            self.evict();
         }
+    }
+
+    /// Closes the connection that has been idle for longest.
+    pub(super) fn evict(&self) {
+        let mut connections = self.connections.borrow_mut();
         let idle = connections.iter().filter_map(|(&number, watch)| Some((watch.spare_since()?, number)));
         if let Some((_, number)) = idle.min()
             && let Some(longest) = connections.remove(&number)

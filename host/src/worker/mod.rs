@@ -108,7 +108,7 @@ impl Handover {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
+    let Handover { identity, config, stats, mut settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
@@ -117,6 +117,7 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let _span = span.enter();
 
     limits::raise_descriptor_limit();
+    settings.limits.max_connections = limits::connections_within_descriptors(settings.limits.max_connections);
     limits::restrain_worker();
     if settings.pin_cpus {
         // Before there are threads, which inherit it.
@@ -282,6 +283,7 @@ async fn serve(
                         Some(connection) => start(&server, connection, alive.clone()),
                         None => break,
                     },
+                    () = gate.exhausted.notified() => server.evict(),
                     _ = phases.wait_for(|&phase| phase == Phase::Draining) => break,
                 }
             }
