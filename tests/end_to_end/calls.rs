@@ -342,3 +342,24 @@ async fn a_page_that_was_swapped_out_is_seen_by_no_other_instance() {
         drop(group);
     }
 }
+
+/// A guest that ends in the middle of a request: why, and then its own functions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trap_names_its_cause_and_the_functions_of_the_guest() {
+    for name in HOSTILE {
+        let cluster = Setup::new(&guest(name)).workers(1).start();
+        get(cluster.address(), "/trap").await.unwrap();
+        get(cluster.address(), "/exit?code=3").await.unwrap();
+        cluster.stderr.find("asked to trap");
+        cluster.stderr.find("the guest trapped: wasm trap: wasm `unreachable` instruction executed");
+        // The interface that the guest calls says only whether it went well.
+        cluster.stderr.find("the guest exited with code 1");
+        cluster.stderr.find("0: misdeeds::surroundings::exit");
+        let lines = cluster.stderr.lines();
+        let first: Vec<&String> = lines.iter().filter(|line| line.trim().starts_with("0: ")).collect();
+        assert!(first[0].contains("0: misdeeds::answer (at 0x"), "{name}: {first:?}");
+        for machinery in ["RUST_BACKTRACE", "rust_panic", "panicking", "wasm backtrace"] {
+            assert!(!lines.iter().any(|line| line.contains(machinery)), "{name}: {machinery}: {lines:#?}");
+        }
+    }
+}

@@ -26,6 +26,7 @@ use super::guest::Guest;
 use super::instance::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
+use super::trap::{Described, describe};
 use super::turns::Turns;
 
 /// All instances of a component.
@@ -171,7 +172,7 @@ impl Instance {
             .unwrap_or_else(|_| Poll::Ready(Err(wasmtime::Error::msg("the server panicked while the guest ran"))));
         if let Poll::Ready(Err(error)) = polled {
             self.is_good.set(false);
-            self.trapped.replace(Some(format!("{error:?}")));
+            self.trapped.replace(Some(describe(&error)));
             *running = None;
             self.work.has_news.set(true);
         }
@@ -213,7 +214,7 @@ impl Seat {
             return Poll::Ready(Ok(()));
         }
         match &*self.instance.trapped.borrow() {
-            Some(error) => Poll::Ready(Err(Failure::Trap(wasmtime::Error::msg(error.clone())))),
+            Some(error) => Poll::Ready(Err(Failure::Trap(Described(error.clone()).into()))),
             None => Poll::Pending,
         }
     }

@@ -39,6 +39,7 @@ use super::io::{Answering, ClientStream, Io, Refusal, Watch};
 use super::outbound::{MAX_LOOPS, Origin, loops};
 use super::outbox::Outbox;
 use super::requests::{InFlight, REQUEST_ID, Requests, log_of};
+use super::trap::describe;
 use super::upload::{Progress, Upload, UploadState};
 use crate::config::{Limits, WorkerSettings};
 use crate::logging::{one_line, several_lines};
@@ -645,8 +646,10 @@ struct Tail {
 impl Tail {
     fn trapped(&self, error: &wasmtime::Error) {
         self.stats.traps.increment();
-        let (hint, error) = (self.hint(), format!("{error:?}"));
-        log_of!(error, &self.in_flight, "the guest trapped{hint}: {}", several_lines(&error));
+        let (hint, ended) = (self.hint(), describe(error));
+        // Behind the word, before the cause.
+        let ended = ended.replacen("trapped", &format!("trapped{hint}"), 1);
+        log_of!(error, &self.in_flight, "the guest {}", several_lines(&ended));
     }
 
     /// What may be behind a guest's failure, and is not its fault.

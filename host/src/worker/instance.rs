@@ -31,6 +31,7 @@ use super::epoch::Epoch;
 use super::guest::{Guest, World};
 use super::outbound::{Hooks, Origin, remove_hop_by_hop};
 use super::reuse::{Factory, Live, Repeat, Stock};
+use super::trap::describe;
 use super::turns::Turns;
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, Reuse, WorkerSettings};
@@ -145,7 +146,7 @@ impl Instances {
             // What was said before the end counts, unless that was a trap.
             match ended {
                 Err(Failure::Full) => Err("all instances are busy".to_owned()),
-                Err(Failure::Trap(error)) => Err(format!("it trapped: {error:?}")),
+                Err(Failure::Trap(error)) => Err(format!("it {}", describe(&error))),
                 Ok(()) => head.try_recv().map_err(|_| "it gave no answer".to_owned())?,
             }
         };

@@ -25,6 +25,7 @@ mod resolver;
 mod reuse;
 mod stdio;
 mod tls;
+mod trap;
 mod turns;
 mod upload;
 

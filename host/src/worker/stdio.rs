@@ -13,6 +13,10 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use crate::pipe::{LineBuffer, LineWriter, MAX_LINE, Written};
 use crate::stats::Stats;
 
+/// What a panic in Rust adds, and what does not help: nobody can set a variable of the guest's so, and the log has the
+/// functions anyway.
+const ADVICE: &[u8] = b"note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace";
+
 /// One of the worker's output pipes.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -26,7 +30,7 @@ impl Sink {
     }
 
     fn write(&self, line: &[u8]) {
-        if self.writer.write(line) == Written::Dropped {
+        if line.trim_ascii_end() != ADVICE && self.writer.write(line) == Written::Dropped {
             self.stats.lines_dropped.increment();
         }
     }
