@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -11,10 +11,13 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::libc::MFD_NOEXEC_SEAL;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+/// Native code can have tens of megabytes.
+const COPIED_AT_ONCE: usize = 256 * 1024;
+
 /// A file with `contents`, read to their end, that nobody can change any more.
-pub(crate) fn constant(name: &CStr, mut contents: impl Read) -> io::Result<OwnedFd> {
+pub(crate) fn constant(name: &CStr, contents: impl Read) -> io::Result<OwnedFd> {
     let mut file = File::from(create(name)?);
-    io::copy(&mut contents, &mut file)?;
+    io::copy(&mut BufReader::with_capacity(COPIED_AT_ONCE, contents), &mut file)?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())

@@ -220,7 +220,8 @@ async fn a_head_that_owes_no_body_is_sent_whatever_comes_behind_it() {
         let answer = request(&cluster, Method::HEAD, "/only-head", "").await;
         assert_eq!((answer.status, &answer.headers["content-length"]), (200, &http::HeaderValue::from(5)));
     }
-    assert_eq!(get(cluster.address(), "/only-head").await.unwrap().status, 500);
+    // Cut, if its guest had to give way to others behind its head, which was sent then.
+    assert!(get(cluster.address(), "/only-head").await.map_or(true, |answer| answer.status == 500));
     // Of the last, the answer may have failed before its guest could trap.
     until("the traps are counted", || (totals(&cluster, "traps") >= 5).then_some(()));
 }

@@ -186,7 +186,7 @@ fn a_privileged_port() {
 #[test]
 fn wrong_usage() {
     for (args, part) in [
-        (&["serve"][..], "<APP>"),
+        (&["serve"][..], "say which component"),
         (&["serve", "app.wasm", "--wokers", "2"], "--workers"),
         (&["serve", "app.wasm", "--workers", "0"], "--workers"),
         (&["serve", "app.wasm", "--workers", "9999"], "over the limit"),

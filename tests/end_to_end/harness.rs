@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 /// How long a condition may take to become true. Far more than it ever needs: no test passes or fails by speed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A compiler leaves the processor to others: one of a large component, without optimisation, beside other tests.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 const ANNOUNCEMENT: &str = "Serving HTTP on ";
 
@@ -47,8 +49,13 @@ pub(crate) fn root() -> PathBuf {
 
 /// Waits until `look` finds something.
 #[track_caller]
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, look)
+}
+
+#[track_caller]
+fn until_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
@@ -125,7 +132,7 @@ impl Setup {
     #[track_caller]
     pub(crate) fn start(self) -> Cluster {
         let cluster = self.launch();
-        until("the cluster serves", || {
+        until_within(COMPILE_PATIENCE, "the cluster serves", || {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited() || !lines.is_empty(), "it exited without a word");
             // A component that takes long to compile is told before.

@@ -216,7 +216,7 @@ async fn series_are_bounded() {
         assert_eq!(said(&cluster).len(), 1, "{name}");
         assert_eq!(cluster.worker(0), worker, "{name}");
         let table = cluster.command(&["status"]).stdout;
-        assert!(table.contains("and 206 more") && table.contains("19488 updates of metrics broke a rule"), "{table}");
+        assert!(table.contains("and 206 more") && table.contains("19488 updates of metrics were dropped"), "{table}");
     }
 }
 

@@ -134,6 +134,6 @@ async fn connect_and_upgrade_are_not_for_guests() {
     let cluster = Setup::new(&guest("hostile_p2")).workers(1).start();
     let connect = b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\nconnection: close\r\n\r\n";
     assert!(exchange(&cluster, connect).starts_with("HTTP/1.1 501 "));
-    let upgrade = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close, upgrade\r\nupgrade: websocket\r\n\r\n";
+    let upgrade = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n";
     assert!(exchange(&cluster, upgrade).starts_with("HTTP/1.1 200 "));
 }

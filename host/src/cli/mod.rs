@@ -273,7 +273,7 @@ struct ReloadArgs {
     wasmcluster rollback --to 3"
 )]
 struct RollbackArgs {
-    /// The generation to bring back; the last 16 are kept [default: the one before]
+    /// The generation to bring back; the last 8 are kept [default: the one before]
     #[arg(long, value_name = "GENERATION")]
     to: Option<u64>,
 

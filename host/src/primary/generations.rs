@@ -16,8 +16,9 @@ use crate::folders;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 
-/// Versions that can be brought back, the one that is served included. Each keeps two descriptors open.
-const MAX_HISTORY: usize = 16;
+/// Versions that can be brought back, the one that is served included. Each keeps two descriptors open, and its native code
+/// in memory.
+const MAX_HISTORY: usize = 8;
 
 /// The generations of a running cluster that have workers, may get some, or may be brought back.
 #[derive(Debug)]
