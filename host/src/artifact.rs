@@ -16,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -29,6 +30,7 @@ use wasmtime::component::Component;
 
 use crate::component::{Refusal, Surface, WasiHttp, to_binary};
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
+use crate::state_file::{Version, pinned};
 use crate::{engine, limits, memfd};
 
 /// Largest component that is read, in bytes.
@@ -43,6 +45,8 @@ const MANIFEST: &str = "manifest.json";
 const DRAFT: &str = ".draft-";
 /// Entries that are kept, however long ago they were needed.
 const KEPT: usize = 32;
+/// How long it may take to find out what must be kept.
+const PINS_WITHIN: Duration = Duration::from_secs(2);
 /// No compiler works for so long.
 const MAX_DRAFT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -101,8 +105,8 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
     end_with(primary.clone());
     limits::restrain_compiler();
     let answer = match &request {
-        ToCompiler::Compile { source, store, pinned } => compile(source, store, pinned),
-        ToCompiler::Find { digest, http, source, store } => find(digest, *http, source, store),
+        ToCompiler::Compile { source, store, state } => compile(source, store, state.as_deref()),
+        ToCompiler::Find { version, store, state } => find(version, store, state.as_deref()),
     };
     match answer.map(Found::hand_over) {
         Ok((compiled, descriptors)) => {
@@ -110,7 +114,8 @@ pub(crate) fn compiler_main() -> anyhow::Result<()> {
             primary.send(&FromCompiler::Done(compiled), &descriptors)?;
         }
         Err(error) => {
-            let (ToCompiler::Compile { source, .. } | ToCompiler::Find { source, .. }) = request;
+            let (ToCompiler::Compile { source, .. } | ToCompiler::Find { version: Version { source, .. }, .. }) =
+                request;
             let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
             primary.send(&FromCompiler::Refused { reason }, &[])?;
         }
@@ -129,20 +134,21 @@ fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
 
 /// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
 /// else the file at `source`, if it was made for another wasmtime or another CPU.
-fn find(digest: &str, http: WasiHttp, source: &Path, store: &Path) -> anyhow::Result<Found> {
+fn find(version: &Version, store: &Path, state: Option<&Path>) -> anyhow::Result<Found> {
+    let Version { digest, http, source } = version;
     let store = Store::open(store, Readers::Owner)?;
-    if let Some(found) = store.find(&key(digest, &engine::for_compiler(http)?)) {
+    if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
         return Ok(found);
     }
     let bytes = store.component(digest).or_else(|| {
         let bytes = to_binary(&snapshot(source).ok()?).ok()?.into_owned();
-        (sha256(&bytes) == digest).then_some(bytes)
+        (sha256(&bytes) == *digest).then_some(bytes)
     });
     let bytes = bytes.context(
         "the version that is wanted back is not in the store any more, and the file is another now; leave out --resume to \
          serve the file as it is",
     )?;
-    compile_bytes(&bytes, source, &store, &[digest.into()])
+    compile_bytes(&bytes, source, &store, state)
 }
 
 /// What can be told of the component at `source` without compiling it: its digest and its surface.
@@ -179,7 +185,7 @@ pub(crate) enum Unprepared {
 pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<Prepared, Unprepared> {
     limits::restrain_compiler();
     let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
-    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, &[]));
+    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None));
     let found = found.map_err(|error| match error.is::<StoreError>() {
         true => Unprepared::Store(error),
         false => Unprepared::Refused(error),
@@ -193,14 +199,14 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<
 }
 
 /// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path, pinned: &[String]) -> anyhow::Result<Found> {
+fn compile(source: &Path, store: &Path, state: Option<&Path>) -> anyhow::Result<Found> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
-    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, pinned)
+    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state)
 }
 
 /// The same of a component that has been read.
-fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, pinned: &[String]) -> anyhow::Result<Found> {
+fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, state: Option<&Path>) -> anyhow::Result<Found> {
     let surface = Surface::read(bytes)?;
     let http = surface.handler()?;
     let digest = sha256(bytes);
@@ -221,8 +227,20 @@ fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, pinned: &[String]) 
         source: std::path::absolute(source)?,
     };
     let found = store.insert(&key, manifest, bytes, &native)?;
-    store.remove_old_entries(pinned);
+    // Rather than remove one that some cluster needs, all are kept.
+    if let Some(pinned) = pinned_in_time(state) {
+        store.remove_old_entries(&pinned);
+    }
     Ok(found)
+}
+
+/// What must not be removed; `None` if the folder of the state does not answer. Its file system is of no concern to the
+/// component, which has been compiled.
+fn pinned_in_time(state: Option<&Path>) -> Option<Vec<String>> {
+    let Some(folder) = state.map(Path::to_owned) else { return Some(Vec::new()) };
+    let (done, pins) = mpsc::channel();
+    std::thread::spawn(move || drop(done.send(pinned(&folder))));
+    pins.recv_timeout(PINS_WITHIN).ok()
 }
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
@@ -370,7 +388,7 @@ impl Store {
         let mut named = entries.filter(|entry| read_manifest::<Named>(entry).is_ok_and(|(it, _)| it.digest == digest));
         named.find_map(|entry| {
             let bytes = snapshot(&entry.join(COMPONENT)).ok()?;
-            (sha256(&bytes) == digest).then_some(bytes)
+            (sha256(&bytes) == *digest).then_some(bytes)
         })
     }
 

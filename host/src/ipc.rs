@@ -24,6 +24,7 @@ use tokio::io::unix::AsyncFd;
 use crate::component::WasiHttp;
 use crate::config::LiveConfig;
 use crate::ids::{Generation, Slot, WorkerId};
+use crate::state_file::Version;
 
 /// Longest frame, version byte included.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
@@ -103,10 +104,10 @@ pub(crate) enum ToPrimary {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToCompiler {
     /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old entries
-    /// may be removed from there, but none of the components `pinned`.
-    Compile { source: PathBuf, store: PathBuf, pinned: Vec<String> },
-    /// Find what was compiled before of the component with this digest, which came from `source`.
-    Find { digest: String, http: WasiHttp, source: PathBuf, store: PathBuf },
+    /// may be removed from there, but none of what clusters with the state folder `state` may want to start again.
+    Compile { source: PathBuf, store: PathBuf, state: Option<PathBuf> },
+    /// Find what was compiled before.
+    Find { version: Version, store: PathBuf, state: Option<PathBuf> },
 }
 
 /// What a compiler answers, once.

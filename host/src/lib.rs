@@ -25,6 +25,7 @@ mod metrics;
 mod pipe;
 mod primary;
 mod signal;
+mod state_file;
 mod stats;
 mod swap;
 mod worker;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -191,22 +191,7 @@ fn apart(name: &str, script: &str, args: &[&str]) -> Option<(Cluster, std::path:
     let socket_flag = format!("unix:{}", socket.display());
     let setup = setup.args(&["--listen", &socket_flag]);
     let before: Vec<&str> = ["unshare"].into_iter().chain(unshare).collect();
-    Some((behind(setup, &before, &format!("{script}; exec \"$@\"")).start(), socket))
-}
-
-/// The same, started by a shell that runs `script` first, itself started by `before`.
-fn behind(mut setup: Setup, before: &[&str], script: &str) -> Setup {
-    let mut command = Command::new(before[0]);
-    command.args(&before[1..]).arg(script).arg("sh").arg(setup.command.get_program()).args(setup.command.get_args());
-    for (name, value) in setup.command.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.current_dir(setup.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    setup.command = command;
-    setup
+    Some((setup.behind(&before, &format!("{script}; exec \"$@\"")).start(), socket))
 }
 
 async fn get_by(socket: &Path, path: &str) -> String {
@@ -319,7 +304,7 @@ async fn a_page_that_was_swapped_out_is_seen_by_no_other_instance() {
         };
         let setup = Setup::new(&guest("hostile_p2")).workers(1).args(&["--max-instance-reuse-count", "100"]);
         let script = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.0.display());
-        let cluster = behind(setup, &["sh", "-c"], &script).start();
+        let cluster = setup.behind(&["sh", "-c"], &script).start();
         let worker = cluster.worker(0).unwrap();
         if is_on_before {
             cluster.stderr.find("this machine swaps");

@@ -128,6 +128,21 @@ impl Setup {
         self
     }
 
+    /// The same, started by a shell that runs `script` first, itself started by `before`. The command is `"$@"` to it.
+    pub(crate) fn behind(mut self, before: &[&str], script: &str) -> Self {
+        let mut command = Command::new(before[0]);
+        command.args(&before[1..]).arg(script).arg("sh").arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it serves.
     #[track_caller]
     pub(crate) fn start(self) -> Cluster {

@@ -33,6 +33,7 @@ mod reuse;
 mod sdk;
 mod serving;
 mod soak;
+mod state;
 mod store;
 mod strictness;
 mod supervision;

@@ -42,6 +42,8 @@ mod exit {
     pub(super) const BUSY: u8 = 6;
     /// No server is running under that name.
     pub(super) const NO_SERVER: u8 = 7;
+    /// The new version is served, but a restart with `--resume` would start the one before it.
+    pub(super) const UNSAVED: u8 = 8;
 }
 
 #[derive(Debug, Parser)]
@@ -469,6 +471,11 @@ fn explain(ended: &Ended) -> (String, u8) {
         ReloadResult::Refused => (format!("refused, nothing was changed: {reason}"), exit::REFUSED),
         ReloadResult::RolledBack => (format!("rolled back: {reason}"), exit::ROLLED_BACK),
         ReloadResult::TimedOut => (format!("timed out, the old version is served: {reason}"), exit::TIMED_OUT),
+        ReloadResult::CommittedUnsaved => {
+            let generation = ended.generation.unwrap_or_default();
+            let what = "what is kept for `serve --resume` is still the version before it";
+            (format!("generation {generation} is served, but {what}: {reason}"), exit::UNSAVED)
+        }
         ReloadResult::Committed | ReloadResult::Unchanged | ReloadResult::Failed => {
             (format!("the reload failed: {reason}"), exit::ERROR)
         }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::builder::{Builder, build_first};
 use super::control::Control;
 use super::driver::{Driver, MAX_QUEUED};
-use super::generations::{Committed, Generations, Version, pinned};
+use super::generations::Generations;
 use super::output::Output;
 use super::process::Deployment;
 use super::reload::Compiling;
@@ -23,6 +23,7 @@ use crate::ipc::ToCompiler;
 use crate::limits;
 use crate::listener::{self, BindError, ListenAddr, Listener};
 use crate::logging::{LogLevel, Volume};
+use crate::state_file::{Committed, Version};
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
@@ -36,7 +37,13 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
     limits::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut control = take_name(&settings)?;
+        let mut signals = signals.listen()?;
+        // There are no commands yet, but file systems that hang.
+        let name = settings.clone();
+        let mut control = tokio::select! {
+            control = off_the_loop(move || take_name(&name)) => control?,
+            stopped = signals.until_stop() => return Ok(stopped?),
+        };
         let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
         let served = async {
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
@@ -45,7 +52,7 @@ pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
             }
-            run(settings, Startup::new(signals.listen()?, asked, &output), &output, volume).await
+            run(settings, Startup::new(signals, asked, &output), &output, volume).await
         }
         .await;
         control.finish().await;
@@ -76,7 +83,8 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     };
     let builder = Builder::start(settings.rebuild.as_ref());
     let Startup { signals, asked, events, .. } = startup;
-    Driver::new(&settings, generations, listeners, output, volume, builder, events).run(signals, asked, watch).await
+    let driver = Driver::new(&settings, generations, listeners, output, volume, builder, events)?;
+    driver.run(signals, asked, watch).await
 }
 
 /// In brackets, behind a file's name; nothing if it cannot be told.
@@ -160,10 +168,11 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
             settings.name,
             committed_app.display()
         );
-        return Ok(First { generation, source: current.source.clone(), request: current.find(store), previous });
+        let source = current.source.clone();
+        let request = ToCompiler::Find { version: current, store, state: settings.state_dir.clone() };
+        return Ok(First { generation, source, request, previous });
     }
-    let pinned = pinned(state);
-    let request = ToCompiler::Compile { source: app.clone(), store, pinned };
+    let request = ToCompiler::Compile { source: app.clone(), store, state: settings.state_dir.clone() };
     Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
 }
 

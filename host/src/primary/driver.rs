@@ -22,6 +22,7 @@ use super::metrics::GuestMetrics;
 use super::output::Output;
 use super::process::WorkerProcess;
 use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
+use super::saver::{Saved, Saver};
 use super::signals::{Request, Signals};
 use super::state::{
     Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
@@ -77,6 +78,8 @@ enum News {
     Compiled(Answer),
     CompilationIsLate,
     ConfirmationIsLate,
+    Saved(Saved),
+    SavingIsLate,
     FileChanged,
 }
 
@@ -136,6 +139,11 @@ pub(super) struct Driver<'a> {
     /// Where the compiler's answer comes in.
     answers: mpsc::Sender<Answer>,
     answered: mpsc::Receiver<Answer>,
+    /// None if no state is kept.
+    saver: Option<Saver>,
+    saved: mpsc::Receiver<Saved>,
+    /// What is committed is not written down, which was said.
+    is_unsaved: bool,
     outcome: Option<Outcome>,
     builder: Option<Builder>,
 }
@@ -149,11 +157,14 @@ impl<'a> Driver<'a> {
         volume: Volume,
         builder: Option<Builder>,
         events: Events,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        // The thread does not wait for the driver at the end.
+        let (saves, saved) = mpsc::channel(2);
+        let saver = settings.state_dir.clone().map(|folder| Saver::start(folder, settings.name.clone(), saves));
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
         let (first, _) = generations.current();
-        Self {
+        Ok(Self {
             settings,
             generations,
             urls: listeners.iter().map(|listener| listener.url().to_owned()).collect(),
@@ -182,9 +193,12 @@ impl<'a> Driver<'a> {
             last_reload: None,
             answers,
             answered,
+            saver: saver.transpose()?,
+            saved,
+            is_unsaved: false,
             outcome: None,
             builder,
-        }
+        })
     }
 
     pub(super) async fn run(
@@ -200,6 +214,7 @@ impl<'a> Driver<'a> {
         loop {
             match self.outcome.take() {
                 Some(Outcome::Stopped) => {
+                    self.finish_saving();
                     self.tell_stopped();
                     return Ok(());
                 }
@@ -209,6 +224,7 @@ impl<'a> Driver<'a> {
                 None => {}
             }
             let compilation_deadline = self.compilation_deadline();
+            let saving_deadline = self.saving_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
@@ -220,6 +236,8 @@ impl<'a> Driver<'a> {
                 Some(answer) = self.answered.recv() => News::Compiled(answer),
                 () = at(compilation_deadline) => News::CompilationIsLate,
                 () = at(confirmation_deadline) => News::ConfirmationIsLate,
+                Some(saved) = self.saved.recv() => News::Saved(saved),
+                () = at(saving_deadline) => News::SavingIsLate,
                 () = watch.changed() => News::FileChanged,
             };
             self.take(news);
@@ -253,6 +271,8 @@ impl<'a> Driver<'a> {
                 self.end_change(ReloadResult::TimedOut, Some("it does not compile in time".into()))
             }
             News::ConfirmationIsLate => self.replace_unconfirmed(),
+            News::Saved(saved) => self.saved(saved),
+            News::SavingIsLate => self.saving_is_late(),
             News::Signal(Request::Grow) => self.scale_by_signal(1),
             News::Signal(Request::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
@@ -608,7 +628,7 @@ impl<'a> Driver<'a> {
         let format = self.settings.logging.format;
         self.output.announce(self.urls.iter().map(|url| announcement(format, url)).collect());
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });
-        self.remember_commit();
+        self.save_commit();
         let workers = self.settings.workers;
         let (_, deployment) = self.generations.current();
         tracing::info!(workers, digest = deployment.compiled.digest, "serving {}", self.settings.app.display());

@@ -12,6 +12,7 @@ mod name;
 mod output;
 mod process;
 mod reload;
+mod saver;
 mod signals;
 mod startup;
 mod state;

@@ -27,6 +27,7 @@ use crate::ipc::{
 };
 use crate::listener::Listener;
 use crate::pipe::output_pipe;
+use crate::state_file::Version;
 use crate::stats::Page;
 
 /// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
@@ -60,6 +61,11 @@ impl Deployment {
         }
         let settings = settings.for_workers(&compiled).write()?;
         Ok(Self { source: folders::absolute(source)?, compiled, artifact, _entry: descriptors.next(), settings })
+    }
+
+    pub(super) fn version(&self) -> Version {
+        let Compiled { digest, http, .. } = &self.compiled;
+        Version { digest: digest.clone(), http: *http, source: self.source.clone() }
     }
 }
 

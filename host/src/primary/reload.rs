@@ -62,6 +62,8 @@ impl ReloadRequest {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReloadResult {
     Committed,
+    /// It is served, but could not be written down: `--resume` would start what was committed before.
+    CommittedUnsaved,
     /// It is what is served already: nothing was changed.
     Unchanged,
     /// The component cannot be served: nothing was changed.
@@ -200,13 +202,15 @@ pub(super) struct Settled {
     pub(super) result: ReloadResult,
     pub(super) reason: Option<String>,
     pub(super) listener: Listener,
+    /// Until when it waits to be written down; None once it is, or will not be.
+    pub(super) saved_by: Option<Instant>,
 }
 
 impl Settled {
     /// Whether a worker of this generation has to be gone before the reload is over.
     pub(super) fn waits_for(&self, generation: Generation) -> bool {
         match self.result {
-            ReloadResult::Committed => generation < self.generation,
+            ReloadResult::Committed | ReloadResult::CommittedUnsaved => generation < self.generation,
             _ => generation == self.generation,
         }
     }

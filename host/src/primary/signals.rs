@@ -80,6 +80,12 @@ impl Signals {
         Ok(Taken { fd: hold_signals()?, hangup })
     }
 
+    /// Ends when the process is to end; whatever else is asked for is forgotten.
+    pub(super) async fn until_stop(&mut self) -> io::Result<()> {
+        while !matches!(self.next().await?, Request::Stop(_) | Request::Hangup) {}
+        Ok(())
+    }
+
     /// The next request. Can be dropped and called again without loss.
     pub(super) async fn next(&mut self) -> io::Result<Request> {
         loop {

@@ -14,11 +14,12 @@ use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 use crate::primary::control::{Refusable, Refused};
 use crate::primary::events::Happening;
-use crate::primary::generations::{Committed, Origin, pinned};
+use crate::primary::generations::Origin;
 use crate::primary::process::Deployment;
 use crate::primary::reload::{
     Answer, Change, Compiling, Draft, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage, Wanted,
 };
+use crate::primary::saver::{SAVED_WITHIN, Saved};
 use crate::primary::state::{Cause, Event, Gates, Progress, Supervisor};
 use crate::primary::status::ReloadStatus;
 
@@ -75,7 +76,7 @@ impl Driver<'_> {
         let ask = ToCompiler::Compile {
             source: source.clone(),
             store: self.settings.store.clone(),
-            pinned: pinned(self.settings.state_dir.as_deref()),
+            state: self.settings.state_dir.clone(),
         };
         tracing::info!("reloading {}", source.display());
         let gates = request.gates(self.settings.max_error_increase);
@@ -111,7 +112,9 @@ impl Driver<'_> {
             self.swap(deployment, Origin::Kept(target), gates, deadline, listener, Instant::now());
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before, {}", version.source.display());
-            let (ask, source) = (version.find(self.settings.store.clone()), version.source.clone());
+            let (version, source) = (version.clone(), version.source.clone());
+            let (store, state) = (self.settings.store.clone(), self.settings.state_dir.clone());
+            let ask = ToCompiler::Find { version, store, state };
             let plan = Plan { source, gates, deadline, wanted: Wanted::Always, origin: Origin::Remembered };
             self.compile(&ask, plan, listener)?;
         } else {
@@ -208,6 +211,9 @@ impl Driver<'_> {
             (ReloadResult::Committed, _) => {
                 tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
             }
+            (ReloadResult::CommittedUnsaved, _) => {
+                tracing::warn!(generation = generation.map(|it| it.0), "the reload is done, but is not written down")
+            }
             (ReloadResult::Unchanged, _) => tracing::info!("the file is what is served already"),
             (_, reason) => tracing::error!("the reload was not done: {}", reason.as_deref().unwrap_or("no reason")),
         }
@@ -235,7 +241,7 @@ impl Driver<'_> {
                 let reason = same.then(|| "the component is the same as before, its workers are new".to_owned());
                 self.generations.commit(candidate);
                 self.reloads += 1;
-                self.remember_commit();
+                self.save_commit();
                 self.tell_reload(some, "committed", None, None);
                 self.settle(candidate, ReloadResult::Committed, reason);
             }
@@ -247,24 +253,78 @@ impl Driver<'_> {
         }
     }
 
-    /// Writes down what is committed, for a primary that is to go on with it.
-    pub(super) fn remember_commit(&self) {
-        let Some(folder) = self.settings.state_dir.clone() else { return };
-        let name = self.settings.name.clone();
-        let app = folders::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
-        let committed = Committed::of(&self.generations, app);
-        // On another thread: a disk may take its time.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = committed.write(&folder, &name) {
-                tracing::warn!("--resume will not know of this generation: {error:#}");
+    /// Has it written down what is committed, for a primary that is to go on with it.
+    pub(super) fn save_commit(&self) {
+        if let Some(saver) = &self.saver {
+            let app = folders::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
+            saver.save(self.generations.to_keep(app));
+        }
+    }
+
+    pub(super) fn saved(&mut self, Saved { generation, result }: Saved) {
+        match result {
+            Ok(()) => {
+                for settled in self.settled.iter_mut().filter(|settled| settled.generation <= generation) {
+                    settled.saved_by = None;
+                }
+                if std::mem::take(&mut self.is_unsaved) {
+                    tracing::info!("generation {generation} is written down now: --resume will start it");
+                    let last = self.last_reload.as_mut();
+                    if let Some(last) = last.filter(|last| last.result == ReloadResult::CommittedUnsaved) {
+                        (last.result, last.reason) = (ReloadResult::Committed, None);
+                    }
+                }
             }
-        });
+            Err(reason) => {
+                self.warn_unsaved(generation, &reason);
+                self.give_up_saving(&reason, |settled| settled.generation <= generation);
+            }
+        }
+        self.end_settled();
+    }
+
+    pub(super) fn saving_deadline(&self) -> Option<Instant> {
+        self.settled.iter().filter_map(|settled| settled.saved_by).min()
+    }
+
+    pub(super) fn saving_is_late(&mut self) {
+        let (now, folder) = (Instant::now(), self.settings.state_dir.clone().unwrap_or_default());
+        let reason = format!("state folder {}: nothing can be written within {SAVED_WITHIN:?}", folder.display());
+        self.warn_unsaved(self.generations.current().0, &reason);
+        self.give_up_saving(&reason, |settled| settled.saved_by.is_some_and(|deadline| deadline <= now));
+        self.end_settled();
+    }
+
+    /// Lets what is committed be written before the end, but does not wait for long.
+    pub(super) fn finish_saving(&mut self) {
+        self.saver = None;
+        while let Ok(saved) = self.saved.try_recv() {
+            self.saved(saved);
+        }
+        self.give_up_saving("the cluster was stopped first", |_| true);
+        self.end_settled();
+    }
+
+    fn give_up_saving(&mut self, reason: &str, is_meant: impl Fn(&Settled) -> bool) {
+        for settled in self.settled.iter_mut().filter(|settled| is_meant(settled)) {
+            if settled.saved_by.take().is_some() {
+                (settled.result, settled.reason) = (ReloadResult::CommittedUnsaved, Some(reason.to_owned()));
+            }
+        }
+    }
+
+    fn warn_unsaved(&mut self, generation: Generation, reason: &str) {
+        if !std::mem::replace(&mut self.is_unsaved, true) {
+            tracing::warn!("--resume will not know of generation {generation}: {reason}. It is tried again");
+        }
     }
 
     /// It is decided; what is left is to see superfluous workers go.
     fn settle(&mut self, generation: Generation, result: ReloadResult, reason: Option<String>) {
         if let Some(Change { listener, .. }) = self.change.take_if(|change| change.generation() == Some(generation)) {
-            let settled = Settled { generation, result, reason, listener };
+            let is_saved = result != ReloadResult::Committed || self.saver.is_none();
+            let saved_by = (!is_saved).then(|| Instant::now() + SAVED_WITHIN);
+            let settled = Settled { generation, result, reason, listener, saved_by };
             let left = superfluous(&self.supervisor, &settled);
             self.settled.push(settled);
             self.tell_reload(Some(generation), "draining", Some((0, left)), None);
@@ -274,9 +334,11 @@ impl Driver<'_> {
     /// Ends the reloads that nothing is left to be done for.
     pub(super) fn end_settled(&mut self) {
         let stopping = self.supervisor.is_stopping();
-        let over = |settled: &mut Settled| stopping || superfluous(&self.supervisor, settled) == 0;
+        let over = |settled: &mut Settled| {
+            settled.saved_by.is_none() && (stopping || superfluous(&self.supervisor, settled) == 0)
+        };
         let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
-        for Settled { generation, result, reason, listener } in ended {
+        for Settled { generation, result, reason, listener, .. } in ended {
             self.end_reload(Some(generation), result, reason, &listener);
         }
     }
