@@ -2,6 +2,7 @@
 //! toolchain that `toolchain.rs` finds), or by the folder's own command. `watch.rs` does so again whenever the sources
 //! change, which `sources.rs` tells.
 
+mod bell;
 mod cargo;
 mod plan;
 mod sources;

@@ -1,8 +1,8 @@
 //! What the sources of a component are just now, in one number: so that a change is noticed, and only a change. A file
 //! that was written anew with the same contents is none, or a build that writes among its sources would never end.
 //!
-//! Not looked at: hidden files and folders, `target`, `node_modules`, `dist`, `__pycache__`, whatever is marked as a cache
-//! (<https://bford.info/cachedir/>), and the component itself.
+//! Not looked at: hidden files and folders, what `.gitignore` and `.ignore` name, `target`, `node_modules`, `dist`,
+//! `__pycache__`, whatever is marked as a cache (<https://bford.info/cachedir/>), and the component itself.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,11 +12,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
+use ignore::{DirEntry, WalkBuilder};
 
 use super::Plan;
+use super::bell::Bell;
 
-/// Files that are looked at, several times a second.
-const MAX_FILES: usize = 20_000;
+/// Files and folders that are looked at.
+const MAX_ENTRIES: usize = 20_000;
 /// Of larger files it counts when they were written, not what is in them.
 const MAX_READ: u64 = 4 * 1024 * 1024;
 const GENERATED: [&str; 4] = ["target", "node_modules", "dist", "__pycache__"];
@@ -76,11 +78,29 @@ impl Sources {
         self.component = folder.zip(component.file_name()).map(|(folder, name)| folder.join(name));
     }
 
-    /// What the sources are now. The number means something to this version of the program only.
-    pub(crate) fn look(&mut self) -> anyhow::Result<u64> {
-        let mut found = BTreeMap::new();
+    /// What the sources are now. The number means something to this version of the program only. From here on, `bell` rings
+    /// when they change.
+    pub(crate) fn look(&mut self, bell: &Bell) -> anyhow::Result<u64> {
+        let (mut found, mut entries) = (BTreeMap::new(), 0);
         for root in &self.roots {
-            self.walk(root, &mut found)?;
+            // What cannot be read, or went away meanwhile, is not there.
+            for entry in walk(root).flatten() {
+                entries += 1;
+                ensure!(
+                    entries <= MAX_ENTRIES,
+                    "there are more than {MAX_ENTRIES} files and folders below {}; name what is no source in a .gitignore, or \
+                     put it into target/, dist/ or a hidden folder",
+                    root.display()
+                );
+                let path = entry.path();
+                if entry.file_type().is_some_and(|kind| kind.is_dir()) {
+                    bell.hang_at(path);
+                } else if self.component.as_deref() != Some(path)
+                    && let Some(seen) = see(path, self.files.get(path))
+                {
+                    found.insert(path.to_owned(), seen);
+                }
+            }
         }
         self.files = found;
         let mut hasher = DefaultHasher::new();
@@ -89,32 +109,18 @@ impl Sources {
         }
         Ok(hasher.finish())
     }
+}
 
-    fn walk(&self, folder: &Path, found: &mut BTreeMap<PathBuf, Seen>) -> anyhow::Result<()> {
-        // What cannot be read, or went away meanwhile, is not there.
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
-            if name.starts_with('.') || self.component.as_ref() == Some(&path) {
-                continue;
-            }
-            if kind.is_dir() {
-                if !GENERATED.contains(&&*name) && !path.join("CACHEDIR.TAG").exists() {
-                    self.walk(&path, found)?;
-                }
-            } else if let Some(seen) = see(&path, self.files.get(&path)) {
-                found.insert(path, seen);
-                ensure!(
-                    found.len() <= MAX_FILES,
-                    "there are more than {MAX_FILES} files below {}; put what is no source into target/, dist/ or a hidden \
-                     folder",
-                    self.roots[0].display()
-                );
-            }
-        }
-        Ok(())
-    }
+fn walk(root: &Path) -> ignore::Walk {
+    let mut walk = WalkBuilder::new(root);
+    // As in a copy without its repository; what this very user ignores everywhere is nobody else's concern.
+    walk.require_git(false).git_global(false).git_exclude(false).parents(false).filter_entry(may_hold_sources).build()
+}
+
+fn may_hold_sources(entry: &DirEntry) -> bool {
+    let is_generated = || GENERATED.iter().any(|name| entry.file_name() == *name);
+    let is_folder = entry.file_type().is_some_and(|kind| kind.is_dir());
+    entry.depth() == 0 || !is_folder || !is_generated() && !entry.path().join("CACHEDIR.TAG").exists()
 }
 
 /// A regular file, perhaps behind a link, and what is in it; `before` spares the reading.
@@ -158,24 +164,31 @@ mod tests {
         for path in ["src/lib.rs", "Cargo.toml", "out/app.wasm"] {
             write(path, "1");
         }
+        write(".gitignore", "/data\n*.log\n!needed.log\n");
+        write("src/.ignore", "notes");
         let mut sources = Sources::below(folder.path());
         sources.leave_out(&folder.path().join("out/app.wasm"));
-        let first = sources.look().unwrap();
+        let first = sources.look(&Bell::default()).unwrap();
         write("src/lib.rs", "1");
         for path in ["out/app.wasm", "target/a", "node_modules/b/c", "dist/d", ".git/e", "src/.lib.rs.swp"] {
             write(path, "2");
         }
+        for path in ["data/large", "src/a.log", "src/notes"] {
+            write(path, "2");
+        }
         write("cache/CACHEDIR.TAG", "");
         write("cache/a", "");
-        assert_eq!(sources.look().unwrap(), first);
+        assert_eq!(sources.look(&Bell::default()).unwrap(), first);
 
         let mut known = vec![first];
         let mut changed = |sources: &mut Sources| {
-            let now = sources.look().unwrap();
+            let now = sources.look(&Bell::default()).unwrap();
             assert!(!known.contains(&now));
             known.push(now);
         };
         write("src/lib.rs", "2");
+        changed(&mut sources);
+        write("needed.log", "");
         changed(&mut sources);
         write("src/more/mod.rs", "");
         changed(&mut sources);
@@ -187,7 +200,7 @@ mod tests {
         // Another look from the start comes to the same.
         let mut again = Sources::below(folder.path());
         again.leave_out(&folder.path().join("out/app.wasm"));
-        assert_eq!(again.look().unwrap(), sources.look().unwrap());
+        assert_eq!(again.look(&Bell::default()).unwrap(), sources.look(&Bell::default()).unwrap());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setpgid};
 use serde::{Deserialize, Serialize};
 
+use super::bell::Bell;
 use super::{Plan, Sources, say};
 use crate::folders;
 use crate::logging::{self, LogFormat, Relay, complain};
@@ -69,7 +70,7 @@ pub(crate) struct Built {
 pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
     let plan = Plan::read(folder)?;
     let mut sources = Sources::of(&plan);
-    let digest = if watch { Some(sources.look()?) } else { None };
+    let digest = if watch { Some(sources.look(&Bell::default())?) } else { None };
     let outcome = plan.carry_out();
     let component = outcome.component?;
     tell(&component);
@@ -80,9 +81,10 @@ pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
 
 /// Builds whenever the sources are not what they were at the last build (`built`). Ends only if it cannot go on.
 pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>) -> anyhow::Result<Infallible> {
+    let bell = Bell::new();
     loop {
         // Taken before the build: what is saved while it runs differs from it, and is built next.
-        built = Some(next_change(&mut sources, built)?);
+        built = Some(next_change(&mut sources, &bell, built)?);
         // Read anew: what says how to build may be what has changed.
         match Plan::read(folder) {
             Err(error) => complain(&error),
@@ -102,14 +104,18 @@ pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>)
 }
 
 /// Waits until the sources are others than `built`, and nobody writes to them any more.
-fn next_change(sources: &mut Sources, built: Option<u64>) -> anyhow::Result<u64> {
-    let (mut last, mut equal_looks) = (sources.look()?, if built.is_none() { SETTLED } else { 0 });
+fn next_change(sources: &mut Sources, bell: &Bell, built: Option<u64>) -> anyhow::Result<u64> {
+    let (mut last, mut equal_looks) = (sources.look(bell)?, if built.is_none() { SETTLED } else { 0 });
     loop {
         if Some(last) != built && equal_looks >= SETTLED {
             return Ok(last);
         }
-        std::thread::sleep(LOOK_EVERY);
-        let seen = sources.look()?;
+        if equal_looks < SETTLED {
+            std::thread::sleep(LOOK_EVERY);
+        } else {
+            bell.wait(LOOK_EVERY);
+        }
+        let seen = sources.look(bell)?;
         equal_looks = if seen == last { equal_looks.saturating_add(1) } else { 0 };
         last = seen;
     }
