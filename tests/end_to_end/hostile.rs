@@ -276,6 +276,62 @@ async fn guests_that_want_too_much_do_not_get_it() {
     check(&[], &table(&paths)).await;
 }
 
+/// Header fields and requests that a guest keeps are memory that it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_host_keeps_for_a_guest_counts_as_its_memory() {
+    const STOPPED: &str = "the guest was stopped: its header fields and requests take up ";
+    let cases = [
+        (&[][..], "/keep-fields", "8MiB is the limit"),
+        (&[], "/keep-requests", "8MiB is the limit"),
+        (&["--max-memory", "4MiB"], "/keep-fields", "with its own memory more than --max-memory 4MiB"),
+        (&["--max-memory", "4MiB", "--max-worker-memory", "4MiB"], "/keep-fields", "more than --max-memory 4MiB"),
+    ];
+    for name in GUESTS {
+        for (args, path, why) in cases {
+            let cluster = serve(name, args);
+            let before = Idle::of(&cluster).rss;
+            for _ in 0..ROUNDS {
+                commit(&cluster, &request(path), Status(500)).await;
+            }
+            let line = cluster.stderr.find(STOPPED);
+            assert!(line.contains(why), "{name} {path}: {line}");
+            let after = Idle::of(&cluster).rss;
+            assert!(after < before + (32 << 20), "{name} {path}: {before} bytes, then {after}");
+            commit(&cluster, &request("/keep-fields?n=10"), Says("10 kept")).await;
+        }
+    }
+}
+
+/// Of the memory of instances that are gone, a little stays for those to come, and never more than that, whatever parts of it
+/// they wrote to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_of_instances_that_are_gone_is_bounded() {
+    const IN_FLIGHT: usize = 32;
+    // Of an eighth of it, each has its part.
+    const MAX_WORKER_MEMORY: u64 = 256 << 20;
+    const PART: u64 = MAX_WORKER_MEMORY / 8 / IN_FLIGHT as u64;
+    let args = "--max-memory 32MiB --max-worker-memory 256MiB --max-in-flight 32 --max-instance-reuse-count 1";
+    for name in GUESTS {
+        let cluster = serve(name, &args.split(' ').collect::<Vec<_>>());
+        commit(&cluster, &request("/touch-last?mib=28"), Says("touched")).await;
+        let before = Idle::of(&cluster).rss;
+        for mib in (1..28).rev() {
+            commit(&cluster, &request(&format!("/touch-last?mib={mib}")), Says("touched")).await;
+        }
+        let after = Idle::of(&cluster).rss;
+        assert!(after <= before + PART + RSS_TOLERANCE, "{name}: one by one, {before} bytes, then {after}");
+
+        let all: Vec<_> = (0..24).map(|_| begin(&cluster, &request("/hold?mib=6&ms=500"))).collect();
+        for one in all {
+            judge(&cluster, "/hold", Says("held"), &one.await.unwrap());
+        }
+        let after = Idle::of(&cluster).rss;
+        // Each has had a stack besides, and a connection.
+        let most = before + 24 * (PART + (64 << 10)) + RSS_TOLERANCE;
+        assert!(after <= most, "{name}: all together, {before} bytes, then {after} of at most {most}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_are_bounded() {
     let cluster = Setup::new(&fixture("grows-tables.wat")).workers(1).start();

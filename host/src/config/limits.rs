@@ -39,6 +39,8 @@ pub(crate) const MAX_HANDLES: usize = 1000;
 pub(crate) const MAX_HOSTCALL: usize = 16 * 1024 * 1024;
 /// Bytes of each set of header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.
 pub(crate) const MAX_FIELDS: usize = 96 * 1024;
+/// Bytes of all header fields that an instance has, on requests and responses too. They also count as its memory.
+pub(crate) const MAX_HELD: usize = 8 * 1024 * 1024;
 /// Bytes of a body that a guest may write before somebody takes them, once again as much in a queue. Beyond the first
 /// bodies of a request it is little: each can be made to hold so much. Wasmtime's default is 1 MiB.
 pub(crate) const MAX_BODY_CHUNK: usize = 64 * 1024;
@@ -132,6 +134,7 @@ impl Limits {
         let fixed = [
             ("core-instances", MAX_CORE_INSTANCES.to_string()),
             ("fields", size(MAX_FIELDS)),
+            ("fields-per-instance", size(MAX_HELD)),
             ("handles", MAX_HANDLES.to_string()),
             ("host-call", size(MAX_HOSTCALL)),
             ("instances-per-worker", MAX_INSTANCES.to_string()),

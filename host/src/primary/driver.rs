@@ -37,7 +37,6 @@ use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
 use crate::listener::Listener;
 use crate::logging::{Volume, announcement};
 use crate::stats::{Counter, Snapshot};
-use crate::swap;
 
 mod reload;
 
@@ -632,9 +631,6 @@ impl<'a> Driver<'a> {
         let workers = self.settings.workers;
         let (_, deployment) = self.generations.current();
         tracing::info!(workers, digest = deployment.compiled.digest, "serving {}", self.settings.app.display());
-        if swap::is_on() {
-            tracing::info!("this machine swaps: a fresh instance costs some more, and sees nothing of those before it");
-        }
     }
 
     fn worker_ended(&mut self, worker: WorkerId, how: String) {

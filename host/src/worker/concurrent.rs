@@ -235,7 +235,7 @@ impl Drop for Seat {
 
 /// Serves what it is given, and rests between. Ends with a trap.
 async fn run(mut store: Store<Guest>, service: Service, work: Rc<Work>) -> wasmtime::Result<Infallible> {
-    store
+    let ended = store
         .run_concurrent(async |accessor| {
             let mut requests = Vec::new();
             let mut over = Vec::new();
@@ -275,7 +275,12 @@ async fn run(mut store: Store<Guest>, service: Service, work: Rc<Work>) -> wasmt
             })
             .await
         })
-        .await?
+        .await
+        .flatten();
+    match store.data().stopped() {
+        Some(why) => Err(Described(why.to_owned()).into()),
+        None => ended,
+    }
 }
 
 /// Gives the guest a request, and its answer to whoever waits for it. Ends when the connection has taken the last frame,

@@ -16,7 +16,6 @@ use crate::ipc::{Received, ToPrimary, ToWorker, Wait, WorkerEnd};
 use crate::logging::Volume;
 use crate::signal::divert;
 use crate::stats::Stats;
-use crate::swap;
 use crate::worker::{Phase, advance};
 
 /// What a worker without a primary still has for the requests it began.
@@ -45,15 +44,12 @@ pub(super) struct Guardian {
     pub(super) volume: Volume,
     pub(super) stats: &'static Stats,
     pub(super) drain_timeout: Duration,
-    pub(super) swaps: swap::Watch,
 }
 
 /// What came.
 enum Heard {
     Order(ToWorker),
     Sigterm,
-    /// Swap was turned on or off.
-    Swap,
     Nothing,
     /// The primary is gone, or talks nonsense.
     PrimaryLost,
@@ -91,9 +87,7 @@ impl Guardian {
                     let _ = self.primary.send(&ToPrimary::Draining, &[]);
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
-                Heard::Swap if may_go_on_with_swap() => {}
                 Heard::Order(ToWorker::Start(..)) | Heard::Nothing => {}
-                Heard::Swap => return,
                 Heard::PrimaryLost => {
                     self.drain(LAST_SECOND);
                     return std::thread::sleep(LAST_SECOND);
@@ -113,19 +107,13 @@ impl Guardian {
         // Rounded up, so that it does not look again and again in the last millisecond.
         let timeout =
             PollTimeout::try_from(wait.min(LOOK_AGAIN) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let mut polled = vec![
+        let mut polled = [
             PollFd::new(self.primary.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.sigterm.as_fd(), PollFlags::POLLIN),
         ];
-        // It is readable at any time; what is new, is urgent.
-        polled.extend(self.swaps.fd().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)));
         // An interrupted poll has told nothing.
         if poll(&mut polled, timeout).is_err() {
             return Heard::Nothing;
-        }
-        // Before anything else: a page that is swapped out must not be taken for one that was never written.
-        if polled.get(2).and_then(PollFd::any).unwrap_or_default() {
-            return Heard::Swap;
         }
         if matches!(self.sigterm.read_signal(), Ok(Some(_))) {
             return Heard::Sigterm;
@@ -143,24 +131,4 @@ impl Guardian {
             }
         }
     }
-}
-
-/// The engine may be one for a machine without swap. False if it cannot be made fit for one with: then a guest could see
-/// what another left in memory.
-fn may_go_on_with_swap() -> bool {
-    if !swap::is_on() {
-        return true;
-    }
-    match swap::forgo_scan() {
-        Ok(true) => tracing::warn!(
-            "swap was turned on: from now on all memory of a guest is reset, written or not, which is slower; a reload \
-             makes workers that are better at it"
-        ),
-        Ok(false) => {}
-        Err(error) => {
-            tracing::error!("swap was turned on, and this worker cannot be kept safe from it: {error}");
-            return false;
-        }
-    }
-    true
 }

@@ -12,12 +12,17 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use wasmtime_wasi_io::IoView;
 
+use super::handles::{self, MEASURE_EVERY};
+use super::instance::abort_open_bodies;
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
-use super::quota::{Budget, Quota};
+use super::quota::{Budget, Quota, Warm};
 use super::stdio::{GuestOutput, Sink};
 use super::turns::Turns;
-use crate::config::{Granted, MAX_FIELDS, MAX_HANDLES, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings};
+use crate::config::{
+    Granted, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings, size,
+};
+use crate::engine::Resident;
 use crate::grants::{Access, DirGrant};
 use crate::ipc::Identity;
 use crate::pipe::LineWriter;
@@ -38,6 +43,10 @@ pub(crate) struct Guest {
     table: ResourceTable,
     hooks: Hooks,
     quota: Quota,
+    /// Calls of its that may have made the host keep more for it.
+    calls: u32,
+    /// Why it was stopped.
+    stopped: Option<String>,
 }
 
 struct Wasi {
@@ -49,6 +58,33 @@ impl Guest {
     /// Whether it was refused memory because other instances have it.
     pub(super) fn is_starved(&self) -> bool {
         self.quota.is_starved()
+    }
+
+    /// Why it was stopped, if it was, as the end of a sentence about it: more than the error that came of that.
+    pub(super) fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// Counts what the host keeps for it. If that is too much, it loses all of it, at once: it traps at its next use of any.
+    fn settle(&mut self) {
+        let held = handles::measure(&mut self.table);
+        let limit = self.world.max_memory;
+        let why = if held > MAX_HELD {
+            format!("and {} is the limit", size(MAX_HELD))
+        } else if self.quota.hold(held) {
+            return;
+        } else if self.quota.is_starved() {
+            "for which --max-worker-memory leaves no room".to_owned()
+        } else {
+            format!("with its own memory more than --max-memory {}", size(limit))
+        };
+        let held = size(held);
+        self.stopped =
+            Some(format!("was stopped: its header fields and requests take up {held} of the host's memory, {why}"));
+        // A body that is dropped with them would end well.
+        abort_open_bodies(self);
+        self.table = ResourceTable::new();
+        self.table.set_max_capacity(0);
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -88,6 +124,10 @@ impl IoView for Guest {
 
 impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.calls += 1;
+        if self.calls.is_multiple_of(MEASURE_EVERY) {
+            self.settle();
+        }
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
     }
 }
@@ -128,7 +168,12 @@ pub(super) struct World {
 
 impl World {
     /// Must be called on the runtime.
-    pub(super) fn new(settings: &WorkerSettings, identity: Identity, stats: &'static Stats) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        settings: &WorkerSettings,
+        engine: &Engine,
+        identity: Identity,
+        stats: &'static Stats,
+    ) -> anyhow::Result<Self> {
         let sink =
             |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
         let Granted { env, dirs, hosts } = settings.granted.clone();
@@ -137,7 +182,7 @@ impl World {
             folders: open(&dirs)?,
             outbound: Outbound::new(hosts, &settings.limits),
             max_memory: settings.limits.max_memory,
-            budget: Budget::new(settings.limits.max_worker_memory),
+            budget: Budget::new(settings.limits.max_worker_memory, Warm::of(engine, Resident::of(&settings.limits))),
             identity,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
@@ -154,7 +199,7 @@ impl World {
         table.set_max_capacity(MAX_HANDLES);
         let quota = Quota::new(self.budget.clone(), self.max_memory);
         let hooks = Hooks::new(self.clone(), origin);
-        let guest = Guest { world: self.clone(), wasi: None, http, table, hooks, quota };
+        let guest = Guest { world: self.clone(), wasi: None, http, table, hooks, quota, calls: 0, stopped: None };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);

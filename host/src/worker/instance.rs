@@ -31,11 +31,11 @@ use super::epoch::Epoch;
 use super::guest::{Guest, World};
 use super::outbound::{Hooks, Origin, remove_hop_by_hop};
 use super::reuse::{Factory, Live, Repeat, Stock};
-use super::trap::describe;
+use super::trap::{Described, describe};
 use super::turns::Turns;
 use crate::component::WasiHttp;
 use crate::config::{HealthPath, Reuse, WorkerSettings};
-use crate::engine;
+use crate::engine::{self, Resident};
 use crate::ipc::Identity;
 use crate::logging::several_lines;
 use crate::stats::Stats;
@@ -95,14 +95,14 @@ impl Instances {
         epoch: Arc<Epoch>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
-        let engine = engine::for_worker(settings.http)?;
+        let engine = engine::for_worker(settings.http, Resident::of(&settings.limits))?;
         let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
         // SAFETY: the primary hands over only what its own compiler wrote or verified in a store that nobody else may
         // write to.
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         epoch.start(engine.clone())?;
-        let world = Arc::new(World::new(settings, identity, stats)?);
+        let world = Arc::new(World::new(settings, &engine, identity, stats)?);
         let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
             WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
@@ -310,13 +310,16 @@ where
     let out = view.new_response_outparam_from_callback(move |answer| send(answer.map_err(said)))?;
     let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
     let has_open_bodies = abort_open_bodies(live.store.data_mut()) > 0;
+    if let (Err(_), Some(why)) = (&result, live.store.data().stopped()) {
+        return Err(Failure::Trap(Described(why.to_owned()).into()));
+    }
     result?;
     Ok((!has_open_bodies).then_some(live))
 }
 
 /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
 /// would end it well. How many there were.
-fn abort_open_bodies(guest: &mut Guest) -> usize {
+pub(super) fn abort_open_bodies(guest: &mut Guest) -> usize {
     let bodies = guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>());
     bodies
         .map(|body| {

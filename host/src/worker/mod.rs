@@ -11,6 +11,7 @@ mod epoch;
 mod framing;
 mod guardian;
 mod guest;
+mod handles;
 mod http;
 mod instance;
 mod io;
@@ -41,9 +42,9 @@ use crate::config::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
 use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
 use crate::limits;
 use crate::logging::{one_line, several_lines};
+use crate::pagemap;
 use crate::pipe::LineWriter;
 use crate::stats::{Page, Stats};
-use crate::swap;
 use accept::{Connection, Gate};
 use epoch::Epoch;
 use guardian::Guardian;
@@ -120,16 +121,14 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     limits::raise_descriptor_limit();
     settings.limits.max_connections = limits::connections_within_descriptors(settings.limits.max_connections);
     limits::restrain_worker();
+    pagemap::forgo_merging();
     if settings.pin_cpus {
         // Before there are threads, which inherit it.
         pin::pin(identity.slot);
     }
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
-    // Before the engine looks whether there is swap.
-    let swaps = swap::Watch::start();
-    let guardian =
-        Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout, swaps };
+    let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
     guardian.start()?;
     if let Err(error) = run(&primary, settings, artifact, identity, listeners, phases, stats) {
         // If the primary is gone, nobody is left to be told.

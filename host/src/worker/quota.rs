@@ -1,12 +1,14 @@
 //! How much memory instances may have: each of them, and all of a worker together. What is over is refused to the guest
 //! that asks, long before the kernel would have to end a process.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wasmtime::ResourceLimiter;
+use wasmtime::{Engine, PoolingAllocatorMetrics, ResourceLimiter};
 
 use crate::config::{Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES, size};
+use crate::engine::Resident;
 
 /// Bytes of an element.
 const TABLE_ELEMENT: usize = size_of::<usize>();
@@ -36,11 +38,39 @@ pub(super) fn explain(error: &str, limits: &Limits) -> Option<String> {
 pub(super) struct Budget {
     left: AtomicUsize,
     total: usize,
+    /// What no instance has, and is not free.
+    warm: Warm,
+}
+
+/// Memory of instances that are gone, which stays for the next ones.
+#[derive(Default)]
+pub(super) struct Warm {
+    pool: Option<PoolingAllocatorMetrics>,
+    resident: Resident,
+}
+
+impl Warm {
+    pub(super) fn of(engine: &Engine, resident: Resident) -> Self {
+        Self { pool: engine.pooling_allocator_metrics(), resident }
+    }
+
+    /// How much it is at most, in bytes.
+    fn bytes(&self) -> usize {
+        let Some(pool) = &self.pool else { return 0 };
+        pool.unused_warm_memories() as usize * self.resident.memory
+            + pool.unused_warm_tables() as usize * self.resident.table
+    }
+}
+
+impl fmt::Debug for Warm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.resident.fmt(f)
+    }
 }
 
 impl Budget {
-    pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), total: bytes })
+    pub(super) fn new(bytes: usize, warm: Warm) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(bytes), total: bytes, warm })
     }
 
     /// Whether more than half of it is in use.
@@ -49,7 +79,12 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+        let take = |left: usize| {
+            let rest = left.checked_sub(bytes)?;
+            // To ask the pool costs a lock or two. As long as half is free, it is not asked.
+            (rest >= self.total / 2 || rest >= self.warm.bytes()).then_some(rest)
+        };
+        self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     fn give_back(&self, bytes: usize) {
@@ -66,13 +101,15 @@ pub(super) struct Quota {
     /// Never less than it really has: growth that was granted and failed all the same is not given back, since wasmtime
     /// reports failures also where nothing was granted before.
     held: usize,
+    /// Of that, what the host keeps for it.
+    by_host: usize,
     /// Something was refused because its siblings have the rest.
     is_starved: bool,
 }
 
 impl Quota {
     pub(super) fn new(budget: Arc<Budget>, max: usize) -> Self {
-        Self { budget, max, held: 0, is_starved: false }
+        Self { budget, max, held: 0, by_host: 0, is_starved: false }
     }
 
     fn take(&mut self, more: usize) -> bool {
@@ -84,6 +121,18 @@ impl Quota {
             return false;
         }
         self.held += more;
+        true
+    }
+
+    /// What the host keeps for it is now so much. False if it may not have that.
+    pub(super) fn hold(&mut self, by_host: usize) -> bool {
+        if let Some(less) = self.by_host.checked_sub(by_host) {
+            self.held -= less;
+            self.budget.give_back(less);
+        } else if !self.take(by_host - self.by_host) {
+            return false;
+        }
+        self.by_host = by_host;
         true
     }
 
@@ -127,8 +176,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_warm_is_not_free() {
+        let resident = Resident { memory: 4 << 20, table: 64 << 10 };
+        let engine = crate::engine::for_worker(crate::component::WasiHttp::V0_2, resident).unwrap();
+        let budget = Budget::new(10 << 20, Warm::of(&engine, resident));
+        assert!(budget.take(9 << 20));
+        budget.give_back(9 << 20);
+
+        let module = wasmtime::Module::new(&engine, wat::parse_str("(module (memory 1))").unwrap()).unwrap();
+        let mut store = wasmtime::Store::new(&engine, ());
+        wasmtime::Instance::new(&mut store, &module, &[]).unwrap();
+        assert_eq!(budget.warm.bytes(), 0);
+        drop(store);
+        assert_eq!(budget.warm.bytes(), 4 << 20);
+        assert!(!budget.take(9 << 20));
+        assert!(budget.take(6 << 20));
+    }
+
+    #[test]
     fn memory_is_shared_and_given_back() {
-        let budget = Budget::new(100);
+        let budget = Budget::new(100, Warm::default());
         let mut one = Quota::new(budget.clone(), 60);
         let mut other = Quota::new(budget.clone(), 60);
         let grow = |quota: &mut Quota, from, to| quota.memory_growing(from, to, None).unwrap();
@@ -143,6 +210,7 @@ mod tests {
         assert!(grow(&mut other, 50, 60));
         // A second memory counts too.
         assert!(!grow(&mut other, 0, 10));
+        assert!(other.hold(0));
         drop(other);
         assert_eq!(budget.left.load(Ordering::Relaxed), 100);
     }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use misdeeds::{Answer, Outcome, Query, debug};
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam,
+};
 use wasip2::io::streams::StreamError;
 
 use sending::{body_of, send, start};
@@ -76,6 +78,8 @@ fn answer(path: &str, query: &Query, request: &IncomingRequest) -> Answer {
         "/sleep" => Ok(wait(query.nanoseconds("ms").unwrap_or_default())),
         "/hold" => hold(query),
         "/leak" => leak(),
+        "/keep-fields" => keep_fields(query),
+        "/keep-requests" => keep_requests(query),
         "/giant-list" => Fields::from_list(&misdeeds::giant_field(query)).map(|_| "taken".into()).map_err(debug),
         "/giant-fields" => {
             let fields = misdeeds::fields(query.number("n", 1_000_000));
@@ -101,6 +105,24 @@ fn hold(query: &Query) -> Outcome {
     wait(query.nanoseconds("ms").unwrap_or_default());
     drop(taken);
     Ok("held".into())
+}
+
+/// So many sets of fields, each as large as it may be.
+fn keep_fields(query: &Query) -> Outcome {
+    let kept: Result<Vec<_>, _> =
+        (0..query.number("n", 900)).map(|_| Fields::from_list(&misdeeds::large_field())).collect();
+    kept.map(|kept| format!("{} kept", kept.len())).map_err(debug)
+}
+
+/// So many requests that are never sent, with a method of 1 MiB each.
+fn keep_requests(query: &Query) -> Outcome {
+    let kept: Result<Vec<_>, _> = (0..query.number("n", 900))
+        .map(|_| {
+            let request = OutgoingRequest::new(Fields::new());
+            request.set_method(&Method::Other("M".repeat(1 << 20))).map(|()| request)
+        })
+        .collect();
+    kept.map(|kept| format!("{} kept", kept.len())).map_err(debug)
 }
 
 fn leak() -> Outcome {

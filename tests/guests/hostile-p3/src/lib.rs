@@ -8,7 +8,7 @@ mod times;
 use misdeeds::{Answer, Outcome, Query, debug};
 use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::exports::http::handler::Guest;
-use wasip3::http::types::{ErrorCode, Fields, Request, Response};
+use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
 use wasip3::wit_bindgen::StreamWriter;
 use wasip3::{spawn_local, wit_future};
 
@@ -58,6 +58,8 @@ async fn answer(path: &str, query: &Query, request: Request) -> Answer {
         "/hold" => hold(query).await,
         "/linger" | "/linger-spin" => Ok("lingering".into()),
         "/leak" => leak(),
+        "/keep-fields" => keep_fields(query),
+        "/keep-requests" => keep_requests(query),
         "/giant-list" => Fields::from_list(&misdeeds::giant_field(query)).map(|_| "taken".into()).map_err(debug),
         "/giant-fields" => {
             let fields = misdeeds::fields(query.number("n", 1_000_000));
@@ -84,6 +86,25 @@ async fn hold(query: &Query) -> Outcome {
     wait(query.nanoseconds("ms").unwrap_or_default()).await;
     drop(taken);
     Ok("held".into())
+}
+
+/// So many sets of fields, each as large as it may be.
+fn keep_fields(query: &Query) -> Outcome {
+    let kept: Result<Vec<_>, _> =
+        (0..query.number("n", 900)).map(|_| Fields::from_list(&misdeeds::large_field())).collect();
+    kept.map(|kept| format!("{} kept", kept.len())).map_err(debug)
+}
+
+/// So many requests that are never sent, with a method of 1 MiB each.
+fn keep_requests(query: &Query) -> Outcome {
+    let kept: Result<Vec<_>, _> = (0..query.number("n", 200))
+        .map(|_| {
+            let (_, trailers) = wit_future::new(|| Ok(None));
+            let (request, _) = Request::new(Fields::new(), None, trailers, None);
+            request.set_method(&Method::Other("M".repeat(1 << 20))).map(|()| request)
+        })
+        .collect();
+    kept.map(|kept| format!("{} kept", kept.len())).map_err(debug)
 }
 
 fn leak() -> Outcome {

@@ -59,6 +59,7 @@ pub fn answer(path: &str, query: &Query) -> Answer {
         "/spin" => spin(),
         "/trap" => panic!("asked to trap"),
         "/grow-memory" => memory::grow_until_it_fails(),
+        "/touch-last" => memory::touch_last(query.number("mib", 1)),
         "/recurse" => memory::recurse(),
         "/secret" => memory::secret(query.text("set")),
         "/leak-pollables" => surroundings::leak_pollables(),
@@ -126,6 +127,11 @@ fn wrong_head(path: &str, query: &Query) -> Answer {
         }
         _ => Answer { status: 404, ..Answer::of(Ok("no such path".into())) },
     }
+}
+
+/// Nearly as much as a set of fields may hold.
+pub fn large_field() -> Vec<(String, Vec<u8>)> {
+    vec![field("x-large", &"v".repeat(90 * 1024))]
 }
 
 /// So many small fields, each with a name of its own.

@@ -42,6 +42,16 @@ pub fn take(mib: u64) -> Result<Taken, String> {
     Ok(Taken { _bytes: black_box(bytes) })
 }
 
+/// Grows by that many MiB, and writes to the last of them alone.
+pub(crate) fn touch_last(mib: u64) -> Outcome {
+    const MIB: usize = 1024 * 1024 / PAGE;
+    let pages = mib as usize * MIB;
+    let start = grow(pages).ok_or("out of memory")?;
+    (pages.saturating_sub(MIB)..pages)
+        .for_each(|page| (0..PAGE).step_by(4096).for_each(|at| poke(start + page * PAGE + at, 1)));
+    Ok("touched".into())
+}
+
 pub(crate) fn recurse() -> Outcome {
     Ok(descend(0, black_box(u32::MAX)).to_string())
 }
