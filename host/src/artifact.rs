@@ -14,7 +14,7 @@ use std::fs::{self, DirBuilder, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
@@ -31,7 +31,7 @@ use wasmtime::component::Component;
 use crate::component::{Refusal, Surface, WasiHttp, to_binary};
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
 use crate::state_file::{Version, pinned};
-use crate::{engine, limits, memfd};
+use crate::{engine, folders, limits, memfd};
 
 /// Largest component that is read, in bytes.
 const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
@@ -357,7 +357,11 @@ impl Store {
             fs::set_permissions(folder, fs::Permissions::from_mode(readers.of_folders())).with_context(of)?;
         }
         let metadata = fs::metadata(folder).with_context(of)?;
-        ensure!(is_trusted(&metadata), "{}: it must belong to you or root, and be writable by nobody else", of());
+        ensure!(
+            folders::is_trusted(&metadata),
+            "{}: it must belong to you or root, and be writable by nobody else",
+            of()
+        );
         let is_writable = nix::unistd::access(folder, AccessFlags::W_OK).is_ok();
         let store = Self { folder: folder.into(), readers, is_writable };
         store.remove_old_drafts();
@@ -507,7 +511,7 @@ fn read_manifest<M: DeserializeOwned>(entry: &Path) -> anyhow::Result<(M, File)>
 fn open_trusted(path: &Path) -> anyhow::Result<File> {
     let file = File::options().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)?;
     let metadata = file.metadata()?;
-    ensure!(metadata.is_file() && is_trusted(&metadata), "{} is not private to its owner", path.display());
+    ensure!(metadata.is_file() && folders::is_trusted(&metadata), "{} is not private to its owner", path.display());
     Ok(file)
 }
 
@@ -532,15 +536,9 @@ fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Ours or root's, who could do anything anyway, and writable by nobody else.
-fn is_trusted(metadata: &fs::Metadata) -> bool {
-    let owners = [nix::unistd::geteuid().as_raw(), 0];
-    owners.contains(&metadata.uid()) && metadata.mode() & 0o022 == 0
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

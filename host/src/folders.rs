@@ -41,8 +41,9 @@ fn is_plain(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
-    Inode::of(one).is_some_and(|inode| Inode::of(other) == Some(inode))
+/// Whether two names are of one file or folder: by a link or without it.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || Inode::of(one).is_some_and(|inode| Inode::of(other) == Some(inode))
 }
 
 /// Which file it is, whatever its name.
@@ -199,10 +200,9 @@ pub(crate) fn prepare_runtime(control: &Path) -> anyhow::Result<()> {
     make(folder).with_context(of)?;
     let metadata = fs::metadata(folder).with_context(of)?;
     ensure!(metadata.is_dir(), "{}: {} is not a folder", of(), folder.display());
-    let owned = metadata.uid() == geteuid().as_raw() || metadata.uid() == 0;
     // In a folder like /tmp, where everybody can write, the sticky bit keeps others from replacing the file.
     let safe = metadata.mode() & 0o022 == 0 || metadata.mode() & 0o1000 != 0;
-    ensure!(owned && safe, "{}: other users can write to the folder {}", of(), folder.display());
+    ensure!(is_ours_or_roots(&metadata) && safe, "{}: other users can write to the folder {}", of(), folder.display());
     access(folder, AccessFlags::W_OK).with_context(of)
 }
 
@@ -216,7 +216,16 @@ fn make(folder: &Path) -> io::Result<()> {
 
 /// Whether it is ours, and writable by nobody else.
 pub(crate) fn is_private(metadata: &Metadata) -> bool {
-    metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0
+    metadata.uid() == geteuid().as_raw() && is_trusted(metadata)
+}
+
+/// Whether it is ours or root's, who could do anything anyway, and writable by nobody else.
+pub(crate) fn is_trusted(metadata: &Metadata) -> bool {
+    is_ours_or_roots(metadata) && metadata.mode() & 0o022 == 0
+}
+
+fn is_ours_or_roots(metadata: &Metadata) -> bool {
+    [0, geteuid().as_raw()].contains(&metadata.uid())
 }
 
 fn is_private_folder(folder: &Path) -> bool {
@@ -228,7 +237,7 @@ pub(crate) fn check_trusted(metadata: &Metadata) -> anyhow::Result<()> {
     let (owner, mode) = (metadata.uid(), metadata.mode());
     let fix = "it says what is run, so it must be yours or root's, and writable by nobody else: chown or chmod it";
     ensure!(
-        owner == 0 || owner == geteuid().as_raw() || Some(owner) == invoker(),
+        is_ours_or_roots(metadata) || Some(owner) == invoker(),
         "it belongs to user {owner}, who could change it; {fix}"
     );
     let by_group = mode & 0o020 != 0 && !is_group_of_one(owner, metadata.gid());

@@ -163,7 +163,7 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
             Committed::read(folder, &settings.name)?
     {
         ensure!(
-            is_same(&committed_app, &folders::absolute(app)?),
+            folders::is_same(&committed_app, &folders::absolute(app)?),
             "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
             settings.name,
             committed_app.display()
@@ -174,9 +174,4 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
     }
     let request = ToCompiler::Compile { source: app.clone(), store, state: settings.state_dir.clone() };
     Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
-}
-
-/// Whether two names are of one file: by a link or without it.
-fn is_same(one: &Path, other: &Path) -> bool {
-    one == other || one.canonicalize().ok().is_some_and(|file| other.canonicalize().is_ok_and(|other| file == other))
 }
