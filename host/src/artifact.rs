@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::component::{Refusal, Surface, WasiHttp, to_binary};
+use crate::component::{Refusal, Surface, WasiHttp, servable, to_binary};
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
 use crate::state_file::{Version, pinned};
 use crate::{engine, folders, limits, memfd};
@@ -151,11 +151,21 @@ fn find(version: &Version, store: &Path, state: Option<&Path>) -> anyhow::Result
     compile_bytes(&bytes, source, &store, state)
 }
 
-/// What can be told of the component at `source` without compiling it: its digest and its surface.
-pub(crate) fn inspect(source: &Path) -> anyhow::Result<(String, Surface)> {
+/// What can be told of a component without compiling it.
+pub(crate) struct Inspected {
+    pub(crate) digest: String,
+    pub(crate) surface: Surface,
+    /// The handler to call, or why it cannot be served.
+    pub(crate) handler: anyhow::Result<WasiHttp>,
+}
+
+/// Looks at the component at `source`.
+pub(crate) fn inspect(source: &Path) -> anyhow::Result<Inspected> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
-    Ok((sha256(&bytes), Surface::read(&bytes)?))
+    let surface = Surface::read(&bytes)?;
+    let handler = servable::check(&bytes, &surface);
+    Ok(Inspected { digest: sha256(&bytes), surface, handler })
 }
 
 /// What [`prepare`] made ready.
@@ -215,8 +225,8 @@ fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, state: Option<&Path
     if let Some(found) = store.find(&key) {
         return Ok(found);
     }
+    servable::check(bytes, &surface)?;
     let component = Component::new(&engine, bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
-    check_links(&component, http)?;
     let native = component.serialize()?;
     let manifest = Manifest {
         schema: SCHEMA,
@@ -269,15 +279,6 @@ fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
 
 fn modified(metadata: &fs::Metadata) -> (u64, Option<SystemTime>) {
     (metadata.len(), metadata.modified().ok())
-}
-
-/// Links the component as a worker will, to say what does not fit before a worker is started.
-fn check_links(component: &Component, http: WasiHttp) -> anyhow::Result<()> {
-    let linked = engine::linker(component.engine(), http)?.instantiate_pre(component).and_then(|pre| match http {
-        WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
-        WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
-    });
-    linked.map_err(|error| anyhow::anyhow!("one of its imports, or its handler, does not fit: {error:#}"))
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -3,6 +3,9 @@
 
 #[cfg(test)]
 mod fuzz;
+pub(crate) mod servable;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use wasmparser::{CanonicalFunction, Parser, Payload};
@@ -27,18 +30,73 @@ impl WasiHttp {
             Self::V0_3 => 128,
         }
     }
+
+    /// What a component may import. Concurrency, which 0.3 is about, is off in the engine of a 0.2 component.
+    fn provided(self) -> impl Iterator<Item = &'static Package> {
+        PROVIDED.iter().filter(move |package| self == Self::V0_3 || package.version != "0.3")
+    }
+
+    fn provides(self, import: &str) -> bool {
+        self.provided().any(|package| package.interface(import).is_some_and(|it| package.interfaces.contains(&it)))
+    }
 }
 
-/// Packages whose interfaces a worker provides, with the versions (major and minor) it provides them in.
-const PROVIDED: &[(&str, &[&str])] = &[
-    ("wasi:cli", &["0.2", "0.3"]),
-    ("wasi:clocks", &["0.2", "0.3"]),
-    ("wasi:filesystem", &["0.2", "0.3"]),
-    ("wasi:http", &["0.2", "0.3"]),
-    ("wasi:io", &["0.2"]),
-    ("wasi:random", &["0.2", "0.3"]),
-    ("wasi:sockets", &["0.2", "0.3"]),
-    ("wasmcluster:worker", &["0.1"]),
+impl fmt::Display for WasiHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V0_2 => "0.2",
+            Self::V0_3 => "0.3",
+        })
+    }
+}
+
+/// A package of which a worker provides interfaces.
+struct Package {
+    name: &'static str,
+    /// Major and minor.
+    version: &'static str,
+    interfaces: &'static [&'static str],
+}
+
+const fn package(name: &'static str, version: &'static str, interfaces: &'static [&'static str]) -> Package {
+    Package { name, version, interfaces }
+}
+
+impl Package {
+    /// The `poll` of an import such as `wasi:io/poll@0.2.6`, if that is the package and it has a version like this one.
+    fn interface<'a>(&self, import: &'a str) -> Option<&'a str> {
+        let (interface, version) = import.strip_prefix(self.name)?.strip_prefix('/')?.split_once('@')?;
+        let patch = version.strip_prefix(self.version)?.strip_prefix('.')?;
+        // A pre-release is another interface under the same number.
+        (!patch.contains('-')).then_some(interface)
+    }
+}
+
+/// What a worker provides: all that [`crate::engine::linker`] defines.
+#[rustfmt::skip]
+const PROVIDED: &[Package] = &[
+    package("wasi:cli", "0.2", &[
+        "environment", "exit", "stderr", "stdin", "stdout", "terminal-input", "terminal-output", "terminal-stderr",
+        "terminal-stdin", "terminal-stdout",
+    ]),
+    package("wasi:cli", "0.3", &[
+        "environment", "exit", "stderr", "stdin", "stdout", "terminal-input", "terminal-output", "terminal-stderr",
+        "terminal-stdin", "terminal-stdout", "types",
+    ]),
+    package("wasi:clocks", "0.2", &["monotonic-clock", "wall-clock"]),
+    package("wasi:clocks", "0.3", &["monotonic-clock", "system-clock", "types"]),
+    package("wasi:filesystem", "0.2", &["preopens", "types"]),
+    package("wasi:filesystem", "0.3", &["preopens", "types"]),
+    package("wasi:http", "0.2", &["outgoing-handler", "types"]),
+    package("wasi:http", "0.3", &["client", "types"]),
+    package("wasi:io", "0.2", &["error", "poll", "streams"]),
+    package("wasi:random", "0.2", &["insecure", "insecure-seed", "random"]),
+    package("wasi:random", "0.3", &["insecure", "insecure-seed", "random"]),
+    package("wasi:sockets", "0.2", &[
+        "instance-network", "ip-name-lookup", "network", "tcp", "tcp-create-socket", "udp", "udp-create-socket",
+    ]),
+    package("wasi:sockets", "0.3", &["ip-name-lookup", "types"]),
+    package("wasmcluster:worker", "0.1", &["identity", "metrics"]),
 ];
 
 /// Why a file cannot be served.
@@ -60,11 +118,14 @@ pub(crate) enum Refusal {
     )]
     NoHandler(Vec<String>),
     #[error(
-        "it imports {}, which wasmcluster does not provide and no flag grants. It provides: {}",
-        .0.join(", "),
-        provided()
+        "it imports {0}, the handler to pass requests on to, as middleware does. Compose it with a handler first: \
+         `wac plug MIDDLEWARE --plug HANDLER -o app.wasm`"
     )]
-    UnknownImports(Vec<String>),
+    Middleware(String),
+    #[error("{}", unknown(.0, *.1))]
+    UnknownImports(Vec<String>, WasiHttp),
+    #[error("one of its imports, or its handler, does not fit: {0}")]
+    Unfit(String),
     #[error("it is not a valid component: {0}")]
     Invalid(String),
 }
@@ -76,10 +137,20 @@ fn exported(names: &[String]) -> String {
     }
 }
 
-fn provided() -> String {
-    let packages: Vec<String> =
-        PROVIDED.iter().map(|(package, versions)| format!("{package} ({})", versions.join(", "))).collect();
-    packages.join(", ")
+/// Names `imports`, which are not provided, and beside them what is: the other interfaces of their packages, or else
+/// all packages.
+fn unknown(imports: &[String], http: WasiHttp) -> String {
+    let is_of = |import: &String, package: &Package| package.interface(import).is_some();
+    let mut text = format!("it imports {}, which wasmcluster does not provide and no flag grants", imports.join(", "));
+    let near = http.provided().filter(|package| imports.iter().any(|import| is_of(import, package)));
+    for Package { name, version, interfaces } in near {
+        text.push_str(&format!(". Of {name}@{version} it provides {}", interfaces.join(", ")));
+    }
+    if imports.iter().any(|import| !http.provided().any(|package| is_of(import, package))) {
+        let packages: Vec<String> = http.provided().map(|it| format!("{}@{}", it.name, it.version)).collect();
+        text.push_str(&format!(". What exports a handler of wasi:http@{http} may import {}", packages.join(", ")));
+    }
+    text
 }
 
 /// The outermost imports and exports of a component, and what else must be known before it runs.
@@ -131,18 +202,29 @@ impl Surface {
         Ok(surface)
     }
 
-    /// The handler to call, if the component exports one and imports nothing that is not provided.
-    pub(crate) fn handler(&self) -> Result<WasiHttp, Refusal> {
+    /// The handler that the component exports.
+    pub(crate) fn exported_handler(&self) -> Result<WasiHttp, Refusal> {
         let exports = |prefix: &str| self.exports.iter().any(|name| name.starts_with(prefix));
-        let http = if exports("wasi:http/handler@0.3.") {
-            WasiHttp::V0_3
+        if exports("wasi:http/handler@0.3.") {
+            Ok(WasiHttp::V0_3)
         } else if exports("wasi:http/incoming-handler@0.2.") {
-            WasiHttp::V0_2
+            Ok(WasiHttp::V0_2)
         } else {
-            return Err(Refusal::NoHandler(self.exports.clone()));
+            Err(Refusal::NoHandler(self.exports.clone()))
+        }
+    }
+
+    /// The same, if the component imports nothing that is not provided, by the names.
+    pub(crate) fn handler(&self) -> Result<WasiHttp, Refusal> {
+        let http = self.exported_handler()?;
+        let is_handler = |import: &&String| {
+            import.starts_with("wasi:http/handler@") || import.starts_with("wasi:http/incoming-handler@")
         };
-        let unknown: Vec<String> = self.imports.iter().filter(|name| !is_provided(name)).cloned().collect();
-        if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown)) }
+        if let Some(import) = self.imports.iter().find(is_handler) {
+            return Err(Refusal::Middleware(import.clone()));
+        }
+        let unknown: Vec<String> = self.imports.iter().filter(|name| !http.provides(name)).cloned().collect();
+        if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown, http)) }
     }
 }
 
@@ -160,29 +242,17 @@ pub(crate) enum Grant {
     Unknown,
 }
 
-/// What `import` needs.
-pub(crate) fn grant(import: &str) -> Grant {
+/// What `import` needs in a component for `http`.
+pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
     let interface = import.split_once('@').map_or(import, |(interface, _)| interface);
     match interface {
-        _ if !is_provided(import) => Grant::Unknown,
+        _ if !http.provides(import) => Grant::Unknown,
         "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flag("--allow-host"),
         "wasi:filesystem/preopens" => Grant::Flag("--dir"),
         "wasi:cli/environment" => Grant::Flag("--env, --env-inherit"),
         _ if interface.starts_with("wasi:sockets/") => Grant::Denied,
         _ => Grant::Given,
     }
-}
-
-/// Whether an import such as `wasi:io/poll@0.2.6` is of a package and version that workers provide.
-fn is_provided(import: &str) -> bool {
-    let Some((interface, version)) = import.split_once('@') else {
-        return false;
-    };
-    let package = interface.split_once('/').map_or(interface, |(package, _)| package);
-    let is_version = |wanted: &&str| version.strip_prefix(*wanted).is_some_and(|rest| rest.starts_with('.'));
-    // A pre-release is another interface under the same number.
-    !version.contains('-')
-        && PROVIDED.iter().any(|(name, versions)| *name == package && versions.iter().any(is_version))
 }
 
 /// The binary form of a component given in binary or text form.
@@ -260,6 +330,11 @@ mod tests {
         check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
         check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
+        check_import("wasi:io/polls@0.2.12", Err("Of wasi:io@0.2 it provides error, poll, streams"));
+        check_import("wasi:random/random@0.3.0", Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:filesystem@0.2"));
+        check_import("wasi:http/incoming-handler@0.2.3", Err("Compose it with a handler first"));
+        check_import("wasi:http/handler@0.3.0", Err("Compose it with a handler first"));
+        check_import("plain", Err("imports plain, which"));
     }
 
     #[test]
@@ -271,8 +346,9 @@ mod tests {
             ("wasi:filesystem/preopens@0.2.3", Grant::Flag("--dir")),
             ("wasi:sockets/tcp@0.2.3", Grant::Denied),
             ("acme:db/query@1.0.0", Grant::Unknown),
+            ("wasi:http/handler@0.3.0", Grant::Unknown),
         ] {
-            assert_eq!(grant(import), needed, "{import}");
+            assert_eq!(grant(import, WasiHttp::V0_3), needed, "{import}");
         }
     }
 

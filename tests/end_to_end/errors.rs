@@ -78,6 +78,46 @@ fn an_import_of_the_wrong_shape() {
     check_file("shape.wat", text, &["wasi:clocks/monotonic-clock@0.2.0"]);
 }
 
+/// `inspect` compiles nothing, and `serve`, `compile` and `reload` find out as early.
+#[test]
+fn every_command_says_the_same_of_what_cannot_be_served() {
+    let v2 = r#"(instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i))"#;
+    let v3 = r#"(instance $i) (export "wasi:http/handler@0.3.0" (instance $i))"#;
+    let import = |name: &str| format!(r#"(import "{name}" (instance))"#);
+    let cluster = Setup::new(&guest("hello")).start();
+    for (number, (contents, part)) in [
+        (format!("{} {v3}", import("wasi:http/handler@0.3.0")), "Compose it with a handler first: `wac plug "),
+        (format!("{} {v2}", import("wasi:http/incoming-handler@0.2.3")), "Compose it with a handler first: `wac plug "),
+        (format!("{} {v2}", import("wasi:io/polls@0.2.6")), "Of wasi:io@0.2 it provides error, poll, streams"),
+        (format!("{} {v2}", import("wasi:random/random@0.3.0")), "may import wasi:cli@0.2, wasi:clocks@0.2"),
+        (format!("{} {v2}", import("acme:db/query@1.0.0")), "imports acme:db/query@1.0.0, which wasmcluster does not"),
+        (
+            format!(r#"(import "wasi:io/poll@0.2.6" (instance (export "no" (func)))) {v2}"#),
+            "instance export `no` has the wrong type",
+        ),
+        (v2.to_owned(), "does not have export `handle`"),
+        (format!("(core module (func (result i32))) {v2}"), "not a valid component: type mismatch"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = cluster.folder.path().join(format!("{number}.wat"));
+        std::fs::write(&path, format!("(component {contents})")).unwrap();
+        let path = path.to_str().unwrap();
+        let message = |ended: Ended| {
+            assert_ne!(ended.code, Some(0), "{contents}: {ended:?}");
+            let message = ["cannot serve ", "cannot compile "].iter().find_map(|verb| ended.stderr.split_once(verb));
+            message.unwrap_or_else(|| panic!("{ended:?}")).1.trim_end().to_owned()
+        };
+        let inspected = message(Setup::bare(&["inspect", path]).run());
+        assert!(inspected.contains(part), "{inspected}");
+        let store = cluster.folder.path().join("store");
+        assert_eq!(message(Setup::bare(&["compile", path, "-o", store.to_str().unwrap()]).run()), inspected);
+        assert_eq!(message(Setup::new(Path::new(path)).run()), inspected);
+        assert_eq!(message(cluster.command(&["reload", path])), inspected);
+    }
+}
+
 #[test]
 fn files_that_are_no_components_at_all() {
     check_file("text.wasm", b"hello", &["not WebAssembly"]);

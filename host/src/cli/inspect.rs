@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::artifact;
+use crate::artifact::{self, Inspected};
 use crate::component::{Grant, WasiHttp, grant};
 use crate::config::{InForce, Settings};
 
@@ -57,10 +57,11 @@ impl From<Grant> for Needs {
 pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let app = &settings.app;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
-    let (digest, surface) = artifact::inspect(app).map_err(|error| failed(&error))?;
-    let handler = surface.handler();
+    let Inspected { digest, surface, handler } = artifact::inspect(app).map_err(|error| failed(&error))?;
+    // Without a handler, whatever any component may import.
+    let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =
-        surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name).into() }).collect();
+        surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name, http).into() }).collect();
     let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
     grants.sort_unstable();
     grants.dedup();
@@ -76,7 +77,7 @@ pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
         digest,
         wasi,
         world,
-        refusal: refusal.as_ref().map(ToString::to_string),
+        refusal: refusal.as_ref().map(|refusal| format!("{refusal:#}")),
         imports,
         exports: surface.exports,
         grants,

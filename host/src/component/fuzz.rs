@@ -10,10 +10,15 @@ fn files() {
         assert!(binary.starts_with(b"\0asm"));
         let Ok(surface) = Surface::read(&binary) else { return };
         match surface.handler() {
-            Ok(_) => assert!(surface.imports.iter().all(|import| grant(import) != Grant::Unknown)),
+            Ok(http) => {
+                assert!(surface.imports.iter().all(|import| grant(import, http) != Grant::Unknown));
+                // Whatever the answer: no panic.
+                let _ = servable::check(&binary, &surface);
+            }
+            Err(Refusal::Middleware(import)) => assert!(surface.imports.contains(&import)),
             Err(Refusal::NoHandler(exports)) => assert_eq!(exports, surface.exports),
-            Err(Refusal::UnknownImports(unknown)) => {
-                assert!(!unknown.is_empty() && unknown.iter().all(|import| grant(import) == Grant::Unknown));
+            Err(Refusal::UnknownImports(unknown, http)) => {
+                assert!(!unknown.is_empty() && unknown.iter().all(|import| grant(import, http) == Grant::Unknown));
             }
             Err(refusal) => panic!("{refusal}"),
         }
