@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use http::Method;
@@ -339,11 +340,11 @@ async fn the_connection_that_is_idle_for_longest_makes_room() {
 /// Connections that are in use are not closed for others, and a newcomer has its chance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_in_use_are_not_closed_for_others() {
-    let cluster = cluster(&["--max-connections", "3", "--header-timeout", "5s"]);
+    let cluster = cluster(&["--max-connections", "3"]);
     let worker = cluster.worker(0).unwrap();
     let mut slow = [(); 2].map(|()| TcpStream::connect(cluster.address()).unwrap());
     for stream in &mut slow {
-        stream.write_all(b"G").unwrap();
+        stream.write_all(b"GET /sleep?ms=2000 HTTP/1.1\r\nhost: slow\r\nconnection: close\r\n\r\n").unwrap();
     }
     until("they are there", || (cluster.status()["workers"][0]["connections"] == 2).then_some(()));
     for _ in 0..6 {
@@ -351,7 +352,6 @@ async fn connections_in_use_are_not_closed_for_others() {
         assert!([200, 503].contains(&answer.status), "{}", answer.status);
     }
     for stream in &mut slow {
-        stream.write_all(b"ET /headers HTTP/1.1\r\nhost: slow\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -396,4 +396,82 @@ async fn the_limits_in_force_are_shown() {
     assert_eq!(limits["fixed"]["stack"], "512KiB");
     let table = cluster.command(&["status"]);
     assert!(table.stdout.contains("max-memory 32MiB"), "{}", table.stdout);
+}
+
+fn rss(cluster: &Cluster) -> u64 {
+    cluster.status()["workers"][0]["rss_bytes"].as_u64().unwrap()
+}
+
+/// Heads of more than 90 MiB in all, of which a worker would hold each twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_do_not_come_to_their_end_do_not_fill_the_memory() {
+    let cluster = cluster(&["--max-connections", "1600", "--max-header-bytes", "128KiB", "--header-timeout", "5m"]);
+    let worker = cluster.worker(0).unwrap();
+    let before = rss(&cluster);
+    let head = format!("GET /headers HTTP/1.1\r\nhost: test\r\nx: {}", "x".repeat(120 * 1024));
+    let mut slow = Vec::new();
+    for _ in 0..800 {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        // It may be refused before it is through.
+        let _ = stream.write_all(head.as_bytes());
+        slow.push(stream);
+    }
+    // The budget is 25 MiB.
+    until("most have made room", || (timeouts(&cluster) >= 600).then_some(()));
+    assert!(rss(&cluster) < before + (64 << 20), "{before} bytes, then {}", rss(&cluster));
+    let mut answer = [0; 12];
+    slow[0].read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    is_well(&cluster, worker).await;
+    let complaint = "those are ended that have taken longest; see --header-timeout and --max-header-bytes";
+    cluster.stderr.find(complaint);
+    let complaints = cluster.stderr.lines().iter().filter(|line| line.contains(complaint)).count();
+    assert!(complaints < 10, "{complaints} lines");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_do_not_come_to_their_end_do_not_keep_others_out() {
+    let cluster = cluster(&["--max-connections", "20", "--header-timeout", "5m"]);
+    // A thread may accept one more than there may be, and some stay in the queue.
+    let slow: Vec<TcpStream> = (0..25)
+        .map(|_| {
+            let mut stream = TcpStream::connect(cluster.address()).unwrap();
+            stream.write_all(b"GET / HT").unwrap();
+            stream
+        })
+        .collect();
+    let connections = || cluster.status()["workers"][0]["connections"].as_u64().unwrap();
+    until("all places are taken", || (connections() >= 20).then_some(()));
+    // They may take a second before they make room.
+    loop {
+        match get(cluster.address(), "/headers").await.unwrap().status {
+            200 => break,
+            status => assert_eq!(status, 503),
+        }
+    }
+    assert!((1..=10).contains(&timeouts(&cluster)), "{}", timeouts(&cluster));
+    cluster.stderr.find("clients are answered 408 whose heads have taken longest");
+    drop(slow);
+}
+
+/// A request may follow before the answer is sent, as the body of the one before is not read. A Unix socket holds little.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_reads_do_not_pile_up() {
+    let cluster =
+        Setup::new(&guest("hostile_p2")).workers(1).args(&["--listen", "unix:socket", "--stream-timeout", "5m"]).start();
+    let worker = cluster.worker(0).unwrap();
+    // The guest drops the body before its answer, or a while after it.
+    for path in ["/ignore-upload", "/linger?ms=1"] {
+        let request = format!("HEAD {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 1\r\n\r\nx");
+        let mut stream = UnixStream::connect(cluster.folder.path().join("socket")).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let (many, mut sent) = (request.repeat(10), 0);
+        while let Ok(bytes) = stream.write(many.as_bytes()) {
+            sent += bytes;
+            assert!(sent < 1 << 20, "the worker takes them all: {} requests", sent / request.len());
+        }
+        assert_eq!(cluster.status()["workers"][0]["in_flight"], 1);
+        drop(stream);
+        is_well(&cluster, worker).await;
+    }
 }

@@ -33,8 +33,8 @@ const WAKE_EVERY: Duration = Duration::from_millis(2);
 const MAX_LAST: u32 = 4096;
 /// How long to wait when the process or the machine is out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-/// How often that is said.
-const EXHAUSTED_SAID: Duration = Duration::from_secs(10);
+/// How often it is said that connections are too many for something.
+pub(super) const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// Connections on their way to the executor, those that a thread has yet to accept included; but each thread may bring
 /// one. So many can a worker swallow whose executor does not turn.
@@ -94,7 +94,7 @@ pub(super) struct Gate {
     moved: AtomicU64,
     /// Connections that are being refused.
     refused: AtomicU64,
-    /// Told when a connection cannot be accepted: an idle one is to make room.
+    /// Told when a connection cannot be accepted: another is to make room.
     pub(super) exhausted: Notify,
 }
 
@@ -256,7 +256,7 @@ fn accept_all(
                 // The wake-up signal, the listener's timeout, a client that left while it was queued.
                 Some(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
                 _ => {
-                    if said_at.is_none_or(|at| at.elapsed() >= EXHAUSTED_SAID) {
+                    if said_at.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
                         tracing::warn!("cannot accept a connection: {error}; an idle one makes room, if there is any");
                         said_at = Some(Instant::now());
                     }
@@ -291,7 +291,14 @@ fn wait_for_admission(
             return None;
         }
         std::thread::sleep(LOOK_AGAIN);
-        *queued_since = if is_queued(listener) { queued_since.or_else(|| Some(Instant::now())) } else { None };
+        if is_queued(listener) {
+            queued_since.get_or_insert_with(Instant::now);
+            if gate.is_full_of_connections() {
+                gate.exhausted.notify_one();
+            }
+        } else {
+            *queued_since = None;
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //!           a head begins          it is there          the answer is handed over, keep-alive
 //!     Idle ─────────────▶ Head ───────────────▶ Busy ───────────────────────────────────────▶ Idle
 //!      │                   │                     │
-//!      │ idle for too long,│ the head takes      │ the answer is handed over, and said `Connection: close`
-//!      │ or the grace is   │ too long            │
+//!      │ idle for too long,│ the head takes too  │ the answer is handed over, and said `Connection: close`
+//!      │ or the grace is   │ long, or makes room │
 //!      │ over              ▼                     │
 //!      │               Refused ──(408)──┐     │
 //!      ▼                                ▼        │
@@ -53,7 +53,7 @@ pub(super) enum Event {
     ClientShut,
     /// The client closed its side, or the connection broke.
     ClientLeft,
-    /// There are too many connections, and this one was idle for longest.
+    /// There are too many connections, or they hold too much memory, and this one's client has been waited for longest.
     Evicted,
     /// The worker began to drain.
     DrainBegan,
@@ -76,6 +76,13 @@ enum State {
         until: Time,
     },
     Closed,
+}
+
+/// What is to come from a client next. An idle connection makes room before one whose request has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Awaited {
+    Request,
+    RestOfHead,
 }
 
 /// What there is still to do on a connection.
@@ -129,6 +136,7 @@ impl Connection {
             (_, Event::Shut) => half_closed,
             // Without a half-close, which would keep its place for another second.
             (State::Idle { .. }, Event::Evicted) => State::Closed,
+            (State::Head { .. }, Event::Evicted) => State::Refused,
             (State::Refused, _) => State::Refused,
             (_, Event::Malformed) => State::Refused,
             (_, Event::RequestBegan) => State::Busy,
@@ -161,10 +169,11 @@ impl Connection {
         self.state == State::Busy
     }
 
-    /// Since when nothing is asked of it.
-    pub(super) fn idle_since(&self) -> Option<Time> {
+    /// What its client is waited for, and since when.
+    pub(super) fn awaited(&self) -> Option<(Awaited, Time)> {
         match self.state {
-            State::Idle { since } => Some(since),
+            State::Idle { since } => Some((Awaited::Request, since)),
+            State::Head { since } => Some((Awaited::RestOfHead, since)),
             _ => None,
         }
     }
@@ -273,9 +282,9 @@ mod tests {
     }
 
     #[test]
-    fn only_idle_connections_make_room() {
+    fn connections_make_room_unless_a_request_is_answered() {
         check(&[(5, RequestBegan, Serve, None), (6, Evicted, Serve, None), (7, Answered, Serve, Some(75_007))]);
-        check(&[(5, HeadBegan, Serve, Some(10_005)), (6, Evicted, Serve, Some(10_005))]);
+        check(&[(5, HeadBegan, Serve, Some(10_005)), (6, Evicted, Refuse, None), (7, Shut, Linger, Some(1007))]);
         check(&[(5, RequestBegan, Serve, None), (7, Answered, Serve, Some(75_007)), (8, Evicted, Close, None)]);
     }
 

@@ -205,6 +205,16 @@ impl Framing {
         self.heads
     }
 
+    /// Bytes of a head that has begun.
+    pub(super) fn begun(&self) -> usize {
+        self.begun.len()
+    }
+
+    /// Bytes of memory for it.
+    pub(super) fn held(&self) -> usize {
+        self.begun.capacity()
+    }
+
     /// What the next byte goes on with; `None` between messages.
     pub(super) fn inside(&self) -> Option<Part> {
         match self.state {

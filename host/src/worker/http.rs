@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
 use std::pin::{Pin, pin};
@@ -16,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use bytesize::ByteSize;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, UPGRADE};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -31,8 +33,9 @@ use tokio::time::{Sleep, sleep_until};
 use wasmtime_wasi_http::Error;
 
 use super::Phase;
-use super::accept::{Admission, Connection, Gate, Stream};
-use super::drain::{Duty, Event, Timeouts};
+use super::accept::{Admission, Connection, Gate, SAID_EVERY, Stream};
+use super::buffers::Buffers;
+use super::drain::{Awaited, Duty, Event, Timeouts};
 use super::framing::Framing;
 use super::instance::{Call, Failure, Head, Instances, said};
 use super::io::{Answering, ClientStream, Io, Refusal, Watch};
@@ -70,6 +73,9 @@ pub(super) struct Server {
     waiting: Cell<usize>,
     pub(super) gate: Arc<Gate>,
     pub(super) outbox: Rc<Outbox>,
+    buffers: Rc<Buffers>,
+    /// When it was said last that connections make room.
+    said_at: Cell<Option<Instant>>,
     /// By the order in which they came.
     connections: RefCell<BTreeMap<u64, Rc<Watch>>>,
     last_connection: Cell<u64>,
@@ -102,6 +108,8 @@ impl Server {
             waiting,
             gate,
             outbox: Rc::default(),
+            buffers: Rc::new(Buffers::new(&limits)),
+            said_at: Cell::new(None),
             connections: RefCell::default(),
             last_connection: Cell::new(0),
             started: Instant::now(),
@@ -130,14 +138,44 @@ impl Server {
         }
     }
 
-    /// Closes the connection that has been idle for longest.
+    /// Closes the connection that has been idle for longest, or else the one whose head has taken longest.
     pub(super) fn evict(&self) {
+        let Some(((awaited, _), evicted)) = self.evict_first(Watch::spare_since) else { return };
+        evicted.is_in_the_way();
+        if awaited == Awaited::RestOfHead {
+            let max = self.limits.max_connections;
+            self.say(format_args!(
+                "there are {max} connections and none is idle, so clients are answered 408 whose heads have taken longest; see \
+                 --max-connections and --header-timeout"
+            ));
+        }
+    }
+
+    /// Ends connections whose clients have been waited for longest, until the others hold no more than they may.
+    fn free_buffers(&self) {
+        while self.buffers.is_exceeded() && self.evict_first(Watch::holding_since).is_some() {
+            let max = ByteSize::b(self.buffers.max() as u64);
+            self.say(format_args!(
+                "connections held more than {max} for requests that have not come whole, so those are ended that have taken \
+                 longest; see --header-timeout and --max-header-bytes"
+            ));
+        }
+    }
+
+    /// Ends the connection that comes first by `key`.
+    fn evict_first<K: Ord>(&self, key: impl Fn(&Watch) -> Option<K>) -> Option<(K, Rc<Watch>)> {
         let mut connections = self.connections.borrow_mut();
-        let idle = connections.iter().filter_map(|(&number, watch)| Some((watch.spare_since()?, number)));
-        if let Some((_, number)) = idle.min()
-            && let Some(longest) = connections.remove(&number)
-        {
-            longest.evict();
+        let (key, number) = connections.iter().filter_map(|(&number, watch)| Some((key(watch)?, number))).min()?;
+        let evicted = connections.remove(&number)?;
+        evicted.evict();
+        Some((key, evicted))
+    }
+
+    /// Logs what many clients may be the cause of.
+    fn say(&self, what: fmt::Arguments<'_>) {
+        if self.said_at.get().is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+            self.said_at.set(Some(Instant::now()));
+            tracing::warn!("{what}");
         }
     }
 
@@ -150,7 +188,7 @@ impl Server {
             // It has been queued for long: its request is there, or it has none.
             Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..self.timeouts },
         };
-        let watch = Rc::new(Watch::new(self.started, timeouts));
+        let watch = Rc::new(Watch::new(self.started, timeouts, self.buffers.clone()));
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, watch, alive) = (self.clone(), watch.clone(), alive.clone());
@@ -189,9 +227,10 @@ impl Server {
                 watch.step(self.how_it_ended(ended, &watch));
                 return Poll::Ready(());
             }
-            if watch.spare_since().is_some() {
+            if watch.is_spare() {
                 self.make_room();
             }
+            self.free_buffers();
             if watch.duty() != Duty::Serve {
                 return Poll::Ready(());
             }
@@ -228,7 +267,13 @@ impl Server {
         .await;
         let mut io = connection.into_parts().io.into_inner();
         match watch.duty() {
-            Duty::Refuse => self.refused(io.refuse().await),
+            Duty::Refuse => {
+                self.refused(io.refuse().await);
+                if watch.keeps_a_place() {
+                    // To linger would keep it for a second more.
+                    watch.step(Event::ClientLeft);
+                }
+            }
             Duty::Close => self.left(&watch, io.unseen()),
             Duty::Serve | Duty::Linger => {}
         }

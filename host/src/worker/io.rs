@@ -16,7 +16,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::drain::{self, Duty, Event};
+use super::buffers::{Buffers, FREE, Share};
+use super::drain::{self, Awaited, Duty, Event};
 use super::framing::{Bad, Framing, Part, Violation};
 use super::outbox::{MAX_SHORT, Outbox};
 use super::requests::InFlight;
@@ -52,7 +53,7 @@ const CHANCE: Duration = Duration::from_secs(1);
 /// So short an answer is put together before it is written: to copy it costs less than `writev` takes for its parts.
 const PUT_TOGETHER: usize = 1024;
 /// Bytes of a client that nobody wants any more, read at a time.
-const DISCARDED: usize = 16 * 1024;
+const DISCARDED: usize = 4 * 1024;
 /// Bytes of a request line that are logged when it is refused.
 const MAX_QUOTED: usize = 128;
 
@@ -128,12 +129,18 @@ pub(super) struct Watch {
     was_cut: Cell<bool>,
     /// When a byte last moved, while an answer's body is under way.
     moved_at: Cell<Option<Instant>>,
+    /// Of another client, once it was evicted.
+    keeps_a_place: Cell<bool>,
+    /// Bytes of memory for what its client sends, beyond what every connection may have.
+    held: Cell<usize>,
+    /// As much of it as counts.
+    share: Share,
     /// Of the connection's task.
     waker: RefCell<Option<Waker>>,
 }
 
 impl Watch {
-    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts) -> Self {
+    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts, buffers: Rc<Buffers>) -> Self {
         let machine = RefCell::new(drain::Connection::new(epoch.elapsed(), timeouts));
         Self {
             epoch,
@@ -150,29 +157,65 @@ impl Watch {
             has_written: Cell::new(false),
             was_cut: Cell::new(false),
             moved_at: Cell::new(None),
+            keeps_a_place: Cell::new(false),
+            held: Cell::new(0),
+            share: Share::of(buffers),
             waker: RefCell::new(None),
         }
     }
 
     pub(super) fn step(&self, event: Event) {
         self.machine.borrow_mut().step(self.epoch.elapsed(), event);
+        self.settle();
+    }
+
+    /// The stream and hyper hold so many bytes of memory for what the client sends.
+    fn holds(&self, bytes: usize) {
+        self.held.set(bytes);
+        self.settle();
+    }
+
+    /// Counts what is held, while nobody is answered.
+    fn settle(&self) {
+        let is_awaited = self.machine.borrow().awaited().is_some();
+        self.share.set(if is_awaited { self.held.get() } else { 0 });
+    }
+
+    /// Since when its client is waited for, if it holds memory meanwhile.
+    pub(super) fn holding_since(&self) -> Option<drain::Time> {
+        let (_, since) = self.machine.borrow().awaited()?;
+        (!self.share.is_empty()).then_some(since)
     }
 
     pub(super) fn duty(&self) -> Duty {
         self.machine.borrow().duty()
     }
 
-    /// When it became idle, if it is, and may make room for another. One that has just come may not.
-    pub(super) fn spare_since(&self) -> Option<drain::Time> {
-        let since = self.machine.borrow().idle_since()?;
-        let has_had_its_chance = self.requests.get() > 0 || self.epoch.elapsed() > since + CHANCE;
-        has_had_its_chance.then_some(since)
+    /// What its client is waited for, and since when, if it may make room for another. One that has just come may not.
+    pub(super) fn spare_since(&self) -> Option<(Awaited, drain::Time)> {
+        let (awaited, since) = self.machine.borrow().awaited()?;
+        let was_answered = awaited == Awaited::Request && self.requests.get() > 0;
+        (was_answered || self.epoch.elapsed() > since + CHANCE).then_some((awaited, since))
     }
 
-    /// Closes the connection, if it is idle, to make room for another.
+    /// Whether it is idle, and may make room for another.
+    pub(super) fn is_spare(&self) -> bool {
+        self.spare_since().is_some_and(|(awaited, _)| awaited == Awaited::Request)
+    }
+
+    /// Ends the connection, unless a request is being answered, to make room for another.
     pub(super) fn evict(&self) {
         self.step(Event::Evicted);
         self.wake();
+    }
+
+    /// Another client waits for its place.
+    pub(super) fn is_in_the_way(&self) {
+        self.keeps_a_place.set(true);
+    }
+
+    pub(super) fn keeps_a_place(&self) -> bool {
+        self.keeps_a_place.get()
     }
 
     fn wake(&self) {
@@ -351,6 +394,8 @@ pub(super) struct Io<S> {
     framing: Framing,
     /// What of the client's bytes hyper had no room for, because some were escaped. All of it is judged.
     ahead: Vec<u8>,
+    /// The most that hyper's buffer had room for. It keeps what it got.
+    largest: usize,
     /// What follows cannot be read.
     refusal: Option<Refusal>,
     outbox: Rc<Outbox>,
@@ -360,7 +405,7 @@ pub(super) struct Io<S> {
 
 impl<S: ClientStream> Io<S> {
     pub(super) fn new(stream: S, watch: Rc<Watch>, framing: Framing, outbox: Rc<Outbox>) -> Self {
-        Self { stream, watch, framing, ahead: Vec::new(), refusal: None, outbox, has_waited: false }
+        Self { stream, watch, framing, ahead: Vec::new(), largest: 0, refusal: None, outbox, has_waited: false }
     }
 
     /// Tells the client why there will be no answer, or none but this.
@@ -408,6 +453,8 @@ impl<S: ClientStream> Io<S> {
         if self.watch.duty() == Duty::Close || self.stream.shutdown().await.is_err() {
             return;
         }
+        // Until the client is gone, nothing is kept for it.
+        drop((self.framing, self.ahead));
         let mut discarded = vec![0; DISCARDED];
         while let Some(deadline) = self.watch.next_deadline() {
             let event = tokio::select! {
@@ -480,6 +527,9 @@ impl<S> Io<S> {
         let length = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead[..length]);
         self.ahead.drain(..length);
+        if self.ahead.is_empty() {
+            self.ahead = Vec::new();
+        }
     }
 }
 
@@ -499,7 +549,7 @@ impl<S: ClientStream> AsyncRead for Io<S> {
             self.hand_over(buffer);
             return Poll::Ready(Ok(()));
         }
-        let Self { stream, watch, framing, refusal, .. } = &mut *self;
+        let Self { stream, watch, framing, refusal, largest, .. } = &mut *self;
         if refusal.is_some() {
             // The connection ends without hyper, which is asked no more.
             return Poll::Pending;
@@ -513,8 +563,11 @@ impl<S: ClientStream> AsyncRead for Io<S> {
             return self.ended();
         }
         watch.moved();
+        // Of a head that is not whole, hyper has all that was read before.
+        *largest = (*largest).max(framing.begun() + buffer.capacity());
         match framing.follow(bytes) {
             Ok(()) => {
+                watch.holds((framing.held() + *largest).saturating_sub(FREE));
                 match framing.inside() {
                     Some(Part::Head) => watch.step(Event::HeadBegan),
                     Some(Part::Body) => watch.step(Event::BodyCame),

@@ -5,6 +5,7 @@
 //! stand plain threads: one that accepts for each listener, the epoch ticker, and the guardian.
 
 mod accept;
+mod buffers;
 mod concurrent;
 mod drain;
 mod epoch;

@@ -59,7 +59,7 @@ impl Guest for Component {
             "/echo" => echo(&request, out),
             "/linger" => {
                 send(out, Answer::of(Ok("lingering".into())));
-                wait(YEAR);
+                wait(query.nanoseconds("ms").unwrap_or(YEAR));
             }
             "/linger-spin" => {
                 send(out, Answer::of(Ok("lingering".into())));
