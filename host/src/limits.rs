@@ -31,18 +31,19 @@ pub(crate) fn raise_descriptor_limit() {
 /// itself. Where there are few, it is a fourth.
 const DESCRIPTOR_RESERVE: u64 = 1024;
 
-/// How many connections a worker may have of the `wanted`, so that it does not run out of descriptors.
-pub(crate) fn connections_within_descriptors(wanted: usize) -> usize {
-    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
-    let there = connections_within(hard);
+/// Lowers `max_connections`, of a worker, so that it does not run out of descriptors: it has the hard limit of this process.
+/// What is to be said of that, if it was necessary.
+pub(crate) fn keep_within_descriptors(max_connections: &mut usize) -> Option<String> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let (there, wanted) = (connections_within(hard), *max_connections);
     if there >= wanted {
-        return wanted;
+        return None;
     }
-    tracing::warn!(
+    *max_connections = there;
+    Some(format!(
         "a worker takes {there} connections at most, not the {wanted} of --max-connections: it may open {hard} files; \
          raise that limit (ulimit -Hn, or LimitNOFILE= in systemd)"
-    );
-    there
+    ))
 }
 
 fn connections_within(descriptors: u64) -> usize {

@@ -352,7 +352,8 @@ async fn a_low_limit_of_open_files_leaves_nobody_unanswered() {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     setup.command = command;
     let cluster = setup.start();
-    cluster.stderr.find("a worker takes 150 connections at most");
+    cluster.stderr.find("a worker takes 150 connections at most, not the 4096 of --max-connections");
+    assert_eq!(cluster.status()["limits"]["max-connections"], "150");
     let mut idle = Vec::new();
     for _ in 0..300 {
         let mut stream = soon(TcpStream::connect(cluster.address())).await.unwrap();

@@ -457,8 +457,10 @@ async fn heads_that_do_not_come_to_their_end_do_not_keep_others_out() {
 /// A request may follow before the answer is sent, as the body of the one before is not read. A Unix socket holds little.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_nobody_reads_do_not_pile_up() {
-    let cluster =
-        Setup::new(&guest("hostile_p2")).workers(1).args(&["--listen", "unix:socket", "--stream-timeout", "5m"]).start();
+    let cluster = Setup::new(&guest("hostile_p2"))
+        .workers(1)
+        .args(&["--listen", "unix:socket", "--stream-timeout", "5m"])
+        .start();
     let worker = cluster.worker(0).unwrap();
     // The guest drops the body before its answer, or a while after it.
     for path in ["/ignore-upload", "/linger?ms=1"] {

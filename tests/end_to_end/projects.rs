@@ -329,7 +329,8 @@ async fn a_save_during_a_build_makes_another_build() {
 
     write(folder.join("src/mistake"), "");
     save(folder, "hello");
-    cluster.stderr.find("error: cannot build");
+    let said = cluster.stderr.find("error: cannot build");
+    assert!(said.ends_with("; the version that was built before is still served"), "{said}");
     fs::remove_file(folder.join("src/mistake")).unwrap();
     answer_becomes(&cluster, HELLO).await;
     // What is written anew as it was is no change.

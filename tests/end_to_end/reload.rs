@@ -347,6 +347,9 @@ async fn worse_answers_roll_back() {
 fn a_reload_that_takes_too_long_is_rolled_back() {
     let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "60s"]).start();
     refused(&cluster, &["--timeout", "2s"], 5, "it took too long");
+    let doubt = "--timeout 2s is shorter than --min-ready 1m and --soak 10s together";
+    refused(&cluster, &["--timeout", "2s"], 5, doubt);
+    cluster.stderr.find(doubt);
 }
 
 #[test]

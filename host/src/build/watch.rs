@@ -82,12 +82,14 @@ pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
 /// Builds whenever the sources are not what they were at the last build (`built`). Ends only if it cannot go on.
 pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>) -> anyhow::Result<Infallible> {
     let bell = Bell::new();
+    // A primary has it built anew, and serves what was built before.
+    let instead = if built.is_some() { "; the version that was built before is still served" } else { "" };
     loop {
         // Taken before the build: what is saved while it runs differs from it, and is built next.
         built = Some(next_change(&mut sources, &bell, built)?);
         // Read anew: what says how to build may be what has changed.
         match Plan::read(folder) {
-            Err(error) => complain(&error),
+            Err(error) => complain(&format_args!("{error}{instead}")),
             Ok(plan) => {
                 let outcome = plan.carry_out();
                 sources.add(&outcome.uses);
@@ -96,7 +98,7 @@ pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>)
                         sources.leave_out(&component);
                         tell(&component);
                     }
-                    Err(error) => complain(&format_args!("{error:#}")),
+                    Err(error) => complain(&format_args!("{error:#}{instead}")),
                 }
             }
         }

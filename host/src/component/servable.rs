@@ -204,7 +204,9 @@ mod tests {
             let mut linker = engine::linker(&engine::for_compiler(http).unwrap(), http).unwrap();
             // Nothing can be defined twice, and a linker has one patch version of each interface.
             let mut is_linked = |interface: &str, version: &str| {
-                (0..50).any(|patch| linker.root().func_new(&format!("{interface}@{version}.{patch}"), |_, _, _, _| Ok(())).is_err())
+                (0..50).any(|patch| {
+                    linker.root().func_new(&format!("{interface}@{version}.{patch}"), |_, _, _, _| Ok(())).is_err()
+                })
             };
             for package in http.provided() {
                 for interface in package.interfaces {

@@ -32,9 +32,10 @@ const BIND_AGAIN: Duration = Duration::from_millis(100);
 const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
-pub(crate) fn serve(settings: Settings) -> anyhow::Result<()> {
+pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let signals = Signals::take()?;
     limits::raise_descriptor_limit();
+    settings.doubts.extend(limits::keep_within_descriptors(&mut settings.limits.max_connections));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = signals.listen()?;

@@ -15,12 +15,12 @@ use tokio::task::AbortHandle;
 use super::events::{Happening, line};
 use super::generations::Origin;
 use super::process::{CompilerAnswer, CompilerProcess};
-use super::state::Gates;
+use super::state::{Gates, Policy};
 use crate::config::Percent;
 use crate::ids::Generation;
 use crate::ipc::ToCompiler;
 
-/// How long a reload may take that was not told.
+/// How long a reload may take that was not told, beside its gates.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Lines about a reload that its reader may leave unread; what comes on top, it misses.
 const MAX_UNREAD: usize = 1024;
@@ -50,10 +50,23 @@ impl ReloadRequest {
         Gates { force: self.force, max_error_increase: increase.thousandths(), served_before: false }
     }
 
-    pub(super) fn deadline(&self) -> Instant {
+    /// `least` is what it takes if nothing has to be waited for but the gates.
+    pub(super) fn deadline(&self, least: Duration) -> Instant {
         // A year from now is as good as any later time.
         let longest = Duration::from_secs(365 * 24 * 60 * 60);
-        Instant::now() + self.timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis).min(longest)
+        let usual = DEFAULT_TIMEOUT.saturating_add(least);
+        Instant::now() + self.timeout_ms.map_or(usual, Duration::from_millis).min(longest)
+    }
+
+    /// What is to be said of a time in which no reload can end well.
+    pub(super) fn doubt(&self, policy: &Policy) -> Option<String> {
+        let Policy { min_ready, soak, .. } = *policy;
+        let timeout = self.timeout_ms.map(Duration::from_millis).filter(|&it| it < min_ready.saturating_add(soak))?;
+        let [timeout, min_ready, soak] = [timeout, min_ready, soak].map(humantime::format_duration);
+        Some(format!(
+            "--timeout {timeout} is shorter than --min-ready {min_ready} and --soak {soak} together: a version that can be \
+             served will be rolled back"
+        ))
     }
 }
 

@@ -111,7 +111,7 @@ impl Handover {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let Handover { identity, config, stats, mut settings, artifact, log, listeners } = Handover::receive(&primary)?;
+    let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
@@ -120,7 +120,6 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let _span = span.enter();
 
     limits::raise_descriptor_limit();
-    settings.limits.max_connections = limits::connections_within_descriptors(settings.limits.max_connections);
     limits::restrain_worker();
     pagemap::forgo_merging();
     if settings.pin_cpus {
@@ -340,4 +339,41 @@ fn start(server: &Rc<http::Server>, connection: Connection, alive: mpsc::Sender<
     tokio::task::spawn_local(async move {
         server.outbox.run(server.clone().serve(connection, alive)).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::logging::{LogFormat, LogLevel, Logging};
+
+    const CHILD: &str = "WASMCLUSTER_TEST_PANICS";
+
+    /// In a process of its own, as a hook is for all threads.
+    #[test]
+    fn a_panic_of_the_worker_is_an_error_in_its_own_log() {
+        if std::env::var_os(CHILD).is_some() {
+            Logging { format: LogFormat::Json, colour: false }.install(LogLevel::Info, std::io::stdout);
+            log_panics();
+            let span = tracing::info_span!("worker", id = 7);
+            let thread = std::thread::Builder::new().name("accept".into());
+            let panics = thread.spawn(move || span.in_scope(|| panic!("two\nlines")));
+            assert!(panics.unwrap().join().is_err());
+            return;
+        }
+        let name = "worker::tests::a_panic_of_the_worker_is_an_error_in_its_own_log";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let ended = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        // What is printed there is taken for a guest's.
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+        let stdout = String::from_utf8(ended.stdout).unwrap();
+        let lines: Vec<&str> = stdout.lines().filter(|line| line.contains("a panic in the worker")).collect();
+        let [line] = lines[..] else { panic!("one line: {stdout}") };
+        let line: serde_json::Value = serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap();
+        assert_eq!(line["level"], "ERROR", "{line}");
+        assert_eq!(line["worker"], 7, "{line}");
+        assert!(line["message"].as_str().unwrap().contains("fault of wasmcluster's: two\\nlines"), "{line}");
+    }
 }

@@ -14,7 +14,7 @@ fn bodies() {
         if let Some(request) = again::<ReloadRequest>(body) {
             assert!(request.gates(Percent::default()).max_error_increase <= 1000);
             // A moment that can be told.
-            let _ = request.deadline();
+            let _ = request.deadline(Duration::MAX);
         }
         if let Some(entries) = again::<BTreeMap<String, String>>(body)
             && let Ok(config) = LiveConfig::default().with(&entries)

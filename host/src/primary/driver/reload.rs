@@ -20,7 +20,7 @@ use crate::primary::reload::{
     Answer, Change, Compiling, Draft, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage, Wanted,
 };
 use crate::primary::saver::{SAVED_WITHIN, Saved};
-use crate::primary::state::{Cause, Event, Gates, Progress, Supervisor};
+use crate::primary::state::{Cause, Event, Gates, Policy, Progress, Supervisor};
 use crate::primary::status::ReloadStatus;
 
 impl Driver<'_> {
@@ -32,6 +32,10 @@ impl Driver<'_> {
         }
         let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
         self.begin_reload(request, wanted, listener.clone())?;
+        if let Some(text) = request.doubt(&self.settings.policy) {
+            tracing::warn!("{text}");
+            listener.tell(&Happening::Note { text });
+        }
         self.tell_changed_settings(listener);
         Ok(lines)
     }
@@ -80,11 +84,9 @@ impl Driver<'_> {
         };
         tracing::info!("reloading {}", source.display());
         let gates = request.gates(self.settings.max_error_increase);
-        self.compile(
-            &ask,
-            Plan { source, gates, deadline: request.deadline(), wanted, origin: Origin::Compiled },
-            listener,
-        )
+        let Policy { min_ready, soak, .. } = self.settings.policy;
+        let deadline = request.deadline(min_ready.saturating_add(soak));
+        self.compile(&ask, Plan { source, gates, deadline, wanted, origin: Origin::Compiled }, listener)
     }
 
     fn compile(&mut self, ask: &ToCompiler, plan: Plan, listener: Listener) -> Refusable<()> {
@@ -104,7 +106,7 @@ impl Driver<'_> {
             return Err("a rollback takes neither `app` nor `if_new`".to_owned().into());
         }
         let gates = Gates { served_before: true, ..request.gates(self.settings.max_error_increase) };
-        let (deadline, (listener, lines)) = (request.deadline(), Listener::new());
+        let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Listener::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
