@@ -18,7 +18,7 @@ pub(super) const FEW_ANSWERS: u64 = 20;
 /// to follow at once when errors rise under load.
 const RECENT_ANSWERS: u64 = 100;
 /// The oldest of these, where there is little traffic.
-const RECENT: Duration = Duration::from_secs(60);
+pub(super) const RECENT: Duration = Duration::from_secs(60);
 /// Readings that are kept. There are four a second at least, and two workers' readings make one.
 const MAX_READINGS: usize = 1024;
 /// A difference that is due to chance is within so many standard errors, in all but about one of a thousand cases.

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
+use super::errors::RECENT;
 use super::*;
 
 const HISTORIES: u64 = 10_000;
@@ -58,6 +59,8 @@ struct Process {
     slot: Slot,
     generation: Generation,
     accepts: bool,
+    /// When it began to get requests.
+    accepts_since: Option<Time>,
     started: Time,
     ready: bool,
     drain_began: Option<Time>,
@@ -89,6 +92,8 @@ struct Simulation {
     forced: bool,
     /// How many of a hundred answers of a generation are errors.
     errors: BTreeMap<Generation, u64>,
+    /// When a worker of the current generation was last seen to answer.
+    compared_at: Option<Time>,
     /// The highest number so far.
     last: Generation,
     /// The worker that died last, if it was an incumbent, with its generation; and the slot that is to get such a one again.
@@ -118,6 +123,7 @@ impl Simulation {
             candidate: None,
             forced: false,
             errors: BTreeMap::new(),
+            compared_at: None,
             last: Generation(1),
             respawn: None,
             died_last: None,
@@ -191,10 +197,14 @@ impl Simulation {
                     let silent_for = self.now - process.started;
                     assert!(silent_for <= SILENT_FOR, "a worker is not ready for {silent_for:?}");
                 }
-                // A request a millisecond, as long as it lives well.
+                // A request a millisecond, as long as it accepts and lives well.
+                let served = |process: &Process| {
+                    let until = process.hung_at.unwrap_or(self.now);
+                    process.accepts_since.map_or(Time::ZERO, |since| until.saturating_sub(since))
+                };
                 let vitals = |process: &Process| {
                     let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
-                    let requests = (self.now - process.started).as_millis() as u64;
+                    let requests = served(process).as_millis() as u64;
                     let answers = Answers { all: requests, errors: requests * self.errors[&process.generation] / 100 };
                     Vitals { heartbeats, requests, answers, ..Vitals::default() }
                 };
@@ -203,6 +213,13 @@ impl Simulation {
                     let hung_for = process.hung_at.map_or(Time::ZERO, |at| self.now - at);
                     let freed_within = FREED_WITHIN + if process.sticks { KILL_PATIENCE } else { Time::ZERO };
                     assert!(hung_for <= freed_within, "worker {worker} hangs for {hung_for:?}");
+                }
+                let compares = |process: &Process| {
+                    let does_well = process.hung_at.is_none() && process.drain_began.is_none();
+                    does_well && process.generation == self.current && served(process) >= READ_EVERY
+                };
+                if self.processes.values().any(compares) {
+                    self.compared_at = Some(self.now);
                 }
                 self.tell(Event::Observed(observed));
                 self.plan(READ_EVERY, Happening::HeartbeatsAreRead);
@@ -228,7 +245,9 @@ impl Simulation {
                 self.tell(Event::BecameReady { worker });
             }
             Happening::Accepts(worker) if is_alive(&worker) => {
-                self.processes.get_mut(&worker).expect("alive").accepts = true;
+                let process = self.processes.get_mut(&worker).expect("alive");
+                process.accepts = true;
+                process.accepts_since.get_or_insert(self.now);
                 self.tell(Event::BeganAccepting { worker });
                 self.live(worker);
             }
@@ -377,12 +396,14 @@ impl Simulation {
                     assert_eq!(self.candidate.take(), Some(generation), "committed something else");
                     let is_worse = self.errors[&generation] > self.errors[&self.current] + 5;
                     assert!(self.forced || !is_worse, "a version with more errors was committed");
-                    self.current = generation;
+                    (self.current, self.compared_at) = (generation, None);
                 }
                 Action::Report(Report::Reload(generation, Progress::RolledBack(cause))) => {
                     let blamed = matches!(cause, Cause::Gate(reason) if reason.contains("answers were errors"));
                     let is_worse = self.errors[&generation] > self.errors[&self.current];
-                    assert!(!blamed || is_worse, "a version was blamed for errors that the old one has too");
+                    // Of an old version that has not answered lately nothing is known; a new one that fails is blamed.
+                    let is_known = self.compared_at.is_some_and(|at| self.now - at < RECENT);
+                    assert!(!blamed || is_worse || !is_known, "blamed for errors that the old version has too");
                     assert_eq!(self.candidate.take(), Some(generation), "rolled back something else");
                 }
                 Action::CloseListeners => assert!(self.stopped_at.is_some()),
@@ -423,6 +444,7 @@ impl Simulation {
                 slot,
                 generation,
                 accepts: false,
+                accepts_since: None,
                 started: self.now,
                 ready: false,
                 drain_began: None,
