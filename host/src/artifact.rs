@@ -20,6 +20,7 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
+use bytesize::ByteSize;
 use nix::fcntl::OFlag;
 use nix::unistd::AccessFlags;
 use serde::de::DeserializeOwned;
@@ -268,7 +269,8 @@ fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
         bail!("it is a folder; give the component that `wasmcluster build` makes of it");
     }
     ensure!(before.is_file(), "it is not a regular file");
-    ensure!(before.len() <= MAX_COMPONENT, "it has {} bytes; the limit is {MAX_COMPONENT}", before.len());
+    let [length, limit] = [before.len(), MAX_COMPONENT].map(|bytes| ByteSize(bytes).display().iec());
+    ensure!(before.len() <= MAX_COMPONENT, "it has {length}; the limit is {limit}");
     let mut bytes = Vec::new();
     (&file).take(MAX_COMPONENT + 1).read_to_end(&mut bytes)?;
     let after = file.metadata()?;

@@ -11,7 +11,7 @@ mod settings_file;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
     pub(crate) listen: Vec<ListenAddr>,
 
-    /// Worker processes [default: the CPUs this process may use]
+    /// Worker processes [default: the CPUs this process may use, or fewer where memory is short]
     #[arg(long, short, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
     pub(crate) workers: Option<NonZeroU32>,
 
@@ -109,7 +109,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) store: Option<PathBuf>,
 
-    /// Folder for what outlives the server [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
+    /// Folder for what outlives the cluster [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
     ///
     /// It records which version was committed last, for --resume.
     #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
@@ -189,7 +189,8 @@ pub(crate) struct Options {
 
     /// Memory of all instances of a worker together [default: its share of the machine's memory, or of the control group's]
     ///
-    /// The default is 80 % of the memory of the machine or of the control group, divided by the workers and one more.
+    /// The default is 80 % of the memory of the machine or of the control group, less the compiler's share, divided by the
+    /// workers.
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_worker_memory: Option<Size>,
 
@@ -238,8 +239,8 @@ pub(crate) struct Options {
 
     /// Percentage points by which errors may rise before a new version is rolled back [default: 5]
     ///
-    /// Compared is its share of errors (5xx, traps) with the old version's at the same time, after 20 answers. 100 never
-    /// rolls back.
+    /// Its share of errors (5xx, traps) is compared with the old version's latest answers, once it has given 20 itself. 100
+    /// never rolls back.
     #[arg(long, value_name = "PERCENT", help_heading = VERSIONS)]
     pub(crate) max_error_increase: Option<Percent>,
 
@@ -309,7 +310,8 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let span = humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 30s or 2m"))?;
+        let span =
+            humantime::parse_duration(text).map_err(|_| "expected a time with its unit; write 500ms, 30s or 2m")?;
         if span > MAX_SPAN { Err(format!("the limit is {} days", MAX_SPAN.as_secs() / 86_400)) } else { Ok(Self(span)) }
     }
 }
@@ -786,6 +788,9 @@ impl Granted {
     ) -> anyhow::Result<Self> {
         let mut variables = BTreeMap::new();
         for name in inherited {
+            if let Some((name, value)) = name.split_once('=') {
+                bail!("--env-inherit takes only a name; write --env {name}={value}");
+            }
             let value = std::env::var(&name).map_err(|error| {
                 anyhow::anyhow!("--env-inherit {name}: {error}; set it, or say its value with --env {name}=VALUE")
             })?;
@@ -797,8 +802,11 @@ impl Granted {
         ensure!(hosts.len() <= MAX_GRANTS, "--allow-host is given {} times; the limit is {MAX_GRANTS}", hosts.len());
         let dirs = dirs.into_iter().map(|dir| {
             let host = folders::absolute(&dir.host)?;
-            let metadata = std::fs::metadata(&host).with_context(|| format!("--dir {dir}"))?;
-            ensure!(metadata.is_dir(), "--dir {dir}: it is no folder");
+            let metadata = std::fs::metadata(&host).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => anyhow::anyhow!("--dir {dir}: there is no folder {}", host.display()),
+                _ => anyhow::anyhow!("--dir {dir}: {error}"),
+            })?;
+            ensure!(metadata.is_dir(), "--dir {dir}: {} is not a folder", host.display());
             Ok(DirGrant { host, ..dir })
         });
         Ok(Self {
@@ -822,7 +830,11 @@ fn check_name(name: &str) -> anyhow::Result<()> {
 /// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
 pub(crate) fn colours() -> bool {
     use std::io::IsTerminal;
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let is_plain = || {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        unwanted || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+    };
+    io::stderr().is_terminal() && !is_plain()
 }
 
 /// How many requests share an instance.
@@ -957,7 +969,7 @@ mod tests {
         check(Options { max_connections: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-connections");
         check(Options { env_inherit: vec!["NO_SUCH_VARIABLE".into()], ..Options::default() }, "NO_SUCH_VARIABLE: ");
         check(Options { dir: vec!["/no/such::/x".parse().unwrap()], ..Options::default() }, "--dir /no/such::/x");
-        check(Options { dir: vec!["/dev/null::/x".parse().unwrap()], ..Options::default() }, "no folder");
+        check(Options { dir: vec!["/dev/null::/x".parse().unwrap()], ..Options::default() }, "not a folder");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +65,7 @@ impl Committed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        Self::parse(&file).map(Some).with_context(|| format!("{}: remove it to start anew", path.display()))
+        Self::parse(&file).map(Some).map_err(|error| anyhow!("{}: {error:#}; remove it to start anew", path.display()))
     }
 
     /// What is run next is in the file: it must be ours.

@@ -284,6 +284,6 @@ fn inspect_names_what_must_be_granted() {
         assert!(grants.contains(&"--allow-host".into()) && grants.contains(&"--dir".into()), "{report}");
         assert_eq!(report["limits"]["max-memory"], "32MiB");
         let text = inspect(name, &[]).stdout;
-        assert!(text.contains("says no unless granted: --allow-host") && text.contains("no flag grants it"), "{text}");
+        assert!(text.contains("denied unless granted by --allow-host") && text.contains("no flag grants it"), "{text}");
     }
 }

@@ -149,7 +149,7 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::GET, "/config", "", 200, "{\"wasmcluster.log-level\":\"info\"}"),
         (Method::GET, "/reload", "", 405, "use POST"),
         (Method::POST, "/reload", "{\"app\":\"relative.wasm\"}", 409, "not an absolute path"),
-        (Method::POST, "/rollback", "{}", 409, "no previous generation"),
+        (Method::POST, "/rollback", "{}", 409, "no version was served before this one"),
         (Method::GET, "/", "", 404, "POST /reload"),
         (Method::POST, "/scale", "", 400, "the body"),
         (Method::POST, "/scale", "{\"workers\":0}", 400, "the body"),
@@ -198,7 +198,7 @@ async fn the_log_level_changes_everywhere_without_a_restart() {
         std::net::TcpStream::connect(cluster.address()).unwrap().write_all(b"nonsense\r\n\r\n").unwrap();
     };
     let set = config(&["set", "wasmcluster.log-level=debug"]);
-    assert_eq!((set.code, set.stdout.as_str(), set.stderr.as_str()), (Some(0), "", ""));
+    assert_eq!((set.code, set.stdout.as_str(), set.stderr.as_str()), (Some(0), "wasmcluster.log-level=debug\n", ""));
     assert_eq!(config(&["get", "wasmcluster.log-level"]).stdout, "debug\n");
     assert_eq!(cluster.ready(), workers);
     let told = |id: u64| {

@@ -203,7 +203,10 @@ fn status_tells_for_how_long_a_reload_takes() {
     });
     assert!(uptime > status["uptime_ms"].as_u64());
     let table = cluster.command(&["status"]).stdout;
-    assert!(table.contains("\nreloading to generation 2 for ") && table.contains(": canary, 0 of 2 slots"), "{table}");
+    assert!(
+        table.contains("\nreloading to generation 2, ") && table.contains(" so far: canary, 0 of 2 slots"),
+        "{table}"
+    );
     assert_eq!(cluster.command(&["stop", "--now"]).code, Some(0));
     assert_eq!(reload.wait().code(), Some(1));
 }

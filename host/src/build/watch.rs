@@ -71,6 +71,7 @@ pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
     let plan = Plan::read(folder)?;
     let mut sources = Sources::of(&plan);
     let digest = if watch { Some(sources.look(&Bell::default())?) } else { None };
+    say(format_args!("Building {}…", folder.display()));
     let outcome = plan.carry_out();
     let component = outcome.component?;
     tell(&component);

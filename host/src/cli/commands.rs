@@ -52,7 +52,9 @@ pub(super) async fn scale(client: &Client, scale: Scale) -> Result<(), CommandEr
         let ready = status.workers.iter().filter(|worker| worker.state == "ready").count();
         if ready == wanted && status.workers.len() == wanted {
             let workers = if to == 1 { "worker" } else { "workers" };
-            return Ok(print(format!("{from} → {to} {workers}\n").as_bytes()).map_err(anyhow::Error::from)?);
+            let said =
+                if from == to { format!("{to} {workers} already\n") } else { format!("{from} → {to} {workers}\n") };
+            return Ok(print(said.as_bytes()).map_err(anyhow::Error::from)?);
         }
         if Instant::now() >= deadline {
             let error =
@@ -72,6 +74,9 @@ pub(super) async fn wait_ready(client: &Client, patience: Duration) -> Result<St
             && status.serves()
         {
             return seen;
+        }
+        if seen.as_ref().is_ok_and(|status| status.state == "stopping") {
+            return Err(anyhow!("the cluster is stopping").into());
         }
         if Instant::now() >= deadline {
             let state = seen?.state;
@@ -177,7 +182,10 @@ pub(super) async fn config_get(client: &Client, key: Option<&str>) -> Result<(),
 
 /// Changes values, and waits until every worker goes by them.
 pub(super) async fn config_set(client: &Client, entries: Vec<(String, String)>) -> Result<(), CommandError> {
-    client.configure(&entries.into_iter().collect()).await
+    let entries = entries.into_iter().collect();
+    client.configure(&entries).await?;
+    let said: String = entries.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+    Ok(print(said.as_bytes()).map_err(anyhow::Error::from)?)
 }
 
 #[cfg(test)]

@@ -17,12 +17,17 @@ pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<()
         Some(store) => (store, Readers::Everybody),
         None => (default_store(app.clone()).map_err(Failure::Usage)?, Readers::Owner),
     };
-    let app = if app.is_dir() { build_folder(&app).map_err(Failure::refuse)? } else { app };
+    let app = if app.is_dir() {
+        build_folder(&app).map_err(|failure| match failure {
+            Failure::Error(error) => Failure::Refused(error),
+            other => other,
+        })?
+    } else {
+        app
+    };
     let begun = Instant::now();
     let prepared = artifact::prepare(&app, &store, readers).map_err(|error| match error {
-        Unprepared::Refused(error) => {
-            Failure::Error(error.context(format!("cannot compile {}", app.display()))).refuse()
-        }
+        Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {}", app.display()))),
         Unprepared::Store(error) => Failure::Error(error),
     })?;
     print(summary(&prepared, begun).as_bytes()).map_err(|error| Failure::Error(error.into()))

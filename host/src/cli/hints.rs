@@ -11,6 +11,8 @@ pub(super) fn improve(mut error: clap::Error) -> clap::Error {
     }
     let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else { return error };
     if !given.starts_with("--") {
+        // A short flag, or a value below zero: no file is called so.
+        error.remove(ContextKind::Suggested);
         return error;
     }
     let word = given.trim_start_matches('-').replace('_', "-").to_ascii_lowercase();
@@ -37,6 +39,8 @@ mod tests {
             ("--log_level", Some("'--log-level'")),
             ("--wokers", Some("'--workers'")),
             ("--zzzzzz", None),
+            ("-1", None),
+            ("-p", None),
         ] {
             let error = improve(Cli::try_parse_from(["wasmcluster", "serve", "app.wasm", flag, "1"]).unwrap_err());
             let error = error.to_string();

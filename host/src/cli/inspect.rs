@@ -107,8 +107,8 @@ fn for_people(report: &Report<'_>) -> String {
     let width = imports.iter().map(|import| import.name.len()).max().unwrap_or(0);
     for Import { name, needs } in imports {
         let note = match (needs.access, needs.flag) {
-            (_, Some(flag)) => format!("says no unless granted: {flag}"),
-            ("denied", _) => "says no; no flag grants it".into(),
+            (_, Some(flag)) => format!("denied unless granted by {flag}"),
+            ("denied", _) => "denied; no flag grants it".into(),
             ("unknown", _) => "not provided".into(),
             _ => String::new(),
         };

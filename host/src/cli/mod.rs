@@ -80,7 +80,7 @@ enum Command {
     New(NewArgs),
     /// Build the component of a folder
     Build(BuildArgs),
-    /// Compile a component into an artifact store, for an image of a container or a machine that shall start quickly
+    /// Compile a component into an artifact store, for a container image or a machine that must start quickly
     Compile(CompileArgs),
     /// Show what a running cluster does
     #[command(visible_alias = "ls")]
@@ -92,9 +92,9 @@ enum Command {
     Reload(ReloadArgs),
     /// Bring a running cluster back to the version before
     Rollback(RollbackArgs),
-    /// Follow what happens in a running cluster, as a line of JSON an event
+    /// Follow what happens in a running cluster: one line of JSON per event
     Events(EventsArgs),
-    /// Change the number of workers, and wait until it is so
+    /// Change the number of workers, and wait until they are ready
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
     Stop(StopArgs),
@@ -110,7 +110,7 @@ enum Command {
     wasmcluster serve --listen 127.0.0.1:0 --workers 1 app.wasm\n  \
     wasmcluster serve --watch .\n  \
     wasmcluster serve --listen [::]:8080 --listen unix:/run/app.sock --env GREETING=hello app.wasm\n\n\
-    Of a folder, what `wasmcluster build` makes of it is served.\n\n\
+    A folder is built first, as by `wasmcluster build`.\n\n\
     Flags can also stand in a file, by the same names; the command line wins:\n  \
     listen = [\"0.0.0.0:8080\"]\n  \
     workers = 4\n  \
@@ -134,7 +134,7 @@ struct ServeArgs {
 #[command(after_help = "Examples:\n  \
     wasmcluster new shop\n  \
     wasmcluster new shop --template stream\n\n\
-    The project has its name from the folder, a test, and all that it needs but what comes from public registries.")]
+    The project is named after its folder, and comes with a test.")]
 struct NewArgs {
     /// The folder to make; if it is there, it must be empty
     #[arg(value_name = "DIR")]
@@ -179,7 +179,7 @@ struct CompileArgs {
     app: Option<PathBuf>,
 
     /// A store that every user may read, and use if it is root's [default: the store of `serve`, which is for its owner]
-    #[arg(short = 'o', long, value_name = "STORE")]
+    #[arg(short = 'o', long, value_name = "DIR")]
     store: Option<PathBuf>,
 }
 
@@ -187,8 +187,8 @@ struct CompileArgs {
 #[command(after_help = "Examples:\n  \
     wasmcluster inspect app.wasm\n  \
     wasmcluster inspect app.wasm --json | jq .grants\n\n\
-    Takes the flags and the configuration file of `serve`, and shows the limits that they make. Exits with 1 if the \
-    component could not be served.")]
+    Takes the flags and the configuration file of `serve`, and shows the limits for requests and guests that follow \
+    from them. Exits with 1 if the component could not be served.")]
 struct InspectArgs {
     #[command(flatten)]
     serve: ServeArgs,
@@ -235,7 +235,7 @@ struct StatusArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  wasmcluster scale 8\n  wasmcluster scale +1\n  wasmcluster scale -1 --name shop")]
 struct ScaleArgs {
-    /// How many workers there shall be; with a sign, how many more or fewer
+    /// The number of workers; with a sign, how many more or fewer
     #[arg(value_name = "[+-]N", allow_negative_numbers = true)]
     scale: Scale,
 
@@ -246,8 +246,9 @@ struct ScaleArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:\n  \
     0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is no component, does not link or \
-    does not compile\n  4 a gate failed, rolled back\n  5 timed out, rolled back\n  6 another change is under way\n  \
-    7 no server\n\n\
+    does not compile\n  4 it did worse than the old version, and was rolled back\n  5 timed out, rolled back\n  \
+    6 the cluster is busy with another change\n  7 no cluster is running under that name\n  8 served, but not written to \
+    the state folder: --resume would start the version before\n\n\
     Examples:\n  \
     wasmcluster reload\n  \
     wasmcluster reload app-v2.wasm --timeout 1m\n  \
@@ -267,16 +268,14 @@ struct ReloadArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "An earlier version comes back as a new generation, after a short canary and without a soak. Said again, \
-    it goes further back. Exit codes as of `reload`.\n\n\
+#[command(after_help = "An earlier version comes back as a new generation, after a short canary and without a soak. \
+    Repeated, it goes further back. Exit codes as of `reload`.\n\n\
     Examples:\n  \
     wasmcluster rollback\n  \
-    wasmcluster rollback --to 3"
-)]
+    wasmcluster rollback --to 3")]
 struct RollbackArgs {
     /// The generation to bring back; the last 8 are kept [default: the one before]
-    #[arg(long, value_name = "GENERATION")]
+    #[arg(long, value_name = "GENERATION", value_parser = generation)]
     to: Option<u64>,
 
     #[command(flatten)]
@@ -289,7 +288,7 @@ struct RollbackArgs {
 /// How a change of the version may go.
 #[derive(Debug, Args)]
 struct TermsArgs {
-    /// How long it may take, compilation included, before it is rolled back [default: 5m]
+    /// How long it may take, from the command to the commit, before it is rolled back [default: 5m]
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
 
@@ -324,7 +323,10 @@ impl TermsArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Requests that were begun are finished, within the cluster's --shutdown-timeout.")]
+#[command(after_help = "Requests that were begun are finished, within the cluster's --shutdown-timeout.\n\n\
+    Examples:\n  \
+    wasmcluster stop\n  \
+    wasmcluster stop --name shop --now")]
 struct StopArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -356,7 +358,9 @@ struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Print all keys with their values, or the value of one key
+    #[command(after_help = "Example: wasmcluster config get wasmcluster.log-level")]
     Get {
+        /// The key whose value to print [default: all]
         #[arg(value_name = "KEY")]
         key: Option<String>,
 
@@ -364,13 +368,19 @@ enum ConfigCommand {
         cluster: ClusterArgs,
     },
     /// Change values in every worker, without a restart; all of them, or none
+    #[command(after_help = "Example: wasmcluster config set wasmcluster.log-level=debug")]
     Set {
+        /// What to change; `wasmcluster config get` lists the keys
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = parse_entry)]
         entries: Vec<(String, String)>,
 
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+}
+
+fn generation(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected the number of a generation, as `wasmcluster status` shows it".into())
 }
 
 fn parse_entry(text: &str) -> Result<(String, String), String> {
@@ -394,6 +404,8 @@ enum Failure {
     Error(anyhow::Error),
     Command(CommandError),
     Reload(Ended),
+    /// The component cannot be served, and nothing depends on it.
+    Refused(anyhow::Error),
 }
 
 impl From<NoPlan> for Failure {
@@ -444,6 +456,7 @@ pub fn main() -> ExitCode {
         Err(Failure::Command(error @ CommandError::NoServer(_))) => (error.to_string(), exit::NO_SERVER),
         Err(Failure::Command(error @ CommandError::Busy(_))) => (error.to_string(), exit::BUSY),
         Err(Failure::Reload(ended)) => explain(&ended),
+        Err(Failure::Refused(error)) => (format!("{error:#}"), exit::REFUSED),
         Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
     logging::complain(&message);
@@ -605,7 +618,8 @@ fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
     };
     let options = args.options.or(options);
     let is_development = options.watch && app.is_dir();
-    let settings = Settings::new(app, if is_development { options.for_development() } else { options })?;
+    let settings = Settings::new(app, if is_development { options.for_development() } else { options });
+    let settings = settings.map_err(|error| file.locate(error))?;
     Ok(Settings { file: Some(file), ..settings })
 }
 
@@ -617,8 +631,8 @@ fn app_or_project(app: Option<PathBuf>) -> anyhow::Result<PathBuf> {
             Ok(_) => Ok(here),
             Err(NoPlan::File(error)) => Err(error),
             Err(_) => Err(anyhow::anyhow!(
-                "say which component: APP is a .wasm file, or a folder to build it from; the current folder is none, it has \
-                 neither a Cargo.toml nor a wasmcluster.toml with a [build]"
+                "say which component: APP is a .wasm file, or a folder to build it from; the current folder cannot be \
+                 built, for it has neither a Cargo.toml nor a wasmcluster.toml with a [build]"
             )),
         };
     };

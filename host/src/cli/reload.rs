@@ -68,6 +68,7 @@ pub(super) fn served(generation: &GenerationStatus) -> String {
         Some(ms) => format!("first served {} ago", humantime::format_duration(Duration::from_secs(ms / 1000))),
         None => "first served before this server was started".into(),
     };
+    let digest = digest.get(..19).unwrap_or(digest);
     format!("generation {current} is served: {} ({digest}), {age}\n", source.display())
 }
 
@@ -76,7 +77,7 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
     let mut display = Display::new(show);
     let mut unread = Vec::new();
     while let Some(frame) = lines.frame().await {
-        let frame = frame.context("the primary's answer broke off")?;
+        let Ok(frame) = frame else { break };
         unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
         while let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = unread.drain(..=end).collect();
@@ -90,7 +91,7 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
             }
         }
     }
-    Err(anyhow!("the primary ended in the middle of it"))
+    Err(anyhow!("the cluster ended in the middle of it; see its log"))
 }
 
 enum Display {
@@ -171,11 +172,16 @@ fn style(phase: &Phase) -> ProgressStyle {
 
 fn describe(phase: &Phase) -> String {
     let generation = phase.generation.map_or_else(String::new, |generation| format!("generation {generation}: "));
-    let lasts = phase.lasts_ms.map_or_else(String::new, |ms| format!(" for {:?}", Duration::from_millis(ms)));
+    let lasts = match phase.lasts_ms {
+        None | Some(0) => String::new(),
+        Some(ms) => format!(" for {:?}", Duration::from_millis(ms)),
+    };
     let what = match phase.phase.as_str() {
         "compiling" => "compiling".to_owned(),
-        "canary" => format!("a canary has to be well{lasts}"),
+        "canary" if lasts.is_empty() => "starting a first worker".to_owned(),
+        "canary" => format!("a first worker must stay healthy{lasts}"),
         "rolling" => "rolling, slot by slot".to_owned(),
+        "soaking" if lasts.is_empty() => "all slots have it".to_owned(),
         "soaking" => format!("all slots have it; watching{lasts}"),
         "committed" => "committed".to_owned(),
         "rolling_back" => format!("rolling back: {}", phase.reason.as_deref().unwrap_or("no reason")),
@@ -193,7 +199,7 @@ mod tests {
     fn what_the_primary_tells_is_understood() {
         let line = br#"{"time":"t","event":"reload","generation":2,"phase":"canary","lasts_ms":1000,"new_field":1}"#;
         let Ok(Told::Reload(phase)) = serde_json::from_slice(line) else { panic!() };
-        assert_eq!(describe(&phase), "generation 2: a canary has to be well for 1s");
+        assert_eq!(describe(&phase), "generation 2: a first worker must stay healthy for 1s");
         let line = br#"{"time":"t","event":"reload_ended","generation":null,"result":"refused","reason":"no"}"#;
         let Ok(Told::ReloadEnded(ended)) = serde_json::from_slice(line) else { panic!() };
         assert_eq!(

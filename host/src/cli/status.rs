@@ -31,7 +31,10 @@ fn table(status: &Status) -> String {
     let digest = generation.digest.get(..19).unwrap_or(&generation.digest);
     text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
-    let headings = ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "ACTIVE", "CONNS", "RESTARTS", "MEMORY"];
+    // While there are two versions, it matters more who runs which.
+    let is_mixed = status.workers.iter().any(|worker| worker.generation != generation.current);
+    let last = if is_mixed { "GENERATION" } else { "RESTARTS" };
+    let headings = ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "ACTIVE", "CONNS", last, "MEMORY"];
     let mut rows = vec![headings.map(String::from)];
     rows.extend(status.workers.iter().map(|worker| {
         [
@@ -43,7 +46,7 @@ fn table(status: &Status) -> String {
             short(worker.requests),
             short(worker.in_flight),
             short(worker.connections),
-            short(worker.restarts),
+            if is_mixed { worker.generation.to_string() } else { short(worker.restarts) },
             bytesize::ByteSize(worker.rss_bytes).display().iec_short().to_string(),
         ]
     }));
@@ -86,7 +89,7 @@ fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status
         let generation = generation.map_or_else(String::new, |generation| format!(" to generation {generation}"));
         let slots = if *of == 1 { "slot" } else { "slots" };
         let lasts = duration(*elapsed_ms);
-        text.push_str(&format!("reloading{generation} for {lasts}: {phase}, {rolled} of {of} {slots}\n"));
+        text.push_str(&format!("reloading{generation}, {lasts} so far: {phase}, {rolled} of {of} {slots}\n"));
     }
     if *degraded {
         text.push_str("degraded: workers crash again and again, or do not start\n");
@@ -241,7 +244,7 @@ mod tests {
         let table = table(&status(reload, &[]));
         for part in [
             "shop: running for 1h00m, pid 4194304\n",
-            "reloading to generation 8 for 4s: rolling, 1 of 2 slots\n",
+            "reloading to generation 8, 4s so far: rolling, 1 of 2 slots\n",
             "degraded: ",
             "\n1 request, ",
             " 1 crash\n",
@@ -249,6 +252,17 @@ mod tests {
         ] {
             assert!(table.contains(part), "{part:?} in {table}");
         }
+    }
+
+    #[test]
+    fn while_there_are_two_versions_the_table_says_who_runs_which() {
+        let mut next = worker("ready", "incumbent", None, 2);
+        next["generation"] = json!(8);
+        let rows = |workers: &[Value]| table(&status(Value::Null, workers));
+        let one = rows(&[worker("ready", "incumbent", None, 1)]);
+        assert!(one.contains("RESTARTS") && !one.contains("GENERATION"), "{one}");
+        let two = rows(&[worker("ready", "incumbent", None, 1), next]);
+        assert!(two.contains("GENERATION") && two.contains(" 7 ") && two.contains(" 8 "), "{two}");
     }
 
     #[test]

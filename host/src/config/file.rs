@@ -69,6 +69,9 @@ fn explain(message: &str, place: &Place<'_>) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     let found = names.next().unwrap_or_default();
     if message.starts_with("unknown field") {
+        if place.line.trim_start().starts_with('[') {
+            return unknown_table(found);
+        }
         return unknown(found, &names.collect::<Vec<_>>());
     }
     if message.starts_with("missing field") {
@@ -77,8 +80,17 @@ fn explain(message: &str, place: &Place<'_>) -> String {
     if message.starts_with("duplicate key") {
         return "this key is there already".into();
     }
+    if place.line.trim_start().starts_with("[[") {
+        let name = place.line.trim().trim_matches(['[', ']']);
+        return format!("this is a list of tables; write [{name}]");
+    }
     let Some(key) = place.key else { return message.trim_end().to_owned() };
-    let is_type = message.starts_with("invalid type") || message.starts_with("invalid value: integer");
+    let has_no_value = place.line.split_once('=').is_some_and(|(_, value)| value.trim().is_empty());
+    if let Some(example) = example(key).filter(|_| has_no_value) {
+        return format!("`{key}` has no value; write {example}");
+    }
+    let is_type =
+        ["invalid type", "invalid value: integer", "wanted string"].iter().any(|start| message.starts_with(start));
     match (place.table, example(key)) {
         (Some("env"), _) if is_type => {
             let misplaced = if example(key).is_some() { ", or put the key above [env]" } else { "" };
@@ -91,6 +103,13 @@ fn explain(message: &str, place: &Place<'_>) -> String {
         }
         (_, Some(_)) => format!("`{key}`: {}", message.trim_end()),
         _ => message.trim_end().to_owned(),
+    }
+}
+
+fn unknown_table(name: &str) -> String {
+    match name {
+        "environment" | "vars" | "variables" => format!("unknown table [{name}]; did you mean [env]?"),
+        _ => format!("unknown table [{name}]; there are [env] and [build], and all other keys stand above them"),
     }
 }
 
@@ -126,7 +145,7 @@ fn value_name(flag: &Arg) -> String {
 
 /// What kind of value it takes.
 fn form(key: &str) -> &'static str {
-    let Some(flag) = flag(key) else { return "a table" };
+    let Some(flag) = flag(key) else { return if key == "build" { "a table" } else { "a string" } };
     match (flag.get_action(), value_name(&flag).as_str()) {
         (ArgAction::SetTrue, _) => "true or false",
         (_, "K=V") => "a table",
@@ -206,6 +225,12 @@ mod tests {
                 "[env]\nA = \"1\"\nworkers = 4",
                 "line 3: the values of [env] are strings; write workers = \"…\", or put the key above [env]\n  3 | workers = 4",
             ),
+            ("[[env]]\nA = 1", "line 1: this is a list of tables; write [env]\n  1 | [[env]]"),
+            ("[server]\nworkers = 2", "line 1: unknown table [server]; there are [env] and [build]"),
+            ("[environment]\nA = \"1\"", "line 1: unknown table [environment]; did you mean [env]?"),
+            ("[build]\ncommand = [\"npm\"]", "line 2: `command` takes a string; write command = \"npm run build\""),
+            ("workers =", "line 1: `workers` has no value; write workers = 4"),
+            ("log-format = 1", "line 1: `log-format` takes a string; write log-format = \"json\""),
             ("dir = [\n  \"./data::/data\",\n  \"data\",\n]", "line 1: `dir`: "),
         ] {
             let error = parse(text).unwrap_err();

@@ -37,6 +37,25 @@ impl SettingsFile {
         Self::at(if has_none { Path::new(DEFAULT_FILE) } else { &in_app })
     }
 
+    /// An error about a flag's value, with the line that says it, if it is this file that does.
+    pub(crate) fn locate(&self, error: anyhow::Error) -> anyhow::Error {
+        let text = format!("{error:#}");
+        let is_part_of_key = |c: char| c.is_ascii_lowercase() || c == '-';
+        let Some(key) = text.strip_prefix("--").and_then(|rest| rest.split(|c| !is_part_of_key(c)).next()) else {
+            return error;
+        };
+        let is_flag = |word: &str| word.strip_prefix("--").is_some_and(|word| word.split('=').next() == Some(key));
+        if std::env::args_os().any(|word| word.to_str().is_some_and(is_flag)) {
+            return error;
+        }
+        let says_it = |line: &str| line.split_once('=').is_some_and(|(said, _)| said.trim() == key);
+        let file = fs::read_to_string(&self.path).unwrap_or_default();
+        match file.lines().position(says_it) {
+            Some(index) => anyhow::anyhow!("{}, line {}: {text}", self.path.display(), index + 1),
+            None => error,
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -120,6 +139,12 @@ mod tests {
             let changes = file.changes();
             assert_eq!(changes.is_some(), expected.is_some(), "{text}: {changes:?}");
             assert!(changes.unwrap_or_default().contains(expected.unwrap_or_default()), "{text}");
+        }
+        write("soak = \"1s\"\nworkers = 5000");
+        let located = |text: &str| file.locate(anyhow::anyhow!("{text}")).to_string();
+        assert!(located("--workers 5000 is over the limit").ends_with(", line 2: --workers 5000 is over the limit"));
+        for text in ["--name is too long", "no flag", "--"] {
+            assert_eq!(located(text), text);
         }
         fs::remove_file(&path).unwrap();
         assert!(file.changes().unwrap().contains("([env], soak, workers)"));

@@ -327,10 +327,10 @@ async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sende
 pub(crate) enum CommandError {
     #[error(
         "no cluster is running with the control socket {0}; start one with `wasmcluster serve`, or name another with \
-         --name or --control"
+         --name or --control: `wasmcluster status --all` lists yours"
     )]
     NoServer(PathBuf),
-    #[error("the cluster refuses: {0}")]
+    #[error("the cluster refused: {0}")]
     Refused(String),
     #[error("the cluster is busy: {0}")]
     Busy(String),

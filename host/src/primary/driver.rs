@@ -629,8 +629,10 @@ impl<'a> Driver<'a> {
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });
         self.save_commit();
         let workers = self.settings.workers;
-        let (_, deployment) = self.generations.current();
-        tracing::info!(workers, digest = deployment.compiled.digest, "serving {}", self.settings.app.display());
+        let (generation, deployment) = self.generations.current();
+        let doing = if generation == Generation(1) { "serving" } else { "serving what was committed last:" };
+        let (digest, source) = (&deployment.compiled.digest, deployment.source.display());
+        tracing::info!(workers, generation = generation.0, digest, "{doing} {source}");
     }
 
     fn worker_ended(&mut self, worker: WorkerId, how: String) {

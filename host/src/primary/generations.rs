@@ -12,6 +12,8 @@ use crate::state_file::{Committed, Version};
 /// Versions that can be brought back, the one that is served included. Each keeps two descriptors open, and its native code
 /// in memory.
 const MAX_HISTORY: usize = 8;
+/// Characters that tell one digest from another for a person.
+const SHOWN_OF_DIGEST: usize = 19;
 
 /// The generations of a running cluster that have workers, may get some, or may be brought back.
 #[derive(Debug)]
@@ -28,7 +30,9 @@ struct Known {
     deployment: Rc<Deployment>,
     before: Before,
     is_committed: bool,
-    /// When this version, under whatever number, was first committed by this primary.
+    /// A primary before this one served it.
+    is_older: bool,
+    /// When this version, under whatever number, was first committed by this primary, unless it is older.
     since: Option<Instant>,
 }
 
@@ -55,21 +59,25 @@ pub(super) enum Origin {
 impl Generations {
     pub(super) fn new(current: Generation, deployment: Deployment, remembered: Option<Version>) -> Self {
         let before = if remembered.is_some() { Before::Remembered } else { Before::Nothing };
-        // Of one that is resumed, nobody knows.
-        let since = (current == Generation(1)).then(Instant::now);
-        let first = Known { deployment: Rc::new(deployment), before, is_committed: true, since };
+        // Of one that is resumed, nobody knows since when.
+        let is_older = current != Generation(1);
+        let since = (!is_older).then(Instant::now);
+        let first = Known { deployment: Rc::new(deployment), before, is_committed: true, is_older, since };
         Self { known: BTreeMap::from([(current, first)]), current, remembered, last: current }
     }
 
     /// Takes in a candidate under a number that no generation had before.
     pub(super) fn add(&mut self, deployment: Rc<Deployment>, origin: Origin) -> Generation {
-        let (before, since) = match origin {
-            Origin::Compiled => (Before::Kept(self.current), None),
-            Origin::Kept(kept) => self.known.get(&kept).map_or((Before::Nothing, None), |it| (it.before, it.since)),
-            Origin::Remembered => (Before::Nothing, None),
+        let (before, is_older, since) = match origin {
+            Origin::Compiled => (Before::Kept(self.current), false, None),
+            Origin::Kept(kept) => match self.known.get(&kept) {
+                Some(it) => (it.before, it.is_older, it.since),
+                None => (Before::Nothing, true, None),
+            },
+            Origin::Remembered => (Before::Nothing, true, None),
         };
         self.last = Generation(self.last.0 + 1);
-        self.known.insert(self.last, Known { deployment, before, is_committed: false, since });
+        self.known.insert(self.last, Known { deployment, before, is_committed: false, is_older, since });
         self.last
     }
 
@@ -77,7 +85,9 @@ impl Generations {
     pub(super) fn commit(&mut self, candidate: Generation) {
         if let Some(known) = self.known.get_mut(&candidate) {
             known.is_committed = true;
-            known.since.get_or_insert_with(Instant::now);
+            if !known.is_older {
+                known.since.get_or_insert_with(Instant::now);
+            }
             self.current = candidate;
         }
         self.forget_others();
@@ -131,19 +141,32 @@ impl Generations {
         if generation == self.current {
             return Err(format!("generation {generation} is what is served"));
         }
-        self.known.get(&generation).filter(|known| known.is_committed).map(|known| &known.deployment).ok_or_else(|| {
-            let others = self.known.iter().filter(|(number, known)| known.is_committed && **number != self.current);
-            let others: Vec<String> = others
-                .map(|(number, known)| {
-                    let Deployment { source, compiled, .. } = &*known.deployment;
-                    format!("{number} ({}, {})", source.display(), compiled.digest)
-                })
-                .collect();
-            match others[..] {
-                [] => format!("generation {generation} is not known, nor is any other but the one that is served"),
-                _ => format!("generation {generation} is not known; those that are: {}", others.join(", ")),
-            }
+        let found = self.known.get(&generation).filter(|known| known.is_committed).map(|known| &known.deployment);
+        found.ok_or_else(|| match self.others() {
+            Some(others) => format!("generation {generation} is not known; those that are: {others}"),
+            None => format!("generation {generation} is not known, nor is any other but the one that is served"),
         })
+    }
+
+    /// Why there is nothing to go back to.
+    pub(super) fn no_previous(&self) -> String {
+        match self.others() {
+            Some(others) => format!("no version was served before this one; give --to one of {others}"),
+            None => "no version was served before this one".into(),
+        }
+    }
+
+    /// What can be brought back by number.
+    fn others(&self) -> Option<String> {
+        let others = self.known.iter().filter(|(number, known)| known.is_committed && **number != self.current);
+        let others: Vec<String> = others
+            .map(|(number, known)| {
+                let Deployment { source, compiled, .. } = &*known.deployment;
+                let digest = compiled.digest.get(..SHOWN_OF_DIGEST).unwrap_or(&compiled.digest);
+                format!("{number} ({}, {digest})", source.display())
+            })
+            .collect();
+        (!others.is_empty()).then(|| others.join(", "))
     }
 }
 

@@ -55,7 +55,7 @@ impl Deployment {
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         if !compiled.kept {
             tracing::warn!(
-                "the artifact store has no code of this component for this machine and cannot be written to: each start \
+                "the store has no code of this component for this machine and cannot be written to: each start \
                  compiles it again"
             );
         }

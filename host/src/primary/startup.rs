@@ -65,8 +65,9 @@ impl<'a> Startup<'a> {
     }
 
     fn stop<T>(&mut self) -> Option<T> {
-        tracing::info!("stopping");
+        tracing::info!("stopped before it served");
         self.events.publish(&Happening::Stopping);
+        self.events.publish(&Happening::Stopped { requests_cut: 0 });
         None
     }
 

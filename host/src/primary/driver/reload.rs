@@ -120,7 +120,7 @@ impl Driver<'_> {
             let plan = Plan { source, gates, deadline, wanted: Wanted::Always, origin: Origin::Remembered };
             self.compile(&ask, plan, listener)?;
         } else {
-            return Err("there is no previous generation to roll back to".to_owned().into());
+            return Err(self.generations.no_previous().into());
         }
         Ok(lines)
     }

@@ -206,7 +206,9 @@ impl Simulation {
                     let heartbeats = if process.hung_at.is_some() { 1 } else { beat };
                     let requests = served(process).as_millis() as u64;
                     let answers = Answers { all: requests, errors: requests * self.errors[&process.generation] / 100 };
-                    Vitals { heartbeats, requests, answers, ..Vitals::default() }
+                    // Of one that hangs, they are stuck.
+                    let in_flight = process.hung_at.map_or(0, |at| (self.now - at).as_millis() as u64);
+                    Vitals { heartbeats, requests, in_flight, answers, ..Vitals::default() }
                 };
                 let observed = self.processes.iter().map(|(&id, process)| (id, vitals(process))).collect();
                 for (worker, process) in &self.processes {
