@@ -80,6 +80,8 @@ struct Found {
     /// The open entry, with a shared lock: while anybody has it, the primary above all, the entry is not removed. None if
     /// it could not be kept.
     entry: Option<OwnedFd>,
+    /// Why it could not be kept, if that was tried.
+    unkept: Option<String>,
     /// Where that entry is.
     place: PathBuf,
     /// Whether it was there already.
@@ -197,12 +199,10 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<
     limits::restrain_compiler();
     let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
     let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None));
-    let found = found.map_err(|error| match error.is::<StoreError>() {
-        true => Unprepared::Store(error),
-        false => Unprepared::Refused(error),
-    })?;
+    let found = found.map_err(Unprepared::Refused)?;
     if found.entry.is_none() {
-        return Err(Unprepared::Store(anyhow::anyhow!("{}: it cannot be written to", StoreError(folder.into()))));
+        let reason = found.unkept.unwrap_or_else(|| "it cannot be written to".into());
+        return Err(Unprepared::Store(anyhow::anyhow!("{}: {reason}", StoreError(folder.into()))));
     }
     let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
     let Manifest { digest, http, .. } = found.manifest;
@@ -403,11 +403,14 @@ impl Store {
     /// nobody can have touched.
     fn insert(&self, key: &str, manifest: Manifest, component: &[u8], native: &[u8]) -> anyhow::Result<Found> {
         let place = self.folder.join(key);
-        let entry = match self.is_writable {
-            true => Some(self.write(&place, &manifest, component, native).context(StoreError(self.folder.clone()))?),
-            false => None,
+        // A full disk is no reason not to serve what was compiled.
+        let written = self.is_writable.then(|| self.write(&place, &manifest, component, native)).transpose();
+        let (entry, unkept) = match written {
+            Ok(entry) => (entry, None),
+            Err(error) => (None, Some(format!("{error:#}"))),
         };
-        Ok(Found { artifact: memfd::constant(c"wasmcluster-artifact", native)?, manifest, entry, place, cached: false })
+        let artifact = memfd::constant(c"wasmcluster-artifact", native)?;
+        Ok(Found { artifact, manifest, entry, unkept, place, cached: false })
     }
 
     /// Opens the entry that was written.
@@ -498,13 +501,14 @@ fn read_entry(entry: &Path) -> anyhow::Result<Found> {
     let artifact = memfd::constant(c"wasmcluster-artifact", &mut hashing)?;
     let digest = format!("sha256:{}", hex(&hashing.hasher.finalize()));
     ensure!(digest == manifest.artifact_digest, "the artifact was changed");
-    Ok(Found { manifest, artifact, entry: Some(open.into()), place: entry.into(), cached: true })
+    Ok(Found { manifest, artifact, entry: Some(open.into()), unkept: None, place: entry.into(), cached: true })
 }
 
 /// The manifest of an entry, and its open file with a shared lock.
 fn read_manifest<M: DeserializeOwned>(entry: &Path) -> anyhow::Result<(M, File)> {
     let file = open_trusted(&entry.join(MANIFEST))?;
-    file.lock_shared()?;
+    // Whoever may read it can lock it, and must not be waited for.
+    file.try_lock_shared().context("somebody has locked it")?;
     let mut bytes = Vec::new();
     (&file).take(MAX_MANIFEST).read_to_end(&mut bytes)?;
     Ok((serde_json::from_slice(&bytes)?, file))

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::Interest;
@@ -45,7 +45,9 @@ pub(crate) fn with_default_signals(command: &mut Command) -> &mut Command {
 fn start_clean(descriptors: Option<(u64, u64)>) -> io::Result<()> {
     default_signals()?;
     if let Some((soft, hard)) = descriptors {
-        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        // Somebody may have lowered it since.
+        let hard = getrlimit(Resource::RLIMIT_NOFILE)?.1.min(hard);
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?;
     }
     // Ours are closed on exec anyway; this is for those that we were started with. Kernels before 5.11 do not know the flag.
     // SAFETY: descriptors are marked, none is closed here.

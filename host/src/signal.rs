@@ -8,6 +8,21 @@ use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+/// What libc keeps for itself, to cancel threads and to change the user of all: both as good as never.
+const LIBC_OWN: [i32; 2] = [32, 33];
+
+/// Ignores a signal, also one that libc's own functions refuse to touch.
+fn ignore(signal: i32) -> io::Result<()> {
+    // The kernel's form: the handler, flags, a restorer and the mask, each of eight bytes at least.
+    let action = [libc::SIG_IGN as u64, 0, 0, 0];
+    // SAFETY: the kernel reads the action, which is as long as it expects; ignoring runs no code of ours.
+    let set = unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+    };
+    Errno::result(set)?;
+    Ok(())
+}
+
 /// Takes these signals, by number, from their usual handling; the descriptor does not block. To be called before there are
 /// other threads, which inherit what is blocked.
 pub(crate) fn divert(signals: impl IntoIterator<Item = i32>) -> io::Result<SignalFd> {
@@ -29,6 +44,11 @@ pub(crate) fn divert(signals: impl IntoIterator<Item = i32>) -> io::Result<Signa
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &bits, std::ptr::null_mut::<u64>(), size_of::<u64>())
     };
     Errno::result(blocked)?;
+    // Libc takes its own two out of the mask again, when it starts its first thread. It asks for their handling only when it
+    // needs them, which nothing here makes it do.
+    for signal in LIBC_OWN.into_iter().filter(|signal| bits & 1 << (signal - 1) != 0) {
+        ignore(signal)?;
+    }
     // SAFETY: the set is initialised; only signals that the kernel knows are in it.
     let set = unsafe { SigSet::from_sigset_t_unchecked(set) };
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)

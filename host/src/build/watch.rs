@@ -3,7 +3,7 @@
 //! The primary itself neither looks at sources nor starts compilers: it sees a new component in place, and reloads.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,10 +71,8 @@ pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
     let plan = Plan::read(folder)?;
     let mut sources = Sources::of(&plan);
     let digest = if watch { Some(sources.look(&Bell::default())?) } else { None };
-    say(format_args!("Building {}…", folder.display()));
     let outcome = plan.carry_out();
     let component = outcome.component?;
-    tell(&component);
     sources.add(&outcome.uses);
     let handover = digest.map(|digest| Handover::new(folder, &sources, &component, digest)).transpose()?;
     Ok(Built { component, handover })
@@ -113,11 +111,11 @@ fn next_change(sources: &mut Sources, bell: &Bell, built: Option<u64>) -> anyhow
         if Some(last) != built && equal_looks >= SETTLED {
             return Ok(last);
         }
-        if equal_looks < SETTLED {
-            std::thread::sleep(LOOK_EVERY);
-        } else {
+        if equal_looks >= SETTLED {
             bell.wait(LOOK_EVERY);
         }
+        // What rings may be no source, and ring all the time.
+        std::thread::sleep(LOOK_EVERY);
         let seen = sources.look(bell)?;
         equal_looks = if seen == last { equal_looks.saturating_add(1) } else { 0 };
         last = seen;
@@ -147,7 +145,13 @@ pub(crate) fn builder_main() -> anyhow::Result<()> {
             let relay = Relay::start()?;
             let built = build_once(&folder, watch).map_err(|error| format!("{error:#}"));
             drop(relay);
-            return Ok(serde_json::to_writer(io::stdout(), &built)?);
+            serde_json::to_writer(io::stdout(), &built)?;
+            // The primary does not wait for this, as a terminal may take nothing.
+            io::stdout().flush()?;
+            if let Ok(built) = &built {
+                tell(&built.component);
+            }
+            return Ok(());
         }
     };
     logging::speak(format);

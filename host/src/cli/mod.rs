@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -45,6 +46,9 @@ mod exit {
     /// The new version is served, but a restart with `--resume` would start the one before it.
     pub(super) const UNSAVED: u8 = 8;
 }
+
+/// How long a server that ends tries to say why.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -438,10 +442,14 @@ impl Failure {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    let mut is_server = false;
     let ended = match role() {
         Some(ended) => ended.map_err(Failure::Error),
         None => match Cli::try_parse().map_err(hints::improve) {
-            Ok(cli) => run(cli.command),
+            Ok(cli) => {
+                is_server = matches!(cli.command, Command::Serve(_));
+                run(cli.command)
+            }
             Err(error) => {
                 // Whoever closed our output does not want to read it.
                 let _ = error.print();
@@ -459,7 +467,13 @@ pub fn main() -> ExitCode {
         Err(Failure::Refused(error)) => (format!("{error:#}"), exit::REFUSED),
         Err(Failure::Command(error)) => (format!("{error:#}"), exit::ERROR),
     };
-    logging::complain(&message);
+    // A server that has failed must end, though its terminal takes nothing any more: a service manager waits for that.
+    let (told, is_told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        logging::complain(&message);
+        drop(told.send(()));
+    });
+    let _ = is_told.recv_timeout(if is_server { TOLD_WITHIN } else { Duration::MAX });
     ExitCode::from(code)
 }
 
@@ -504,7 +518,8 @@ fn reloaded(ended: Ended, show: Show) -> Result<(), Failure> {
         _ => return Err(Failure::Reload(ended)),
     };
     if show == Show::People {
-        print(said.as_bytes()).map_err(|error| Failure::Error(error.into()))?;
+        // It is done, whoever reads that.
+        let _ = print(said.as_bytes());
     }
     Ok(())
 }
@@ -513,8 +528,11 @@ fn rolled_back(ended: Ended, client: &Client) -> Result<(), Failure> {
     if ended.result != ReloadResult::Committed {
         return Err(Failure::Reload(ended));
     }
-    let status = block_on(client.status())?;
-    print(reload::served(&status.generation).as_bytes()).map_err(|error| Failure::Error(error.into()))
+    // It is done, whether that can be told or not.
+    if let Ok(status) = block_on(client.status()) {
+        let _ = print(reload::served(&status.generation).as_bytes());
+    }
+    Ok(())
 }
 
 fn print(text: &[u8]) -> io::Result<()> {

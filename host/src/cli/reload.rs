@@ -82,7 +82,8 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
         while let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = unread.drain(..=end).collect();
             if show == Show::Json {
-                print(&line)?;
+                // It goes on, whoever reads that, and its end is the exit code.
+                let _ = print(&line);
             }
             match serde_json::from_slice(&line).context("the primary's answer does not parse")? {
                 Told::Reload(phase) => display.show(&phase),

@@ -64,13 +64,14 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
 
 /// From a name to a driver at work; ends early if it is told to.
 async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, volume: Volume) -> anyhow::Result<()> {
-    let binding = async { Ok(bind_all(&settings.listen, settings.backlog, output).await?) };
+    let binding = bind_all(&settings.listen, settings.backlog, output);
     let Some(listeners) = startup.during(&settings, "binding its addresses", Shown::ByItself, binding).await? else {
         return Ok(());
     };
     startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
     if settings.app.is_dir() {
         let doing = format!("building {}", settings.app.display());
+        output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
         let building = build_first(&settings.app, settings.watch, settings.logging.format);
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         let folder = Some(folders::absolute(&settings.app)?);
@@ -105,13 +106,22 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
     Control::bind(&settings.name, control, state)
 }
 
-async fn bind_all(addresses: &[ListenAddr], backlog: i32, output: &Output) -> Result<Vec<Listener>, BindError> {
+/// A name server may be silent, and the folder of a socket on a file system that hangs: that holds up nobody else.
+async fn bind_all(addresses: &[ListenAddr], backlog: i32, output: &Output) -> anyhow::Result<Vec<Listener>> {
     let deadline = Instant::now() + BIND_PATIENCE;
+    let named = addresses.to_owned();
     let mut listeners = Vec::new();
-    for binding in listener::resolve(addresses)? {
+    for mut binding in off_the_loop(move || Ok(listener::resolve(&named)?)).await? {
         let mut is_told = false;
         let bound = loop {
-            match binding.bind(&listeners, backlog) {
+            let already = listeners;
+            let work = move || {
+                let bound = binding.bind(&already, backlog);
+                Ok((binding, already, bound))
+            };
+            let bound;
+            (binding, listeners, bound) = off_the_loop(work).await?;
+            match bound {
                 Err(BindError::InUse(address)) if Instant::now() < deadline => {
                     if !is_told {
                         output.say(

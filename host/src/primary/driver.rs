@@ -79,6 +79,7 @@ enum News {
     ConfirmationIsLate,
     Saved(Saved),
     SavingIsLate,
+    SpawnDue,
     FileChanged,
 }
 
@@ -116,6 +117,8 @@ pub(super) struct Driver<'a> {
     started: Instant,
     supervisor: Supervisor,
     workers: BTreeMap<WorkerId, Running>,
+    /// Workers that are yet to be started: one a turn, as that takes milliseconds, and there may be hundreds.
+    to_spawn: VecDeque<(WorkerId, Slot, Generation)>,
     /// Where the workers' messages come together.
     hears: mpsc::Sender<(WorkerId, Heard)>,
     heard: mpsc::Receiver<(WorkerId, Heard)>,
@@ -176,6 +179,7 @@ impl<'a> Driver<'a> {
             started: Instant::now(),
             supervisor: Supervisor::new(settings.workers, first, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
+            to_spawn: VecDeque::new(),
             hears,
             heard,
             events,
@@ -225,6 +229,7 @@ impl<'a> Driver<'a> {
             let compilation_deadline = self.compilation_deadline();
             let saving_deadline = self.saving_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
+            let has_to_spawn = !self.to_spawn.is_empty();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
                 how = builder_ended(self.builder.as_ref()) => News::BuilderEnded(how),
@@ -238,11 +243,32 @@ impl<'a> Driver<'a> {
                 Some(saved) = self.saved.recv() => News::Saved(saved),
                 () = at(saving_deadline) => News::SavingIsLate,
                 () = watch.changed() => News::FileChanged,
+                () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
+            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate) {
+                self.hear_what_has_arrived().await;
+            }
             self.take(news);
             if self.file_changed && self.expect_calm().is_ok() {
                 self.file_changed = false;
                 self.reload_changed();
+            }
+        }
+    }
+
+    /// Before somebody is blamed for being late: the primary itself may be, as after a pause of all processes.
+    async fn hear_what_has_arrived(&mut self) {
+        for _ in 0..MAX_WORKERS {
+            // Lets the executor look at descriptors, then the tasks that read them.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            let mut is_silent = true;
+            while let Ok((worker, heard)) = self.heard.try_recv() {
+                is_silent = false;
+                self.hear(worker, heard);
+            }
+            if is_silent {
+                return;
             }
         }
     }
@@ -272,6 +298,7 @@ impl<'a> Driver<'a> {
             News::ConfirmationIsLate => self.replace_unconfirmed(),
             News::Saved(saved) => self.saved(saved),
             News::SavingIsLate => self.saving_is_late(),
+            News::SpawnDue => self.spawn_next(),
             News::Signal(Request::Grow) => self.scale_by_signal(1),
             News::Signal(Request::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
@@ -342,7 +369,9 @@ impl<'a> Driver<'a> {
     }
 
     fn stop(&mut self, haste: Haste) {
-        let active: u64 = self.workers.values().map(|running| running.process.stats.in_flight.get()).sum();
+        // The numbers are the workers' own: they may be any.
+        let in_flight = self.workers.values().map(|running| running.process.stats.in_flight.get());
+        let active = in_flight.fold(0, u64::saturating_add);
         match haste {
             // Whoever kills before that cuts without a word.
             Haste::Drain if active > 0 => {
@@ -417,7 +446,10 @@ impl<'a> Driver<'a> {
         }
         self.revision += 1;
         let revision = self.revision;
-        let missing: BTreeSet<WorkerId> = self.workers.keys().copied().collect();
+        let is_lost = |worker: &WorkerId| {
+            self.supervisor.describe(*worker).is_none_or(|found| found.state == WorkerState::Unkillable)
+        };
+        let missing: BTreeSet<WorkerId> = self.workers.keys().copied().filter(|worker| !is_lost(worker)).collect();
         let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
         self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
@@ -494,11 +526,11 @@ impl<'a> Driver<'a> {
 
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Spawn { worker, slot, generation } => {
-                return self
-                    .spawn(worker, slot, generation)
-                    .err()
-                    .map(|error| Event::SpawnFailed { worker, reason: format!("could not be started: {error}") });
+            Action::Spawn { worker, slot, generation } => self.to_spawn.push_back((worker, slot, generation)),
+            Action::SendDrain { worker } | Action::Abort { worker } | Action::Kill { worker }
+                if self.is_spared(worker) =>
+            {
+                return Some(Event::Exited { worker, how: "was not needed any more".into() });
             }
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
             Action::CloseListeners => self.listeners.clear(),
@@ -561,6 +593,7 @@ impl<'a> Driver<'a> {
                     "a worker does not die of SIGKILL: it waits in the kernel for a file system or a device. It is \
                      replaced and no longer waited for"
                 );
+                self.confirmed(worker, |_| true);
                 Happening::WorkerUnkillable { worker, pid }
             }
             Report::Degraded(degradation) => {
@@ -586,6 +619,19 @@ impl<'a> Driver<'a> {
             Why::MaxLifetime => "it has lived for --max-worker-lifetime".into(),
             Why::MaxRss => "its memory has grown to --max-worker-rss".into(),
         }
+    }
+
+    fn spawn_next(&mut self) {
+        let Some((worker, slot, generation)) = self.to_spawn.pop_front() else { return };
+        if let Err(error) = self.spawn(worker, slot, generation) {
+            self.tell(Event::SpawnFailed { worker, reason: format!("could not be started: {error}") });
+        }
+    }
+
+    /// Whether the worker was yet to be started; now it is not.
+    fn is_spared(&mut self, worker: WorkerId) -> bool {
+        let waiting = self.to_spawn.iter().position(|(waiting, ..)| *waiting == worker);
+        waiting.is_some_and(|place| self.to_spawn.remove(place).is_some())
     }
 
     fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: Generation) -> io::Result<()> {

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +18,17 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::folders::{self, Inode};
 use crate::listener::{is_stale, remove_socket};
+use crate::logging::one_line;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a lock file is opened anew that was removed just then, by whoever held it.
@@ -60,7 +62,7 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {}, control socket {}", self.pid, self.control.display())
+        write!(f, "process {}, control socket {}", self.pid, one_line(&self.control.to_string_lossy()))
     }
 }
 
@@ -80,6 +82,14 @@ impl Lock {
             options.create(true).truncate(false).read(true).write(true).mode(0o600);
             let file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path);
             let file = file.with_context(|| format!("cannot open the lock {}", path.display()))?;
+            let metadata = file.metadata()?;
+            // Another user's, in a folder that everybody can write to, would be held for ever; behind a second name may be
+            // any file.
+            ensure!(
+                metadata.is_file() && metadata.nlink() <= 1 && metadata.uid() == geteuid().as_raw(),
+                "the lock {} is not a file of yours; remove it, or choose another --control or --state-dir",
+                path.display()
+            );
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((file, Errno::EWOULDBLOCK)) => {
@@ -149,31 +159,59 @@ impl Held {
     fn take(name: &str, socket: &Path, state: Option<&Path>) -> anyhow::Result<(Self, UnixListener)> {
         let holder = Holder { pid: std::process::id(), control: folders::absolute(socket)? };
         let beside_state = state.map(|folder| folder.join(format!("{name}.lock")));
-        let paths = beside_state.into_iter().chain([socket.with_added_extension("lock")]);
+        let beside_socket = socket.with_added_extension("lock");
+        // They may be one.
+        let beside_state =
+            beside_state.filter(|path| folders::absolute(path).ok() != folders::absolute(&beside_socket).ok());
+        let paths = beside_state.into_iter().chain([beside_socket]);
         let locks = paths.map(|path| Lock::take(&path, name, &holder)).collect::<anyhow::Result<_>>()?;
         let (listener, bound) = listen(name, socket)?;
         Ok((Self { name: name.into(), socket: socket.into(), bound, holder, locks }, listener))
     }
 
     /// Makes again what is not in place any more. A new listener is one that clients reach instead of the old.
-    fn restore(&mut self) -> anyhow::Result<Option<UnixListener>> {
+    ///
+    /// A fault of one file is no reason to leave the others as they are; it is told beside.
+    fn restore(&mut self) -> (Option<UnixListener>, anyhow::Result<()>) {
+        let mut done = Ok(());
+        let runtime = folders::parent(&self.socket).to_owned();
+        let (name, holder, socket) = (&self.name, &self.holder, &self.socket);
+        let mut owns_socket = true;
         for lock in self.locks.iter_mut().filter(|lock| !lock.is_in_place()) {
-            if lock.path.parent() == self.socket.parent() {
-                folders::prepare_runtime(&self.socket)?;
-            } else {
-                folders::prepare_state(folders::parent(&lock.path))?;
+            let is_of_socket = folders::parent(&lock.path) == runtime;
+            let prepare = || {
+                if is_of_socket {
+                    folders::prepare_runtime(socket)
+                } else {
+                    folders::prepare_state(folders::parent(&lock.path))
+                }
+            };
+            match prepare().and_then(|()| Lock::take(&lock.path, name, holder)) {
+                Ok(taken) => {
+                    *lock = taken;
+                    tracing::info!("{} was removed, and is made again", lock.path.display());
+                }
+                Err(error) => {
+                    owns_socket &= !is_of_socket;
+                    done = Err(error);
+                }
             }
-            *lock = Lock::take(&lock.path, &self.name, &self.holder)?;
-            tracing::info!("{} was removed, and is made again", lock.path.display());
         }
-        if Inode::at(&self.socket) == Some(self.bound) {
-            return Ok(None);
+        if !owns_socket || Inode::at(&self.socket) == Some(self.bound) {
+            return (None, done);
         }
+        match self.listen_again() {
+            Ok(listener) => (Some(listener), done),
+            Err(error) => (None, Err(error)),
+        }
+    }
+
+    fn listen_again(&mut self) -> anyhow::Result<UnixListener> {
         folders::prepare_runtime(&self.socket)?;
         let (listener, bound) = listen(&self.name, &self.socket)?;
         self.bound = bound;
         tracing::info!("the control socket {} was removed, and is made again", self.socket.display());
-        Ok(Some(listener))
+        Ok(listener)
     }
 }
 
@@ -258,15 +296,11 @@ fn without_signals<T>(start: impl FnOnce() -> std::io::Result<T>) -> std::io::Re
 fn keep(mut held: Held, alive: &mpsc::Receiver<Infallible>, changed: &watch::Sender<Arc<UnixListener>>) {
     let mut told = None;
     while let Err(RecvTimeoutError::Timeout) = alive.recv_timeout(LOOK_EVERY) {
-        let fault = match held.restore() {
-            Ok(listener) => {
-                if let Some(listener) = listener {
-                    changed.send_replace(Arc::new(listener));
-                }
-                None
-            }
-            Err(error) => Some(format!("{error:#}")),
-        };
+        let (listener, done) = held.restore();
+        if let Some(listener) = listener {
+            changed.send_replace(Arc::new(listener));
+        }
+        let fault = done.err().map(|error| format!("{error:#}"));
         match &fault {
             Some(fault) if told.as_ref() != Some(fault) => tracing::warn!(
                 "commands may not reach this cluster, and its name is not protected: {fault}. It is tried again each \
@@ -309,15 +343,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("run")).unwrap();
         let (mut held, old) = take(folder.path(), "run/a.sock", "state").unwrap();
-        assert!(held.restore().unwrap().is_none());
+        assert!(matches!(held.restore(), (None, Ok(()))));
         fs::remove_dir_all(folder.path().join("run")).unwrap();
         fs::remove_dir_all(folder.path().join("state")).unwrap();
-        let new = held.restore().unwrap().expect("a new listener");
-        assert!(held.locks.iter().all(Lock::is_in_place) && held.restore().unwrap().is_none());
+        let (Some(new), Ok(())) = held.restore() else { panic!("expected a new listener") };
+        assert!(held.locks.iter().all(Lock::is_in_place) && matches!(held.restore(), (None, Ok(()))));
         drop(old);
         drop(std::os::unix::net::UnixStream::connect(&held.socket).unwrap());
         assert!(new.accept().is_ok());
     }
+
+    #[test]
+    fn a_lock_that_cannot_be_made_again_keeps_no_socket_away() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("run")).unwrap();
+        let (mut held, _old) = take(folder.path(), "run/a.sock", "state").unwrap();
+        fs::remove_dir_all(folder.path().join("state")).unwrap();
+        fs::write(folder.path().join("state"), "").unwrap();
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        let (listener, done) = held.restore();
+        assert!(listener.is_some() && done.is_err());
+        drop(std::os::unix::net::UnixStream::connect(&held.socket).unwrap());
+    }
+
+    #[test]
+    fn the_state_and_the_socket_may_have_one_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Held::take("shop", &folder.path().join("shop"), Some(folder.path())).unwrap());
+    }
+
     #[test]
     fn another_clusters_files_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
@@ -325,7 +379,7 @@ mod tests {
         fs::remove_file(folder.path().join("a.sock")).unwrap();
         fs::remove_file(folder.path().join("a.sock.lock")).unwrap();
         let (other, answers) = take(folder.path(), "a.sock", "other").unwrap();
-        let error = held.restore().unwrap_err().to_string();
+        let error = held.restore().1.unwrap_err().to_string();
         assert!(error.contains("running already"), "{error}");
         drop(held);
         assert_eq!(Inode::at(&other.socket), Some(other.bound));
