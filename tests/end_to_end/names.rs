@@ -206,6 +206,18 @@ fn a_state_that_others_can_write_is_refused() {
 }
 
 #[test]
+fn a_lock_that_another_user_made_is_no_cluster() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: only root can make a file another user's");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, lock) = (folder.path().join("x.sock"), folder.path().join("x.sock.lock"));
+    fs::write(&lock, "{\"pid\":1,\"control\":\"\\u001b[2J\"}").unwrap();
+    std::os::unix::fs::chown(&lock, Some(65_534), None).unwrap();
+    refused(&hello().args(&["--control", text(&socket)]).run(), &["x.sock.lock", "is not a file of yours"]);
+}
+
+#[test]
 fn a_configuration_that_others_can_write_is_refused() {
     let serve = |mode: u32, owner: Option<u32>| {
         let setup = Setup::bare(&["inspect", text(&guest("hello"))]);

@@ -201,6 +201,11 @@ fn a_worker_that_cannot_die_is_replaced_and_not_waited_for() {
     let states: Vec<&str> =
         status["workers"].as_array().unwrap().iter().filter_map(|it| it["state"].as_str()).collect();
     assert_eq!(states, ["unkillable", "ready"], "{status}");
+    // It has no part in what is asked of all workers.
+    for args in [&["config", "set", "wasmcluster.log-level=debug"][..], &["scale", "2"]] {
+        let ended = cluster.command(args);
+        assert_eq!(ended.code, Some(0), "{args:?}: {ended:?}");
+    }
     cluster.signal(Signal::SIGTERM);
     until("the primary does not wait for it", || cluster.has_exited().then_some(()));
     drop(freezer);
@@ -220,6 +225,91 @@ fn a_terminal_that_takes_nothing_holds_up_nobody() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     cluster.signal(Signal::SIGTERM);
     assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// As under a service manager, which starts it anew only when it has ended.
+#[test]
+fn a_start_that_fails_ends_although_its_terminal_takes_nothing() {
+    let terminal = openpty(None, None).unwrap();
+    tcflow(&terminal.slave, FlowArg::TCOOFF).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let app = folder.path().join("app.wasm");
+    std::fs::write(&app, "no component").unwrap();
+    let mut setup = Setup::new(&app).workers(1);
+    setup.command.stderr(terminal.slave);
+    assert_eq!(setup.launch().wait().code(), Some(1));
+}
+
+#[test]
+fn a_folder_is_served_although_the_terminal_takes_nothing() {
+    let terminal = openpty(None, None).unwrap();
+    tcflow(&terminal.slave, FlowArg::TCOOFF).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = format!("[build]\ncommand = \"cp {} app.wasm\"\ncomponent = \"app.wasm\"\n", guest("hello").display());
+    std::fs::write(folder.path().join("wasmcluster.toml"), recipe).unwrap();
+    let mut setup = Setup::new(folder.path()).workers(1);
+    setup.command.stderr(terminal.slave);
+    let cluster = setup.launch();
+    assert_eq!(cluster.command(&["status", "--wait-ready", "60s"]).code, Some(0));
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// Nobody answers its questions, in a network of its own.
+#[test]
+fn a_name_server_that_is_silent_holds_up_no_command() {
+    let script = "set -e; ip link set lo up; ip route add 192.0.2.53/32 dev lo; \
+                  echo 'nameserver 192.0.2.53' > resolv; echo 'options timeout:30 attempts:2' >> resolv; \
+                  mount --bind resolv /etc/resolv.conf";
+    let before = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c"];
+    let folder = tempfile::tempdir().unwrap();
+    let tried = Command::new(before[0]).args(&before[1..]).arg(script).current_dir(folder.path()).output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        return println!("skipped: there can be no network namespace");
+    }
+    let setup = Setup::new(&guest("hello")).workers(1).args(&["--listen", "silent.test:0"]);
+    let cluster = setup.behind(&before, &format!("{script}; exec \"$@\"")).launch();
+    until("it looks up the name", || {
+        let status: Value = serde_json::from_str(&cluster.command(&["status", "--json"]).stdout).ok()?;
+        (status["starting"]["doing"] == "binding its addresses").then_some(())
+    });
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert_eq!(cluster.wait().code(), Some(0));
+}
+
+/// All that it has in the queue of the moment comes before anybody is found to be late.
+#[test]
+fn workers_are_not_blamed_for_a_primary_that_is_late() {
+    let cluster = Setup::new(&guest("hello")).workers(3).start();
+    let workers = cluster.ready();
+    let all = |signal: libc::c_int| workers.iter().for_each(|&worker| send(Pid::from_raw(worker as i32), signal));
+    all(libc::SIGSTOP);
+    let set = cluster.follow(&["config", "set", "wasmcluster.log-level=debug"]);
+    until("the change is under way", || (cluster.status()["state"] == "running").then_some(()));
+    cluster.signal(Signal::SIGSTOP);
+    all(libc::SIGCONT);
+    // Longer than a worker has to confirm it, as when a machine is paused.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    cluster.signal(Signal::SIGCONT);
+    assert_eq!(set.wait().code(), Some(0));
+    assert_eq!(cluster.ready(), workers);
+    // Nor while it is busy with starting others.
+    let set = cluster.follow(&["config", "set", "wasmcluster.log-level=info"]);
+    assert_eq!(cluster.command(&["scale", "40"]).code, Some(0));
+    assert_eq!(set.wait().code(), Some(0));
+    assert!(workers.iter().all(|worker| cluster.ready().contains(worker)));
+}
+
+#[test]
+fn children_are_started_after_the_limit_on_files_was_lowered() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let lower = libc::rlimit { rlim_cur: 512, rlim_max: 512 };
+    // SAFETY: the kernel reads the limits of a process that this test started, and writes nothing back.
+    let set = unsafe { libc::prlimit(cluster.pid().as_raw(), libc::RLIMIT_NOFILE, &lower, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+    let worker = cluster.worker(0).unwrap();
+    send(worker, libc::SIGKILL);
+    cluster.replaced(0, worker);
 }
 
 /// What the cluster says that it is doing, before it serves.

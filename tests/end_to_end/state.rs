@@ -80,6 +80,60 @@ async fn a_reload_that_a_full_disk_does_not_take_says_so_and_the_old_state_is_in
     assert_eq!(told, 1, "it is said once, however often it is tried");
 }
 
+/// What was compiled is served, though it has no place in the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_keeps_nobody_from_serving() {
+    let mount = "set -e; mkdir store; mount -t tmpfs -o size=64k,mode=700 none store";
+    let before = ["unshare", "--map-root-user", "--mount", "sh", "-c"];
+    let folder = tempfile::tempdir().unwrap();
+    let tried = Command::new(before[0]).args(&before[1..]).arg(mount).current_dir(folder.path()).output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        return println!("skipped: there can be no small disk for one process");
+    }
+    let socket = folder.path().join("http");
+    let listen = format!("unix:{}", socket.display());
+    let setup = hello().args(&["--store", "store", "--listen", &listen]);
+    let cluster = setup.behind(&before, &format!("{mount}; exec \"$@\"")).start();
+    cluster.stderr.find("each start compiles it again");
+    assert_eq!(cluster.command(&["reload", text(&guest("whoami"))]).code, Some(0));
+    assert_eq!(cluster.status()["generation"]["current"], 2);
+}
+
+/// Whoever can read a store can lock its files.
+#[test]
+fn a_locked_entry_of_the_store_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let setup = Setup::bare(&["compile", text(&guest("hello")), "-o", text(&store)]);
+    assert_eq!(setup.run().code, Some(0));
+    let entry = fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+    let manifest = fs::File::open(entry.join("manifest.json")).unwrap();
+    manifest.lock().unwrap();
+    let cluster = hello().args(&["--store", text(&store)]).start();
+    assert_eq!(cluster.command(&["reload"]).code, Some(0));
+}
+
+/// The exit code is that of the change, whoever reads what is said of it.
+#[test]
+fn a_change_is_made_although_nobody_can_be_told() {
+    let cluster = hello().start();
+    let told_nobody = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wasmcluster"));
+        command.args(args).env("XDG_RUNTIME_DIR", cluster.folder.path()).env_remove("WASMCLUSTER_CONTROL");
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        command.stdout(full).status().unwrap().code()
+    };
+    for args in [
+        &["reload", text(&guest("whoami"))][..],
+        &["reload", "--json"],
+        &["rollback"],
+        &["scale", "2"],
+        &["config", "set", "wasmcluster.log-level=debug"],
+    ] {
+        assert_eq!(told_nobody(args), Some(0), "{args:?}");
+    }
+}
+
 /// A thread that is stopped is as one that waits for a disk.
 struct Stopped(Pid);
 

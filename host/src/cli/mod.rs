@@ -471,7 +471,7 @@ pub fn main() -> ExitCode {
     let (told, is_told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         logging::complain(&message);
-        drop(told.send(()));
+        let _ = told.send(());
     });
     let _ = is_told.recv_timeout(if is_server { TOLD_WITHIN } else { Duration::MAX });
     ExitCode::from(code)
