@@ -20,7 +20,7 @@ serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS
 # Examples have tests of their own, which run natively.
 test: guests ## Run every test
 	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
-		-p compile-errors -p guide --features wasmcluster-guest/axum \
+		-p bindings -p compile-errors -p guide --features wasmcluster-guest/axum \
 		$(patsubst examples/%/Cargo.toml,-p %,$(wildcard examples/*/Cargo.toml))
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests

@@ -1,27 +1,42 @@
 //! Heads of requests and responses, between the parts that hosts tell and the types of the [`http`] crate.
 
 use bytes::Bytes;
-use http::uri::{self, Authority, PathAndQuery, Uri};
+use http::uri::{Authority, PathAndQuery, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 
 use crate::response::forbids_body;
-use crate::{Body, Response};
+use crate::{Body, Request, Response};
 
-/// The absolute URI where the host tells scheme and authority, as hosts of WASI do; `None` if it is not HTTP's.
-pub(crate) fn uri(scheme: Option<uri::Scheme>, authority: Option<String>, path: Option<String>) -> Option<Uri> {
-    let mut parts = uri::Parts::default();
-    if let Some(path) = path {
-        parts.path_and_query = Some(PathAndQuery::from_maybe_shared(Bytes::from(path)).ok()?);
+/// Gives the request the target that the host tells in parts, in the shape of hyper's and axum's servers, for which handlers
+/// and middleware are written: the URI is path and query, and the authority is the field `host`. `None` if they are not HTTP.
+pub(crate) fn set_target(request: &mut Request, authority: Option<String>, path: Option<String>) -> Option<()> {
+    let authority = authority.map(Bytes::from);
+    *request.uri_mut() = match (path, &authority) {
+        (Some(path), _) => PathAndQuery::from_maybe_shared(Bytes::from(path)).ok()?.into(),
+        // Only CONNECT has no path.
+        (None, Some(authority)) => Authority::from_maybe_shared(authority.clone()).ok()?.into(),
+        (None, None) => Uri::default(),
+    };
+    if let Some(authority) = authority
+        && !request.headers().contains_key(header::HOST)
+    {
+        let authority = HeaderValue::from_maybe_shared(authority).ok()?;
+        request.headers_mut().try_append(header::HOST, authority).ok()?;
     }
-    if let Some(authority) = authority {
-        parts.authority = Some(Authority::from_maybe_shared(Bytes::from(authority)).ok()?);
-    }
-    // `Uri` has a scheme with authority and path, and only then.
-    if parts.authority.is_some() && parts.path_and_query.is_some() {
-        parts.scheme = Some(scheme.unwrap_or(uri::Scheme::HTTP));
-    }
-    Uri::from_parts(parts).ok()
+    Some(())
+}
+
+/// The request as it comes out of a server, where a test wrote it as a client would: with a whole URL, without its length.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn as_served(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    let named = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let host = named.or_else(|| parts.headers.remove(header::HOST));
+    parts.headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
+    parts.uri = parts.uri.path_and_query().cloned().map_or(parts.uri, Uri::from);
+    finish_request(&mut parts.headers, &body);
+    Request::from_parts(parts, body)
 }
 
 /// Fields as the host tells them; `None` if they are not HTTP's.
@@ -47,6 +62,8 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 /// Says how long the response's body is, if that is known, the handler did not, and the status has a body.
 pub(crate) fn finish_response(response: &mut Response) {
+    // It says whom a request is for. Hosts refuse it here, where it comes from copying the request's headers.
+    response.headers_mut().remove(header::HOST);
     if !forbids_body(response.status()) {
         let length = response.body().size_hint().exact();
         set_content_length(response.headers_mut(), length);
@@ -135,13 +152,41 @@ mod tests {
     fn what_is_not_http_is_refused() {
         assert!(header_map(vec![("a b".into(), "1".into())]).is_none());
         assert!(header_map(vec![("a".into(), "1\n".into())]).is_none());
-        assert!(uri(None, Some("a b".into()), Some("/".into())).is_none());
+        let told = |authority: &str, path: &str| {
+            set_target(&mut Request::default(), Some(authority.into()), Some(path.into()))
+        };
+        assert!(told("h", "/a b").is_none());
+        assert!(told("h\n", "/").is_none());
+    }
+
+    #[track_caller]
+    fn check_target(request: &Request, uri: &str, host: Option<&str>) {
+        let found = request.headers().get(header::HOST).map(|host| host.to_str().expect("text"));
+        assert_eq!((request.uri().to_string().as_str(), found), (uri, host));
     }
 
     #[test]
-    fn a_uri_is_absolute_where_the_host_tells_enough() {
-        let told = |authority: Option<&str>| uri(None, authority.map(Into::into), Some("/a?b".into()));
-        assert_eq!(told(Some("h:1")).expect("HTTP"), "http://h:1/a?b");
-        assert_eq!(told(None).expect("HTTP"), "/a?b");
+    fn the_uri_is_path_and_query_and_the_host_a_header() {
+        let told = |authority: Option<&str>, path: Option<&str>| {
+            let mut request = Request::default();
+            set_target(&mut request, authority.map(Into::into), path.map(Into::into)).expect("HTTP");
+            request
+        };
+        check_target(&told(Some("h:1"), Some("/a?b")), "/a?b", Some("h:1"));
+        check_target(&told(None, Some("/a?b")), "/a?b", None);
+        check_target(&told(Some("h:1"), Some("*")), "*", Some("h:1"));
+        check_target(&told(Some("h:1"), None), "h:1", Some("h:1"));
+        check_target(&told(None, None), "/", None);
+    }
+
+    #[test]
+    fn requests_of_tests_have_the_same_shape() {
+        let written = |request: http::request::Builder| as_served(request.body("abc".into()).expect("a valid head"));
+        check_target(&written(Request::get("http://h:1/a?b")), "/a?b", Some("h:1"));
+        check_target(&written(Request::get("http://h:1")), "/", Some("h:1"));
+        check_target(&written(Request::get("/a").header("host", "h")), "/a", Some("h"));
+        check_target(&written(Request::connect("h:1")), "h:1", Some("h:1"));
+        check_target(&as_served(Request::default()), "/", Some("localhost"));
+        assert_eq!(content_length(written(Request::post("/")).headers()), Some(3));
     }
 }

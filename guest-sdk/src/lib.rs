@@ -47,7 +47,7 @@ mod body;
 mod error;
 mod extract;
 pub mod fetch;
-#[cfg(any(test, target_arch = "wasm32"))]
+#[cfg_attr(not(any(test, target_arch = "wasm32")), expect(dead_code, reason = "most of it is for hosts"))]
 mod head;
 mod host;
 pub mod log;
@@ -71,7 +71,8 @@ pub use wasmcluster_guest_macros::main;
 #[cfg(feature = "axum")]
 pub use axum;
 
-/// A request as the handler gets it.
+/// A request as the handler gets it, in the shape that servers of hyper and axum give it: `uri()` is path and query, and
+/// who was asked is the header `host`. Of the scheme nothing is known: guests are behind the server.
 ///
 /// ```
 /// let request = wasmcluster_guest::Request::get("/").body("text".into()).unwrap();

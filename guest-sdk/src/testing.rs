@@ -26,6 +26,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
+use crate::head::as_served;
 use crate::metrics::Update;
 use crate::worker::Worker;
 use crate::{Error, IntoResponse, Request, Response, host};
@@ -109,10 +110,14 @@ impl Host {
     /// Calls what `#[wasmcluster_guest::main]` takes: a handler, or a function that returns an application. Reads the
     /// response to its end.
     ///
+    /// The request has the shape that it has when it is served: the authority of its URI becomes the header `host`
+    /// (`localhost` without one), and the length of its body is said.
+    ///
     /// # Panics
     ///
     /// If the handler does, or if it waits for something that can never happen.
     pub fn call<K>(&self, app: impl App<K>, request: Request) -> Answer {
+        let request = as_served(request);
         self.block_on(async { Answer::read(app.answer(request).await).await })
     }
 

@@ -55,6 +55,7 @@ fn new_project(name: &str, template: &str) -> Option<PathBuf> {
     // The versions that this repository is tested with, which are here already.
     fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
     let built = run(&["build", text(&folder)]);
+    let lock = fs::read_to_string(folder.join("Cargo.lock")).unwrap();
     if ["failed to download", "failed to get `", "Unable to update registry"].iter().any(|it| built.stderr.contains(it))
     {
         println!("skipped: the template {template}: its crates cannot be had: {}", built.stderr);
@@ -63,6 +64,8 @@ fn new_project(name: &str, template: &str) -> Option<PathBuf> {
     assert_eq!((built.code, built.stdout.as_str()), (Some(0), ""), "{}", built.stderr);
     let name = name.replace('-', "_");
     assert!(built.stderr.lines().last().unwrap().contains(&format!("/release/{name}.wasm (")), "{}", built.stderr);
+    // It would take most of the first build.
+    assert!(!["wit-parser", "wit-bindgen-rust"].iter().any(|it| lock.contains(it)), "a generator of bindings: {lock}");
     Some(folder)
 }
 
@@ -149,6 +152,25 @@ async fn a_new_project_passes_its_test_and_is_served() {
     assert_eq!(report["wasi"], "0.2");
     let cluster = serve(&folder, &[]);
     assert_eq!(answers(&cluster).await, HELLO);
+}
+
+#[test]
+fn a_crate_that_no_guest_can_have_is_answered_with_what_it_can() {
+    let Some(folder) = new_project("new-tokio", "hello") else { return };
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let with = |line: &str| manifest.replace("[dependencies]\n", &format!("[dependencies]\n{line}\n"));
+    // Its versions and what else it needs are here, as the server has it too.
+    fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
+    fs::write(folder.join("Cargo.toml"), with("tokio = { version = \"1\", features = [\"net\"] }")).unwrap();
+    let failed = run(&["build", text(&folder)]);
+    let last = failed.stderr.lines().last().unwrap();
+    assert_eq!((failed.code, failed.stdout.as_str()), (Some(1), ""), "{}", failed.stderr);
+    assert!(last.contains("`tokio` cannot be part of a guest") && last.contains("time::sleep"), "{last}");
+    // Without the features that need a system, it is no hindrance, and a mistake is only a mistake.
+    fs::write(folder.join("Cargo.toml"), with("tokio = { version = \"1\", features = [\"sync\"] }")).unwrap();
+    fs::write(folder.join("src/lib.rs"), "compile_error!(\"a mistake\");").unwrap();
+    let failed = run(&["build", text(&folder)]);
+    assert!(failed.stderr.contains("a mistake") && !failed.stderr.contains("part of a guest"), "{}", failed.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,16 @@
 //! The attribute `#[wasmcluster_guest::main]`. It checks the shape of the handler and adds the component's export;
 //! everything the export does lives in `wasmcluster_guest::__private`.
+//!
+//! It reads the tokens itself, with the little that it has to know of a function (`function.rs`): `syn` would take longer
+//! to compile than the rest of the SDK.
+
+mod function;
 
 use proc_macro::TokenStream;
-use proc_macro2::TokenStream as TokenStream2;
-use quote::{quote, quote_spanned};
-use syn::spanned::Spanned;
-use syn::{Error, FnArg, ItemFn, PatType, Result, ReturnType, Type};
+use proc_macro2::{Span, TokenStream as TokenStream2};
+use quote::{ToTokens, quote, quote_spanned};
+
+use function::{Error, Function, Result};
 
 /// Makes a `cdylib` crate a component that answers HTTP requests with the function below. There is one per crate, of one
 /// of two kinds:
@@ -26,19 +31,21 @@ pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
 
 fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
     if !attribute.is_empty() {
-        return Err(Error::new_spanned(attribute, "`#[wasmcluster_guest::main]` takes no arguments"));
+        return Err(Error::new(attribute, "`#[wasmcluster_guest::main]` takes no arguments"));
     }
-    let function: ItemFn = syn::parse2(item)
-        .map_err(|error| Error::new(error.span(), "`#[wasmcluster_guest::main]` stands on a function"))?;
-    let name = &function.sig.ident;
+    let function = Function::read(item.clone()).ok_or_else(|| {
+        let first = item.clone().into_iter().take(1).collect();
+        Error::new(first, "`#[wasmcluster_guest::main]` stands on a function")
+    })?;
+    let name = &function.name;
     let answer = match kind(&function)? {
-        Kind::Handler(argument) => {
+        Kind::Handler { argument, output } => {
             // What does not fit is marked where the handler says it.
-            let called = quote_spanned! { argument.span() => #name(request) };
-            quote_spanned! { function.sig.output.span() => ::wasmcluster_guest::__private::answer(#called.await) }
+            let called = quote_spanned! { argument => #name(request) };
+            quote_spanned! { output => ::wasmcluster_guest::__private::answer(#called.await) }
         }
         Kind::Application(ty) => {
-            let answered = quote_spanned! { ty.span() =>
+            let answered = quote_spanned! { first_span(&ty) =>
                 ::wasmcluster_guest::__private::Application::answer(application, request)
             };
             quote! {
@@ -53,7 +60,7 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
         }
     };
     Ok(quote! {
-        #function
+        #item
 
         const _: () = {
             #[cfg(not(target_arch = "wasm32"))]
@@ -68,32 +75,38 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
     })
 }
 
-enum Kind<'a> {
-    /// With its argument.
-    Handler(&'a PatType),
+enum Kind {
+    /// Where its argument and its output are.
+    Handler { argument: Span, output: Span },
     /// With the type of the application.
-    Application(&'a Type),
+    Application(TokenStream2),
 }
 
 /// Refuses what cannot be called, with a message at the place that is wrong.
-fn kind(function: &ItemFn) -> Result<Kind<'_>> {
-    let signature = &function.sig;
-    if !signature.generics.params.is_empty() || signature.generics.where_clause.is_some() {
-        return Err(Error::new_spanned(&signature.generics, "this function cannot be generic"));
+fn kind(function: &Function) -> Result<Kind> {
+    let Function { name, keyword, is_async, generics, arguments, output } = function;
+    if !generics.is_empty() {
+        return Err(Error::new(generics.clone(), "this function cannot be generic"));
     }
-    match (&signature.asyncness, &signature.inputs.iter().collect::<Vec<_>>()[..], &signature.output) {
-        (_, [FnArg::Receiver(receiver), ..], _) => {
-            Err(Error::new_spanned(receiver, "this is a function on its own, not a method"))
+    match (is_async, &arguments[..]) {
+        (_, [first, ..]) if function::is_receiver(first) => {
+            Err(Error::new(first.clone(), "this is a function on its own, not a method"))
         }
-        (Some(_), [FnArg::Typed(argument)], _) => Ok(Kind::Handler(argument)),
-        (Some(_), _, _) => Err(Error::new_spanned(&signature.ident, "a handler takes one argument, the request")),
-        (None, [], ReturnType::Type(_, ty)) if !matches!(**ty, Type::ImplTrait(_)) => Ok(Kind::Application(ty)),
-        (None, [], _) => Err(Error::new_spanned(
-            &signature.ident,
-            "a function without arguments returns an application, an `axum::Router`",
-        )),
-        (None, _, _) => Err(Error::new_spanned(signature.fn_token, "a handler must be `async`")),
+        (true, [argument]) => Ok(Kind::Handler { argument: first_span(argument), output: first_span(output) }),
+        (true, _) => Err(Error::new(name.to_token_stream(), "a handler takes one argument, the request")),
+        (false, []) => match function::named_type(output) {
+            Some(ty) => Ok(Kind::Application(ty)),
+            None => Err(Error::new(
+                name.to_token_stream(),
+                "a function without arguments returns an application, an `axum::Router`",
+            )),
+        },
+        (false, _) => Err(Error::new(keyword.to_token_stream(), "a handler must be `async`")),
     }
+}
+
+fn first_span(tokens: &TokenStream2) -> Span {
+    tokens.clone().into_iter().next().map_or_else(Span::call_site, |token| token.span())
 }
 
 #[cfg(test)]
@@ -130,7 +143,26 @@ mod tests {
         refused("", "async fn handle<T>(_: T) -> Response {}", "this function cannot be generic");
         refused("", "fn app() {}", application);
         refused("", "fn app() -> impl Sized {}", application);
+        refused("", "async fn handle(self: Box<Self>) -> Response {}", "this is a function on its own, not a method");
+        refused("", "async fn handle(_: A) -> B where A: C {}", "this function cannot be generic");
+        refused("", "fn app() -> Router;", "`#[wasmcluster_guest::main]` stands on a function");
+        refused("", "impl App { fn app() -> Router {} }", "`#[wasmcluster_guest::main]` stands on a function");
+        refused("", "const APP: fn() -> Router = { app };", "`#[wasmcluster_guest::main]` stands on a function");
         refused("", "struct App;", "`#[wasmcluster_guest::main]` stands on a function");
+    }
+
+    #[test]
+    fn whatever_a_function_is_written_with_it_is_one() {
+        for handler in [
+            "/// Says hi.\n#[inline] pub(crate) async fn handle(request: Request<Body>) -> Result<Response, Error> {}",
+            "async fn handle(Parts { a, b }: Parts<A, fn(B, C) -> D, [u8; { 1 + 1 }]>,) -> impl IntoResponse {}",
+            "async unsafe extern \"C\" fn handle(mut request: Request) {}",
+        ] {
+            let handler = expand("", handler).expect("expands");
+            assert!(handler.contains("__export !") && handler.contains("handle (request) . await"), "{handler}");
+        }
+        let application = expand("", "pub fn app() -> axum::Router<()> { Router::new() }").expect("expands");
+        assert!(application.contains("static APPLICATION : axum :: Router < () > = app ()"), "{application}");
     }
 
     #[test]

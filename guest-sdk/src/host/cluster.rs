@@ -3,20 +3,13 @@
 use crate::metrics::Update;
 use crate::worker::Worker;
 
-/// The generated bindings of `wit/worker.wit`.
-mod bindings {
-    #[cfg(feature = "p2")]
-    wit_bindgen::generate!({ path: "wit/worker.wit", world: "imports" });
+/// What the bindings call.
+#[cfg(not(feature = "p2"))]
+pub(super) use wasip3::wit_bindgen::rt as runtime;
+#[cfg(feature = "p2")]
+pub(super) use wit_bindgen::rt as runtime;
 
-    #[cfg(not(feature = "p2"))]
-    wasip3::wit_bindgen::generate!({
-        path: "wit/worker.wit",
-        world: "imports",
-        runtime_path: "::wasip3::wit_bindgen::rt",
-    });
-}
-
-use bindings::wasmcluster::worker::{identity, metrics};
+use super::bindings::wasmcluster::worker::{identity, metrics};
 
 pub(crate) fn worker() -> Worker {
     let identity::Worker { id, slot, pid, generation, digest, workers } = identity::current();

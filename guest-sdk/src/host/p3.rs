@@ -87,9 +87,8 @@ where
 fn incoming_request(incoming: types::Request) -> Option<Request> {
     let mut request = Request::new(Body::empty());
     *request.method_mut() = incoming.get_method().try_into().ok()?;
-    let scheme = incoming.get_scheme().map(TryInto::try_into).transpose().ok()?;
-    *request.uri_mut() = head::uri(scheme, incoming.get_authority(), incoming.get_path_with_query())?;
     *request.headers_mut() = header_map(incoming.get_headers().copy_all())?;
+    head::set_target(&mut request, incoming.get_authority(), incoming.get_path_with_query())?;
     let left = content_length(request.headers());
     let body = Unread::Request(IncomingRequestBody::new(incoming).ok()?);
     *request.body_mut() = Body::incoming(Incoming { body, left, is_end: false });

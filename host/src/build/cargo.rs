@@ -1,5 +1,5 @@
 //! A build by cargo, and which of its files is the component. Cargo tells that itself, in lines of JSON on its standard
-//! output; compiler messages go to standard error as ever.
+//! output; compiler messages go to standard error as ever. When it fails, `hints.rs` looks for a crate that cannot work.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -38,9 +38,25 @@ fn run(folder: &Path, artifacts: &mut Vec<Artifact>) -> anyhow::Result<()> {
     artifacts.extend(messages.lines().map_while(Result::ok).filter_map(|line| Artifact::read(&line)));
     let status = running.wait()?;
     if !status.success() {
-        bail!("`cargo build --release --target {TARGET}` failed; what it said is above");
+        let compiled = artifacts.iter().map(|artifact| artifact.target.name.as_str());
+        let hint = dependencies(folder, toolchain).and_then(|tree| super::hints::hint(&tree, compiled));
+        let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+        bail!("`cargo build --release --target {TARGET}` failed; what it said is above{hint}");
     }
     Ok(())
+}
+
+/// What goes into the component, a package a line; `None` if cargo cannot tell, as with a Cargo.toml that is wrong.
+fn dependencies(folder: &Path, toolchain: Toolchain) -> Option<String> {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(toolchain.argument())
+        .args(["tree", "--offline", "--target", TARGET, "--edges", "normal,no-proc-macro", "--prefix", "none"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let output = with_default_signals(&mut cargo).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A `compiler-artifact` of cargo's messages, as far as it matters here:
@@ -56,6 +72,7 @@ struct Artifact {
 
 #[derive(Debug, Deserialize)]
 struct CargoTarget {
+    name: String,
     crate_types: Vec<String>,
 }
 

@@ -4,6 +4,7 @@
 
 mod bell;
 mod cargo;
+mod hints;
 mod plan;
 mod sources;
 mod toolchain;

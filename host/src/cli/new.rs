@@ -32,10 +32,10 @@ pub(super) enum Template {
 impl Template {
     fn parts(self) -> &'static [Part] {
         match self {
-            Self::Hello => &[files::HELLO, files::SDK],
-            Self::Axum => &[files::AXUM, files::SDK],
-            Self::Api => &[files::API, files::SDK],
-            Self::Stream => &[files::STREAM, files::SDK],
+            Self::Hello => &[files::HELLO, files::SDK, files::GUIDE],
+            Self::Axum => &[files::AXUM, files::SDK, files::GUIDE],
+            Self::Api => &[files::API, files::SDK, files::GUIDE],
+            Self::Stream => &[files::STREAM, files::SDK, files::GUIDE],
             Self::Js => &[files::JS, files::WIT],
             Self::Python => &[files::PYTHON, files::WIT],
         }
@@ -174,6 +174,15 @@ mod tests {
             ("wasmcluster-guest", "wasmcluster-guest-app"),
         ] {
             assert_eq!(name_of(folder), name, "{folder:?}");
+        }
+    }
+
+    #[test]
+    fn templates_with_a_router_say_how_long_state_lives() {
+        for part in [files::AXUM, files::API] {
+            let files: Vec<_> = part.files().map(|(_, text)| text).collect();
+            assert_eq!(files.iter().filter(|text| text.contains("`State`")).count(), 2, "source and README");
+            assert!(files.iter().any(|text| text.contains("--max-instance-reuse-count")));
         }
     }
 

@@ -7,6 +7,8 @@ use wasmcluster_guest::axum::response::{IntoResponse, Response};
 use wasmcluster_guest::axum::routing::{get, post};
 use wasmcluster_guest::axum::{Json, Router};
 
+// Called for each instance, which by default serves one request: a counter in axum's `State` would
+// count to 1 for ever. README.md says what to do instead.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new()

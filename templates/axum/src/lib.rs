@@ -4,6 +4,8 @@ use wasmcluster_guest::axum::Router;
 use wasmcluster_guest::axum::extract::Path;
 use wasmcluster_guest::axum::routing::get;
 
+// Called for each instance, which by default serves one request: a counter in axum's `State` would
+// count to 1 for ever. README.md says what to do instead.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new()

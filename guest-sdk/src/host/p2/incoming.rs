@@ -4,9 +4,9 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, uri};
+use http::{HeaderMap, Method};
 use http_body::{Frame, SizeHint};
-use wasip2::http::types::{self, FutureTrailers, IncomingBody, IncomingRequest, IncomingResponse, Scheme};
+use wasip2::http::types::{self, FutureTrailers, IncomingBody, IncomingRequest, IncomingResponse};
 use wasip2::io::streams::{InputStream, StreamError};
 
 use super::reactor::Waiter;
@@ -21,13 +21,8 @@ const CHUNK_BYTES: u64 = 64 * 1024;
 pub(super) fn request(incoming: IncomingRequest) -> Option<Request> {
     let mut request = Request::new(Body::empty());
     *request.method_mut() = method(incoming.method())?;
-    let scheme = match incoming.scheme() {
-        None | Some(Scheme::Http) => uri::Scheme::HTTP,
-        Some(Scheme::Https) => uri::Scheme::HTTPS,
-        Some(Scheme::Other(name)) => name.parse().ok()?,
-    };
-    *request.uri_mut() = head::uri(Some(scheme), incoming.authority(), incoming.path_with_query())?;
     *request.headers_mut() = header_map(incoming.headers().entries())?;
+    head::set_target(&mut request, incoming.authority(), incoming.path_with_query())?;
     let left = content_length(request.headers());
     *request.body_mut() = Body::incoming(Incoming { state: State::Unopened(Message::Request(incoming)), left });
     Some(request)

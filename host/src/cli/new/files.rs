@@ -60,6 +60,7 @@ pub(super) const PYTHON: Part = part!("templates/python" => "", [
 pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "Cargo.toml",
     "macros/Cargo.toml",
+    "macros/src/function.rs",
     "macros/src/lib.rs",
     "src/body.rs",
     "src/error.rs",
@@ -67,6 +68,7 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "src/fetch.rs",
     "src/head.rs",
     "src/host.rs",
+    "src/host/bindings.rs",
     "src/host/cluster.rs",
     "src/host/code.rs",
     "src/host/native.rs",
@@ -84,8 +86,10 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "src/testing.rs",
     "src/time.rs",
     "src/worker.rs",
-    "wit/worker.wit",
 ]);
+
+/// How to use it.
+pub(super) const GUIDE: Part = part!("docs" => "wasmcluster-guest/", ["guests.md"]);
 
 /// What the compilers of other languages need to know of WASI.
 pub(super) const WIT: Part = part!("examples/wit" => "wit/", [
