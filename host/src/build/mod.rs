@@ -23,7 +23,7 @@ use crate::config::Recipe;
 use crate::logging::{self, LogLevel};
 pub(crate) use plan::{NoPlan, Plan};
 pub(crate) use sources::Sources;
-pub(crate) use watch::{Built, Handover, Order, build_once, builder_main, tell, watch};
+pub(crate) use watch::{Built, Handover, Order, build_once, builder_main, describe, tell, watch};
 
 /// What came of a build.
 #[derive(Debug)]

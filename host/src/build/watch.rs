@@ -3,7 +3,7 @@
 //! The primary itself neither looks at sources nor starts compilers: it sees a new component in place, and reloads.
 
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,10 +124,15 @@ fn next_change(sources: &mut Sources, bell: &Bell, built: Option<u64>) -> anyhow
 
 /// Says where a component is, and how large.
 pub(crate) fn tell(component: &Path) {
+    say(format_args!("{}", describe(component)));
+}
+
+/// Where a component is, and how large.
+pub(crate) fn describe(component: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = component.strip_prefix(here).unwrap_or(component).display();
     let size = bytesize::ByteSize(component.metadata().map_or(0, |metadata| metadata.len()));
-    say(format_args!("Built {shown} ({})", size.display().iec()));
+    format!("Built {shown} ({})", size.display().iec())
 }
 
 /// The builder process. It is told what to do on its standard input, and ends with it, together with all that it started:
@@ -146,11 +151,6 @@ pub(crate) fn builder_main() -> anyhow::Result<()> {
             let built = build_once(&folder, watch).map_err(|error| format!("{error:#}"));
             drop(relay);
             serde_json::to_writer(io::stdout(), &built)?;
-            // The primary does not wait for this, as a terminal may take nothing.
-            io::stdout().flush()?;
-            if let Ok(built) = &built {
-                tell(&built.component);
-            }
             return Ok(());
         }
     };

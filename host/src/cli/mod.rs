@@ -666,6 +666,7 @@ fn built(settings: Settings) -> Result<Settings, Failure> {
     let relay = Relay::start().map_err(|error| Failure::Error(error.into()))?;
     let built = build::build_once(&settings.app, false).map_err(Failure::Error)?;
     drop(relay);
+    build::tell(&built.component);
     let folder = folders::absolute(&settings.app).map_err(|error| Failure::Error(error.into()))?;
     Ok(Settings { app: built.component, folder: Some(folder), ..settings })
 }

@@ -16,6 +16,7 @@ use super::reload::Compiling;
 use super::signals::Signals;
 use super::startup::{Shown, Startup, off_the_loop};
 use super::watch::Watch;
+use crate::build::describe;
 use crate::config::Settings;
 use crate::folders;
 use crate::ids::Generation;
@@ -74,6 +75,7 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
         output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
         let building = build_first(&settings.app, settings.watch, settings.logging.format);
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
+        output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
         let folder = Some(folders::absolute(&settings.app)?);
         settings = Settings { app: built.component, folder, rebuild: built.handover, ..settings };
     }

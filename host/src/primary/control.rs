@@ -42,6 +42,8 @@ const MAX_CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a change may take before its command is told that it goes on without it.
 const DONE_WITHIN: Duration = Duration::from_secs(4);
+/// How long what is overdue may still take.
+const SOON: Duration = Duration::from_secs(1);
 /// How long commands may take to read their answers when the primary ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Largest body of a command, in bytes.
@@ -311,9 +313,14 @@ async fn change<B: DeserializeOwned, A>(
 
 async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
     let ending = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
-    let (back, answer) = oneshot::channel();
+    let (back, mut answer) = oneshot::channel();
     queries.send(query(back)).await.map_err(|_| ending())?;
-    match tokio::time::timeout(DONE_WITHIN, answer).await {
+    let mut answered = tokio::time::timeout(DONE_WITHIN, &mut answer).await;
+    if answered.is_err() {
+        // The primary itself may have been late, as after a pause of all processes.
+        answered = tokio::time::timeout(SOON, answer).await;
+    }
+    match answered {
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
             let error = format!("it was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
