@@ -461,7 +461,8 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 fn check_variable(name: &str, value: &str) -> Result<(), String> {
     match name {
         "" => Err("the variable has no name".into()),
-        _ if name.contains(['=', '\0']) || value.contains('\0') => Err(format!("{name:?} cannot be a variable")),
+        _ if name.contains(['=', '\0']) => Err(format!("{name:?} cannot be the name of a variable")),
+        _ if value.contains('\0') => Err(format!("the value of {name} has a NUL byte in it")),
         _ => Ok(()),
     }
 }
@@ -622,7 +623,7 @@ impl LiveConfig {
                 LOG_LEVEL => self.log_level = value.parse().map_err(|error| format!("{key}: {error}"))?,
                 _ => {
                     let keys: Vec<_> = self.entries().into_keys().collect();
-                    return Err(format!("there is no key {key:?}; there is {}", keys.join(", ")));
+                    return Err(format!("unknown key {key:?}; the keys are {}", keys.join(", ")));
                 }
             }
         }
@@ -717,15 +718,15 @@ impl Settings {
         let state_dir = options.state_dir.or_else(folders::default_state);
         let state_dir = state_dir.as_deref().map(folders::absolute).transpose()?;
         if options.resume && state_dir.is_none() {
-            bail!("this user has no home; say with --state-dir or $STATE_DIRECTORY what to resume from");
+            bail!("this user has no home folder: name the folder to resume from with --state-dir or $STATE_DIRECTORY");
         }
         let lifetime = policy.recycle.max_lifetime.unwrap_or(MIN_LIFETIME);
         ensure!(lifetime >= MIN_LIFETIME, "--max-worker-lifetime must be at least {MIN_LIFETIME:?}");
         let rss = policy.recycle.max_rss.unwrap_or(MIN_RSS);
         ensure!(
             rss >= MIN_RSS,
-            "--max-worker-rss {rss}B is less than any worker has, which would be replaced for ever; write a size with its \
-             unit, such as 500MiB"
+            "--max-worker-rss {rss}B is less than any worker needs, so workers would be replaced again and again; write a \
+             size with its unit, such as 500MiB"
         );
         let format = options.log_format.unwrap_or_default();
         let logging = Logging { format, colour: format == LogFormat::Pretty && colours() };
@@ -745,8 +746,8 @@ impl Settings {
             store: match options.store.or_else(folders::default_store) {
                 Some(store) => folders::absolute(&store)?,
                 None => bail!(
-                    "this user has no home; say with --store or $CACHE_DIRECTORY where to keep compiled components, \
-                     and with --state-dir or $STATE_DIRECTORY where to keep which version was committed last"
+                    "this user has no home folder: name a folder for compiled components with --store or $CACHE_DIRECTORY, and \
+                     one for the state of the cluster with --state-dir or $STATE_DIRECTORY"
                 ),
             },
             state_dir,
@@ -923,8 +924,8 @@ mod tests {
             ("workers = 0", "1 or more"),
             ("workers = \"two\"", "write workers = 4"),
             ("listen = [\"8080\"]", "expected HOST:PORT"),
-            ("[env]\n\"A=B\" = \"c\"", "cannot be a variable"),
-            ("log-level = \"loud\"", "`loud` is none of `off`"),
+            ("[env]\n\"A=B\" = \"c\"", "cannot be the name of a variable"),
+            ("log-level = \"loud\"", "`loud` is not one of `off`"),
             ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
             ("hang-timeout = 10", "write hang-timeout = \"30s\""),
             ("max-worker-rss = \"much\"", "write 64KiB"),

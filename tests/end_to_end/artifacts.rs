@@ -183,5 +183,5 @@ fn compile_refuses_as_reload_does() {
     // Here is no project.
     let ended = compile(&[]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
-    assert!(ended.stderr.contains("say which component"), "{ended:?}");
+    assert!(ended.stderr.contains("name the component to use"), "{ended:?}");
 }

@@ -82,6 +82,6 @@ async fn a_project_is_served_and_inspected_from_inside_of_it() {
     for command in ["serve", "inspect"] {
         let ended = Setup::bare(&[command]).run();
         assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stderr.contains("say which component"), "{ended:?}");
+        assert!(ended.stderr.contains("name the component to use"), "{ended:?}");
     }
 }

@@ -226,7 +226,7 @@ fn a_privileged_port() {
 #[test]
 fn wrong_usage() {
     for (args, part) in [
-        (&["serve"][..], "say which component"),
+        (&["serve"][..], "name the component to use"),
         (&["serve", "app.wasm", "--wokers", "2"], "--workers"),
         (&["serve", "app.wasm", "--workers", "0"], "--workers"),
         (&["serve", "app.wasm", "--workers", "9999"], "over the limit"),

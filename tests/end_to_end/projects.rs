@@ -322,7 +322,7 @@ async fn a_folder_is_served_as_its_own_file_says() {
     // One that cannot be built is not asked for.
     write(project.path().join("src/mistake"), "");
     let ended = cluster.command(&["reload", text(project.path())]);
-    refused(&ended, 3, &["refused, nothing was changed: cannot build", "what it said is above"]);
+    refused(&ended, 3, &["refused, nothing was changed: cannot build", "its output is above"]);
     assert_eq!(cluster.status()["generation"]["current"], 3);
 }
 
@@ -435,17 +435,17 @@ fn what_cannot_be_built_says_why() {
     let build = || run(&["build", text(folder.path())]);
     refused(&build(), 1, &["neither a Cargo.toml", "wasmcluster.toml with a [build]", "wasmcluster new"]);
     refused(&run(&["build", "/nowhere/at/all"]), 1, &["cannot build /nowhere/at/all", "No such file"]);
-    refused(&run(&["build", "/dev/null"]), 1, &["it is no folder"]);
+    refused(&run(&["build", "/dev/null"]), 1, &["it is not a folder"]);
     project("workers = 2\n");
     refused(&build(), 1, &["neither a Cargo.toml"]);
     project("[build]\ncommand = \"make\"\n");
     refused(&build(), 2, &["wasmcluster.toml", "`component` is missing"]);
     project("[build]\ncommand = \"echo no >&2; exit 3\"\ncomponent = \"app.wasm\"\n");
     let ended = build();
-    refused(&ended, 1, &["exit status: 3", "what it said is above"]);
+    refused(&ended, 1, &["exit status: 3", "its output is above"]);
     assert!(ended.stderr.starts_with("no\n"), "{}", ended.stderr);
     project("[build]\ncommand = \"true\"\ncomponent = \"app.wasm\"\n");
-    refused(&build(), 1, &["`true` went well, but there is no", "app.wasm"]);
+    refused(&build(), 1, &["`true` succeeded, but did not make", "app.wasm"]);
     refused(&run(&["serve", text(folder.path()), "--listen", "127.0.0.1:0"]), 1, &["`true` went well"]);
 }
 
@@ -459,7 +459,7 @@ fn a_crate_that_is_no_component_says_what_is_missing() {
     let ended = run(&["build", text(&folder)]);
     refused(&ended, 1, &[]);
     assert!(
-        ended.stderr.contains("src/lib.rs:1") && ended.stderr.contains("what it said is above"),
+        ended.stderr.contains("src/lib.rs:1") && ended.stderr.contains("its output is above"),
         "{}",
         ended.stderr
     );
@@ -499,7 +499,7 @@ fn new_writes_over_nothing() {
     write(taken.join(".keep"), "");
     write(&file, "");
     refused(&run(&["new", text(&taken)]), 1, &["cannot make a project in", "it is not empty"]);
-    refused(&run(&["new", text(&file)]), 1, &["there is a file of this name"]);
+    refused(&run(&["new", text(&file)]), 1, &["a file of that name exists"]);
     refused(&run(&["new", text(&fresh), "--template", "cobol"]), 2, &["invalid value 'cobol'"]);
     assert!(!fresh.exists());
     let made = run(&["new", text(&fresh)]);

@@ -41,7 +41,7 @@ fn run(folder: &Path, artifacts: &mut Vec<Artifact>) -> anyhow::Result<()> {
         let compiled = artifacts.iter().map(|artifact| artifact.target.name.as_str());
         let hint = dependencies(folder, toolchain).and_then(|tree| super::hints::hint(&tree, compiled));
         let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
-        bail!("`cargo build --release --target {TARGET}` failed; what it said is above{hint}");
+        bail!("`cargo build --release --target {TARGET}` failed; its output is above{hint}");
     }
     Ok(())
 }
@@ -95,12 +95,14 @@ fn component(artifacts: &[Artifact], manifest: &Path) -> Result<PathBuf, String>
     let components: BTreeSet<&Path> = meant.filter_map(Artifact::component).collect();
     match Vec::from_iter(components)[..] {
         [component] => Ok(component.into()),
-        [] => Err("no component came of it: a component is a library of the type cdylib; say so in Cargo.toml: [lib] \
+        [] => {
+            Err("cargo made no component: components are libraries of the type cdylib; add this to Cargo.toml: [lib] \
                    crate-type = [\"cdylib\"]"
-            .into()),
+                .into())
+        }
         ref several => {
             let names: Vec<_> = several.iter().filter_map(|file| file.file_name()?.to_str()).collect();
-            Err(format!("{} components came of it: {}; give the folder of one of them", names.len(), names.join(", ")))
+            Err(format!("cargo made {} components: {}; name the folder of one of them", names.len(), names.join(", ")))
         }
     }
 }
@@ -148,7 +150,7 @@ mod tests {
         check("app", &[], Err("[\"cdylib\"]"));
         // A workspace without a package of its own.
         check("", &[other()], Ok("/t/other.wasm"));
-        check("", &[app(), other()], Err("2 components came of it: app.wasm, other.wasm"));
+        check("", &[app(), other()], Err("cargo made 2 components: app.wasm, other.wasm"));
     }
 
     #[test]

@@ -63,12 +63,12 @@ fn follow(folder: &Path, recipe: &Recipe) -> anyhow::Result<PathBuf> {
     // A shell cannot trap what was ignored when it began, and waits for ever for children that it does not hear of.
     let status = with_default_signals(&mut shell).status().context("cannot start a shell")?;
     if !status.success() {
-        bail!("`{command}` failed ({status}); what it said is above");
+        bail!("`{command}` failed ({status}); its output is above");
     }
     let component = folder.join(component);
     ensure!(
         component.is_file(),
-        "`{command}` went well, but there is no {}; [build] in wasmcluster.toml says that it makes this file",
+        "`{command}` succeeded, but did not make {}, which is the component according to [build] in wasmcluster.toml",
         component.display()
     );
     Ok(component)

@@ -23,8 +23,8 @@ pub(crate) enum NoPlan {
     #[error("cannot build {0}: {1}")]
     Folder(PathBuf, String),
     #[error(
-        "cannot build {0}: there is neither a Cargo.toml in it nor a wasmcluster.toml with a [build]; `wasmcluster new DIR` \
-         writes a project, and [build] for other languages looks like this: command = \"npm run build\", component = \
+        "cannot build {0}: it has neither a Cargo.toml nor a wasmcluster.toml with a [build] section. `wasmcluster new DIR` \
+         makes a project; for other languages, [build] looks like this: command = \"npm run build\", component = \
          \"dist/app.wasm\""
     )]
     Nothing(PathBuf),
@@ -36,7 +36,7 @@ impl Plan {
     pub(crate) fn read(folder: &Path) -> Result<Self, NoPlan> {
         match std::fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(NoPlan::Folder(folder.into(), "it is no folder".into())),
+            Ok(_) => return Err(NoPlan::Folder(folder.into(), "it is not a folder".into())),
             Err(error) => return Err(NoPlan::Folder(folder.into(), error.to_string())),
         }
         let file = folder.join(DEFAULT_FILE);

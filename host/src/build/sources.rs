@@ -88,8 +88,8 @@ impl Sources {
                 entries += 1;
                 ensure!(
                     entries <= MAX_ENTRIES,
-                    "there are more than {MAX_ENTRIES} files and folders below {}; name what is no source in a .gitignore, or \
-                     put it into target/, dist/ or a hidden folder",
+                    "there are more than {MAX_ENTRIES} files and folders below {}; list what is not source in a .gitignore, or \
+                     move it to target/, dist/ or a hidden folder",
                     root.display()
                 );
                 let path = entry.path();

@@ -47,10 +47,10 @@ impl Toolchain {
             Err(refusal) => refusal,
         };
         bail!(
-            "this Rust toolchain cannot make components: it lacks the target {TARGET} ({refusal}). What helps: `rustup \
-             target add {TARGET}` with a connection to the internet; the Rust of your distribution together with its \
-             package for this target; or, on Debian, scripts/guest-toolchain of wasmcluster's sources, which prepares a \
-             toolchain called {PREPARED}"
+            "this Rust toolchain cannot make components: it lacks the target {TARGET} ({refusal}). Run `rustup \
+             target add {TARGET}` with a connection to the internet, or install your distribution's Rust with its \
+             package for this target. On Debian, scripts/guest-toolchain in wasmcluster's sources prepares a toolchain \
+             called {PREPARED}"
         );
     }
 }

@@ -180,7 +180,7 @@ pub(super) async fn config_get(client: &Client, key: Option<&str>) -> Result<(),
             Some(value) => format!("{value}\n"),
             None => {
                 let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
-                return Err(anyhow!("there is no key {key:?}; there is {}", keys.join(", ")).into());
+                return Err(anyhow!("unknown key {key:?}; the keys are {}", keys.join(", ")).into());
             }
         },
     };

@@ -649,8 +649,8 @@ fn app_or_project(app: Option<PathBuf>) -> anyhow::Result<PathBuf> {
             Ok(_) => Ok(here),
             Err(NoPlan::File(error)) => Err(error),
             Err(_) => Err(anyhow::anyhow!(
-                "say which component: APP is a .wasm file, or a folder to build it from; the current folder cannot be \
-                 built, for it has neither a Cargo.toml nor a wasmcluster.toml with a [build]"
+                "name the component to use: a .wasm file, or the folder of a project. The current folder is not a project: it has \
+                 neither a Cargo.toml nor a wasmcluster.toml with a [build] section"
             )),
         };
     };

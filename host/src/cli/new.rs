@@ -82,9 +82,9 @@ fn for_a_shell(path: &Path) -> String {
 fn expect_nothing(folder: &Path) -> anyhow::Result<()> {
     match fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
-        Ok(false) => bail!("it is not empty; give a folder that is, or one that does not exist"),
+        Ok(false) => bail!("the folder is not empty; name an empty one, or one that does not exist yet"),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => bail!("there is a file of this name"),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => bail!("a file of that name exists"),
         Err(error) => Err(error.into()),
     }
 }

@@ -92,7 +92,7 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
             }
         }
     }
-    Err(anyhow!("the cluster ended in the middle of it; see its log"))
+    Err(anyhow!("the cluster ended during the reload; its log says why"))
 }
 
 enum Display {

@@ -99,7 +99,7 @@ fn explain(message: &str, place: &Place<'_>) -> String {
         (_, Some(example)) if is_type => format!("`{key}` takes {}; write {example}", form(key)),
         _ if message.starts_with("unknown variant") => {
             let others: Vec<String> = names.map(|name| format!("`{name}`")).collect();
-            format!("`{key}`: `{found}` is none of {}", others.join(", "))
+            format!("`{key}`: `{found}` is not one of {}", others.join(", "))
         }
         (_, Some(_)) => format!("`{key}`: {}", message.trim_end()),
         _ => message.trim_end().to_owned(),

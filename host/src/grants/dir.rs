@@ -59,7 +59,7 @@ fn check_guest(path: &str) -> Result<(), String> {
     }
     // A slip like `:RO` must not become part of a name, and the folder open for writing.
     match names.rsplit('/').next().and_then(|last| last.split_once(':')) {
-        Some((_, option)) => Err(format!("{option:?} is no option of a folder, :ro is the only one; {FORM}")),
+        Some((_, option)) => Err(format!("unknown option {option:?}: the only one is :ro; {FORM}")),
         None => Ok(()),
     }
 }
