@@ -17,6 +17,11 @@ use nix::unistd::{pipe2, write};
 
 /// Longest line that is passed on in one piece, without its newline; longer ones are broken.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
+/// Before each line of a guest stands the request that it is about, if there is one, between two of these (ASCII's record
+/// separator). Nobody else puts any there, so a line that begins otherwise is the worker's own.
+pub(crate) const MARK: u8 = 0x1e;
+/// Bytes of that, marks included.
+pub(crate) const MAX_MARK: usize = 512;
 
 /// A pipe whose write end does not block; both ends close on exec.
 pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -125,17 +130,29 @@ impl io::Write for &LineWriter {
 }
 
 /// Cuts a stream of bytes into lines of at most [`MAX_LINE`] bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LineBuffer {
     partial: Vec<u8>,
+    max_line: usize,
+}
+
+impl Default for LineBuffer {
+    fn default() -> Self {
+        Self { partial: Vec::new(), max_line: MAX_LINE }
+    }
 }
 
 impl LineBuffer {
+    /// For lines that have been cut already, and got their marks since.
+    pub(crate) fn of_marked_lines() -> Self {
+        Self { max_line: MAX_LINE + MAX_MARK, ..Self::default() }
+    }
+
     /// Takes `bytes` and hands each line that is now complete to `emit`, newline included.
     pub(crate) fn push(&mut self, bytes: &[u8], mut emit: impl FnMut(&[u8])) {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
-            for piece in piece.chunks(MAX_LINE) {
-                if self.partial.len() + piece.len() > MAX_LINE + usize::from(piece.ends_with(b"\n")) {
+            for piece in piece.chunks(self.max_line) {
+                if self.partial.len() + piece.len() > self.max_line + usize::from(piece.ends_with(b"\n")) {
                     self.finish(&mut emit);
                 }
                 self.partial.extend_from_slice(piece);

@@ -9,10 +9,10 @@ use crate::harness::{Setup, guest, until};
 async fn lines_of_guests_carry_their_worker() {
     let cluster = Setup::new(&guest("scenarios")).workers(1).start();
     get(cluster.address(), "/print?out=to-stdout&err=to-stderr").await.unwrap();
-    assert_eq!(cluster.stdout.find("to-stdout"), "[worker 1 g 1] to-stdout");
-    assert_eq!(cluster.stderr.find("to-stderr"), "[worker 1 g 1] to-stderr");
+    assert_eq!(cluster.stdout.find("to-stdout"), "[worker 1 g 1 request 1-1 GET /print] to-stdout");
+    assert_eq!(cluster.stderr.find("to-stderr"), "[worker 1 g 1 request 1-1 GET /print] to-stderr");
     get(cluster.address(), "/print-partial?out=no-newline").await.unwrap();
-    assert_eq!(cluster.stdout.find("no-newline"), "[worker 1 g 1] no-newline");
+    assert_eq!(cluster.stdout.find("no-newline"), "[worker 1 g 1 request 1-2 GET /print-partial] no-newline");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,6 +25,8 @@ async fn every_line_is_json_when_asked() {
     let printed = parse(&cluster.stdout.find("to-stdout"));
     assert_eq!((&printed["worker"], &printed["generation"]), (&1.into(), &1.into()));
     assert_eq!((&printed["stream"], &printed["message"]), (&"stdout".into(), &"to-stdout".into()));
+    let about = ["request", "method", "path", "x_request_id"].map(|field| printed[field].as_str());
+    assert_eq!(about, [Some("1-1"), Some("GET"), Some("/print"), None]);
     let trapped = parse(&cluster.stderr.find("the guest trapped"));
     assert_eq!((&trapped["level"], &trapped["worker"]), (&"ERROR".into(), &1.into()));
     cluster.signal(nix::sys::signal::Signal::SIGTERM);

@@ -149,7 +149,8 @@ async fn errors_are_told_to_whom_they_concern(name: &str) {
     let cluster = cluster(name, &[]);
     let answer = async |path| get(cluster.address(), path).await.unwrap();
     check(&answer("/error").await, 500, "Internal Server Error\n");
-    assert!(cluster.stderr.find("handler failed").ends_with("handler failed: the password is x"));
+    let told = cluster.stderr.find("handler failed");
+    assert_eq!(told, "[worker 1 g 1 request 1-1 GET /error] handler failed: the password is x");
     check(&answer("/conflict").await, 409, "taken already\n");
     check(&answer("/unavailable").await, 503, "Service Unavailable\n");
     check(&answer("/forbidden-header").await, 500, "Internal Server Error\n");
@@ -383,6 +384,7 @@ async fn what_cannot_be_fetched_says_why(name: &str) {
         async |url: &str| get(cluster.address(), &format!("/outcome?url={url}")).await.unwrap().text().to_owned();
     assert_eq!(outcome(&format!("http://{upstream}/head")).await, "200");
     let denied = outcome(&format!("http://{nowhere}/")).await;
+    assert!(cluster.stderr.find("denied to the guest: ").contains("method=\"GET\" path=\"/outcome\""));
     assert!(
         denied.starts_with("denied: ") && denied.ends_with(&format!("--allow-host http://{nowhere} does")),
         "{denied}"

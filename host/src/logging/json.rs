@@ -2,8 +2,8 @@
 //! taken away.
 //!
 //! A line always has `timestamp`, `level` and `message`; the fields of what happened stand beside these. A line that a
-//! guest printed has `stream`, `worker` and `generation`, and, if it was a JSON object, that object as `guest`: nothing is
-//! encoded twice.
+//! guest printed has `stream`, `worker` and `generation`, `request`, `method` and `path` of what the guest worked on, and, if it
+//! was a JSON object, that object as `guest`: nothing is encoded twice.
 
 use std::fmt;
 

@@ -16,7 +16,7 @@ use serde_json::Map;
 
 use crate::ids::{Generation, WorkerId};
 use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, json};
-use crate::pipe::{LineBuffer, LineWriter, output_pipe};
+use crate::pipe::{LineBuffer, LineWriter, MARK, output_pipe};
 
 /// Bytes that are taken from a source in one round.
 const SHARE: usize = 64 * 1024;
@@ -51,7 +51,7 @@ pub(super) enum Stream {
 
 impl Source {
     pub(super) fn new(reader: OwnedFd, kind: Kind) -> Self {
-        Self { reader: reader.into(), kind, lines: LineBuffer::default() }
+        Self { reader: reader.into(), kind, lines: LineBuffer::of_marked_lines() }
     }
 }
 
@@ -258,7 +258,9 @@ fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
             out.extend_from_slice(json::wrap(line, LogLevel::Error, &Map::new()).as_bytes());
         }
         (Kind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
-            out.extend_from_slice(format!("[worker {worker} g {generation}] ").as_bytes());
+            let (request, line) = split_request(line);
+            let request = if request.is_empty() { request } else { format!(" request {request}") };
+            out.extend_from_slice(format!("[worker {worker} g {generation}{request}] ").as_bytes());
             out.extend_from_slice(line);
         }
         (Kind::Guest { stream, worker, generation }, LogFormat::Json) => {
@@ -266,19 +268,61 @@ fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
                 Stream::Stdout => "stdout",
                 Stream::Stderr => "stderr",
             };
-            let fields = Map::from_iter([
+            let mut fields = Map::from_iter([
                 ("stream".into(), stream.into()),
                 ("worker".into(), worker.0.into()),
                 ("generation".into(), generation.0.into()),
             ]);
+            let (request, line) = split_request(line);
+            let named = ["request", "method", "path", "x_request_id"].into_iter().zip(request.split_terminator(' '));
+            fields.extend(named.map(|(name, value)| (name.into(), value.into())));
             out.extend_from_slice(json::guest_line(line, fields).as_bytes());
         }
+    }
+}
+
+/// The request that a line of a guest is about, as `Asked` displays it, and the line. Empty where there is none, and of the
+/// worker's own last words.
+fn split_request(line: &[u8]) -> (String, &[u8]) {
+    let end = |marked: &[u8]| marked.iter().position(|&byte| byte == MARK);
+    match line.strip_prefix(&[MARK]).and_then(|marked| Some((marked, end(marked)?))) {
+        Some((marked, end)) => (String::from_utf8_lossy(&marked[..end]).into_owned(), &marked[end + 1..]),
+        None => (String::new(), line),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_guests_name_the_request_they_are_about() {
+        let guest = Kind::Guest { stream: Stream::Stdout, worker: WorkerId(3), generation: Generation(2) };
+        for (line, pretty, fields) in [
+            (&b"\x1e3-7 GET /a\x1ehi\n"[..], "[worker 3 g 2 request 3-7 GET /a] hi\n", [Some("3-7"), Some("/a"), None]),
+            (
+                b"\x1e3-7 GET /a abc\x1ehi\n",
+                "[worker 3 g 2 request 3-7 GET /a abc] hi\n",
+                [Some("3-7"), Some("/a"), Some("abc")],
+            ),
+            (b"\x1e\x1ehi\n", "[worker 3 g 2] hi\n", [None; 3]),
+            // The worker's own.
+            (b"hi\n", "[worker 3 g 2] hi\n", [None; 3]),
+            // The guest's own marks are text.
+            (b"\x1e\x1e\x1e9-9 GET /b\x1ehi\n", "[worker 3 g 2] \x1e9-9 GET /b\x1ehi\n", [None; 3]),
+        ] {
+            let mut out = Vec::new();
+            render(LogFormat::Pretty, guest, line, &mut out);
+            assert_eq!(out, pretty.as_bytes());
+            out.clear();
+            render(LogFormat::Json, guest, line, &mut out);
+            let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
+            assert_eq!(
+                ["request", "path", "x_request_id"].map(|field| event.get(field).and_then(|it| it.as_str())),
+                fields
+            );
+        }
+    }
 
     #[test]
     fn lines_are_rendered_with_their_worker() {

@@ -17,6 +17,7 @@ use super::instance::abort_open_bodies;
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
+use super::requests::Asked;
 use super::stdio::{GuestOutput, Sink};
 use super::turns::Turns;
 use crate::config::{
@@ -98,6 +99,9 @@ impl Guest {
         } else {
             self.hooks.join(hooks);
         }
+        if let Some(Wasi { outputs, .. }) = &self.wasi {
+            outputs.iter().for_each(|output| output.begin(self.hooks.asked().cloned()));
+        }
     }
 
     /// It has served its request: how many of the host's resources it still holds.
@@ -111,7 +115,7 @@ impl Guest {
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let wasi = self.wasi.get_or_insert_with(|| self.world.wasi());
+        let wasi = self.wasi.get_or_insert_with(|| self.world.wasi(self.hooks.asked()));
         WasiCtxView { ctx: &mut wasi.ctx, table: &mut self.table }
     }
 }
@@ -219,8 +223,9 @@ impl World {
         store
     }
 
-    fn wasi(&self) -> Wasi {
+    fn wasi(&self, asked: Option<&Arc<Asked>>) -> Wasi {
         let outputs = [&self.stdout, &self.stderr].map(|sink| GuestOutput::new(sink.clone()));
+        outputs.iter().for_each(|output| output.begin(asked.cloned()));
         let mut ctx = WasiCtxBuilder::new()
             .envs(&self.env)
             .max_random_size(MAX_RANDOM)

@@ -380,7 +380,7 @@ impl Server {
         };
         let method = request.method().clone();
         let (request, upload) = Upload::wrap(request, limits.max_body);
-        let origin = Origin::new(in_flight.id, request.headers());
+        let origin = Origin::new(in_flight.asked(), request.headers());
         let (head, call) = self.instances.call(request, authority, origin);
         let (limit, max_body, in_flight) = (limits.request_timeout, limits.max_body, in_flight.clone());
         let tail = Tail { stats: self.stats, in_flight, limit, max_body, upload, _place: place, _alive: alive };

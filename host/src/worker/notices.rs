@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::ids::RequestId;
+use super::requests::{Asked, log_of};
 
 /// Notices that are known to have been told.
 const MAX_KNOWN: usize = 64;
@@ -24,17 +24,20 @@ pub(super) struct Notices(Mutex<Told>);
 
 impl Notices {
     /// Logs that `what` was denied, and how it could be had.
-    pub(super) fn denied(&self, request: Option<RequestId>, what: impl fmt::Display, remedy: impl fmt::Display) {
-        self.tell(request, format!("denied to the guest: {what}; {remedy}"));
+    pub(super) fn denied(&self, asked: Option<&Asked>, what: impl fmt::Display, remedy: impl fmt::Display) {
+        self.tell(asked, format!("denied to the guest: {what}; {remedy}"));
     }
 
-    pub(super) fn tell(&self, request: Option<RequestId>, message: String) {
+    pub(super) fn tell(&self, asked: Option<&Asked>, message: String) {
         let judged = self.0.lock().unwrap_or_else(PoisonError::into_inner).judge(&message, Instant::now());
-        let request = request.map(|request| request.to_string());
-        match judged {
-            None => {}
-            Some(0) => tracing::warn!(request, "{message}"),
-            Some(untold) => tracing::warn!(request, "{message} ({untold} other such messages were not logged)"),
+        let message = match judged {
+            None => return,
+            Some(0) => message,
+            Some(untold) => format!("{message} ({untold} other such messages were not logged)"),
+        };
+        match asked {
+            Some(asked) => log_of!(warn, asked, "{message}"),
+            None => tracing::warn!("{message}"),
         }
     }
 }

@@ -29,6 +29,7 @@ use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiB
 
 use super::guest::World;
 use super::notices::Notices;
+use super::requests::Asked;
 use super::resolver::{NotFound, Resolver};
 use super::tls::Tls;
 use crate::config::{
@@ -36,7 +37,6 @@ use crate::config::{
     MAX_OUTBOUND_PER_REQUEST,
 };
 use crate::grants::{Destination, Grants, Host, Scheme, special};
-use crate::ids::RequestId;
 
 /// Tells a chain of servers that it is a circle (RFC 8586): each adds its name.
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -108,14 +108,14 @@ impl Outbound {
 /// Which request a guest works on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Origin {
-    /// None of a health check.
-    pub(super) request: Option<RequestId>,
+    /// None of a health check, nor while the guest works on several.
+    pub(super) request: Option<Arc<Asked>>,
     /// The servers that the request came through.
     pub(super) loops: Vec<HeaderValue>,
 }
 
 impl Origin {
-    pub(super) fn new(request: RequestId, headers: &HeaderMap) -> Self {
+    pub(super) fn new(request: Arc<Asked>, headers: &HeaderMap) -> Self {
         Self { request: Some(request), loops: headers.get_all(CDN_LOOP).iter().cloned().collect() }
     }
 }
@@ -160,7 +160,7 @@ impl WasiHttpHooks for Hooks {
             Ok((destination, places)) => {
                 let exchange = Exchange {
                     world: self.world.clone(),
-                    request_id: self.origin.request,
+                    asked: self.origin.request.clone(),
                     destination,
                     options: options.unwrap_or_default(),
                     places,
@@ -181,6 +181,11 @@ impl Hooks {
         Self { world, origin, requests: 1, places: None, bodies: 0 }
     }
 
+    /// Which request the guest works on, if that can be told.
+    pub(super) fn asked(&self) -> Option<&Arc<Asked>> {
+        self.origin.request.as_ref()
+    }
+
     /// What another request may, beside the first: nobody can tell which of them the guest works on.
     pub(super) fn join(&mut self, other: Self) {
         if let Some(places) = &self.places {
@@ -188,7 +193,7 @@ impl Hooks {
         }
         self.requests += 1;
         self.bodies = 0;
-        self.origin.request = other.origin.request;
+        self.origin.request = None;
         if other.origin.loops.len() > self.origin.loops.len() {
             self.origin.loops = other.origin.loops;
         }
@@ -202,7 +207,7 @@ impl Hooks {
         let Outbound { grants, notices, places, .. } = &self.world.outbound;
         if !grants.permits(&destination) {
             let remedy = format!("grant it with {}", destination.flag());
-            notices.denied(self.origin.request, "a request to a host that is not granted", remedy);
+            notices.denied(self.origin.request.as_deref(), "a request to a host that is not granted", remedy);
             return Err(Error::HttpRequestDenied);
         }
         let of_request =
@@ -211,12 +216,12 @@ impl Hooks {
             (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
             (Err(_), _) => {
                 let what = format!("more than {MAX_OUTBOUND_PER_REQUEST} outbound requests at a time for one request");
-                notices.denied(self.origin.request, what, "no flag grants that");
+                notices.denied(self.origin.request.as_deref(), what, "no flag grants that");
                 Err(Error::ConnectionLimitReached)
             }
             (_, Err(_)) => {
                 let what = format!("more than {MAX_OUTBOUND} outbound requests at a time in one worker");
-                notices.denied(self.origin.request, what, "more workers can have more");
+                notices.denied(self.origin.request.as_deref(), what, "more workers can have more");
                 Err(Error::ConnectionLimitReached)
             }
         }
@@ -226,7 +231,7 @@ impl Hooks {
 /// One outbound request that may be sent.
 struct Exchange {
     world: Arc<World>,
-    request_id: Option<RequestId>,
+    asked: Option<Arc<Asked>>,
     destination: Destination,
     options: RequestOptions,
     places: Places,
@@ -327,7 +332,7 @@ impl Exchange {
             Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => "the kernel has no memory for it",
             Errno::EACCES | Errno::EPERM => {
                 let message = "an outbound connection was refused by this machine's own rules (firewall, sandbox)";
-                self.world.outbound.notices.tell(self.request_id, format!("{message}: {error}"));
+                self.world.outbound.notices.tell(self.asked.as_deref(), format!("{message}: {error}"));
                 return Error::DestinationUnavailable;
             }
             Errno::ECONNREFUSED => return Error::ConnectionRefused,
@@ -335,7 +340,7 @@ impl Exchange {
             Errno::ETIMEDOUT => return Error::ConnectionTimeout,
             _ => return Error::DestinationUnavailable,
         };
-        self.world.outbound.notices.tell(self.request_id, format!("outbound connections fail: {hint}: {error}"));
+        self.world.outbound.notices.tell(self.asked.as_deref(), format!("outbound connections fail: {hint}: {error}"));
         Error::ConnectionLimitReached
     }
 
@@ -365,7 +370,7 @@ impl Exchange {
             let range = special(address).unwrap_or("other");
             let what = format!("a request to a granted host whose address {address} is special ({range})");
             let remedy = format!("grant it with {} beside the name", self.destination.at(address).flag());
-            self.world.outbound.notices.denied(self.request_id, what, remedy);
+            self.world.outbound.notices.denied(self.asked.as_deref(), what, remedy);
             return Err(Error::DestinationIpProhibited);
         }
         Ok(permitted.into_iter().map(|address| SocketAddr::new(address, port)).collect())

@@ -1,7 +1,11 @@
-//! Requests in flight: what they are called, in the stats page, in the log, and by their clients.
+//! Requests in flight: what they are called, in the stats page, in the log, and by their clients. [`Asked`] is what else
+//! may know of one: its guest's output and outbound requests are logged with it.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::uri::PathAndQuery;
@@ -14,13 +18,14 @@ use crate::stats::{Held, MAX_LISTED, Stats};
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a client's own name for its request.
 const MAX_CLIENT_ID: usize = 128;
-/// Bytes of a path that are logged.
+/// Bytes of a method that stand before what a guest printed, and of a path that are logged.
+const MAX_METHOD: usize = 32;
 const MAX_PATH: usize = 256;
 
 /// Logs something about a request: which it is, and what was asked.
 macro_rules! log_of {
-    ($level:ident, $in_flight:expr, $($message:tt)+) => {{
-        let of: &$crate::worker::requests::InFlight = $in_flight;
+    ($level:ident, $asked:expr, $($message:tt)+) => {{
+        let of: &$crate::worker::requests::Asked = $asked;
         tracing::$level!(
             request = of.request(),
             x_request_id = of.client_id(),
@@ -42,22 +47,36 @@ pub(super) struct Requests {
     free: RefCell<Vec<usize>>,
 }
 
-/// One request, until it is dropped.
+/// What was asked, and what that is called.
 #[derive(Debug)]
-pub(super) struct InFlight {
-    pub(super) id: RequestId,
-    requests: Rc<Requests>,
-    place: Option<usize>,
-    began: Instant,
-    answered: Cell<bool>,
+pub(super) struct Asked {
+    id: RequestId,
     method: Method,
     target: Option<PathAndQuery>,
     /// What its client calls it.
     client_id: Option<HeaderValue>,
+}
+
+/// One request, until it is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    asked: Arc<Asked>,
+    requests: Rc<Requests>,
+    place: Option<usize>,
+    began: Instant,
+    answered: Cell<bool>,
     _counted: Held,
 }
 
-impl InFlight {
+impl Deref for InFlight {
+    type Target = Asked;
+
+    fn deref(&self) -> &Asked {
+        &self.asked
+    }
+}
+
+impl Asked {
     /// What the log calls it.
     pub(super) fn request(&self) -> String {
         self.id.to_string()
@@ -87,6 +106,23 @@ impl InFlight {
         let path = self.target.as_ref().map_or("", PathAndQuery::path);
         &path[..path.floor_char_boundary(MAX_PATH)]
     }
+}
+
+/// As `primary/output.rs` reads it: id, method, path, and the client's name, none of which has a space in it. At most
+/// [`MAX_MARK`](crate::pipe::MAX_MARK) bytes.
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let method = self.method();
+        write!(f, "{} {} {}", self.id, &method[..method.len().min(MAX_METHOD)], self.path())?;
+        self.client_id().map_or(Ok(()), |name| write!(f, " {name}"))
+    }
+}
+
+impl InFlight {
+    /// For those who may outlive it.
+    pub(super) fn asked(&self) -> Arc<Asked> {
+        self.asked.clone()
+    }
 
     /// When its head was there.
     pub(super) fn began(&self) -> Instant {
@@ -114,11 +150,14 @@ impl Requests {
         if let Some(place) = place {
             self.stats.requests_in_flight[place].set(number);
         }
-        InFlight {
+        let asked = Asked {
             id,
             method: request.method().clone(),
             target: request.uri().path_and_query().cloned(),
             client_id: client_id(request, id),
+        };
+        InFlight {
+            asked: Arc::new(asked),
             requests: self.clone(),
             place,
             began: Instant::now(),

@@ -1,4 +1,5 @@
-//! What guests print: cut into lines, and written to the worker's output pipes, which never block.
+//! What guests print: cut into lines, and written to the worker's output pipes, which never block. Each line has the
+//! request before it that its instance worked on, between marks by which the primary knows that.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +11,8 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::pipe::{LineBuffer, LineWriter, MAX_LINE, Written};
+use super::requests::Asked;
+use crate::pipe::{LineBuffer, LineWriter, MARK, MAX_LINE, Written};
 use crate::stats::Stats;
 
 /// What a panic in Rust adds, and what does not help: nobody can set a variable of the guest's so, and the log has the
@@ -29,8 +31,18 @@ impl Sink {
         Self { writer, stats }
     }
 
-    fn write(&self, line: &[u8]) {
-        if line.trim_ascii_end() != ADVICE && self.writer.write(line) == Written::Dropped {
+    fn write(&self, asked: Option<&Asked>, line: &[u8]) {
+        if line.trim_ascii_end() == ADVICE {
+            return;
+        }
+        let mut marked = vec![MARK];
+        if let Some(asked) = asked {
+            marked.extend_from_slice(asked.to_string().as_bytes());
+        }
+        // Also where there is none: a guest may print marks of its own.
+        marked.push(MARK);
+        marked.extend_from_slice(line);
+        if self.writer.write(&marked) == Written::Dropped {
             self.stats.lines_dropped.increment();
         }
     }
@@ -43,33 +55,45 @@ pub(super) struct GuestOutput(Arc<Lines>);
 
 #[derive(Debug)]
 struct Lines {
-    buffer: Mutex<LineBuffer>,
+    text: Mutex<Text>,
     sink: Arc<Sink>,
+}
+
+#[derive(Debug, Default)]
+struct Text {
+    buffer: LineBuffer,
+    /// Which request the guest works on, if that is known.
+    asked: Option<Arc<Asked>>,
 }
 
 impl GuestOutput {
     pub(super) fn new(sink: Arc<Sink>) -> Self {
-        Self(Arc::new(Lines { buffer: Mutex::default(), sink }))
+        Self(Arc::new(Lines { text: Mutex::default(), sink }))
+    }
+
+    /// What comes from now on is about this request.
+    pub(super) fn begin(&self, asked: Option<Arc<Asked>>) {
+        self.with(|text, _| text.asked = asked);
     }
 
     /// Passes on what came after the last newline.
     pub(super) fn finish(&self) {
-        let lines = &*self.0;
-        let mut buffer = lines.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        buffer.finish(|line| lines.sink.write(line));
+        self.with(|Text { buffer, asked }, sink| buffer.finish(|line| sink.write(asked.as_deref(), line)));
     }
 
     fn push(&self, bytes: &[u8]) {
-        let lines = &*self.0;
-        let mut buffer = lines.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        buffer.push(bytes, |line| lines.sink.write(line));
+        self.with(|Text { buffer, asked }, sink| buffer.push(bytes, |line| sink.write(asked.as_deref(), line)));
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Text, &Sink)) {
+        change(&mut self.0.text.lock().unwrap_or_else(PoisonError::into_inner), &self.0.sink);
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        let sink = &self.sink;
-        self.buffer.get_mut().unwrap_or_else(PoisonError::into_inner).finish(|line| sink.write(line));
+        let Text { buffer, asked } = self.text.get_mut().unwrap_or_else(PoisonError::into_inner);
+        buffer.finish(|line| self.sink.write(asked.as_deref(), line));
     }
 }
 
