@@ -1011,7 +1011,7 @@ mod tests {
         assert_eq!(changed.entries()["wasmcluster.log-level"], "debug");
         assert!(with(&[("wasmcluster.log-level", "loud")]).unwrap_err().contains("expected off, error"));
         let unknown = with(&[("greeting", "hello"), ("wasmcluster.log-level", "debug")]).unwrap_err();
-        assert!(unknown.contains("there is wasmcluster.log-level"), "{unknown}");
+        assert!(unknown.contains("wasmcluster.log-level"), "{unknown}");
     }
 
     #[test]

@@ -50,8 +50,8 @@ impl Resident {
 fn shared(http: WasiHttp) -> Config {
     let mut config = Config::new();
     config.epoch_interruption(true);
-    // Line numbers would need DWARF that production guests do not carry; an environment variable must not decide.
-    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    // Whether there are line numbers is for the component to say, which has DWARF or has not, and for no variable.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     match http {
         // A 0.2 component cannot use it, and a request costs a quarter less without.
         WasiHttp::V0_2 => config.concurrency_support(false),

@@ -167,10 +167,9 @@ fn compile_refuses_as_reload_does() {
     let store = folder.path().join("store");
     let empty = folder.path().join("empty.wat");
     fs::write(&empty, "(component)").unwrap();
-    for (app, code, part) in [
-        (empty, 3, "error: cannot compile"),
-        (folder.path().join("nowhere.wasm"), 3, "no such file"),
-    ] {
+    for (app, code, part) in
+        [(empty, 3, "error: cannot compile"), (folder.path().join("nowhere.wasm"), 3, "no such file")]
+    {
         let ended = compile(&[text(&app), "-o", text(&store)]);
         assert_eq!(ended.code, Some(code), "{ended:?}");
         assert!(ended.stderr.contains(part), "{ended:?}");

@@ -323,6 +323,18 @@ async fn a_page_that_was_swapped_out_is_seen_by_no_other_instance() {
     }
 }
 
+/// A guest that was built with debug information says where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trap_names_the_lines_of_a_guest_that_has_them() {
+    let cluster = Setup::new(&guest("hostile_p2_lines")).workers(1).start();
+    get(cluster.address(), "/trap").await.unwrap();
+    let line = cluster.stderr.find("0: misdeeds::answer (at misdeeds/src/lib.rs:");
+    let source = include_str!("../guests/misdeeds/src/lib.rs");
+    let number: usize = line.rsplit(':').next().unwrap().trim_end_matches(')').parse().unwrap();
+    assert!(source.lines().nth(number - 1).unwrap().contains("asked to trap"), "{line}");
+    cluster.stderr.find("(at hostile-p2/src/lib.rs:");
+}
+
 /// A guest that ends in the middle of a request: why, and then its own functions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trap_names_its_cause_and_the_functions_of_the_guest() {

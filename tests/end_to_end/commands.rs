@@ -222,7 +222,7 @@ fn configuration_that_does_not_exist_is_refused() {
     let cluster = Setup::new(&guest("hello")).start();
     for (args, code, message) in [
         (&["set", "wasmcluster.log-level=loud"][..], 1, "expected off, error, warn, info, debug, trace"),
-        (&["set", "wasmcluster.log=debug"], 1, "there is wasmcluster.log-level"),
+        (&["set", "wasmcluster.log=debug"], 1, "the keys are wasmcluster.log-level"),
         (&["set", "wasmcluster.log-level=debug", "colour=red"], 1, "unknown key \"colour\""),
         (&["set", "wasmcluster.log-level"], 2, "expected KEY=VALUE"),
         (&["set"], 2, "required"),

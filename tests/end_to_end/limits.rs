@@ -328,12 +328,12 @@ async fn the_connection_that_is_idle_for_longest_makes_room() {
     is_well(&cluster, worker).await;
     let mut rest = String::new();
     idle[0].read_to_string(&mut rest).unwrap();
-    assert!(rest.ends_with("GET http://test/headers\n"), "an orderly end: {rest}");
+    assert!(rest.contains("GET /headers\n"), "an orderly end: {rest}");
     // The last one that spoke is still there.
     idle[2].write_all(b"GET /headers HTTP/1.1\r\nhost: last\r\nconnection: close\r\n\r\n").unwrap();
     rest.clear();
     idle[2].read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("GET http://last/headers\n"), "{rest}");
+    assert!(rest.contains("GET /headers\n") && rest.contains("host: last"), "{rest}");
     is_well(&cluster, worker).await;
 }
 

@@ -39,10 +39,11 @@ mod strictness;
 mod supervision;
 mod upstream;
 
-/// All that a table can name: the tests here, and the units' own.
+/// All that a table can name: the tests here, the units' own, and those of the SDK and its guide.
 fn sources() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = vec![root.join("../tests/end_to_end"), root.join("src")];
+    let folders = ["../tests/end_to_end", "../tests/bindings/src", "../tests/guide/tests", "../guest-sdk", "src"];
+    let mut folders: Vec<_> = folders.iter().map(|folder| root.join(folder)).collect();
     let mut sources = String::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -69,7 +70,7 @@ fn tests_in(text: &str, sources: &str) -> usize {
     let tests = text.split('`').skip(1).step_by(2);
     tests
         .inspect(|name| {
-            let is_one = sources.matches(&format!("fn {name}()")).count() == 1;
+            let is_one = sources.matches(&format!("fn {name}(")).count() == 1;
             assert!(is_one, "there is no test {name}, or more than one");
         })
         .count()

@@ -336,16 +336,21 @@ impl Group {
     }
 
     /// `setup`, started in this group.
-    fn around(&self, mut setup: Setup) -> Setup {
+    fn around(&self, setup: Setup) -> Setup {
         let mut command = Command::new("sh");
         command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(&self.0);
-        command.arg(env!("CARGO_BIN_EXE_wasmcluster")).args(setup.command.get_args());
-        command.current_dir(setup.folder.path());
-        command.envs(setup.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        setup.command = command;
-        setup
+        started_by(command, setup)
     }
+}
+
+/// `setup`, started by a command that takes it as its last arguments.
+fn started_by(mut command: Command, mut setup: Setup) -> Setup {
+    command.arg(env!("CARGO_BIN_EXE_wasmcluster")).args(setup.command.get_args());
+    command.current_dir(setup.folder.path());
+    command.envs(setup.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    setup.command = command;
+    setup
 }
 
 impl Drop for Group {
@@ -375,6 +380,24 @@ async fn the_memory_of_a_control_group_is_shared_out() {
         assert_eq!(cluster.ready().len(), if args.is_empty() { 1 } else { 2 });
         drop(cluster);
     }
+}
+
+/// A folder stands in for the group: there is such a file only where version 2 shares out memory.
+#[test]
+fn a_control_group_that_ends_as_one_is_told_of() {
+    let mask = "place=$(awk '/ - cgroup2 / { print $5; exit }' /proc/self/mountinfo) && mount -t tmpfs none \"$place\" && \
+                echo 1 > \"$place/memory.oom.group\"";
+    let apart = |then: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &format!("{mask} && {then}"), "sh"]);
+        command
+    };
+    if !apart("true").output().is_ok_and(|it| it.status.success()) {
+        println!("skipped: nothing can be put in the place of a control group of version 2 here");
+        return;
+    }
+    let cluster = started_by(apart("exec \"$@\""), by_default(&[])).start();
+    cluster.stderr.find("memory.oom.group is set for this control group");
 }
 
 #[test]

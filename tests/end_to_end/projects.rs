@@ -458,11 +458,7 @@ fn a_crate_that_is_no_component_says_what_is_missing() {
     write(folder.join("src/lib.rs"), "fn");
     let ended = run(&["build", text(&folder)]);
     refused(&ended, 1, &[]);
-    assert!(
-        ended.stderr.contains("src/lib.rs:1") && ended.stderr.contains("its output is above"),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.stderr.contains("src/lib.rs:1") && ended.stderr.contains("its output is above"), "{}", ended.stderr);
 }
 
 #[test]
