@@ -144,7 +144,7 @@ mod tests {
             check(text, "cannot have");
         }
         for text in ["a::/b:RO", "a::/b:rw", "a::/b:readonly", "a::/b:ro:ro", "a::/b:ro ", "a::/b:"] {
-            check(text, "no option of a folder");
+            check(text, "unknown option");
         }
     }
 
