@@ -446,7 +446,7 @@ fn what_cannot_be_built_says_why() {
     assert!(ended.stderr.starts_with("no\n"), "{}", ended.stderr);
     project("[build]\ncommand = \"true\"\ncomponent = \"app.wasm\"\n");
     refused(&build(), 1, &["`true` succeeded, but did not make", "app.wasm"]);
-    refused(&run(&["serve", text(folder.path()), "--listen", "127.0.0.1:0"]), 1, &["`true` went well"]);
+    refused(&run(&["serve", text(folder.path()), "--listen", "127.0.0.1:0"]), 1, &["`true` succeeded"]);
 }
 
 #[test]
@@ -494,7 +494,7 @@ fn new_writes_over_nothing() {
     let [taken, file, fresh] = ["taken", "file", "a/b/My Shop"].map(|name| folder.path().join(name));
     write(taken.join(".keep"), "");
     write(&file, "");
-    refused(&run(&["new", text(&taken)]), 1, &["cannot make a project in", "it is not empty"]);
+    refused(&run(&["new", text(&taken)]), 1, &["cannot make a project in", "the folder is not empty"]);
     refused(&run(&["new", text(&file)]), 1, &["a file of that name exists"]);
     refused(&run(&["new", text(&fresh), "--template", "cobol"]), 2, &["invalid value 'cobol'"]);
     assert!(!fresh.exists());
