@@ -202,7 +202,7 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<
     let found = found.map_err(Unprepared::Refused)?;
     if found.entry.is_none() {
         let reason = found.unkept.unwrap_or_else(|| "it cannot be written to".into());
-        return Err(Unprepared::Store(anyhow::anyhow!("{}: {reason}", StoreError(folder.into()))));
+        return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
     }
     let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
     let Manifest { digest, http, .. } = found.manifest;
@@ -335,11 +335,6 @@ impl Readers {
         self.of_folders() & 0o666
     }
 }
-
-/// Names the store in a message.
-#[derive(Debug, thiserror::Error)]
-#[error("artifact store {}", .0.display())]
-struct StoreError(PathBuf);
 
 /// A folder of entries that only its owner can write to. If that is not us, or the file system cannot be written to, it
 /// is used as it is.

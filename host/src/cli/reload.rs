@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
 use super::print;
+use crate::ids::short_digest;
 use crate::primary::{Client, CommandError, GenerationStatus, ReloadRequest, ReloadResult};
 
 /// Width of a bar, in characters.
@@ -68,7 +69,7 @@ pub(super) fn served(generation: &GenerationStatus) -> String {
         Some(ms) => format!("first served {} ago", humantime::format_duration(Duration::from_secs(ms / 1000))),
         None => "first served before this server was started".into(),
     };
-    let digest = digest.get(..19).unwrap_or(digest);
+    let digest = short_digest(digest);
     format!("generation {current} is served: {} ({digest}), {age}\n", source.display())
 }
 

@@ -1,5 +1,6 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
+use crate::ids::short_digest;
 use crate::primary::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 
 /// Metrics that the table shows; with `--json` there are all.
@@ -28,7 +29,7 @@ fn table(status: &Status) -> String {
     let mut text = heading(status);
     let listen: Vec<String> = status.listen.clone();
     wrap(&mut text, "listening on ", &listen);
-    let digest = generation.digest.get(..19).unwrap_or(&generation.digest);
+    let digest = short_digest(&generation.digest);
     text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
     // While there are two versions, it matters more who runs which.

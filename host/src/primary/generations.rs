@@ -6,14 +6,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::process::Deployment;
-use crate::ids::Generation;
+use crate::ids::{Generation, short_digest};
 use crate::state_file::{Committed, Version};
 
 /// Versions that can be brought back, the one that is served included. Each keeps two descriptors open, and its native code
 /// in memory.
 const MAX_HISTORY: usize = 8;
-/// Characters that tell one digest from another for a person.
-const SHOWN_OF_DIGEST: usize = 19;
 
 /// The generations of a running cluster that have workers, may get some, or may be brought back.
 #[derive(Debug)]
@@ -162,8 +160,7 @@ impl Generations {
         let others: Vec<String> = others
             .map(|(number, known)| {
                 let Deployment { source, compiled, .. } = &*known.deployment;
-                let digest = compiled.digest.get(..SHOWN_OF_DIGEST).unwrap_or(&compiled.digest);
-                format!("{number} ({}, {digest})", source.display())
+                format!("{number} ({}, {})", source.display(), short_digest(&compiled.digest))
             })
             .collect();
         (!others.is_empty()).then(|| others.join(", "))
