@@ -30,9 +30,10 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::component::{Refusal, Surface, WasiHttp, servable, to_binary};
+use crate::folders::{self, Owner};
 use crate::ipc::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
 use crate::state_file::{Version, pinned};
-use crate::{engine, folders, limits, memfd};
+use crate::{engine, limits, memfd};
 
 /// Largest component that is read, in bytes.
 const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
@@ -355,11 +356,7 @@ impl Store {
             fs::set_permissions(folder, fs::Permissions::from_mode(readers.of_folders())).with_context(of)?;
         }
         let metadata = fs::metadata(folder).with_context(of)?;
-        ensure!(
-            folders::is_trusted(&metadata),
-            "{}: it must belong to you or root, and be writable by nobody else",
-            of()
-        );
+        folders::check_private(folder, &metadata, Owner::UsOrRoot).with_context(of)?;
         let is_writable = nix::unistd::access(folder, AccessFlags::W_OK).is_ok();
         let store = Self { folder: folder.into(), readers, is_writable };
         store.remove_old_drafts();
@@ -513,7 +510,8 @@ fn read_manifest<M: DeserializeOwned>(entry: &Path) -> anyhow::Result<(M, File)>
 fn open_trusted(path: &Path) -> anyhow::Result<File> {
     let file = File::options().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(path)?;
     let metadata = file.metadata()?;
-    ensure!(metadata.is_file() && folders::is_trusted(&metadata), "{} is not private to its owner", path.display());
+    ensure!(metadata.is_file(), "{} is not a file", path.display());
+    folders::check_private(path, &metadata, Owner::UsOrRoot)?;
     Ok(file)
 }
 
@@ -694,7 +692,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(
-            Store::open(folder.path(), Readers::Owner).unwrap_err().to_string().contains("writable by nobody else")
+            format!("{:#}", Store::open(folder.path(), Readers::Owner).unwrap_err()).contains("other users can write")
         );
     }
 

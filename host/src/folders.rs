@@ -185,11 +185,7 @@ pub(crate) fn prepare(store: &Path, state: Option<&Path>, control: &Path) -> any
 pub(crate) fn prepare_state(folder: &Path) -> anyhow::Result<()> {
     let of = || format!("state folder {} (choose another with --state-dir or $STATE_DIRECTORY)", folder.display());
     make(folder).with_context(of)?;
-    ensure!(
-        is_private(&fs::metadata(folder).with_context(of)?),
-        "{}: it must belong to you and be writable by nobody else",
-        of()
-    );
+    check_private(folder, &fs::metadata(folder).with_context(of)?, Owner::Us).with_context(of)?;
     access(folder, AccessFlags::W_OK).with_context(of)
 }
 
@@ -201,8 +197,9 @@ pub(crate) fn prepare_runtime(control: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(folder).with_context(of)?;
     ensure!(metadata.is_dir(), "{}: {} is not a folder", of(), folder.display());
     // In a folder like /tmp, where everybody can write, the sticky bit keeps others from replacing the file.
-    let safe = metadata.mode() & 0o022 == 0 || metadata.mode() & 0o1000 != 0;
-    ensure!(is_ours_or_roots(&metadata) && safe, "{}: other users can write to the folder {}", of(), folder.display());
+    if metadata.mode() & 0o1000 == 0 || !is_ours_or_roots(&metadata) {
+        check_private(folder, &metadata, Owner::UsOrRoot).with_context(of)?;
+    }
     access(folder, AccessFlags::W_OK).with_context(of)
 }
 
@@ -214,14 +211,24 @@ fn make(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Whether it is ours, and writable by nobody else.
-pub(crate) fn is_private(metadata: &Metadata) -> bool {
-    metadata.uid() == geteuid().as_raw() && is_trusted(metadata)
+/// Who a file may belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Us,
+    /// Root could do anything anyway.
+    UsOrRoot,
 }
 
-/// Whether it is ours or root's, who could do anything anyway, and writable by nobody else.
-pub(crate) fn is_trusted(metadata: &Metadata) -> bool {
-    is_ours_or_roots(metadata) && metadata.mode() & 0o022 == 0
+/// Fails if other users can write to the file: says why, and which command mends that.
+pub(crate) fn check_private(path: &Path, metadata: &Metadata, owner: Owner) -> anyhow::Result<()> {
+    let (found, user, mode, path) = (metadata.uid(), geteuid().as_raw(), metadata.mode(), path.display());
+    let or_root = if owner == Owner::UsOrRoot { " or root" } else { "" };
+    ensure!(
+        found == user || (owner == Owner::UsOrRoot && found == 0),
+        "{path} belongs to user {found}; it must belong to user {user}{or_root}: run `chown {user} {path}`"
+    );
+    ensure!(mode & 0o022 == 0, "other users can write to {path} (mode {:o}): run `chmod go-w {path}`", mode & 0o7777);
+    Ok(())
 }
 
 fn is_ours_or_roots(metadata: &Metadata) -> bool {
@@ -229,7 +236,7 @@ fn is_ours_or_roots(metadata: &Metadata) -> bool {
 }
 
 fn is_private_folder(folder: &Path) -> bool {
-    fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir() && is_private(&metadata))
+    fs::metadata(folder).is_ok_and(|it| it.is_dir() && check_private(folder, &it, Owner::Us).is_ok())
 }
 
 /// A file that says what is run must not be another user's to write: neither by owner nor by mode.
@@ -333,6 +340,6 @@ mod tests {
         }
         fs::set_permissions(path("a/state"), fs::Permissions::from_mode(0o777)).unwrap();
         let error = prepare(&path("store"), Some(&path("a/state")), &path("run/x.sock")).unwrap_err().to_string();
-        assert!(error.starts_with("state folder") && error.contains("writable by nobody else"), "{error}");
+        assert!(error.starts_with("state folder") && error.contains("(mode 777): run `chmod go-w"), "{error}");
     }
 }

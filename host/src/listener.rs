@@ -230,7 +230,8 @@ impl Binding {
         already.iter().find(|listener| match (&self.address, listener.address()) {
             (ListenAddr::Tcp(_), Some(other)) => self.sockets.iter().any(|(socket, _)| overlap(socket, &other)),
             (ListenAddr::Unix(UnixAddr { path, .. }), None) => {
-                listener.socket_file.as_ref().is_some_and(|(other, _)| other == path)
+                // However the path is spelled.
+                listener.socket_file.as_ref().is_some_and(|&(_, inode)| Inode::at(path) == Some(inode))
             }
             _ => false,
         })
@@ -317,13 +318,27 @@ pub(crate) fn remove_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A socket file that nobody listens on any more. Asked without waiting: one whose queue is full would keep us.
-pub(crate) fn is_stale(path: &Path) -> bool {
+/// Who has the socket that a file stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// Nobody listens any more: the file is a leftover.
+    Nobody,
+    Listener,
+    /// It takes datagrams, not connections.
+    AnotherKind,
+}
+
+/// Asked without waiting: a listener whose queue is full would keep us.
+pub(crate) fn behind(path: &Path) -> Behind {
     let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(path)?)
     });
-    matches!(connected, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    match connected {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Behind::Nobody,
+        Err(error) if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => Behind::AnotherKind,
+        _ => Behind::Listener,
+    }
 }
 
 #[cfg(test)]
@@ -390,7 +405,10 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let socket = format!("unix:{}", folder.path().join("a.sock").display());
-        assert!(matches!(bind(&[&socket, &socket]), Err(BindError::Twice(..))));
+        let spelled_otherwise = format!("unix:{}", folder.path().join("./a.sock").display());
+        for second in [&socket, &spelled_otherwise] {
+            assert!(matches!(bind(&[&socket, second]), Err(BindError::Twice(..))), "{second}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::component::WasiHttp;
-use crate::folders;
+use crate::folders::{self, Owner};
 use crate::ids::Generation;
 
 /// How the file is to be read.
@@ -65,13 +65,15 @@ impl Committed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        Self::parse(&file).map(Some).map_err(|error| anyhow!("{}: {error:#}; remove it to start anew", path.display()))
+        Self::parse(&path, &file)
+            .map(Some)
+            .map_err(|error| anyhow!("{}: {error:#}; remove it to start anew", path.display()))
     }
 
     /// What is run next is in the file: it must be ours.
-    fn parse(file: &File) -> anyhow::Result<Self> {
+    fn parse(path: &Path, file: &File) -> anyhow::Result<Self> {
         let metadata = file.metadata()?;
-        ensure!(folders::is_private(&metadata), "it must belong to you and be writable by nobody else");
+        folders::check_private(path, &metadata, Owner::Us)?;
         ensure!(metadata.is_file() && metadata.len() <= MAX_FILE, "it is no file of ours");
         let mut bytes = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut bytes)?;
@@ -99,11 +101,11 @@ pub(crate) fn pinned(folder: &Path) -> Vec<String> {
         let is_ours = file.path().extension().is_some_and(|extension| extension == "json");
         is_ours && file.metadata().is_ok_and(|metadata| metadata.is_file())
     });
-    let open = |file: fs::DirEntry| {
+    let open = |file: &fs::DirEntry| {
         // Without waiting, should it be a pipe by now.
         File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(file.path()).ok()
     };
-    let committed = files.filter_map(|file| Committed::parse(&open(file)?).ok());
+    let committed = files.filter_map(|file| Committed::parse(&file.path(), &open(&file)?).ok());
     committed
         .flat_map(|committed| [Some(committed.current), committed.previous])
         .flatten()
@@ -168,6 +170,6 @@ mod tests {
         check("schema 2, not 1");
         committed(1, None).write(folder.path(), "default").unwrap();
         fs::set_permissions(folder.path().join("default.json"), fs::Permissions::from_mode(0o666)).unwrap();
-        check("writable by nobody else");
+        check("other users can write to");
     }
 }

@@ -343,7 +343,7 @@ async fn a_trap_names_its_cause_and_the_functions_of_the_guest() {
         get(cluster.address(), "/trap").await.unwrap();
         get(cluster.address(), "/exit?code=3").await.unwrap();
         cluster.stderr.find("asked to trap");
-        cluster.stderr.find("the guest trapped: wasm trap: wasm `unreachable` instruction executed");
+        cluster.stderr.find("the guest trapped: wasm `unreachable` instruction executed");
         // The interface that the guest calls says only whether it went well.
         cluster.stderr.find("the guest exited with code 1");
         cluster.stderr.find("0: misdeeds::surroundings::exit");

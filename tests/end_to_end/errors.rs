@@ -262,7 +262,7 @@ fn a_store_that_others_can_write_to() {
     let store = setup.folder.path().join("store");
     std::fs::create_dir(&store).unwrap();
     std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o777)).unwrap();
-    check(&outcome(setup), 1, &["artifact store", "writable by nobody else", "--store"]);
+    check(&outcome(setup), 1, &["artifact store", "other users can write to", "chmod go-w", "--store"]);
 }
 
 #[test]

@@ -195,13 +195,13 @@ fn a_state_that_others_can_write_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let serve = |args: &[&str]| hello().args(&["--state-dir", text(folder.path())]).args(args);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    refused(&serve(&[]).run(), &["state folder", "writable by nobody else", "--state-dir"]);
+    refused(&serve(&[]).run(), &["state folder", "other users can write to", "chmod go-w", "--state-dir"]);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(folder.path().join("default.json"), "{\"schema\": 9}").unwrap();
     refused(&serve(&["--resume"]).run(), &["default.json", "another version of wasmcluster (schema 9, not 1)"]);
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(folder.path(), Some(65_534), None).unwrap();
-        refused(&serve(&[]).run(), &["state folder", "it must belong to you"]);
+        refused(&serve(&[]).run(), &["state folder", "belongs to user 65534; it must belong to user 0", "chown 0 "]);
     }
 }
 

@@ -386,11 +386,16 @@ fn a_first_compilation_is_told_and_can_be_stopped() {
     assert_eq!(cluster.wait().code(), Some(0));
     until("the compiler is gone", || kill(compiler, None).is_err().then_some(()));
     // One that dies is told, by whatever signal.
-    let (cluster, compiler, _store) = compiling();
-    send(compiler, 35);
-    send(compiler, libc::SIGCONT);
-    assert_eq!(cluster.wait().code(), Some(1));
-    cluster.stderr.find("the compiler was killed by signal 35");
+    for (signal, said) in [
+        (35, "the compiler was killed by signal 35"),
+        (libc::SIGKILL, "the compiler was killed by SIGKILL, which the kernel does when memory runs out"),
+    ] {
+        let (cluster, compiler, _store) = compiling();
+        send(compiler, signal);
+        send(compiler, libc::SIGCONT);
+        assert_eq!(cluster.wait().code(), Some(1));
+        cluster.stderr.find(said);
+    }
 }
 
 #[test]

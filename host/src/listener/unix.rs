@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Group;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{Listener, is_stale, listen, remove_socket};
+use super::{Behind, Listener, behind, listen, remove_socket};
 use crate::folders::Inode;
 
 /// Of the owner alone, and of a group too.
@@ -102,7 +102,7 @@ fn find_group(name: &str) -> io::Result<(&str, u32)> {
 /// Whether it was a leftover, and is gone. One that another process has put there meanwhile is not.
 fn remove_if_stale(path: &Path) -> io::Result<bool> {
     let seen = Inode::at(path);
-    let is_leftover = is_stale(path) && Inode::at(path) == seen;
+    let is_leftover = behind(path) == Behind::Nobody && Inode::at(path) == seen;
     if is_leftover {
         remove_socket(path)?;
     }

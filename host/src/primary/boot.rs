@@ -29,6 +29,8 @@ use crate::state_file::{Committed, Version};
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
 const BIND_AGAIN: Duration = Duration::from_millis(100);
+/// How long the state may take to be read.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the first compilation may take.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
@@ -81,13 +83,17 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     }
     // From here on a change is seen, also one during the first compilation.
     let watch = Watch::start(&settings, &folders::absolute(&settings.app)?);
-    let doing = format!("compiling {}{}", settings.app.display(), size_of(&settings.app));
-    let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings)).await? else {
+    let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
+        return Ok(());
+    };
+    let doing = format!("compiling {}{}", first.source.display(), size_of(&first.source));
+    let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings, first)).await?
+    else {
         return Ok(());
     };
     let builder = Builder::start(settings.rebuild.as_ref());
-    let Startup { signals, asked, events, .. } = startup;
-    let driver = Driver::new(&settings, generations, listeners, output, volume, builder, events)?;
+    let Startup { signals, asked, events, started, .. } = startup;
+    let driver = Driver::new(&settings, generations, listeners, output, volume, builder, events, started)?;
     driver.run(signals, asked, watch).await
 }
 
@@ -142,10 +148,25 @@ async fn bind_all(addresses: &[ListenAddr], backlog: i32, output: &Output) -> an
     Ok(listeners)
 }
 
+/// Finds out what is deployed first, which may take reading the state.
+async fn first(settings: &Settings) -> anyhow::Result<First> {
+    let asked = settings.clone();
+    match tokio::time::timeout(READ_PATIENCE, off_the_loop(move || first_request(&asked))).await {
+        Ok(first) => first,
+        Err(_) => {
+            let folder = settings.state_dir.clone().unwrap_or_default();
+            bail!(
+                "cannot resume: the state folder {} does not answer within {READ_PATIENCE:?}; mend its file system, choose \
+                 another with --state-dir, or leave out --resume",
+                folder.display()
+            )
+        }
+    }
+}
+
 /// Has the component compiled, or found in the store.
-async fn compile_first(settings: &Settings) -> anyhow::Result<Generations> {
-    let first = settings.clone();
-    let First { generation, source, request, previous } = off_the_loop(move || first_request(&first)).await?;
+async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Generations> {
+    let First { generation, source, request, previous } = first;
     let (answers, mut answered) = mpsc::channel(1);
     let _compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
     match tokio::time::timeout(COMPILE_PATIENCE, answered.recv()).await {

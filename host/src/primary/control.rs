@@ -23,7 +23,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -38,6 +38,8 @@ use crate::config::LiveConfig;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
+/// How long a command may take to ask once it is connected: those that say nothing keep the others waiting.
+const ASKS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a command waits for an answer: well beyond what the primary takes for its own.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a change may take before its command is told that it goes on without it.
@@ -195,7 +197,8 @@ async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
     let streams = AtomicBool::new(false);
     let service = service_fn(|request| answer(request, queries, &streams));
     let mut http = hyper::server::conn::http1::Builder::new();
-    let mut connection = pin!(http.keep_alive(false).serve_connection(TokioIo::new(stream), service));
+    http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKS_WITHIN);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::time::timeout(PATIENCE, connection.as_mut()).await;
     if ended.is_err() && streams.load(Ordering::Relaxed) {
         let _ = connection.await;

@@ -114,6 +114,9 @@ pub(super) struct Driver<'a> {
     config: LiveConfig,
     revision: u64,
     reconfigurations: Vec<Reconfiguration>,
+    /// When the primary began, as `status` shows it.
+    up_since: Instant,
+    /// When it began to supervise: the zero of the supervisor's time.
     started: Instant,
     supervisor: Supervisor,
     workers: BTreeMap<WorkerId, Running>,
@@ -159,6 +162,7 @@ impl<'a> Driver<'a> {
         volume: Volume,
         builder: Option<Builder>,
         events: Events,
+        up_since: Instant,
     ) -> io::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
@@ -176,6 +180,7 @@ impl<'a> Driver<'a> {
             config: settings.live,
             revision: 0,
             reconfigurations: Vec::new(),
+            up_since,
             started: Instant::now(),
             supervisor: Supervisor::new(settings.workers, first, settings.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
@@ -389,6 +394,15 @@ impl<'a> Driver<'a> {
     }
 
     fn tell_stopped(&mut self) {
+        let stuck: Vec<String> = self.workers.values().map(|running| running.process.pid().to_string()).collect();
+        if !stuck.is_empty() {
+            tracing::warn!(
+                "workers that do not die are left behind: {} {}. Until they do, they keep what they have, the addresses of the \
+                 cluster too",
+                if stuck.len() == 1 { "process" } else { "processes" },
+                stuck.join(", ")
+            );
+        }
         match self.cut {
             0 => tracing::info!("stopped"),
             cut => tracing::warn!("stopped; {} cut", requests(cut, "was", "were")),
@@ -746,7 +760,7 @@ impl<'a> Driver<'a> {
                 for_ms: self.started.elapsed().as_millis() as u64,
             }),
             degraded: self.supervisor.degradation().is_some(),
-            uptime_ms: self.started.elapsed().as_millis() as u64,
+            uptime_ms: self.up_since.elapsed().as_millis() as u64,
             listen: self.urls.clone(),
             generation: GenerationStatus {
                 current: current.0,
@@ -858,7 +872,7 @@ async fn builder_ended(builder: Option<&Builder>) -> String {
 fn reason_of(degradation: Degradation) -> &'static str {
     match degradation {
         Degradation::CrashStorm => "workers crash again and again",
-        Degradation::MissingWorkers => "workers of a slot die before they are ready",
+        Degradation::MissingWorkers => "a slot gets no worker that becomes ready, or those that it had do not die",
     }
 }
 

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::folders::{self, Inode};
-use crate::listener::{is_stale, remove_socket};
+use crate::listener::{Behind, behind, remove_socket};
 use crate::logging::one_line;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -224,12 +224,16 @@ impl Drop for Held {
 /// Binds the socket. One that is there already is a leftover only if nobody answers.
 fn listen(name: &str, path: &Path) -> anyhow::Result<(UnixListener, Inode)> {
     let of = || format!("control socket {} (choose another with --control)", path.display());
-    if is_socket(path) && !is_stale(path) {
-        bail!(
+    match is_socket(path).then(|| behind(path)) {
+        None | Some(Behind::Nobody) => {}
+        Some(Behind::AnotherKind) => {
+            bail!("{}: another program's socket is at that path, and takes datagrams", of());
+        }
+        Some(Behind::Listener) => bail!(
             "a cluster named '{name}' is running already (its control socket is {}). Give this one another --name, or \
              stop the other",
             path.display()
-        );
+        ),
     }
     remove_socket(path).with_context(of)?;
     let listener = UnixListener::bind(path).with_context(of)?;

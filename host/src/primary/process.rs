@@ -30,6 +30,10 @@ use crate::pipe::output_pipe;
 use crate::state_file::Version;
 use crate::stats::Page;
 
+/// What it means, as a rule, that a compiler is killed which nobody here killed.
+const MEMORY_HINT: &str = ", which the kernel does when memory runs out. Allow the machine or its container more, or \
+                           compile the component elsewhere with `wasmcluster compile`";
+
 /// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
 #[derive(Debug)]
 pub(super) struct Deployment {
@@ -48,7 +52,10 @@ impl Deployment {
         let (compiled, descriptors) = match answer {
             CompilerAnswer::Said(FromCompiler::Done(compiled), descriptors) => (compiled, descriptors),
             CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
-            CompilerAnswer::Failed(how) => bail!("cannot serve {}: the compiler {how}", source.display()),
+            CompilerAnswer::Failed(how) => {
+                let likely = if how.ends_with(Signal::SIGKILL.as_str()) { MEMORY_HINT } else { "" };
+                bail!("cannot serve {}: the compiler {how}{likely}", source.display())
+            }
         };
         let mut descriptors = descriptors.into_iter();
         let artifact = descriptors.next().context("the compiler's answer came without an artifact")?;

@@ -23,7 +23,7 @@ pub(super) struct Startup<'a> {
     pub(super) events: Events,
     output: &'a Output,
     pub(super) listen: Vec<String>,
-    started: Instant,
+    pub(super) started: Instant,
 }
 
 impl<'a> Startup<'a> {

@@ -43,6 +43,10 @@ const BOOT_DEATHS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// The longest such wait, before jitter.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Failures in a row after which a slot counts as one that gets no worker.
+const MISSING_AFTER: u32 = 2;
+/// The wait of a slot that has two workers which do not die; doubles with each more.
+const STUCK_BACKOFF: Duration = Duration::from_secs(30);
 /// Workers that die right after they were ready are not started faster than this, one after the other.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How far a wait is moved at random, up or down.
@@ -180,7 +184,7 @@ pub(crate) enum Report {
 pub(crate) enum Degradation {
     /// Workers crash again and again.
     CrashStorm,
-    /// Some slot's workers die before they are ready.
+    /// Some slot's workers die before they are ready, or do not die when they should.
     MissingWorkers,
 }
 
@@ -668,7 +672,7 @@ impl Supervisor {
 
     /// Its workers die before they are ready, more than once: the first of such deaths may be by chance.
     fn is_failing(&self, slot: &SlotState) -> bool {
-        slot.failures > 1 && !self.is_manned(slot)
+        slot.failures >= MISSING_AFTER && !self.is_manned(slot)
     }
 
     fn is_manned(&self, slot: &SlotState) -> bool {
@@ -796,11 +800,19 @@ impl Supervisor {
 
     fn exited(&mut self, now: Time, worker: WorkerId, how: String) -> Vec<Action> {
         let Some(gone) = self.workers.remove(&worker) else {
-            let unkillable = self.unkillable.remove(&worker).filter(|_| !matches!(self.stage, Stage::Exited));
-            let left = unkillable.map(|gone| Action::Report(Report::Left { worker, slot: gone.slot, how }));
-            return left.into_iter().collect();
+            let Some(Worker { slot, .. }) = self.unkillable.remove(&worker) else { return Vec::new() };
+            if matches!(self.stage, Stage::Exited) {
+                return Vec::new();
+            }
+            // What held it may have let go of the others too.
+            if let Some(restart_at) = self.slots.get_mut(slot.0 as usize).and_then(|it| it.restart_at.as_mut()) {
+                *restart_at = (*restart_at).min(now + STUCK_BACKOFF);
+            }
+            return vec![Action::Report(Report::Left { worker, slot, how })];
         };
         let slot = gone.slot;
+        let is_stuck = self.unkillable.contains_key(&worker);
+        let stuck = self.unkillable.values().filter(|it| is_stuck && it.slot == slot).count() as u32;
         let reason = gone.last_words.unwrap_or(how);
         if gone.state == WorkerState::Draining || self.is_stopping() {
             return vec![Action::Report(Report::Left { worker, slot, how: reason })];
@@ -829,6 +841,15 @@ impl Supervisor {
                 }
                 self.backoff(slot)
             }
+        };
+        // What does not die keeps its memory and its descriptors: the next is started later each time.
+        let wait = match stuck.checked_sub(2) {
+            Some(more) => {
+                let slot = self.slot_mut(slot);
+                slot.failures = slot.failures.max(MISSING_AFTER);
+                wait.max(doubled(STUCK_BACKOFF, more))
+            }
+            None => wait,
         };
         if self.ever_ready {
             // It may never be complete now: what serves is announced without it.
@@ -933,8 +954,7 @@ impl Supervisor {
         let Some(doublings) = failures.checked_sub(1) else {
             return Duration::ZERO;
         };
-        // Thirty doublings are far beyond the cap.
-        let wait = FIRST_BACKOFF.saturating_mul(1 << doublings.min(30)).min(MAX_BACKOFF);
+        let wait = doubled(FIRST_BACKOFF, doublings).min(MAX_BACKOFF);
         let jitter = 1.0 + JITTER * (2.0 * self.random.f64() - 1.0);
         wait.mul_f64(jitter)
     }
@@ -1049,8 +1069,8 @@ impl Supervisor {
             let state = WorkerState::Unkillable;
             let kept = Worker { state, kill_at: None, given_up_at: None, last_words: None, ..stuck.clone() };
             actions.push(Action::Report(Report::Unkillable { worker }));
-            actions.extend(self.exited(now, worker, "does not die of SIGKILL".into()));
             self.unkillable.insert(worker, kept);
+            actions.extend(self.exited(now, worker, "does not die of SIGKILL".into()));
         }
         actions
     }
@@ -1067,6 +1087,11 @@ impl Supervisor {
         self.stage = Stage::Exited;
         Some(Action::Exit(outcome))
     }
+}
+
+/// Thirty times at most, which is beyond any patience.
+fn doubled(time: Duration, times: u32) -> Duration {
+    time.saturating_mul(1 << times.min(30))
 }
 
 fn remember(crashes: &mut VecDeque<Time>, now: Time) {

@@ -43,7 +43,8 @@ pub(super) fn describe(error: &wasmtime::Error) -> String {
     }
     let mut text = match (error.downcast_ref::<I32Exit>(), error.downcast_ref::<Trap>()) {
         (Some(I32Exit(code)), _) => format!("exited with code {code}"),
-        (None, Some(trap)) => format!("trapped: {trap}"),
+        // "wasm trap: …": that it is one, the sentence says.
+        (None, Some(trap)) => format!("trapped: {}", trap.to_string().trim_start_matches("wasm trap: ")),
         (None, None) => format!("trapped: {}", error.root_cause()),
     };
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
