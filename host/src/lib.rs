@@ -3,29 +3,15 @@
 //!
 //! This library is the program; `main.rs` only turns its result into an exit code. ARCHITECTURE.md is the map.
 
-mod artifact;
 mod build;
-mod cgroup;
-mod child;
 pub mod cli;
 mod component;
-mod config;
-mod engine;
-mod folders;
 #[cfg(test)]
 mod fuzz;
 mod grants;
-mod ids;
-mod ipc;
-mod limits;
-mod listener;
 mod logging;
-mod memfd;
-mod metrics;
-mod pagemap;
-mod pipe;
+mod os;
 mod primary;
-mod signal;
-mod state_file;
-mod stats;
+mod settings;
+mod wire;
 mod worker;

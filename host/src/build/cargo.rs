@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::Outcome;
 use super::toolchain::{TARGET, Toolchain};
-use crate::child::with_default_signals;
+use crate::os::child::with_default_signals;
 
 pub(super) fn build(folder: &Path) -> Outcome {
     let mut artifacts = Vec::new();

@@ -1,14 +1,14 @@
 //! From a folder of sources to a component. What is in the folder says how (`plan.rs`): by cargo (`cargo.rs`, with the
-//! toolchain that `toolchain.rs` finds), or by the folder's own command. `watch.rs` does so again whenever the sources
+//! toolchain that `toolchain.rs` finds), or by the folder's own command. `rebuild.rs` does so again whenever the sources
 //! change, which `sources.rs` tells.
 
 mod bell;
 mod cargo;
 mod hints;
 mod plan;
+mod rebuild;
 mod sources;
 mod toolchain;
-mod watch;
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::child::with_default_signals;
-use crate::config::Recipe;
 use crate::logging::{self, LogLevel};
+use crate::os::child::with_default_signals;
+use crate::settings::Recipe;
 pub(crate) use plan::{NoPlan, Plan};
+pub(crate) use rebuild::{Built, Handover, Order, build_once, builder_main, describe, tell, watch};
 pub(crate) use sources::Sources;
-pub(crate) use watch::{Built, Handover, Order, build_once, builder_main, describe, tell, watch};
 
 /// What came of a build.
 #[derive(Debug)]

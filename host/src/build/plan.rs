@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{DEFAULT_FILE, Options, Recipe};
+use crate::settings::{DEFAULT_FILE, Options, Recipe};
 
 /// How a folder becomes a component.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::status::{align, duration};
-use crate::folders;
 use crate::primary::{Client, Holder, Status};
+use crate::settings::paths;
 
 /// Far more clusters than one user has on a machine.
 const MAX_CLUSTERS: usize = 256;
@@ -47,8 +47,8 @@ type Found = (PathBuf, Option<Status>);
 fn sockets() -> Vec<PathBuf> {
     let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let having = |end: &'static str| move |path: &PathBuf| path.extension().is_some_and(|extension| extension == end);
-    let beside = folders::runtime_folders().into_iter().flat_map(|folder| entries(folder).filter(having("sock")));
-    let locks = folders::default_state().into_iter().flat_map(|folder| entries(folder).filter(having("lock")));
+    let beside = paths::runtime_folders().into_iter().flat_map(|folder| entries(folder).filter(having("sock")));
+    let locks = paths::default_state().into_iter().flat_map(|folder| entries(folder).filter(having("lock")));
     let elsewhere = locks.filter_map(|lock| Some(Holder::read(&lock)?.control));
     // By their real paths, since one may be found in both ways.
     let sockets = beside.chain(elsewhere).filter_map(|socket| Some((socket.canonicalize().ok()?, socket)));

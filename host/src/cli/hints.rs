@@ -2,7 +2,7 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::config::OTHER_WORDS;
+use crate::settings::OTHER_WORDS;
 
 /// The same error with better advice: the flag that a common word stands for, and never to pass a flag as a file.
 pub(super) fn improve(mut error: clap::Error) -> clap::Error {

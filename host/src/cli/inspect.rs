@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::artifact::{self, Inspected};
-use crate::component::{Grant, WasiHttp, grant};
-use crate::config::{InForce, Settings};
+use crate::component::store::{self, Inspected};
+use crate::component::surface::{Grant, WasiHttp, grant};
+use crate::settings::{InForce, Settings};
 
 /// What `inspect --json` prints. Its shape is a contract: fields are added, none is taken away.
 #[derive(Debug, Serialize)]
@@ -57,7 +57,7 @@ impl From<Grant> for Needs {
 pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let app = &settings.app;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
-    let Inspected { digest, surface, handler } = artifact::inspect(app).map_err(|error| failed(&error))?;
+    let Inspected { digest, surface, handler } = store::inspect(app).map_err(|error| failed(&error))?;
     // Without a handler, whatever any component may import.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =

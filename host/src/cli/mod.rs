@@ -18,12 +18,14 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::build::{self, NoPlan, Plan, Sources};
-use crate::config::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span, colours};
-use crate::folders::{self, control_path};
-use crate::ids::Generation;
+use crate::component::store;
 use crate::logging::{self, Relay};
+use crate::os::files;
 use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
-use crate::{artifact, primary, worker};
+use crate::settings::paths::control_path;
+use crate::settings::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span, colours};
+use crate::wire::ids::Generation;
+use crate::{primary, worker};
 use new::Template;
 use reload::{Ended, Show};
 
@@ -481,7 +483,7 @@ pub fn main() -> ExitCode {
 fn role() -> Option<anyhow::Result<()>> {
     match std::env::args_os().nth(1)?.to_str()? {
         "worker" => Some(worker::worker_main()),
-        "compiler" => Some(artifact::compiler_main()),
+        "compiler" => Some(store::compiler_main()),
         "builder" => Some(build::builder_main()),
         _ => None,
     }
@@ -593,8 +595,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 Some(folder) => Some(build_folder(&folder).map_err(Failure::refuse)?),
                 None => app,
             };
-            let app =
-                app.as_deref().map(folders::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
+            let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
             let (request, show) = (ReloadRequest { if_new, ..terms.request(app) }, terms.show());
             reloaded(block_on(reload::reload(&client, &request, show))?, show)
         }
@@ -667,7 +668,7 @@ fn built(settings: Settings) -> Result<Settings, Failure> {
     let built = build::build_once(&settings.app, false).map_err(Failure::Error)?;
     drop(relay);
     build::tell(&built.component);
-    let folder = folders::absolute(&settings.app).map_err(|error| Failure::Error(error.into()))?;
+    let folder = files::absolute(&settings.app).map_err(|error| Failure::Error(error.into()))?;
     Ok(Settings { app: built.component, folder: Some(folder), ..settings })
 }
 

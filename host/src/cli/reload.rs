@@ -11,8 +11,8 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
 use super::print;
-use crate::ids::short_digest;
 use crate::primary::{Client, CommandError, GenerationStatus, ReloadRequest, ReloadResult};
+use crate::wire::ids::short_digest;
 
 /// Width of a bar, in characters.
 const BAR: usize = 30;

@@ -1,7 +1,7 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
-use crate::ids::short_digest;
 use crate::primary::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+use crate::wire::ids::short_digest;
 
 /// Metrics that the table shows; with `--json` there are all.
 const MAX_METRICS: usize = 50;

@@ -11,8 +11,8 @@ use wasm_encoder::{Function, Instruction, ModuleSection, NestedComponentSection,
 use wasmparser::{Parser, Payload, TypeRef, Validator};
 use wasmtime::component::Component;
 
-use super::{Refusal, Surface, WasiHttp};
-use crate::engine;
+use super::surface::{Refusal, Surface, WasiHttp};
+use crate::component::engine;
 
 /// The handler to call, if the component in `bytes`, whose surface this is, is valid and a worker can link it.
 pub(crate) fn check(bytes: &[u8], surface: &Surface) -> anyhow::Result<WasiHttp> {
@@ -161,7 +161,7 @@ impl Reencode for HollowModule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::to_binary;
+    use crate::component::surface::to_binary;
 
     #[test]
     fn a_hollow_component_is_valid_and_small() {

@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::LookupSpan;
 
 use super::LogLevel;
-use crate::pipe::MAX_LINE;
+use crate::os::pipe::MAX_LINE;
 
 /// How a line of ours begins, by which it is told from other text.
 const BEGINNING: &str = "{\"timestamp\":";

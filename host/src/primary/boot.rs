@@ -6,25 +6,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 
-use super::builder::{Builder, build_first};
-use super::control::Control;
+use super::deploy::change::Compiling;
+use super::deploy::generations::Generations;
+use super::deploy::watch::Watch;
+use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
-use super::generations::Generations;
-use super::output::Output;
-use super::process::Deployment;
-use super::reload::Compiling;
+use super::fleet::builder::{Builder, build_first};
+use super::fleet::output::Output;
+use super::fleet::process::Deployment;
 use super::signals::Signals;
 use super::startup::{Shown, Startup, off_the_loop};
-use super::watch::Watch;
 use crate::build::describe;
-use crate::config::Settings;
-use crate::folders;
-use crate::ids::Generation;
-use crate::ipc::ToCompiler;
-use crate::limits;
-use crate::listener::{self, BindError, ListenAddr, Listener};
 use crate::logging::{LogLevel, Volume};
-use crate::state_file::{Committed, Version};
+use crate::os::files;
+use crate::os::listener::{self, BindError, ListenAddr, Listener};
+use crate::os::resources;
+use crate::settings::Settings;
+use crate::settings::paths;
+use crate::wire::channel::ToCompiler;
+use crate::wire::committed::{Committed, Version};
+use crate::wire::ids::Generation;
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
@@ -37,8 +38,8 @@ const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
 pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let signals = Signals::take()?;
-    limits::raise_descriptor_limit();
-    settings.doubts.extend(limits::keep_within_descriptors(&mut settings.limits.max_connections));
+    resources::raise_descriptor_limit();
+    settings.doubts.extend(resources::keep_within_descriptors(&mut settings.limits.max_connections));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = signals.listen()?;
@@ -52,7 +53,7 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
         let served = async {
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
-            limits::warn_of_surroundings();
+            resources::warn_of_surroundings();
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
             }
@@ -78,11 +79,11 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
         let building = build_first(&settings.app, settings.watch, settings.logging.format);
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
-        let folder = Some(folders::absolute(&settings.app)?);
+        let folder = Some(files::absolute(&settings.app)?);
         settings = Settings { app: built.component, folder, rebuild: built.handover, ..settings };
     }
     // From here on a change is seen, also one during the first compilation.
-    let watch = Watch::start(&settings, &folders::absolute(&settings.app)?);
+    let watch = Watch::start(&settings, &files::absolute(&settings.app)?);
     let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
         return Ok(());
     };
@@ -110,7 +111,7 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
     std::fs::metadata(itself).with_context(|| {
         format!("cannot start workers from {itself}: /proc is not mounted here; `mount -t proc proc /proc` does so")
     })?;
-    folders::prepare(&settings.store, state, control)?;
+    paths::prepare(&settings.store, state, control)?;
     Control::bind(&settings.name, control, state)
 }
 
@@ -197,7 +198,7 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
             Committed::read(folder, &settings.name)?
     {
         ensure!(
-            folders::is_same(&committed_app, &folders::absolute(app)?),
+            files::is_same(&committed_app, &files::absolute(app)?),
             "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
             settings.name,
             committed_app.display()

@@ -14,31 +14,31 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::builder::Builder;
-use super::control::{Query, Refusable, Refused, Scale, Scaled};
-use super::events::{Events, Happening};
-use super::generations::Generations;
-use super::metrics::GuestMetrics;
-use super::output::Output;
-use super::process::WorkerProcess;
-use super::reload::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
-use super::saver::{Saved, Saver};
+use super::deploy::change::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
+use super::deploy::generations::Generations;
+use super::deploy::saver::{Saved, Saver};
+use super::deploy::watch::Watch;
+use super::desk::events::{Events, Happening};
+use super::desk::guest_metrics::GuestMetrics;
+use super::desk::socket::{Query, Refusable, Refused, Scale, Scaled};
+use super::desk::status::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
+use super::fleet::builder::Builder;
+use super::fleet::output::Output;
+use super::fleet::process::WorkerProcess;
 use super::signals::{Request, Signals};
-use super::state::{
+use super::supervisor::{
     Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
 };
-use super::status::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
-use super::watch::Watch;
-use crate::child::reap_orphans;
-use crate::config::{LiveConfig, MAX_WORKERS, Settings};
-use crate::ids::{Generation, RequestId, Slot, WorkerId};
-use crate::ipc::{Identity, IpcError, ToPrimary, ToWorker};
-use crate::listener::Listener;
 use crate::logging::{Volume, announcement};
-use crate::stats::{Counter, Snapshot};
+use crate::os::child::reap_orphans;
+use crate::os::listener::Listener;
+use crate::settings::{LiveConfig, MAX_WORKERS, Settings};
+use crate::wire::channel::{Identity, IpcError, ToPrimary, ToWorker};
+use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
+use crate::wire::stats::{Counter, Snapshot};
 
-mod reload;
+mod deploying;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
@@ -292,7 +292,7 @@ impl<'a> Driver<'a> {
             News::Signal(Request::Hangup) => self.stop(Haste::Drain),
             News::Signal(Request::Reload) => {
                 self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
-                self.tell_changed_settings(super::reload::Listener::default());
+                self.tell_changed_settings(crate::primary::deploy::change::Listener::default());
             }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
@@ -770,11 +770,9 @@ impl<'a> Driver<'a> {
                 source: deployment.source.clone(),
                 first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
                 // Not if another file was deployed by hand since.
-                folder: self
-                    .settings
-                    .folder
-                    .clone()
-                    .filter(|_| crate::folders::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)),
+                folder: self.settings.folder.clone().filter(|_| {
+                    crate::os::files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)
+                }),
             },
             reload: self.change.as_ref().map(|_| self.reload_status()),
             last_reload: self.last_reload.clone(),

@@ -2,27 +2,18 @@
 //! client's connection, never compiles and never maps guest code.
 
 mod boot;
-mod builder;
-mod control;
+mod deploy;
+mod desk;
 mod driver;
-mod events;
-mod generations;
-mod metrics;
-mod name;
-mod output;
-mod process;
-mod reload;
-mod saver;
+mod fleet;
 mod signals;
 mod startup;
-mod state;
-mod status;
-mod watch;
+mod supervisor;
 
 pub(crate) use boot::serve;
-pub(crate) use control::{Client, CommandError, Scale, Scaled, Stop};
-pub(crate) use name::Holder;
-pub(crate) use reload::{ReloadRequest, ReloadResult};
+pub(crate) use deploy::change::{ReloadRequest, ReloadResult};
+pub(crate) use desk::name::Holder;
+pub(crate) use desk::socket::{Client, CommandError, Scale, Scaled, Stop};
+pub(crate) use desk::status::{GenerationStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 pub(crate) use signals::hold_signals;
-pub(crate) use state::{Policy, Recycle};
-pub(crate) use status::{GenerationStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+pub(crate) use supervisor::{Policy, Recycle};

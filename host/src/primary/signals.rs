@@ -8,8 +8,8 @@ use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::state::Haste;
-use crate::signal::divert;
+use super::supervisor::Haste;
+use crate::os::signal::divert;
 
 /// What stops a process, or tells of a mistake in this very instruction, keeps its usual handling. All others are taken: a
 /// stray signal whose default is to end a process must not end a cluster.

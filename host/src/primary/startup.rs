@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::control::{Query, Refused};
-use super::events::{Events, Happening};
-use super::output::Output;
+use super::desk::events::{Events, Happening};
+use super::desk::socket::{Query, Refused};
+use super::desk::status::{GenerationStatus, Starting, Status, Totals};
+use super::fleet::output::Output;
 use super::signals::{Request, Signals};
-use super::status::{GenerationStatus, Starting, Status, Totals};
-use crate::child::reap_orphans;
-use crate::config::Settings;
+use crate::os::child::reap_orphans;
+use crate::settings::Settings;
 
 /// What takes longer than this is told to whoever started the cluster, and how long it takes on a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(1);

@@ -4,32 +4,10 @@
 //! know that it can, says `Ready`, and accepts connections only when told to. One thread runs the executor; beside it
 //! stand plain threads: one that accepts for each listener, the epoch ticker, and the guardian.
 
-mod accept;
-mod buffers;
-mod concurrent;
-mod drain;
-mod epoch;
-mod framing;
-mod guardian;
 mod guest;
-mod handles;
 mod http;
-mod instance;
-mod io;
-mod metrics;
-mod notices;
-mod outbound;
-mod outbox;
-mod pin;
-mod quota;
+mod process;
 mod requests;
-mod resolver;
-mod reuse;
-mod stdio;
-mod tls;
-mod trap;
-mod turns;
-mod upload;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -39,21 +17,21 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::config::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
-use crate::ipc::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
-use crate::limits;
 use crate::logging::{one_line, several_lines};
-use crate::pagemap;
-use crate::pipe::LineWriter;
-use crate::stats::{Page, Stats};
-use accept::{Connection, Gate};
-use epoch::Epoch;
-use guardian::Guardian;
-use instance::Instances;
+use crate::os::pagemap;
+use crate::os::pipe::LineWriter;
+use crate::os::resources;
+use crate::settings::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
+use crate::wire::channel::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
+use crate::wire::stats::{Page, Stats};
+use guest::epoch::Epoch;
+use guest::instance::{Failure, Instances};
+use guest::reuse::MAX_IDLE;
+use http::accept::{Connection, Gate};
+use process::guardian::Guardian;
 use requests::Requests;
-use reuse::MAX_IDLE;
 
-pub(crate) use guest::{Guest, add_own};
+pub(crate) use guest::world::{Guest, add_own};
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -109,7 +87,7 @@ impl Handover {
 /// The worker process: the IPC channel is its standard input, the pipes for what guests print its standard output and
 /// error.
 pub(crate) fn worker_main() -> anyhow::Result<()> {
-    let sigterm = guardian::take_signals()?;
+    let sigterm = process::guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
     let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
 
@@ -119,12 +97,12 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);
     let _span = span.enter();
 
-    limits::raise_descriptor_limit();
-    limits::restrain_worker();
+    resources::raise_descriptor_limit();
+    resources::restrain_worker();
     pagemap::forgo_merging();
     if settings.pin_cpus {
         // Before there are threads, which inherit it.
-        pin::pin(identity.slot);
+        process::pin::pin(identity.slot);
     }
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
@@ -180,7 +158,7 @@ fn run(
             }
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
-        let server = http::Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
+        let server = http::http1::Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
     }))
 }
@@ -218,9 +196,9 @@ async fn load(
     let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {patience:?}"))?;
     probed.map_err(|error| {
         let reason = match error {
-            instance::Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
+            Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
             // With the guest's own backtrace, which takes several lines.
-            instance::Failure::Trap(error) => quota::explain(&format!("{error:#}"), &settings.limits)
+            Failure::Trap(error) => guest::quota::explain(&format!("{error:#}"), &settings.limits)
                 .unwrap_or_else(|| several_lines(&format!("{error:?}")).to_string()),
         };
         anyhow!("the component fails while it is instantiated: {}", reason.trim_end())
@@ -250,7 +228,7 @@ async fn becomes_unhealthy(instances: &Instances, path: &HealthPath, primary: &W
 
 /// Accepts and serves from the moment the primary says so until everything is drained.
 async fn serve(
-    server: Rc<http::Server>,
+    server: Rc<http::http1::Server>,
     instances: Rc<Instances>,
     primary: &WorkerEnd,
     listeners: Vec<OwnedFd>,
@@ -265,7 +243,7 @@ async fn serve(
             if *phases.wait_for(|&phase| phase > Phase::Waiting).await? == Phase::Draining {
                 return Ok(());
             }
-            let (acceptors, mut connections) = accept::start(listeners, gate)?;
+            let (acceptors, mut connections) = http::accept::start(listeners, gate)?;
             primary.send(&ToPrimary::Accepting, &[])?;
             let (alive, mut all_done) = mpsc::channel::<()>(1);
             let outbox = server.outbox.clone();
@@ -333,7 +311,7 @@ fn trim_when_due(stats: &'static Stats) -> Arc<Notify> {
     due
 }
 
-fn start(server: &Rc<http::Server>, connection: Connection, alive: mpsc::Sender<()>) {
+fn start(server: &Rc<http::http1::Server>, connection: Connection, alive: mpsc::Sender<()>) {
     server.gate.taken();
     let server = server.clone();
     tokio::task::spawn_local(async move {

@@ -11,8 +11,8 @@ use std::time::Instant;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request};
 
-use crate::ids::{RequestId, WorkerId};
-use crate::stats::{Held, MAX_LISTED, Stats};
+use crate::wire::ids::{RequestId, WorkerId};
+use crate::wire::stats::{Held, MAX_LISTED, Stats};
 
 /// What names a request in the log and to its client.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,7 +49,7 @@ pub(super) struct Requests {
 
 /// What was asked, and what that is called.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     id: RequestId,
     method: Method,
     target: Option<PathAndQuery>,
@@ -108,8 +108,8 @@ impl Asked {
     }
 }
 
-/// As `primary/output.rs` reads it: id, method, path, and the client's name, none of which has a space in it. At most
-/// [`MAX_MARK`](crate::pipe::MAX_MARK) bytes.
+/// As `fleet/output.rs` reads it: id, method, path, and the client's name, none of which has a space in it. At most
+/// [`MAX_MARK`](crate::os::pipe::MAX_MARK) bytes.
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let method = self.method();
@@ -203,7 +203,7 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Page;
+    use crate::wire::stats::Page;
 
     #[test]
     fn the_page_lists_what_is_in_flight() {

@@ -1,0 +1,6 @@
+//! Components: what they ask for, whether they can be served, and what is compiled of them.
+
+pub(crate) mod engine;
+pub(crate) mod servable;
+pub(crate) mod store;
+pub(crate) mod surface;

@@ -1,0 +1,362 @@
+//! What a file is, read from its outermost layer before anything is compiled: a component or not, which HTTP handler
+//! it exports, and whether it imports only what a worker provides.
+
+#[cfg(test)]
+mod fuzz;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use wasmparser::{CanonicalFunction, Parser, Payload};
+
+/// The version of wasi:http whose handler a component exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WasiHttp {
+    /// `wasi:http/incoming-handler@0.2.x`
+    #[serde(rename = "0.2")]
+    V0_2,
+    /// `wasi:http/handler@0.3.x`
+    #[serde(rename = "0.3")]
+    V0_3,
+}
+
+impl WasiHttp {
+    /// How many requests an instance serves unless a flag says otherwise; as many as with `wasmtime serve`. Only with 0.3
+    /// must a guest expect more than one.
+    pub(crate) fn usual_reuse(self) -> u32 {
+        match self {
+            Self::V0_2 => 1,
+            Self::V0_3 => 128,
+        }
+    }
+
+    /// What a component may import. Concurrency, which 0.3 is about, is off in the engine of a 0.2 component.
+    pub(super) fn provided(self) -> impl Iterator<Item = &'static Package> {
+        PROVIDED.iter().filter(move |package| self == Self::V0_3 || package.version != "0.3")
+    }
+
+    fn provides(self, import: &str) -> bool {
+        self.provided().any(|package| package.interface(import).is_some_and(|it| package.interfaces.contains(&it)))
+    }
+}
+
+impl fmt::Display for WasiHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V0_2 => "0.2",
+            Self::V0_3 => "0.3",
+        })
+    }
+}
+
+/// A package of which a worker provides interfaces.
+pub(super) struct Package {
+    pub(super) name: &'static str,
+    /// Major and minor.
+    pub(super) version: &'static str,
+    pub(super) interfaces: &'static [&'static str],
+}
+
+const fn package(name: &'static str, version: &'static str, interfaces: &'static [&'static str]) -> Package {
+    Package { name, version, interfaces }
+}
+
+impl Package {
+    /// The `poll` of an import such as `wasi:io/poll@0.2.6`, if that is the package and it has a version like this one.
+    fn interface<'a>(&self, import: &'a str) -> Option<&'a str> {
+        let (interface, version) = import.strip_prefix(self.name)?.strip_prefix('/')?.split_once('@')?;
+        let patch = version.strip_prefix(self.version)?.strip_prefix('.')?;
+        // A pre-release is another interface under the same number.
+        (!patch.contains('-')).then_some(interface)
+    }
+}
+
+/// What a worker provides: all that [`crate::component::engine::linker`] defines.
+#[rustfmt::skip]
+const PROVIDED: &[Package] = &[
+    package("wasi:cli", "0.2", &[
+        "environment", "exit", "stderr", "stdin", "stdout", "terminal-input", "terminal-output", "terminal-stderr",
+        "terminal-stdin", "terminal-stdout",
+    ]),
+    package("wasi:cli", "0.3", &[
+        "environment", "exit", "stderr", "stdin", "stdout", "terminal-input", "terminal-output", "terminal-stderr",
+        "terminal-stdin", "terminal-stdout", "types",
+    ]),
+    package("wasi:clocks", "0.2", &["monotonic-clock", "wall-clock"]),
+    package("wasi:clocks", "0.3", &["monotonic-clock", "system-clock", "types"]),
+    package("wasi:filesystem", "0.2", &["preopens", "types"]),
+    package("wasi:filesystem", "0.3", &["preopens", "types"]),
+    package("wasi:http", "0.2", &["outgoing-handler", "types"]),
+    package("wasi:http", "0.3", &["client", "types"]),
+    package("wasi:io", "0.2", &["error", "poll", "streams"]),
+    package("wasi:random", "0.2", &["insecure", "insecure-seed", "random"]),
+    package("wasi:random", "0.3", &["insecure", "insecure-seed", "random"]),
+    package("wasi:sockets", "0.2", &[
+        "instance-network", "ip-name-lookup", "network", "tcp", "tcp-create-socket", "udp", "udp-create-socket",
+    ]),
+    package("wasi:sockets", "0.3", &["ip-name-lookup", "types"]),
+    package("wasmcluster:worker", "0.1", &["identity", "metrics"]),
+];
+
+/// Why a file cannot be served.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("it is not WebAssembly (neither the binary nor the text format): {0}")]
+    NotWasm(String),
+    #[error(
+        "it is a core module, and only components can be served. Build the component directly with \
+         `cargo build --target wasm32-wasip2`, or wrap the module with `wasm-tools component new`"
+    )]
+    CoreModule,
+    #[error("it is precompiled native code; give the component it was made from")]
+    Precompiled,
+    #[error(
+        "it is a component, but exports no HTTP handler (neither wasi:http/incoming-handler@0.2 nor \
+         wasi:http/handler@0.3){}. Build it for the world wasi:http/proxy (0.2) or wasi:http/service (0.3)",
+        exported(.0)
+    )]
+    NoHandler(Vec<String>),
+    #[error(
+        "it imports {0}, the handler to pass requests on to, as middleware does. Compose it with a handler first: \
+         `wac plug MIDDLEWARE --plug HANDLER -o app.wasm`"
+    )]
+    Middleware(String),
+    #[error("{}", unknown(.0, *.1))]
+    UnknownImports(Vec<String>, WasiHttp),
+    #[error("one of its imports, or its handler, does not fit: {0}")]
+    Unfit(String),
+    #[error("it is not a valid component: {0}")]
+    Invalid(String),
+}
+
+fn exported(names: &[String]) -> String {
+    match names {
+        [] => "; it exports nothing".into(),
+        names => format!("; it exports {}", names.join(", ")),
+    }
+}
+
+/// Names `imports`, which are not provided, and beside them what is: the other interfaces of their packages, or else
+/// all packages.
+fn unknown(imports: &[String], http: WasiHttp) -> String {
+    let is_of = |import: &String, package: &Package| package.interface(import).is_some();
+    let mut text = format!("it imports {}, which wasmcluster does not provide and no flag grants", imports.join(", "));
+    let near = http.provided().filter(|package| imports.iter().any(|import| is_of(import, package)));
+    for Package { name, version, interfaces } in near {
+        text.push_str(&format!(". Of {name}@{version} it provides {}", interfaces.join(", ")));
+    }
+    if imports.iter().any(|import| !http.provided().any(|package| is_of(import, package))) {
+        let packages: Vec<String> = http.provided().map(|it| format!("{}@{}", it.name, it.version)).collect();
+        text.push_str(&format!(". What exports a handler of wasi:http@{http} may import {}", packages.join(", ")));
+    }
+    text
+}
+
+/// The outermost imports and exports of a component, and what else must be known before it runs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surface {
+    pub(crate) imports: Vec<String>,
+    pub(crate) exports: Vec<String>,
+    /// Some part of it can hold back calls (`backpressure.inc`), and nobody could tell that an instance does.
+    pub(crate) can_hold_back: bool,
+}
+
+impl Surface {
+    /// Reads the surface of a component in binary form; nested components are passed over.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Refusal> {
+        if Parser::is_core_wasm(bytes) {
+            return Err(Refusal::CoreModule);
+        }
+        if !Parser::is_component(bytes) {
+            return Err(Refusal::NotWasm("the header is missing".into()));
+        }
+        Self::parse(bytes).map_err(|error| Refusal::Invalid(error.to_string()))
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
+        let mut surface = Self::default();
+        let mut depth = 0_usize;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentCanonicalSection(section) => {
+                    for function in section {
+                        surface.can_hold_back |= matches!(function?, CanonicalFunction::BackpressureInc);
+                    }
+                }
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        surface.imports.push(import?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        surface.exports.push(export?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(surface)
+    }
+
+    /// The handler that the component exports.
+    pub(crate) fn exported_handler(&self) -> Result<WasiHttp, Refusal> {
+        let exports = |prefix: &str| self.exports.iter().any(|name| name.starts_with(prefix));
+        if exports("wasi:http/handler@0.3.") {
+            Ok(WasiHttp::V0_3)
+        } else if exports("wasi:http/incoming-handler@0.2.") {
+            Ok(WasiHttp::V0_2)
+        } else {
+            Err(Refusal::NoHandler(self.exports.clone()))
+        }
+    }
+
+    /// The same, if the component imports nothing that is not provided, by the names.
+    pub(crate) fn handler(&self) -> Result<WasiHttp, Refusal> {
+        let http = self.exported_handler()?;
+        let is_handler = |import: &&String| {
+            import.starts_with("wasi:http/handler@") || import.starts_with("wasi:http/incoming-handler@")
+        };
+        if let Some(import) = self.imports.iter().find(is_handler) {
+            return Err(Refusal::Middleware(import.clone()));
+        }
+        let unknown: Vec<String> = self.imports.iter().filter(|name| !http.provides(name)).cloned().collect();
+        if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown, http)) }
+    }
+}
+
+/// What a guest needs before an import such as `wasi:http/outgoing-handler@0.2.6` is of use to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Grant {
+    /// Nothing: every guest has it.
+    Given,
+    /// One of these flags; without, it is there and says no.
+    Flag(&'static str),
+    /// It is there and says no; no flag changes that.
+    Denied,
+    /// It is not there.
+    Unknown,
+}
+
+/// What `import` needs in a component for `http`.
+pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
+    let interface = import.split_once('@').map_or(import, |(interface, _)| interface);
+    match interface {
+        _ if !http.provides(import) => Grant::Unknown,
+        "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flag("--allow-host"),
+        "wasi:filesystem/preopens" => Grant::Flag("--dir"),
+        "wasi:cli/environment" => Grant::Flag("--env, --env-inherit"),
+        _ if interface.starts_with("wasi:sockets/") => Grant::Denied,
+        _ => Grant::Given,
+    }
+}
+
+/// The binary form of a component given in binary or text form.
+pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Refusal> {
+    if bytes.is_empty() {
+        return Err(Refusal::NotWasm("the file is empty".into()));
+    }
+    if wasmtime::Engine::detect_precompiled(bytes).is_some() {
+        return Err(Refusal::Precompiled);
+    }
+    let is_text = !bytes.starts_with(b"\0asm");
+    if is_text && bytes.contains(&0) {
+        return Err(Refusal::NotWasm("it is some other binary file".into()));
+    }
+    // The rest of the message is a picture of the place, which for some other file is that file's contents.
+    let reason = |error: wat::Error| error.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
+    wat::parse_bytes(bytes).map_err(|error| Refusal::NotWasm(reason(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<WasiHttp, &str>) {
+        let outcome = to_binary(text.as_bytes()).and_then(|bytes| Surface::read(&bytes)?.handler());
+        match (outcome, expected) {
+            (Ok(http), Ok(wanted)) => assert_eq!(http, wanted, "{text}"),
+            (Err(refusal), Err(wanted)) => {
+                assert!(refusal.to_string().contains(wanted), "{text}: {refusal}");
+            }
+            (outcome, expected) => panic!("{text}: {outcome:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn files_are_told_apart() {
+        let v2 = r#"(instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i))"#;
+        let v3 = r#"(instance $i) (export "wasi:http/handler@0.3.0" (instance $i))"#;
+        check(&format!("(component {v2})"), Ok(WasiHttp::V0_2));
+        check(&format!("(component {v3})"), Ok(WasiHttp::V0_3));
+        check(&format!("(component (component) (core module) {v2})"), Ok(WasiHttp::V0_2));
+        check("(module)", Err("core module"));
+        check("(component)", Err("exports nothing"));
+        check(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#, Err("wasi:cli/run@0.2.0"));
+        // What is inside a nested component is its own affair.
+        check(&format!("(component (component {v2}))"), Err("exports nothing"));
+        check("hello", Err("not WebAssembly (neither the binary nor the text format): expected `(` --> <anon>:1:1"));
+        check("", Err("the file is empty"));
+        check("\0\0\0", Err("not WebAssembly"));
+    }
+
+    #[test]
+    fn what_holds_back_calls_is_found_wherever_it_is() {
+        let check = |text: &str, expected| {
+            let surface = Surface::read(&to_binary(text.as_bytes()).unwrap()).unwrap();
+            assert_eq!(surface.can_hold_back, expected, "{text}");
+        };
+        check("(component (core module))", false);
+        check("(component (core func (canon backpressure.dec)))", false);
+        check("(component (core func (canon backpressure.inc)))", true);
+        check("(component (component (core func (canon backpressure.inc))))", true);
+    }
+
+    #[test]
+    fn imports_are_checked() {
+        let check_import = |name: &str, expected| {
+            let text = format!(
+                r#"(component (import "{name}" (instance)) (instance $i) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#
+            );
+            check(&text, expected);
+        };
+        check_import("wasi:io/poll@0.2.12", Ok(WasiHttp::V0_2));
+        check_import("wasmcluster:worker/identity@0.1.0", Ok(WasiHttp::V0_2));
+        check_import("acme:db/query@1.0.0", Err("imports acme:db/query@1.0.0"));
+        check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
+        check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
+        check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
+        check_import("wasi:io/polls@0.2.12", Err("Of wasi:io@0.2 it provides error, poll, streams"));
+        check_import("wasi:random/random@0.3.0", Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:filesystem@0.2"));
+        check_import("wasi:http/incoming-handler@0.2.3", Err("Compose it with a handler first"));
+        check_import("wasi:http/handler@0.3.0", Err("Compose it with a handler first"));
+        check_import("plain", Err("imports plain, which"));
+    }
+
+    #[test]
+    fn what_must_be_granted_is_known() {
+        for (import, needed) in [
+            ("wasi:io/poll@0.2.6", Grant::Given),
+            ("wasi:http/outgoing-handler@0.2.3", Grant::Flag("--allow-host")),
+            ("wasi:http/client@0.3.0", Grant::Flag("--allow-host")),
+            ("wasi:filesystem/preopens@0.2.3", Grant::Flag("--dir")),
+            ("wasi:sockets/tcp@0.2.3", Grant::Denied),
+            ("acme:db/query@1.0.0", Grant::Unknown),
+            ("wasi:http/handler@0.3.0", Grant::Unknown),
+        ] {
+            assert_eq!(grant(import, WasiHttp::V0_3), needed, "{import}");
+        }
+    }
+
+    #[test]
+    fn broken_binaries_are_refused() {
+        let whole = wat::parse_str("(component (core module (func)))").unwrap();
+        for length in 8..whole.len() {
+            let outcome = Surface::read(&whole[..length]).and_then(|surface| surface.handler());
+            assert!(outcome.is_err(), "cut at {length}");
+        }
+    }
+}

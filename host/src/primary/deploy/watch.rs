@@ -1,0 +1,142 @@
+//! `--watch`: notices when the component's file has changed.
+//!
+//! It looks at the file several times a second instead of asking the kernel to tell: that costs next to nothing, and sees
+//! what editors and build tools do (writing in place, renaming over it, removing it for a while, turning a symbolic link)
+//! on every file system alike.
+
+use std::fs;
+use std::future;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::settings::Settings;
+
+const LOOK_EVERY: Duration = Duration::from_millis(150);
+/// Looks that find the file as the one before did, until it counts as written to its end.
+const SETTLED: u32 = 2;
+
+/// What tells one version of a file from another: device, inode, length, and time of the last change in nanoseconds.
+type Fingerprint = (u64, u64, u64, i128);
+
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let metadata = fs::metadata(path).ok()?;
+    let changed = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    Some((metadata.dev(), metadata.ino(), metadata.len(), changed))
+}
+
+/// Finds out from one look after the other when there is a new version that nobody writes to any more.
+#[derive(Debug)]
+struct Debounce {
+    known: Option<Fingerprint>,
+    last: Option<Fingerprint>,
+    equal_looks: u32,
+}
+
+impl Debounce {
+    fn new(first: Option<Fingerprint>) -> Self {
+        Self { known: first, last: first, equal_looks: 0 }
+    }
+
+    /// Whether this look completes a change. A file that is not there is none.
+    fn look(&mut self, seen: Option<Fingerprint>) -> bool {
+        self.equal_looks = if seen == self.last { self.equal_looks.saturating_add(1) } else { 0 };
+        self.last = seen;
+        let changed = seen.is_some() && seen != self.known && self.equal_looks >= SETTLED;
+        if changed {
+            self.known = seen;
+        }
+        changed
+    }
+}
+
+/// The watch over one file, or over none.
+#[derive(Debug)]
+pub(crate) struct Watch(Option<mpsc::Receiver<()>>);
+
+impl Watch {
+    /// Watches the component's file if that is wanted, on a thread of its own: a file system that hangs must not stop the
+    /// primary. What changes in the settings' file, it tells the log: that needs a restart.
+    pub(crate) fn start(settings: &Settings, app: &Path) -> Self {
+        if !settings.watch {
+            return Self(None);
+        }
+        let (path, file) = (PathBuf::from(app), settings.file.clone());
+        let (sender, changes) = mpsc::channel(1);
+        let looking = std::thread::Builder::new().name("watch".into()).spawn(move || {
+            let mut debounce = Debounce::new(fingerprint(&path));
+            let mut of_settings = Debounce::new(file.as_ref().and_then(|file| fingerprint(file.path())));
+            while !sender.is_closed() {
+                std::thread::sleep(LOOK_EVERY);
+                if let Some(file) = &file
+                    && of_settings.look(fingerprint(file.path()))
+                    && let Some(changes) = file.changes()
+                {
+                    tracing::warn!("{changes}");
+                }
+                if debounce.look(fingerprint(&path)) && sender.blocking_send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        if let Err(error) = looking {
+            tracing::error!("the file is not watched: {error}");
+        }
+        Self(Some(changes))
+    }
+
+    /// Resolves when the file has changed. Can be dropped and called again without loss.
+    pub(crate) async fn changed(&mut self) {
+        if let Some(changes) = &mut self.0
+            && changes.recv().await.is_some()
+        {
+            return;
+        }
+        future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Versions by number, 0 for none; and whether each look completes a change.
+    fn check(looks: &[(u64, bool)]) {
+        let version = |number: u64| (number > 0).then_some((1, number, 100, 0));
+        let mut debounce = Debounce::new(version(1));
+        for (turn, &(seen, changes)) in looks.iter().enumerate() {
+            assert_eq!(debounce.look(version(seen)), changes, "look {turn}, at {seen}");
+        }
+    }
+
+    #[test]
+    fn a_change_counts_once_when_it_has_settled() {
+        check(&[(1, false), (1, false), (1, false), (1, false)]);
+        check(&[(2, false), (2, false), (2, true), (2, false), (2, false), (2, false)]);
+        // Written piece by piece.
+        check(&[(2, false), (3, false), (3, false), (4, false), (4, false), (4, true), (4, false)]);
+        // Removed, then put there anew; or the same again.
+        check(&[(0, false), (0, false), (0, false), (2, false), (2, false), (2, true)]);
+        check(&[(0, false), (0, false), (1, false), (1, false), (1, false), (1, false)]);
+    }
+
+    #[test]
+    fn renaming_writing_and_links_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two, link] = ["one", "two", "link"].map(|name| folder.path().join(name));
+        fs::write(&one, "1").unwrap();
+        fs::write(&two, "2").unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let first = fingerprint(&link);
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&two, &link).unwrap();
+        let second = fingerprint(&link);
+        assert!(first.is_some() && second.is_some() && first != second);
+        fs::write(&two, "22").unwrap();
+        assert_ne!(fingerprint(&link), second);
+        fs::rename(&one, &two).unwrap();
+        assert_eq!(fingerprint(&link), first);
+    }
+}

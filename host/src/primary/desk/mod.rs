@@ -1,0 +1,7 @@
+//! What the primary tells and takes orders from: the control socket, and what is shown there.
+
+pub(crate) mod events;
+pub(crate) mod guest_metrics;
+pub(crate) mod name;
+pub(crate) mod socket;
+pub(crate) mod status;

@@ -1,0 +1,498 @@
+//! The control socket: how commands talk to a running primary, as HTTP/1.1 with JSON over a Unix socket.
+//!
+//! Whoever connects must be the same user, or root. How the socket is bound, and stays in place, is in `name.rs`.
+
+#[cfg(test)]
+mod fuzz;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use super::name::Name;
+use super::status::Status;
+use crate::primary::deploy::change::ReloadRequest;
+use crate::settings::LiveConfig;
+
+/// Commands that may be connected at the same time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a command may take to ask once it is connected: those that say nothing keep the others waiting.
+const ASKS_WITHIN: Duration = Duration::from_secs(1);
+/// How long a command waits for an answer: well beyond what the primary takes for its own.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a change may take before its command is told that it goes on without it.
+const DONE_WITHIN: Duration = Duration::from_secs(4);
+/// How long what is overdue may still take.
+const SOON: Duration = Duration::from_secs(1);
+/// How long commands may take to read their answers when the primary ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Largest body of a command, in bytes.
+const MAX_QUESTION: usize = 64 * 1024;
+/// Largest answer that a command reads, in bytes.
+pub(crate) const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// What a command wants of the driver, with the way back.
+#[derive(Debug)]
+pub(crate) enum Query {
+    Status(oneshot::Sender<Status>),
+    Config(oneshot::Sender<LiveConfig>),
+    /// The answer is lines of JSON as they come, or why not; so in what follows.
+    Events(oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Reload(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Rollback(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Scale(Scale, oneshot::Sender<Refusable<Scaled>>),
+    Stop(Stop, oneshot::Sender<Refusable<()>>),
+    Configure(BTreeMap<String, String>, oneshot::Sender<Refusable<()>>),
+}
+
+/// What the driver answers to a command that it may refuse.
+pub(crate) type Refusable<T> = Result<T, Refused>;
+
+/// Why something is not done.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Another change is under way.
+    Busy(String),
+    /// It cannot be done, now or ever.
+    Impossible(String),
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self::Impossible(reason)
+    }
+}
+
+/// The body of `POST /scale`: `{"workers":N}` for so many, `{"by":N}` for so many more, or fewer if it is negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Scale {
+    Workers(NonZeroU32),
+    By(i32),
+}
+
+/// What `POST /scale` answers: how many workers there were to be, and how many there are to be now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Scaled {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+}
+
+/// The body of `POST /stop`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stop {
+    /// Without a drain.
+    #[serde(default)]
+    pub(crate) now: bool,
+}
+
+/// The bound control socket of a running primary.
+#[derive(Debug)]
+pub(crate) struct Control {
+    name: Name,
+    /// One for each command that may be connected.
+    places: Arc<Semaphore>,
+    accepting: Option<AbortHandle>,
+}
+
+impl Control {
+    /// Takes the name, or says who has it.
+    pub(crate) fn bind(name: &str, path: &Path, state: Option<&Path>) -> anyhow::Result<Self> {
+        let name = Name::take(name, path, state)?;
+        Ok(Self { name, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), accepting: None })
+    }
+
+    /// Answers commands for as long as the primary lives; to be spawned on the executor.
+    pub(crate) fn serve(&mut self, queries: mpsc::Sender<Query>) -> io::Result<()> {
+        let mut listeners = self.name.listener();
+        let listener = register(&mut listeners)?;
+        let accepting = tokio::spawn(accept(listener, listeners, self.places.clone(), queries));
+        self.accepting = Some(accepting.abort_handle());
+        Ok(())
+    }
+
+    /// Lets commands that are connected have their answers, for a moment. The driver must be gone.
+    pub(crate) async fn finish(self) {
+        if let Some(accepting) = &self.accepting {
+            // It holds a place for the next.
+            accepting.abort();
+        }
+        let all = self.places.acquire_many(MAX_CONNECTIONS as u32);
+        // Whoever does not read its answer has none.
+        let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
+    }
+}
+
+fn register(listeners: &mut Listeners) -> io::Result<UnixListener> {
+    UnixListener::from_std(listeners.borrow_and_update().try_clone()?)
+}
+
+type Listeners = watch::Receiver<Arc<std::os::unix::net::UnixListener>>;
+
+/// Accepts at the socket, and at the one that takes its place when its file was removed.
+async fn accept(
+    mut listener: UnixListener,
+    mut listeners: Listeners,
+    places: Arc<Semaphore>,
+    queries: mpsc::Sender<Query>,
+) {
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Ok(()) = listeners.changed() => {
+                match register(&mut listeners) {
+                    Ok(new) => listener = new,
+                    Err(error) => tracing::warn!("control socket: {error}"),
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) if is_permitted(&stream) => {
+                let queries = queries.clone();
+                tokio::spawn(async move {
+                    converse(stream, &queries).await;
+                    drop(place);
+                });
+            }
+            Ok(_) => tracing::warn!("another user's process tried the control socket"),
+            Err(error) => {
+                tracing::warn!("control socket: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Whether the other end is the same user's, or root's.
+fn is_permitted(peer: &UnixStream) -> bool {
+    peer.peer_cred().is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw() || peer.uid() == 0)
+}
+
+/// One command's connection. One that hangs up, or dawdles, is its own affair.
+async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
+    let streams = AtomicBool::new(false);
+    let service = service_fn(|request| answer(request, queries, &streams));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKS_WITHIN);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::time::timeout(PATIENCE, connection.as_mut()).await;
+    if ended.is_err() && streams.load(Ordering::Relaxed) {
+        let _ = connection.await;
+    }
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// `streams` is set when the answer's body lasts.
+async fn answer(
+    request: Request<Incoming>,
+    queries: &mpsc::Sender<Query>,
+    streams: &AtomicBool,
+) -> Result<Answer, Infallible> {
+    let (head, body) = request.into_parts();
+    let answered = match (&head.method, head.uri.path()) {
+        (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
+        (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config.entries())),
+        (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|scaled| json!(scaled)),
+        (&Method::POST, "/stop") => change(body, queries, Query::Stop).await.map(|()| json!({})),
+        (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),
+        (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
+            let lines = match head.uri.path() {
+                "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(Refusal::from)),
+                "/reload" => change(body, queries, Query::Reload).await,
+                _ => change(body, queries, Query::Rollback).await,
+            };
+            match lines {
+                Ok(lines) => {
+                    streams.store(true, Ordering::Relaxed);
+                    return Ok(respond(StatusCode::OK, "application/x-ndjson", Lines(lines)));
+                }
+                Err(refusal) => Err(refusal),
+            }
+        }
+        (_, "/config") => Err(Refusal::method("use GET or POST")),
+        (_, "/status" | "/events") => Err(Refusal::method("use GET")),
+        (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(Refusal::method("use POST")),
+        _ => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
+    };
+    let (status, body) = match answered {
+        Ok(body) => (StatusCode::OK, body),
+        Err(Refusal { status, error, busy }) => (status, json!({ "error": error, "busy": busy })),
+    };
+    Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
+}
+
+const PATHS: &str = "GET /status, /events and /config, POST /reload, /rollback, /scale, /stop and /config";
+
+fn respond(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static,
+) -> Answer {
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+/// A body of lines that come one by one.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
+}
+
+/// An answer that is none.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    error: String,
+    busy: bool,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), busy: false }
+    }
+
+    fn method(error: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, error)
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let (error, busy) = match refused {
+            Refused::Busy(error) => (error, true),
+            Refused::Impossible(error) => (error, false),
+        };
+        Self { status: StatusCode::CONFLICT, error, busy }
+    }
+}
+
+/// Hands a change to the driver.
+async fn change<B: DeserializeOwned, A>(
+    body: Incoming,
+    queries: &mpsc::Sender<Query>,
+    query: impl FnOnce(B, oneshot::Sender<Refusable<A>>) -> Query,
+) -> Result<A, Refusal> {
+    let bad = |error: String| Refusal::new(StatusCode::BAD_REQUEST, error);
+    let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
+    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
+    Ok(ask(queries, |back| query(body, back)).await??)
+}
+
+async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
+    let ending = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
+    let (back, mut answer) = oneshot::channel();
+    queries.send(query(back)).await.map_err(|_| ending())?;
+    let mut answered = tokio::time::timeout(DONE_WITHIN, &mut answer).await;
+    if answered.is_err() {
+        // The primary itself may have been late, as after a pause of all processes.
+        answered = tokio::time::timeout(SOON, answer).await;
+    }
+    match answered {
+        Ok(answer) => answer.map_err(|_| ending()),
+        Err(_) => {
+            let error = format!("it was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
+            Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, error))
+        }
+    }
+}
+
+/// Why a command got no answer that it can use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error(
+        "no cluster is running with the control socket {0}; start one with `wasmcluster serve`, or name another with \
+         --name or --control: `wasmcluster status --all` lists yours"
+    )]
+    NoServer(PathBuf),
+    #[error("the cluster refused: {0}")]
+    Refused(String),
+    #[error("the cluster is busy: {0}")]
+    Busy(String),
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// A process, as distinct from a later one with the same number.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pid: i32,
+    /// When it began, in ticks since the machine did.
+    began: u64,
+}
+
+impl Process {
+    fn find(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind its name, which can be anything: the state, and 18 fields later when it began (proc(5)).
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        // One that nobody has waited for yet has ended all the same.
+        let lives = !matches!(fields.next()?, "Z" | "X");
+        let began = fields.nth(18)?.parse().ok()?;
+        lives.then_some(Self { pid, began })
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        Self::find(self.pid).as_ref() != Some(self)
+    }
+}
+
+/// The commands' end of a control socket.
+#[derive(Debug)]
+pub(crate) struct Client(pub(crate) PathBuf);
+
+impl Client {
+    pub(crate) async fn status(&self) -> Result<Status, CommandError> {
+        let body = self.request(Method::GET, "/status", Bytes::new()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
+    }
+
+    pub(crate) async fn scale(&self, scale: Scale) -> Result<Scaled, CommandError> {
+        let body = self.request(Method::POST, "/scale", json!(scale).to_string().into()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
+    }
+
+    /// Says which process it is that stops, where that can be known.
+    pub(crate) async fn stop(&self, stop: Stop) -> Result<Option<Process>, CommandError> {
+        let stream = self.connect().await?;
+        // As long as it answers, the number is that of no other.
+        let primary = stream.peer_cred().ok().and_then(|peer| Process::find(peer.pid()?));
+        self.request_over(stream, Method::POST, "/stop", json!(stop).to_string().into()).await?;
+        Ok(primary)
+    }
+
+    pub(crate) async fn configure(&self, entries: &BTreeMap<String, String>) -> Result<(), CommandError> {
+        self.request(Method::POST, "/config", json!(entries).to_string().into()).await.map(drop)
+    }
+
+    /// Every key with its value.
+    pub(crate) async fn config(&self) -> Result<BTreeMap<String, String>, CommandError> {
+        let body = self.request(Method::GET, "/config", Bytes::new()).await?;
+        Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
+    }
+
+    /// The events as they come, lines of JSON, until the primary ends.
+    pub(crate) async fn events(&self) -> Result<Incoming, CommandError> {
+        self.stream(Method::GET, "/events", Bytes::new()).await
+    }
+
+    /// How a reload goes, lines of JSON as among the events, until it is over.
+    pub(crate) async fn reload(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
+        self.stream(Method::POST, "/reload", body_of(request)?).await
+    }
+
+    /// Likewise.
+    pub(crate) async fn rollback(&self, request: &ReloadRequest) -> Result<Incoming, CommandError> {
+        self.stream(Method::POST, "/rollback", body_of(request)?).await
+    }
+
+    async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, CommandError> {
+        let response = in_time(exchange(self.connect().await?, method, path, body)).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            _ => Err(refusal(response).await?),
+        }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, CommandError> {
+        let stream = match UnixStream::connect(&self.0).await {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Err(CommandError::NoServer(self.0.clone()));
+            }
+            Err(error) => return Err(anyhow!("cannot connect to {}: {error}", self.0.display()).into()),
+        };
+        // Root may use everybody's clusters.
+        if !nix::unistd::geteuid().is_root() && !is_permitted(&stream) {
+            return Err(anyhow!("the process behind {} belongs to another user", self.0.display()).into());
+        }
+        Ok(stream)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, CommandError> {
+        let stream = self.connect().await?;
+        self.request_over(stream, method, path, body).await
+    }
+
+    async fn request_over(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, CommandError> {
+        in_time(async {
+            let response = exchange(stream, method, path, body).await?;
+            if response.status().is_success() { Ok(whole(response).await?) } else { Err(refusal(response).await?) }
+        })
+        .await
+    }
+}
+
+/// Fails for paths that are not UTF-8, which JSON cannot express.
+fn body_of(request: &ReloadRequest) -> anyhow::Result<Bytes> {
+    Ok(serde_json::to_vec(request).context("the path cannot be sent")?.into())
+}
+
+async fn in_time<T, E: Into<CommandError>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(anyhow!("the primary did not answer within {PATIENCE:?}").into()),
+    }
+}
+
+async fn exchange(stream: UnixStream, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request =
+        Request::builder().method(method).uri(path).header(http::header::HOST, "localhost").body(Full::new(body))?;
+    Ok(sender.send_request(request).await?)
+}
+
+async fn whole(response: Response<Incoming>) -> anyhow::Result<Bytes> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    Ok(body.map_err(|error| anyhow!("reading the primary's answer: {error}"))?.to_bytes())
+}
+
+async fn refusal(response: Response<Incoming>) -> anyhow::Result<CommandError> {
+    let status = response.status();
+    let said: serde_json::Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
+    let reason = said["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+    Ok(if said["busy"] == true { CommandError::Busy(reason) } else { CommandError::Refused(reason) })
+}

@@ -1,0 +1,5 @@
+//! The processes that the primary starts: how each of them begins, speaks, and ends.
+
+pub(crate) mod builder;
+pub(crate) mod output;
+pub(crate) mod process;

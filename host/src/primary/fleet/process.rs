@@ -1,0 +1,249 @@
+//! Child processes of the primary: how they are started and talked to.
+//!
+//! A child is this very binary, executed anew: its own address space, no inherited thread or lock, an environment of
+//! a few variables, and an IPC channel as its standard input.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use tokio::io::unix::AsyncFd;
+
+use super::output::{Kind, Output, Source, Stream};
+use crate::os::child::Child;
+use crate::os::files;
+use crate::os::listener::Listener;
+use crate::os::pipe::output_pipe;
+use crate::settings::{LiveConfig, Settings};
+use crate::wire::channel::{
+    self, Channel, Compiled, FromCompiler, Identity, IpcError, MAX_UNREAD, PrimaryEnd, Received, ToCompiler, ToPrimary,
+    ToWorker, Wait,
+};
+use crate::wire::committed::Version;
+use crate::wire::stats::Page;
+
+/// What it means, as a rule, that a compiler is killed which nobody here killed.
+const MEMORY_HINT: &str = ", which the kernel does when memory runs out. Allow the machine or its container more, or \
+                           compile the component elsewhere with `wasmcluster compile`";
+
+/// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    /// Where the component was read from.
+    pub(crate) source: PathBuf,
+    pub(crate) compiled: Compiled,
+    artifact: OwnedFd,
+    /// Open, so that the store keeps it.
+    _entry: Option<OwnedFd>,
+    settings: OwnedFd,
+}
+
+impl Deployment {
+    /// Of what the compiler said; an error says why there is nothing to deploy.
+    pub(crate) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
+        let (compiled, descriptors) = match answer {
+            CompilerAnswer::Said(FromCompiler::Done(compiled), descriptors) => (compiled, descriptors),
+            CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
+            CompilerAnswer::Failed(how) => {
+                let likely = if how.ends_with(Signal::SIGKILL.as_str()) { MEMORY_HINT } else { "" };
+                bail!("cannot serve {}: the compiler {how}{likely}", source.display())
+            }
+        };
+        let mut descriptors = descriptors.into_iter();
+        let artifact = descriptors.next().context("the compiler's answer came without an artifact")?;
+        tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
+        if !compiled.kept {
+            tracing::warn!(
+                "the store has no code of this component for this machine and cannot be written to: each start \
+                 compiles it again"
+            );
+        }
+        let settings = settings.for_workers(&compiled).write()?;
+        Ok(Self { source: files::absolute(source)?, compiled, artifact, _entry: descriptors.next(), settings })
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        let Compiled { digest, http, .. } = &self.compiled;
+        Version { digest: digest.clone(), http: *http, source: self.source.clone() }
+    }
+}
+
+#[cfg(test)]
+impl Deployment {
+    /// One that no worker can be started of.
+    pub(crate) fn of_nothing(digest: &str) -> Self {
+        let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
+        let http = crate::component::surface::WasiHttp::V0_2;
+        let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
+        Self { source: "/app.wasm".into(), compiled, artifact: nothing(), _entry: None, settings: nothing() }
+    }
+}
+
+/// A running worker process.
+#[derive(Debug)]
+pub(crate) struct WorkerProcess {
+    pub(crate) child: Child,
+    pub(crate) stats: Page,
+    channel: AsyncFd<PrimaryEnd>,
+    /// Frames that were sent.
+    sent: AtomicU64,
+}
+
+impl WorkerProcess {
+    /// Starts a worker and hands it everything it needs. Must be called on the executor.
+    pub(crate) fn spawn(
+        identity: &Identity,
+        config: LiveConfig,
+        deployment: &Deployment,
+        listeners: &[Listener],
+        output: &Output,
+    ) -> io::Result<Self> {
+        let (ours, theirs): (PrimaryEnd, Channel<ToPrimary, ToWorker>) = channel::pair()?;
+        let (stats, stats_fd) = Page::create()?;
+        let (stdout, stdout_writer) = output_pipe()?;
+        let (stderr, stderr_writer) = output_pipe()?;
+        let (log, log_writer) = output_pipe()?;
+        let given = [stats_fd.as_fd(), deployment.settings.as_fd(), deployment.artifact.as_fd(), log_writer.as_fd()];
+        let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
+        ours.send(&ToWorker::Start(identity.clone(), config), &descriptors).map_err(io::Error::other)?;
+
+        // Before there is a process: one that is started here is followed, whatever fails.
+        let channel = ours.into_async()?;
+        let child = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
+        let guest = |stream| Kind::Guest { stream, worker: identity.worker, generation: identity.generation };
+        output.add(Source::new(stdout, guest(Stream::Stdout)));
+        output.add(Source::new(stderr, guest(Stream::Stderr)));
+        output.add(Source::new(log, Kind::Log));
+        Ok(Self { child, stats, channel, sent: AtomicU64::new(1) })
+    }
+
+    /// A worker that does not take its orders is [`IpcError::Full`] of them.
+    pub(crate) fn send(&self, message: &ToWorker) -> Result<(), IpcError> {
+        let unread = self.sent.load(Ordering::Relaxed).saturating_sub(self.stats.frames.get());
+        if unread >= MAX_UNREAD {
+            return Err(IpcError::Full);
+        }
+        self.channel.get_ref().send(message, &[])?;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    /// Resident memory in bytes, 0 when the process is gone.
+    pub(crate) fn rss(&self) -> u64 {
+        let pages = fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok();
+        let resident = pages.and_then(|pages| pages.split(' ').nth(1)?.parse().ok());
+        resident.unwrap_or(0_u64).saturating_mul(page_size())
+    }
+
+    /// The next message; `None` when the worker has closed its end.
+    pub(crate) async fn receive(&self) -> Result<Option<ToPrimary>, IpcError> {
+        loop {
+            let mut ready = self.channel.readable().await?;
+            match self.channel.get_ref().receive(Wait::No)? {
+                Received::Message(message, _) => return Ok(Some(message)),
+                Received::Closed => return Ok(None),
+                Received::Nothing => ready.clear_ready(),
+            }
+        }
+    }
+
+    /// A message that is here already.
+    pub(crate) fn receive_now(&self) -> Option<ToPrimary> {
+        match self.channel.get_ref().receive(Wait::No) {
+            Ok(Received::Message(message, _)) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+fn page_size() -> u64 {
+    sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size.unsigned_abs())
+}
+
+/// What came of a compiler.
+#[derive(Debug)]
+pub(crate) enum CompilerAnswer {
+    /// It answered, with what came beside.
+    Said(FromCompiler, Vec<OwnedFd>),
+    /// It ended, or was ended, without an answer that makes sense: how.
+    Failed(String),
+}
+
+/// How long a compiler may live that has nothing more to say.
+const COMPILER_GRACE: Duration = Duration::from_secs(2);
+
+/// A running compiler process.
+#[derive(Debug)]
+pub(crate) struct CompilerProcess {
+    pub(crate) child: Child,
+    channel: AsyncFd<Channel<ToCompiler, FromCompiler>>,
+}
+
+impl CompilerProcess {
+    pub(crate) fn spawn(request: &ToCompiler) -> io::Result<Self> {
+        let (ours, theirs) = channel::pair()?;
+        ours.send(request, &[]).map_err(io::Error::other)?;
+        let channel = ours.into_async()?;
+        let child = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
+        Ok(Self { child, channel })
+    }
+
+    pub(crate) async fn answer(&self) -> CompilerAnswer {
+        match self.said().await {
+            Ok(Some((answer, descriptors))) => CompilerAnswer::Said(answer, descriptors),
+            // It has closed its end, so it is about to die; how is what matters.
+            Ok(None) => {
+                if tokio::time::timeout(COMPILER_GRACE, self.child.end()).await.is_err() {
+                    self.child.signal(Signal::SIGKILL);
+                }
+                CompilerAnswer::Failed(self.child.end().await)
+            }
+            Err(error) => CompilerAnswer::Failed(format!("gave an answer that makes no sense: {error}")),
+        }
+    }
+
+    async fn said(&self) -> Result<Option<(FromCompiler, Vec<OwnedFd>)>, IpcError> {
+        loop {
+            let mut ready = self.channel.readable().await?;
+            match self.channel.get_ref().receive(Wait::No)? {
+                Received::Message(answer, descriptors) => return Ok(Some((answer, descriptors))),
+                Received::Closed => return Ok(None),
+                Received::Nothing => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+/// Starts this binary anew as `role`.
+fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("wasmcluster")
+        .arg(role)
+        .env_clear()
+        // A huge page for a heap of a few megabytes would cost each worker ten more.
+        .env("MIMALLOC_ALLOW_THP", "0")
+        // The heap is reserved, not taken: what is taken counts against the limit on a compiler's memory at once.
+        .envs((role == "compiler").then_some(("MIMALLOC_ARENA_EAGER_COMMIT", "0")))
+        // Where the machine's trusted certificates are, if not in the usual places.
+        .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        // Errors on the ordinary path of a request would capture native backtraces; panics still can.
+        .env("RUST_LIB_BACKTRACE", "0")
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr);
+    // In a process group of its own, Ctrl-C reaches the primary alone, which then drains its workers.
+    Ok(Child::spawn(&mut command)?.0)
+}

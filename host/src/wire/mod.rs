@@ -1,0 +1,7 @@
+//! What the processes of a cluster say to each other, and how: frames, pages of shared memory, sealed files.
+
+pub(crate) mod channel;
+pub(crate) mod committed;
+pub(crate) mod ids;
+pub(crate) mod series;
+pub(crate) mod stats;

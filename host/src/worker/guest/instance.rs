@@ -1,0 +1,348 @@
+//! Instances of the component, and how a request is handed to one.
+
+use std::future::{Future, poll_fn};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty};
+use tokio::sync::oneshot;
+use wasmtime::component::Component;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
+use wasmtime_wasi_http::p3;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
+use wasmtime_wasi_io::IoView;
+
+use super::concurrent;
+use super::epoch::Epoch;
+use super::outbound::{Hooks, Origin, remove_hop_by_hop};
+use super::reuse::{Factory, Live, Repeat, Stock};
+use super::trap::{Described, describe};
+use super::turns::Turns;
+use super::world::{Guest, World};
+use crate::component::engine::{self, Resident};
+use crate::component::surface::WasiHttp;
+use crate::logging::several_lines;
+use crate::settings::{HealthPath, Reuse, WorkerSettings};
+use crate::wire::channel::Identity;
+use crate::wire::stats::Stats;
+
+/// How long an instance that has to show whether it serves a second request may take for the head of its answer.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a health check may take.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
+pub(crate) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
+
+/// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
+pub(crate) struct Call {
+    turns: Arc<Turns>,
+    guest: Work,
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+impl Future for Call {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.turns.begin();
+        self.guest.as_mut().poll(context)
+    }
+}
+
+/// Why a guest did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// All instances of the pool are in use, or their memory is.
+    Full,
+    /// It trapped, or broke a rule of its interfaces.
+    Trap(wasmtime::Error),
+}
+
+impl From<wasmtime::Error> for Failure {
+    fn from(error: wasmtime::Error) -> Self {
+        Self::Trap(error)
+    }
+}
+
+/// The component's instances, ready to be handed requests.
+pub(crate) enum Instances {
+    V0_2(Rc<Stock>),
+    V0_3(Rc<concurrent::Stock>),
+}
+
+impl Instances {
+    /// Maps the artifact behind `artifact` and links it.
+    pub(crate) fn load(
+        settings: &WorkerSettings,
+        artifact: &OwnedFd,
+        identity: Identity,
+        epoch: Arc<Epoch>,
+        stats: &'static Stats,
+    ) -> anyhow::Result<Self> {
+        let engine = engine::for_worker(settings.http, Resident::of(&settings.limits))?;
+        let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
+        // SAFETY: the primary hands over only what its own compiler wrote or verified in a store that nobody else may
+        // write to.
+        let component = unsafe { Component::deserialize_file(&engine, path) }?;
+        let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
+        epoch.start(engine.clone())?;
+        let world = Arc::new(World::new(settings, &engine, identity, stats)?);
+        let Reuse { uses, seats } = settings.reuse;
+        Ok(match settings.http {
+            WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
+            WasiHttp::V0_3 => {
+                let factory = Factory::new(engine, ServicePre::new(pre)?, world);
+                Self::V0_3(Rc::new(concurrent::Stock::new(factory, uses, seats as usize)))
+            }
+        })
+    }
+
+    /// Instantiates once and drops the instance.
+    pub(crate) async fn probe(&self) -> Result<(), Failure> {
+        match self {
+            Self::V0_2(stock) => stock.fresh(Origin::default()).await.map(drop),
+            Self::V0_3(stock) => stock.probe().await,
+        }
+    }
+
+    /// Drops instances that wait for too long.
+    pub(crate) fn trim(&self) {
+        match self {
+            Self::V0_2(stock) => stock.trim(),
+            Self::V0_3(stock) => stock.trim(),
+        }
+    }
+
+    /// Asks a fresh instance for `path`, without a client. An error says why it is not well.
+    pub(crate) async fn check_health(&self, path: &HealthPath) -> Result<(), String> {
+        let authority = Authority::from_static("localhost");
+        let mut request = Request::new(Empty::<Bytes>::new().map_err(|never| match never {}));
+        *request.uri_mut() = path.as_uri();
+        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+        let (mut head, mut call) =
+            self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority, Origin::default());
+        let answered = async {
+            let ended = tokio::select! {
+                biased;
+                ended = &mut call => ended,
+                answer = &mut head => return answer.map_err(|_| "it gave no answer".to_owned())?,
+            };
+            // What was said before the end counts, unless that was a trap.
+            match ended {
+                Err(Failure::Full) => Err("all instances are busy".to_owned()),
+                Err(Failure::Trap(error)) => Err(format!("it {}", describe(&error))),
+                Ok(()) => head.try_recv().map_err(|_| "it gave no answer".to_owned())?,
+            }
+        };
+        let path = path.as_uri();
+        match tokio::time::timeout(HEALTH_PATIENCE, answered).await {
+            Ok(Ok(answer)) if answer.status().is_success() => Ok(()),
+            Ok(Ok(answer)) => Err(format!("the health check GET {path} was answered {}", answer.status())),
+            Ok(Err(reason)) => Err(format!("the health check GET {path} failed: {}", several_lines(&reason))),
+            Err(_) => Err(format!("the health check GET {path} was not answered within {HEALTH_PATIENCE:?}")),
+        }
+    }
+
+    /// Starts an instance on `request`, which must have an authority or a Host that is one. The head comes through the
+    /// receiver, at some poll of the call.
+    pub(crate) fn call<B>(
+        &self,
+        mut request: Request<B>,
+        authority: Authority,
+        origin: Origin,
+    ) -> (oneshot::Receiver<Head>, Call)
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Error>,
+    {
+        remove_hop_by_hop(request.headers_mut());
+        let (head, receiver) = oneshot::channel();
+        let (turns, guest): (_, Work) = match self {
+            Self::V0_2(stock) => (stock.turns(), Box::pin(call_v0_2(stock.clone(), request, origin, head))),
+            Self::V0_3(stock) => {
+                let hooks = stock.hooks(origin);
+                (stock.turns(), Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head))))
+            }
+        };
+        (receiver, Call { turns: turns.clone(), guest })
+    }
+}
+
+async fn call_v0_2<B>(
+    stock: Rc<Stock>,
+    request: Request<B>,
+    origin: Origin,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
+    let live = stock.take(origin.clone(), Repeat::of(&request)).await?;
+    if live.is_fresh() || !stock.is_unproven() {
+        if let Some(live) = answer_v0_2(live, request, send(head)).await? {
+            stock.give_back(live);
+        }
+        Ok(())
+    } else {
+        // Boxed, so that other calls do not carry its size.
+        Box::pin(try_v0_2(&stock, live, request, origin, head)).await
+    }
+}
+
+/// Takes the head of an answer to whoever waits for it. The connection may be gone.
+fn send(head: oneshot::Sender<Head>) -> impl FnOnce(Head) + Send + Sync + 'static {
+    move |answer| drop(head.send(answer))
+}
+
+/// The first that is to serve a second request: there are guests that do not answer it, wait for ever, or trap. The request is one that
+/// may be repeated, and then goes to a fresh instance.
+async fn try_v0_2<B>(
+    stock: &Stock,
+    live: Live,
+    request: Request<B>,
+    origin: Origin,
+    head: oneshot::Sender<Head>,
+) -> Result<(), Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
+    let again = copy_of_head(&request);
+    let (trial, mut tried) = oneshot::channel();
+    let mut answering = Box::pin(answer_v0_2(live, request, send(trial)));
+    let mut ended = None;
+    let answer = poll_fn(|context| {
+        if ended.is_none()
+            && let Poll::Ready(end) = answering.as_mut().poll(context)
+        {
+            ended = Some(end);
+        }
+        Pin::new(&mut tried).poll(context)
+    });
+    let answer = tokio::time::timeout(TRIAL_PATIENCE, answer).await;
+    if let Ok(Ok(answer)) = answer {
+        let _ = head.send(answer);
+        let live = match ended {
+            Some(ended) => ended?,
+            None => answering.await?,
+        };
+        if let Some(live) = live {
+            stock.passed_trial();
+            stock.give_back(live);
+        }
+        return Ok(());
+    }
+    // It gave up its chance to answer, and then ends without being cut short, or shows no sign of an answer.
+    let ended = match (ended, answer) {
+        (Some(ended), _) => ended.map(drop),
+        (None, Ok(_)) => answering.as_mut().await.map(drop),
+        (None, Err(_)) => Ok(()),
+    };
+    drop(answering);
+    if let Err(Failure::Trap(error)) = ended {
+        let error = format!("{error:?}");
+        tracing::debug!("a guest trapped in an instance that had served a request: {}", several_lines(&error));
+    }
+    let request = again.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
+    let is_answered = Arc::new(AtomicBool::new(false));
+    let (answers, send, began) = (is_answered.clone(), send(head), Instant::now());
+    let answer = move |answer| {
+        // What takes long in a fresh one as well proves nothing.
+        answers.store(began.elapsed() < TRIAL_PATIENCE, Ordering::Relaxed);
+        send(answer);
+    };
+    let live = answer_v0_2(stock.fresh(origin).await?, request, answer).await?;
+    if is_answered.load(Ordering::Relaxed) {
+        stock.failed_trial();
+    }
+    if let Some(live) = live {
+        stock.give_back(live);
+    }
+    Ok(())
+}
+
+/// A guest's own error, in its own words where it has some.
+pub(crate) fn said(error: impl Into<Error>) -> String {
+    match error.into() {
+        Error::InternalError(Some(text)) => text,
+        error => error.to_string(),
+    }
+}
+
+fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Ends with the instance if its request went well in every way, as far as the host can tell.
+async fn answer_v0_2<B>(
+    mut live: Live,
+    request: Request<B>,
+    send: impl FnOnce(Head) + Send + Sync + 'static,
+) -> Result<Option<Live>, Failure>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
+    let store = &mut live.store;
+    let mut view = store.data_mut().http();
+    let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
+    let out = view.new_response_outparam_from_callback(move |answer| send(answer.map_err(said)))?;
+    let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
+    let has_open_bodies = abort_open_bodies(live.store.data_mut()) > 0;
+    if let (Err(_), Some(why)) = (&result, live.store.data().stopped()) {
+        return Err(Failure::Trap(Described(why.to_owned()).into()));
+    }
+    result?;
+    Ok((!has_open_bodies).then_some(live))
+}
+
+/// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
+/// would end it well. How many there were.
+pub(crate) fn abort_open_bodies(guest: &mut Guest) -> usize {
+    let bodies = guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>());
+    bodies
+        .map(|body| {
+            let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+            std::mem::replace(body, closed).abort();
+        })
+        .count()
+}
+
+fn request_v0_3<B>(
+    request: Request<B>,
+    authority: Authority,
+    mut hooks: Hooks,
+    head: oneshot::Sender<Head>,
+) -> concurrent::Request
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Error>,
+{
+    let (parts, body) = request.into_parts();
+    let headers = FieldMap::new_immutable(&mut hooks, parts.headers);
+    let path = parts.uri.into_parts().path_and_query;
+    let (request, _sent) =
+        p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
+    concurrent::Request { request, hooks, head }
+}

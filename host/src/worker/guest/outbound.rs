@@ -1,0 +1,584 @@
+//! Outbound requests: where a guest may send them, how many, and for how long.
+//!
+//! A request goes to a host that was granted, and to an address of it that was checked after the name was resolved, each
+//! time anew. Each has a connection of its own.
+
+mod resolver;
+mod tls;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep, timeout};
+use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use super::notices::Notices;
+use super::world::World;
+use crate::grants::{Destination, Grants, Host, Scheme, special};
+use crate::settings::{
+    LARGE_BODIES, Limits, MAX_BODY_CHUNK, MAX_CONNECT_TIME, MAX_FURTHER_BODY_CHUNK, MAX_OUTBOUND,
+    MAX_OUTBOUND_PER_REQUEST,
+};
+use crate::worker::requests::Asked;
+use resolver::{NotFound, Resolver};
+use tls::Tls;
+
+/// Tells a chain of servers that it is a circle (RFC 8586): each adds its name.
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const CDN_ID: &str = "wasmcluster";
+/// How often a request may have come through servers like this one.
+pub(crate) const MAX_LOOPS: usize = 8;
+/// How long a request waits, once there is a connection, for what tells whether its body is empty.
+const MAX_HELD_BACK: Duration = Duration::from_millis(10);
+/// Frames without a byte that are passed over, before one that tells whether a body is empty.
+const MAX_EMPTY_FRAMES: usize = 8;
+
+/// How often a request with this head has come through a server like this one.
+pub(crate) fn loops(headers: &HeaderMap) -> usize {
+    let values = headers.get_all(CDN_LOOP).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(',')).map(|entry| entry.split(';').next().unwrap_or_default());
+    names.filter(|name| name.trim().eq_ignore_ascii_case(CDN_ID)).count()
+}
+
+/// Removes the fields that `Connection` names, beside itself: they are for one connection, and who passes a message on
+/// must not pass them on (RFC 9110, section 7.6.1). The guest never sees `Connection`, so it could not know.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<HeaderName> = options
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        // What nearly all say, and no field that a guest sees.
+        .filter(|option| !option.eq_ignore_ascii_case("keep-alive") && !option.eq_ignore_ascii_case("close"))
+        .filter_map(|option| HeaderName::try_from(option).ok())
+        // They say to whom a message goes and where it ends, whatever anybody says of them.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// What all instances of a worker have in common.
+pub(crate) struct Outbound {
+    grants: Grants,
+    /// One for each request that may be under way.
+    places: Arc<Semaphore>,
+    resolver: Resolver,
+    /// What a guest's own timeouts are bounded by.
+    first_byte: Duration,
+    between_bytes: Duration,
+    max_head: usize,
+    tls: Tls,
+    notices: Notices,
+}
+
+impl Outbound {
+    pub(crate) fn new(grants: Grants, limits: &Limits) -> Self {
+        Self {
+            grants,
+            places: Arc::new(Semaphore::new(MAX_OUTBOUND)),
+            resolver: Resolver::default(),
+            first_byte: limits.request_timeout,
+            between_bytes: limits.stream_timeout,
+            max_head: limits.max_header_bytes,
+            tls: Tls::default(),
+            notices: Notices::default(),
+        }
+    }
+}
+
+/// Which request a guest works on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origin {
+    /// None of a health check, nor while the guest works on several.
+    pub(crate) request: Option<Arc<Asked>>,
+    /// The servers that the request came through.
+    pub(crate) loops: Vec<HeaderValue>,
+}
+
+impl Origin {
+    pub(crate) fn new(request: Arc<Asked>, headers: &HeaderMap) -> Self {
+        Self { request: Some(request), loops: headers.get_all(CDN_LOOP).iter().cloned().collect() }
+    }
+}
+
+/// One instance's.
+pub(crate) struct Hooks {
+    world: Arc<World>,
+    origin: Origin,
+    /// Requests that the guest has worked on since it last had none.
+    requests: usize,
+    /// Made for the first outbound request.
+    places: Option<Arc<Semaphore>>,
+    /// Bodies that the guest has made for the request it works on.
+    bodies: usize,
+}
+
+type Sent = Result<(), Error>;
+type Pending<T> = Box<dyn Future<Output = T> + Send>;
+
+impl WasiHttpHooks for Hooks {
+    /// As by default, without an allocation for each header.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        self.bodies += 1;
+        if self.bodies <= LARGE_BODIES { MAX_BODY_CHUNK } else { MAX_FURTHER_BODY_CHUNK }
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        MAX_BODY_CHUNK
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Pending<Sent>,
+    ) -> Pending<Result<(Response<WasiBody>, Pending<Sent>), Error>> {
+        match self.permit(&request) {
+            Ok((destination, places)) => {
+                let exchange = Exchange {
+                    world: self.world.clone(),
+                    asked: self.origin.request.clone(),
+                    destination,
+                    options: options.unwrap_or_default(),
+                    places,
+                };
+                let loops = self.origin.loops.clone();
+                Box::new(exchange.run(request, loops))
+            }
+            Err(error) => Box::new(async { Err(error) }),
+        }
+    }
+}
+
+/// One that is held for a worker, and one for a guest.
+type Places = [OwnedSemaphorePermit; 2];
+
+impl Hooks {
+    pub(crate) fn new(world: Arc<World>, origin: Origin) -> Self {
+        Self { world, origin, requests: 1, places: None, bodies: 0 }
+    }
+
+    /// Which request the guest works on, if that can be told.
+    pub(crate) fn asked(&self) -> Option<&Arc<Asked>> {
+        self.origin.request.as_ref()
+    }
+
+    /// What another request may, beside the first: nobody can tell which of them the guest works on.
+    pub(crate) fn join(&mut self, other: Self) {
+        if let Some(places) = &self.places {
+            places.add_permits(MAX_OUTBOUND_PER_REQUEST);
+        }
+        self.requests += 1;
+        self.bodies = 0;
+        self.origin.request = None;
+        if other.origin.loops.len() > self.origin.loops.len() {
+            self.origin.loops = other.origin.loops;
+        }
+    }
+
+    fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, Places), Error> {
+        if request.method() == Method::CONNECT {
+            return Err(Error::HttpRequestMethodInvalid);
+        }
+        let destination = Destination::of(request.uri()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let Outbound { grants, notices, places, .. } = &self.world.outbound;
+        if !grants.permits(&destination) {
+            let remedy = format!("grant it with {}", destination.flag());
+            notices.denied(self.origin.request.as_deref(), "a request to a host that is not granted", remedy);
+            return Err(Error::HttpRequestDenied);
+        }
+        let of_request =
+            self.places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_OUTBOUND_PER_REQUEST * self.requests)));
+        match (of_request.clone().try_acquire_owned(), places.clone().try_acquire_owned()) {
+            (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
+            (Err(_), _) => {
+                let what = format!("more than {MAX_OUTBOUND_PER_REQUEST} outbound requests at a time for one request");
+                notices.denied(self.origin.request.as_deref(), what, "no flag grants that");
+                Err(Error::ConnectionLimitReached)
+            }
+            (_, Err(_)) => {
+                let what = format!("more than {MAX_OUTBOUND} outbound requests at a time in one worker");
+                notices.denied(self.origin.request.as_deref(), what, "more workers can have more");
+                Err(Error::ConnectionLimitReached)
+            }
+        }
+    }
+}
+
+/// One outbound request that may be sent.
+struct Exchange {
+    world: Arc<World>,
+    asked: Option<Arc<Asked>>,
+    destination: Destination,
+    options: RequestOptions,
+    places: Places,
+}
+
+impl Exchange {
+    async fn run(
+        self,
+        mut request: Request<WasiBody>,
+        loops: Vec<HeaderValue>,
+    ) -> Result<(Response<WasiBody>, Pending<Sent>), Error> {
+        self.address(&mut request, loops)?;
+        let at_most = |asked: Option<Duration>, most: Duration| asked.unwrap_or(most).min(most);
+        let mut request = request.map(Begun::new);
+        let stream = {
+            let mut connecting = pin!(timeout(at_most(self.options.connect_timeout, MAX_CONNECT_TIME), self.connect()));
+            let both = poll_fn(|context| {
+                let _ = request.body_mut().begin(context);
+                connecting.as_mut().poll(context)
+            });
+            both.await.map_err(|_| Error::ConnectionTimeout)??
+        };
+        // A guest that passes on a body learns of its end a moment later. One that waits for the answer before it writes
+        // waits no longer for that.
+        let _ = timeout(MAX_HELD_BACK, poll_fn(|context| request.body_mut().begin(context))).await;
+        say_that_it_is_empty(&mut request);
+        let mut http = http1::Builder::new();
+        http.max_buf_size(self.world.outbound.max_head);
+        let handshake = http.handshake(TokioIo::new(stream)).await;
+        let (mut sender, mut connection) = handshake.map_err(failure)?;
+        let (mut answer, ended) = {
+            let mut answer = pin!(sender.send_request(request));
+            let mut ended = None;
+            let both = poll_fn(|context| {
+                // The connection first: it is what makes the answer come. An answer that came is good, whatever came
+                // behind it on the connection.
+                if ended.is_none()
+                    && let Poll::Ready(end) = Pin::new(&mut connection).poll(context)
+                {
+                    ended = Some(end);
+                }
+                match (answer.as_mut().poll(context), &mut ended) {
+                    (Poll::Pending, Some(end)) => std::mem::replace(end, Ok(()))
+                        .map_or_else(|error| Poll::Ready(Err(failure(error))), |()| Poll::Pending),
+                    (answer, _) => answer.map_err(failure),
+                }
+            });
+            let answer = timeout(at_most(self.options.first_byte_timeout, self.world.outbound.first_byte), both).await;
+            (answer.map_err(|_| Error::ConnectionReadTimeout)??, ended)
+        };
+        remove_hop_by_hop(answer.headers_mut());
+        let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
+        let answer = answer.map(|body| Answer { body, silence, timer: None, _places: self.places }.boxed_unsync());
+        Ok((answer, Box::new(rest(connection, ended))))
+    }
+
+    /// Writes where it goes into the request, as it was checked.
+    fn address(&self, request: &mut Request<WasiBody>, loops: Vec<HeaderValue>) -> Result<(), Error> {
+        *request.uri_mut() = target(request.method(), request.uri()).ok_or(Error::HttpRequestUriInvalid)?.into();
+        let host = HeaderValue::try_from(self.destination.authority()).map_err(|_| Error::HttpRequestUriInvalid)?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, host);
+        headers.insert(CDN_LOOP, HeaderValue::from_static(CDN_ID));
+        for value in loops {
+            headers.append(CDN_LOOP, value);
+        }
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Stream, Error> {
+        let stream = self.connect_to_any(self.resolve().await?).await?;
+        // Requests are written in one piece.
+        let _ = stream.set_nodelay(true);
+        Ok(match self.destination.scheme() {
+            Scheme::Http => Box::new(stream),
+            Scheme::Https => Box::new(self.world.outbound.tls.connect(self.destination.host(), stream).await?),
+        })
+    }
+
+    async fn connect_to_any(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, Error> {
+        let mut last = None;
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.map_or(Error::DestinationNotFound, |error| self.not_connected(&error)))
+    }
+
+    /// What the guest is told. What is this machine's own lack is told in the log too: nobody else would know.
+    fn not_connected(&self, error: &io::Error) -> Error {
+        let hint = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+            // Each connection takes a port, for a minute after its end if this side closed it.
+            Errno::EADDRNOTAVAIL => "no local port is free for one more (net.ipv4.ip_local_port_range)",
+            Errno::EMFILE => "this worker has no descriptor left (ulimit -n)",
+            Errno::ENFILE => "this machine has no descriptor left (fs.file-max)",
+            Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => "the kernel has no memory for it",
+            Errno::EACCES | Errno::EPERM => {
+                let message = "an outbound connection was refused by this machine's own rules (firewall, sandbox)";
+                self.world.outbound.notices.tell(self.asked.as_deref(), format!("{message}: {error}"));
+                return Error::DestinationUnavailable;
+            }
+            Errno::ECONNREFUSED => return Error::ConnectionRefused,
+            Errno::ENETUNREACH | Errno::EHOSTUNREACH => return Error::DestinationIpUnroutable,
+            Errno::ETIMEDOUT => return Error::ConnectionTimeout,
+            _ => return Error::DestinationUnavailable,
+        };
+        self.world.outbound.notices.tell(self.asked.as_deref(), format!("outbound connections fail: {hint}: {error}"));
+        Error::ConnectionLimitReached
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, Error> {
+        let Outbound { grants, resolver, .. } = &self.world.outbound;
+        let grant = grants.first_that_permits(&self.destination).ok_or(Error::HttpRequestDenied)?;
+        resolver.look_up(name, grant).await.map_err(|error| match error {
+            NotFound::Failed => Error::DnsError { rcode: None, info_code: None },
+            NotFound::Silent => Error::DnsTimeout,
+        })
+    }
+
+    /// The addresses that may be connected to.
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
+        let port = self.destination.port();
+        let found = match self.destination.host() {
+            Host::Address(address) => Arc::from([*address]),
+            Host::Name(name) => self.look_up(name).await?,
+        };
+        // Each time, also those that were kept from the last look-up.
+        let (permitted, denied): (Vec<_>, Vec<_>) = found
+            .iter()
+            .copied()
+            .partition(|&found| self.world.outbound.grants.permits_address(&self.destination, found));
+        if permitted.is_empty() {
+            let Some(&address) = denied.first() else { return Err(Error::DestinationNotFound) };
+            let range = special(address).unwrap_or("other");
+            let what = format!("a request to a granted host whose address {address} is special ({range})");
+            let remedy = format!("grant it with {} beside the name", self.destination.at(address).flag());
+            self.world.outbound.notices.denied(self.asked.as_deref(), what, remedy);
+            return Err(Error::DestinationIpProhibited);
+        }
+        Ok(permitted.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+}
+
+/// The target of a request as it stands in its first line, if it can (RFC 9112, section 3.2): a path, or `*` for all of
+/// a server. A query alone has the root for its path. `http` lets bytes pass that no URI has.
+fn target(method: &Method, uri: &Uri) -> Option<PathAndQuery> {
+    let text = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    match text.as_bytes().first() {
+        None => Some(PathAndQuery::from_static("/")),
+        Some(b'/') => PathAndQuery::try_from(text).ok(),
+        Some(b'?') => PathAndQuery::try_from(format!("/{text}")).ok(),
+        Some(b'*') if text == "*" && method == Method::OPTIONS => Some(PathAndQuery::from_static("*")),
+        Some(_) => None,
+    }
+}
+
+/// A request of a method that is meant to have content says that it has none (RFC 9110, section 8.6).
+fn say_that_it_is_empty(request: &mut Request<Begun>) {
+    let has_content = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if has_content && request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
+/// What is left to do for an exchange whose answer has begun. What becomes of the answer's body, the body tells; here
+/// counts what becomes of the request. An upstream that says more than its answer (RFC 9112, section 6.3: a body behind
+/// an answer that has none) loses the connection and nothing else.
+async fn rest<S>(connection: http1::Connection<TokioIo<S>, Begun>, ended: Option<hyper::Result<()>>) -> Sent
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    // Not at once: an error that comes with the answer would take its place.
+    tokio::task::yield_now().await;
+    let ended = match ended {
+        Some(ended) => ended,
+        None => connection.await,
+    };
+    match ended {
+        Err(error) if error.is_user() || error.is_body_write_aborted() || error.is_incomplete_message() => {
+            Err(failure(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the guest is told. As it is, wasmtime would log it, without the request.
+fn failure(error: hyper::Error) -> Error {
+    if error.is_incomplete_message() {
+        Error::HttpResponseIncomplete
+    } else if error.is_parse() {
+        Error::HttpProtocolError
+    } else {
+        Error::ConnectionTerminated
+    }
+}
+
+/// What HTTP is spoken over.
+type Stream = Box<dyn Duplex>;
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// The body of a request, which its guest may have ended before there is a connection. Then it is known to be empty, and
+/// is sent as such: guests of WASI 0.2 open a body before they know whether they have one.
+struct Begun {
+    first: Option<Result<Frame<Bytes>, Error>>,
+    rest: Option<WasiBody>,
+}
+
+impl Begun {
+    fn new(body: WasiBody) -> Self {
+        Self { first: None, rest: Some(body) }
+    }
+
+    /// Takes the first frame, or learns that there is none.
+    fn begin(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_EMPTY_FRAMES {
+            let (None, Some(rest)) = (&self.first, &mut self.rest) else { break };
+            match ready!(Pin::new(rest).poll_frame(context)) {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                Some(first) => self.first = Some(first),
+                None => self.rest = None,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.first, &self.rest) {
+            (None, None) => SizeHint::with_exact(0),
+            (None, Some(rest)) => rest.size_hint(),
+            (Some(_), _) => SizeHint::default(),
+        }
+    }
+}
+
+/// The body of an answer, which may not be silent for too long.
+struct Answer {
+    body: Incoming,
+    silence: Duration,
+    /// Runs while the guest waits for the other side.
+    timer: Option<Pin<Box<Sleep>>>,
+    _places: Places,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.timer = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(failure)));
+        }
+        let silence = self.silence;
+        ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(silence))).as_mut().poll(context));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_well_formed() {
+        let check = |method: Method, uri: &str, expected: Option<&str>| {
+            let uri: Uri = uri.parse().unwrap();
+            assert_eq!(target(&method, &uri).as_ref().map(PathAndQuery::as_str), expected, "{method} {uri}");
+        };
+        check(Method::GET, "http://x", Some("/"));
+        check(Method::GET, "http://x?", Some("/?"));
+        check(Method::GET, "http://x?a=b", Some("/?a=b"));
+        check(Method::GET, "http://x/a?b#c", Some("/a?b"));
+        check(Method::GET, "http://x//y.example/a", Some("//y.example/a"));
+        check(Method::OPTIONS, "*", Some("*"));
+        check(Method::GET, "*", None);
+        check(Method::GET, "http://x/\u{e4}", None);
+        check(Method::GET, "x.example:80", Some("/"));
+    }
+
+    #[test]
+    fn fields_that_a_connection_names_go_no_further() {
+        let check = |connection: &[&'static str], expected: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in connection {
+                headers.append(CONNECTION, HeaderValue::from_static(value));
+            }
+            for name in ["host", "content-length", "x-hop", "x-end"] {
+                headers.append(name, HeaderValue::from_static("1"));
+            }
+            remove_hop_by_hop(&mut headers);
+            headers.remove(CONNECTION);
+            let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            left.sort_unstable();
+            assert_eq!(left, expected, "{connection:?}");
+        };
+        check(&[], &["content-length", "host", "x-end", "x-hop"]);
+        check(&["keep-alive, X-Hop"], &["content-length", "host", "x-end"]);
+        check(&["close", "x-none,, ,x hop,x-end , host, content-length"], &["content-length", "host", "x-hop"]);
+    }
+
+    #[test]
+    fn loops_are_counted() {
+        let check = |values: &[&'static str], expected| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(CDN_LOOP, HeaderValue::from_static(value));
+            }
+            assert_eq!(loops(&headers), expected, "{values:?}");
+        };
+        check(&[], 0);
+        check(&["wasmcluster"], 1);
+        check(&["other, WasmCluster;v=1", "wasmcluster,wasmcluster2", "\"wasmcluster\""], 2);
+    }
+}

@@ -1,0 +1,252 @@
+//! What one instance may see of the world, and how much of it: the data of its store.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_io::IoView;
+
+use super::handles::{self, MEASURE_EVERY};
+use super::instance::abort_open_bodies;
+use super::metrics::Metrics;
+use super::outbound::{Hooks, Origin, Outbound};
+use super::quota::{Budget, Quota, Warm};
+use super::stdio::{GuestOutput, Sink};
+use super::turns::Turns;
+use crate::component::engine::Resident;
+use crate::grants::{Access, DirGrant};
+use crate::os::pipe::LineWriter;
+use crate::settings::{
+    Granted, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings, size,
+};
+use crate::wire::channel::Identity;
+use crate::wire::stats::Stats;
+use crate::worker::requests::Asked;
+
+mod bindings {
+    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+}
+use bindings::wasmcluster::worker::identity;
+pub(crate) use bindings::wasmcluster::worker::metrics;
+
+/// One instance's.
+pub(crate) struct Guest {
+    world: Arc<World>,
+    /// Made when it is first needed: many guests never do.
+    wasi: Option<Wasi>,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    hooks: Hooks,
+    quota: Quota,
+    /// Calls of its that may have made the host keep more for it.
+    calls: u32,
+    /// Why it was stopped.
+    stopped: Option<String>,
+}
+
+struct Wasi {
+    ctx: WasiCtx,
+    outputs: [GuestOutput; 2],
+}
+
+impl Guest {
+    /// Whether it was refused memory because other instances have it.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.quota.is_starved()
+    }
+
+    /// Why it was stopped, if it was, as the end of a sentence about it: more than the error that came of that.
+    pub(crate) fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// Counts what the host keeps for it. If that is too much, it loses all of it, at once: it traps at its next use of any.
+    fn settle(&mut self) {
+        let held = handles::measure(&mut self.table);
+        let limit = self.world.max_memory;
+        let why = if held > MAX_HELD {
+            format!("and {} is the limit", size(MAX_HELD))
+        } else if self.quota.hold(held) {
+            return;
+        } else if self.quota.is_starved() {
+            "for which --max-worker-memory leaves no room".to_owned()
+        } else {
+            format!("with its own memory more than --max-memory {}", size(limit))
+        };
+        let held = size(held);
+        self.stopped =
+            Some(format!("was stopped: its header fields and requests take up {held} of the host's memory, {why}"));
+        // A body that is dropped with them would end well.
+        abort_open_bodies(self);
+        self.table = ResourceTable::new();
+        self.table.set_max_capacity(0);
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.world.metrics
+    }
+
+    /// It gets another request, and has no other, or others beside it.
+    pub(crate) fn begin(&mut self, hooks: Hooks, is_alone: bool) {
+        if is_alone {
+            self.hooks = hooks;
+        } else {
+            self.hooks.join(hooks);
+        }
+        if let Some(Wasi { outputs, .. }) = &self.wasi {
+            outputs.iter().for_each(|output| output.begin(self.hooks.asked().cloned()));
+        }
+    }
+
+    /// It has served its request: how many of the host's resources it still holds.
+    pub(crate) fn end(&mut self) -> usize {
+        if let Some(Wasi { outputs, .. }) = &self.wasi {
+            outputs.iter().for_each(GuestOutput::finish);
+        }
+        self.table.iter_mut().count()
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let wasi = self.wasi.get_or_insert_with(|| self.world.wasi(self.hooks.asked()));
+        WasiCtxView { ctx: &mut wasi.ctx, table: &mut self.table }
+    }
+}
+
+impl IoView for Guest {
+    fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.calls += 1;
+        if self.calls.is_multiple_of(MEASURE_EVERY) {
+            self.settle();
+        }
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+impl identity::Host for Guest {
+    fn current(&mut self) -> identity::Worker {
+        let identity = &self.world.identity;
+        identity::Worker {
+            id: identity.worker.0,
+            slot: identity.slot.0,
+            pid: std::process::id(),
+            generation: identity.generation.0,
+            digest: identity.digest.clone(),
+            workers: identity.workers,
+        }
+    }
+}
+
+/// Adds `wasmcluster:worker`.
+pub(crate) fn add_own(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)?;
+    metrics::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
+}
+
+/// What all instances of a worker have in common.
+pub(crate) struct World {
+    env: Vec<(String, String)>,
+    folders: WasiFilesystemCtx,
+    pub(crate) outbound: Outbound,
+    max_memory: usize,
+    pub(crate) budget: Arc<Budget>,
+    identity: Identity,
+    stdout: Arc<Sink>,
+    stderr: Arc<Sink>,
+    metrics: Metrics,
+    pub(crate) turns: Arc<Turns>,
+}
+
+impl World {
+    /// Must be called on the runtime.
+    pub(crate) fn new(
+        settings: &WorkerSettings,
+        engine: &Engine,
+        identity: Identity,
+        stats: &'static Stats,
+    ) -> anyhow::Result<Self> {
+        let sink =
+            |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
+        let Granted { env, dirs, hosts } = settings.granted.clone();
+        Ok(Self {
+            env,
+            folders: open(&dirs)?,
+            outbound: Outbound::new(hosts, &settings.limits),
+            max_memory: settings.limits.max_memory,
+            budget: Budget::new(settings.limits.max_worker_memory, Warm::of(engine, Resident::of(&settings.limits))),
+            identity,
+            stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
+            stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
+            metrics: Metrics::new(stats),
+            turns: Arc::new(Turns::start()),
+        })
+    }
+
+    /// The store of a fresh instance.
+    pub(crate) fn store(self: &Arc<Self>, engine: &Engine, origin: Origin) -> Store<Guest> {
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_FIELDS);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        let quota = Quota::new(self.budget.clone(), self.max_memory);
+        let hooks = Hooks::new(self.clone(), origin);
+        let guest = Guest { world: self.clone(), wasi: None, http, table, hooks, quota, calls: 0, stopped: None };
+        let mut store = Store::new(engine, guest);
+        store.limiter(|guest| &mut guest.quota);
+        store.set_hostcall_fuel(MAX_HOSTCALL);
+        store.set_max_component_handles(MAX_HANDLES);
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(MAX_HANDLES);
+        }
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            let turns = &store.data().world.turns;
+            Ok(if turns.is_over() {
+                UpdateDeadline::YieldCustom(1, Box::pin(turns.wait()))
+            } else {
+                UpdateDeadline::Continue(1)
+            })
+        });
+        store
+    }
+
+    fn wasi(&self, asked: Option<&Arc<Asked>>) -> Wasi {
+        let outputs = [&self.stdout, &self.stderr].map(|sink| GuestOutput::new(sink.clone()));
+        outputs.iter().for_each(|output| output.begin(asked.cloned()));
+        let mut ctx = WasiCtxBuilder::new()
+            .envs(&self.env)
+            .max_random_size(MAX_RANDOM)
+            .stdout(outputs[0].clone())
+            .stderr(outputs[1].clone())
+            .build();
+        // Sockets are denied as they come, before one is made. The folders were opened once, for all.
+        *ctx.filesystem() = self.folders.clone();
+        Wasi { ctx, outputs }
+    }
+}
+
+fn open(dirs: &[DirGrant]) -> anyhow::Result<WasiFilesystemCtx> {
+    let mut wasi = WasiCtxBuilder::new();
+    for dir in dirs {
+        let access = match dir.access {
+            Access::ReadOnly => FsPerms::ReadOnly,
+            Access::ReadWrite => FsPerms::ReadWrite,
+        };
+        wasi.preopened_dir(&dir.host, &dir.guest, access)
+            .map_err(|error| anyhow!("cannot open --dir {dir}: {error}"))?;
+    }
+    Ok(wasi.build().filesystem().clone())
+}

@@ -1,0 +1,105 @@
+//! The body of a request as its guest gets it: bounded, and known to those who wait for the answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use wasmtime_wasi_http::Error;
+
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Progress {
+    /// There may be more to come, and the guest has not asked for it.
+    Expected,
+    /// The guest has asked for more, and its client has yet to send that.
+    Awaited,
+    /// All of it is there, or there is none.
+    Ended,
+    /// It is longer than allowed.
+    TooLarge,
+}
+
+/// What is known of a body; `None` of one that is not there.
+#[derive(Debug)]
+pub(crate) struct UploadState(Option<Arc<AtomicU8>>);
+
+impl UploadState {
+    pub(crate) fn is(&self, progress: Progress) -> bool {
+        let now = self.0.as_ref().map_or(Progress::Ended as u8, |state| state.load(Ordering::Relaxed));
+        now == progress as u8
+    }
+}
+
+/// The body.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    body: Incoming,
+    /// Bytes that may still come.
+    left: u64,
+    max: u64,
+    state: Option<Arc<AtomicU8>>,
+}
+
+impl Upload {
+    /// Bounds the body of `request` to `max` bytes.
+    pub(crate) fn wrap(request: Request<Incoming>, max: u64) -> (Request<Self>, UploadState) {
+        let is_there = !request.body().is_end_stream();
+        let state = is_there.then(|| Arc::new(AtomicU8::new(Progress::Expected as u8)));
+        let known = UploadState(state.clone());
+        (request.map(|body| Self { body, left: max, max, state }), known)
+    }
+
+    fn note(&self, progress: Progress) {
+        if let Some(state) = &self.state
+            && state.load(Ordering::Relaxed) != Progress::TooLarge as u8
+        {
+            state.store(progress as u8, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(context) else {
+            self.note(Progress::Awaited);
+            return Poll::Pending;
+        };
+        self.note(Progress::Expected);
+        let frame = match polled {
+            Some(Ok(frame)) => frame,
+            // The client is gone, or makes no sense.
+            Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
+            None => {
+                self.note(Progress::Ended);
+                return Poll::Ready(None);
+            }
+        };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(left) = self.left.checked_sub(length) else {
+            self.note(Progress::TooLarge);
+            return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.max)))));
+        };
+        self.left = left;
+        if self.body.is_end_stream() {
+            self.note(Progress::Ended);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,134 @@
+//! The guardian: a plain thread that listens to the primary and to SIGTERM, so that a wedged executor can keep the worker
+//! neither from hearing its orders nor from ending in time.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::Pid;
+use tokio::sync::watch;
+
+use crate::logging::Volume;
+use crate::os::signal::divert;
+use crate::wire::channel::{Received, ToPrimary, ToWorker, Wait, WorkerEnd};
+use crate::wire::stats::Stats;
+use crate::worker::{Phase, advance};
+
+/// What a worker without a primary still has for the requests it began.
+const LAST_SECOND: Duration = Duration::from_secs(1);
+/// A worker that is told nothing looks again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// What a terminal sends to everything that was started from it: to be handled by the primary alone.
+const OF_THE_TERMINAL: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// Takes SIGTERM from its usual handling, and ignores what terminals send. To be called before there are other threads,
+/// which inherit what is blocked.
+pub(crate) fn take_signals() -> io::Result<SignalFd> {
+    for ignored in OF_THE_TERMINAL {
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { signal(ignored, SigHandler::SigIgn) }?;
+    }
+    divert([Signal::SIGTERM as i32])
+}
+
+/// The thread's own things.
+pub(crate) struct Guardian {
+    pub(crate) primary: Arc<WorkerEnd>,
+    pub(crate) sigterm: SignalFd,
+    pub(crate) phase: Arc<watch::Sender<Phase>>,
+    pub(crate) volume: Volume,
+    pub(crate) stats: &'static Stats,
+    pub(crate) drain_timeout: Duration,
+}
+
+/// What came.
+enum Heard {
+    Order(ToWorker),
+    Sigterm,
+    Nothing,
+    /// The primary is gone, or talks nonsense.
+    PrimaryLost,
+}
+
+impl Guardian {
+    /// Passes orders on to the executor. Ends the process when its drain takes too long, or its primary is gone.
+    pub(crate) fn start(self) -> io::Result<()> {
+        let span = tracing::Span::current();
+        std::thread::Builder::new().name("guardian".into()).spawn(move || {
+            let _span = span.enter();
+            self.watch();
+            // Destructors could wait for the executor, and would take the requests that are cut from the stats page, where
+            // the primary looks for them.
+            let _ = kill(Pid::this(), Signal::SIGKILL);
+        })?;
+        Ok(())
+    }
+
+    fn watch(&self) {
+        let mut cut_at = None;
+        while cut_at.is_none_or(|at| Instant::now() < at) {
+            match self.hear(cut_at) {
+                Heard::Order(ToWorker::StartAccepting) => advance(&self.phase, Phase::Accepting),
+                Heard::Order(ToWorker::Configure { revision, config }) => {
+                    self.volume.set(config.log_level);
+                    // A primary that does not read it is gone, which is heard next.
+                    let _ = self.primary.send(&ToPrimary::Configured { revision }, &[]);
+                }
+                Heard::Order(ToWorker::Drain) => {
+                    cut_at.get_or_insert(self.drain(self.drain_timeout));
+                }
+                Heard::Sigterm => {
+                    // If the primary is gone, it does not matter what it believes.
+                    let _ = self.primary.send(&ToPrimary::Draining, &[]);
+                    cut_at.get_or_insert(self.drain(self.drain_timeout));
+                }
+                Heard::Order(ToWorker::Start(..)) | Heard::Nothing => {}
+                Heard::PrimaryLost => {
+                    self.drain(LAST_SECOND);
+                    return std::thread::sleep(LAST_SECOND);
+                }
+            }
+        }
+    }
+
+    /// Begins the drain; when what is left of it is to be cut.
+    fn drain(&self, timeout: Duration) -> Instant {
+        advance(&self.phase, Phase::Draining);
+        Instant::now() + timeout
+    }
+
+    fn hear(&self, until: Option<Instant>) -> Heard {
+        let wait = until.map_or(LOOK_AGAIN, |until| until.saturating_duration_since(Instant::now()));
+        // Rounded up, so that it does not look again and again in the last millisecond.
+        let timeout =
+            PollTimeout::try_from(wait.min(LOOK_AGAIN) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut polled = [
+            PollFd::new(self.primary.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.sigterm.as_fd(), PollFlags::POLLIN),
+        ];
+        // An interrupted poll has told nothing.
+        if poll(&mut polled, timeout).is_err() {
+            return Heard::Nothing;
+        }
+        if matches!(self.sigterm.read_signal(), Ok(Some(_))) {
+            return Heard::Sigterm;
+        }
+        match self.primary.receive(Wait::No) {
+            Ok(Received::Message(order, _)) => {
+                self.stats.frames.increment();
+                Heard::Order(order)
+            }
+            Ok(Received::Nothing) => Heard::Nothing,
+            Ok(Received::Closed) => Heard::PrimaryLost,
+            Err(error) => {
+                tracing::error!("the primary's words make no sense: {error}");
+                Heard::PrimaryLost
+            }
+        }
+    }
+}
