@@ -1,5 +1,5 @@
-//! `--log-format json`: the one shape of every line, whoever says it. README documents it; fields are added, none is
-//! taken away.
+//! `--log-format json`: the one shape of every line, whoever says it. docs/reference.md documents it; fields are added,
+//! none is taken away.
 //!
 //! A line always has `timestamp`, `level` and `message`; the fields of what happened stand beside these. A line that a
 //! guest printed has `stream`, `worker` and `generation`, `request`, `method` and `path` of what the guest worked on, and, if it
