@@ -26,6 +26,7 @@ mod messages;
 mod metrics;
 mod names;
 mod output;
+mod pages;
 mod processes;
 mod projects;
 mod reload;
