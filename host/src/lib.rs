@@ -6,9 +6,12 @@
 mod build;
 pub mod cli;
 mod component;
+mod control;
 #[cfg(test)]
 mod fuzz;
 mod grants;
+#[cfg(test)]
+mod layers;
 mod logging;
 mod os;
 mod primary;

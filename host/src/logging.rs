@@ -162,8 +162,22 @@ pub(crate) fn line(level: LogLevel, message: fmt::Arguments<'_>) -> String {
 pub(crate) fn complain(error: &dyn fmt::Display) {
     match is_json() {
         true => say(LogLevel::Error, format_args!("{error}")),
-        false => say(LogLevel::Error, format_args!("{} {error}", crate::cli::error_label())),
+        false => say(LogLevel::Error, format_args!("{} {error}", error_label())),
     }
+}
+
+fn error_label() -> &'static str {
+    if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
+}
+
+/// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
+pub(crate) fn colours() -> bool {
+    use std::io::IsTerminal;
+    let is_plain = || {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        unwanted || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+    };
+    io::stderr().is_terminal() && !is_plain()
 }
 
 /// The line that announces a listener, newline included.

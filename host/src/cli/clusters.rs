@@ -9,7 +9,9 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::status::{align, duration};
-use crate::primary::{Client, Holder, Status};
+use crate::control::client::Client;
+use crate::control::protocol::Status;
+use crate::primary::Holder;
 use crate::settings::paths;
 
 /// Far more clusters than one user has on a machine.

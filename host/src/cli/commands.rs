@@ -11,7 +11,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::print;
-use crate::primary::{Client, CommandError, Scale, Scaled, Status, Stop};
+use crate::control::client::{Client, CommandError};
+use crate::control::protocol::{Scale, Scaled, Status, Stop};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the last event may take when the process is gone that sent it.

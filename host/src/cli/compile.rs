@@ -6,9 +6,11 @@ use std::time::Instant;
 use bytesize::ByteSize;
 
 use super::{Failure, app_or_project, build_folder, print};
-use crate::component::store::{self, Prepared, Readers, Unprepared};
-use crate::component::surface::WasiHttp;
+use crate::component::compiler::{self, Prepared, Unprepared};
+use crate::component::store::Readers;
 use crate::settings::{Options, Settings};
+use crate::wire::version::WasiHttp;
+use crate::worker;
 
 /// Prints the component's digest, where its native code is, and how large it is.
 pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<(), Failure> {
@@ -26,7 +28,7 @@ pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<()
         app
     };
     let begun = Instant::now();
-    let prepared = store::prepare(&app, &store, readers).map_err(|error| match error {
+    let prepared = compiler::prepare(&app, &store, readers, worker::check_links).map_err(|error| match error {
         Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {}", app.display()))),
         Unprepared::Store(error) => Failure::Error(error),
     })?;

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::component::store::{self, Inspected};
-use crate::component::surface::{Grant, WasiHttp, grant};
+use crate::component::compiler::{self, Inspected};
+use crate::component::surface::{Grant, grant};
 use crate::settings::{InForce, Settings};
+use crate::wire::version::WasiHttp;
+use crate::worker;
 
 /// What `inspect --json` prints. Its shape is a contract: fields are added, none is taken away.
 #[derive(Debug, Serialize)]
@@ -57,7 +59,8 @@ impl From<Grant> for Needs {
 pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let app = &settings.app;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
-    let Inspected { digest, surface, handler } = store::inspect(app).map_err(|error| failed(&error))?;
+    let Inspected { digest, surface, handler } =
+        compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
     // Without a handler, whatever any component may import.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =

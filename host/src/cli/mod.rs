@@ -18,12 +18,13 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::build::{self, NoPlan, Plan, Sources};
-use crate::component::store;
+use crate::component::compiler;
+use crate::control::client::{Client, CommandError};
+use crate::control::protocol::{ReloadRequest, ReloadResult, Scale};
 use crate::logging::{self, Relay};
 use crate::os::files;
-use crate::primary::{Client, CommandError, ReloadRequest, ReloadResult, Scale};
 use crate::settings::paths::control_path;
-use crate::settings::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span, colours};
+use crate::settings::{DEFAULT_NAME, Options, Percent, Settings, SettingsFile, Span};
 use crate::wire::ids::Generation;
 use crate::{primary, worker};
 use new::Template;
@@ -483,14 +484,10 @@ pub fn main() -> ExitCode {
 fn role() -> Option<anyhow::Result<()>> {
     match std::env::args_os().nth(1)?.to_str()? {
         "worker" => Some(worker::worker_main()),
-        "compiler" => Some(store::compiler_main()),
+        "compiler" => Some(compiler::compiler_main(worker::check_links)),
         "builder" => Some(build::builder_main()),
         _ => None,
     }
-}
-
-pub(crate) fn error_label() -> &'static str {
-    if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
 }
 
 /// What to say of a reload that did not go well, and with which exit code.

@@ -11,7 +11,8 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
 use super::print;
-use crate::primary::{Client, CommandError, GenerationStatus, ReloadRequest, ReloadResult};
+use crate::control::client::{Client, CommandError};
+use crate::control::protocol::{GenerationStatus, ReloadRequest, ReloadResult};
 use crate::wire::ids::short_digest;
 
 /// Width of a bar, in characters.

@@ -1,6 +1,6 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
-use crate::primary::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+use crate::control::protocol::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 use crate::wire::ids::short_digest;
 
 /// Metrics that the table shows; with `--json` there are all.

@@ -4,18 +4,13 @@
 //! one that a worker can load.
 
 use rustix::param::page_size;
-use wasmtime::component::Linker;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
-use wasmtime_wasi::WasiView;
-use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_io::IoView;
 
-use crate::component::surface::WasiHttp;
 use crate::os::pagemap;
 use crate::settings::{
     Limits, MAX_CORE_INSTANCES, MAX_INSTANCES, MAX_MEMORIES, MAX_STACK, MAX_TABLE_ELEMENTS, MAX_TABLES,
 };
-use crate::worker::Guest;
+use crate::wire::version::WasiHttp;
 
 /// Core modules a component may consist of, on average over the instances of a pool: a Rust guest has four, adapter
 /// and shims included.
@@ -107,25 +102,4 @@ fn pool(instances: u32, resident: Resident) -> PoolingAllocationConfig {
             .table_keep_resident(resident.table);
     }
     pool
-}
-
-/// Everything a guest may import.
-pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker<Guest>>
-where
-    Guest: WasiView + IoView + WasiHttpView,
-{
-    let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    // The same interfaces of `wasi:io` once more, but on the table alone: a guest that only answers has no need of the
-    // rest of WASI, and then it is not made.
-    linker.allow_shadowing(true);
-    wasmtime_wasi_io::add_to_linker_async(&mut linker)?;
-    linker.allow_shadowing(false);
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    if http == WasiHttp::V0_3 {
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    }
-    crate::worker::add_own(&mut linker)?;
-    Ok(linker)
 }

@@ -11,29 +11,24 @@ use wasm_encoder::{Function, Instruction, ModuleSection, NestedComponentSection,
 use wasmparser::{Parser, Payload, TypeRef, Validator};
 use wasmtime::component::Component;
 
-use super::surface::{Refusal, Surface, WasiHttp};
+use super::surface::{Refusal, Surface};
 use crate::component::engine;
+use crate::wire::version::WasiHttp;
 
 /// The handler to call, if the component in `bytes`, whose surface this is, is valid and a worker can link it.
-pub(crate) fn check(bytes: &[u8], surface: &Surface) -> anyhow::Result<WasiHttp> {
+pub(crate) fn check(bytes: &[u8], surface: &Surface, links: Links) -> anyhow::Result<WasiHttp> {
     let http = surface.handler()?;
     let engine = engine::for_compiler(http)?;
     let mut validator = Validator::new_with_features(engine.get_wasm_features());
     validator.validate_all(bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
     let hollow = hollow(bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
     let component = Component::new(&engine, hollow).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
-    check_links(&component, http)?;
+    links(&component, http).map_err(|error| Refusal::Unfit(format!("{error:#}")))?;
     Ok(http)
 }
 
-/// Links the component as a worker will.
-fn check_links(component: &Component, http: WasiHttp) -> anyhow::Result<()> {
-    let linked = engine::linker(component.engine(), http)?.instantiate_pre(component).and_then(|pre| match http {
-        WasiHttp::V0_2 => wasmtime_wasi_http::p2::bindings::ProxyPre::new(pre).map(drop),
-        WasiHttp::V0_3 => wasmtime_wasi_http::p3::bindings::ServicePre::new(pre).map(drop),
-    });
-    linked.map_err(|error| Refusal::Unfit(format!("{error:#}")).into())
-}
+/// Links a component as a worker will, which is the worker's to know.
+pub(crate) type Links = fn(&Component, WasiHttp) -> wasmtime::Result<()>;
 
 /// The same component with hollow modules.
 fn hollow(bytes: &[u8]) -> Result<Vec<u8>, reencode::Error> {
@@ -196,35 +191,5 @@ mod tests {
             exports.exports(&engine).map(|(name, item)| format!("{name}: {item:?}")).collect::<Vec<_>>()
         };
         assert_eq!(names(&component), names(&whole));
-    }
-
-    #[test]
-    fn what_is_said_to_be_provided_is_what_is_linked() {
-        for http in [WasiHttp::V0_2, WasiHttp::V0_3] {
-            let mut linker = engine::linker(&engine::for_compiler(http).unwrap(), http).unwrap();
-            // Nothing can be defined twice, and a linker has one patch version of each interface.
-            let mut is_linked = |interface: &str, version: &str| {
-                (0..50).any(|patch| {
-                    linker.root().func_new(&format!("{interface}@{version}.{patch}"), |_, _, _, _| Ok(())).is_err()
-                })
-            };
-            for package in http.provided() {
-                for interface in package.interfaces {
-                    let name = format!("{}/{interface}", package.name);
-                    // Types alone need no definition.
-                    let has_functions = (name.as_str(), package.version) != ("wasi:cli/types", "0.3");
-                    assert_eq!(is_linked(&name, package.version), has_functions, "{name}@{}", package.version);
-                }
-            }
-            for (interface, version) in [
-                ("wasi:cli/run", "0.2"),
-                ("wasi:clocks/timezone", "0.2"),
-                ("wasi:clocks/timezone", "0.3"),
-                ("wasi:http/handler", "0.3"),
-                ("wasi:http/incoming-handler", "0.2"),
-            ] {
-                assert!(!is_linked(interface, version), "{interface}@{version}");
-            }
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The store of compiled components, and the disposable process that fills it.
+//! The store of compiled components.
 //!
 //! An entry is a folder named by what the native code in it depends on: the component's bytes, the wasmtime version,
 //! the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
@@ -13,280 +13,85 @@
 use std::fs::{self, DirBuilder, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail, ensure};
-use bytesize::ByteSize;
+use anyhow::{Context, ensure};
 use nix::fcntl::OFlag;
 use nix::unistd::AccessFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
-use wasmtime::component::Component;
 
-use crate::component::engine;
-use crate::component::servable;
-use crate::component::surface::{Refusal, Surface, WasiHttp, to_binary};
+use super::snapshot::snapshot;
 use crate::os::files::{self, Owner};
-use crate::os::{memfd, resources};
-use crate::wire::channel::{Channel, Compiled, FromCompiler, Received, ToCompiler, Wait, bounded};
-use crate::wire::committed::{Version, pinned};
+use crate::os::memfd;
+use crate::wire::version::Compiled;
+use crate::wire::version::WasiHttp;
 
-/// Largest component that is read, in bytes.
-const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 /// Largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
 /// What an entry looks like. Another layout has other keys, so that versions of this program can share a store.
-const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 2;
 const ARTIFACT: &str = "component.cwasm";
 const COMPONENT: &str = "component.wasm";
 const MANIFEST: &str = "manifest.json";
 const DRAFT: &str = ".draft-";
 /// Entries that are kept, however long ago they were needed.
 const KEPT: usize = 32;
-/// How long it may take to find out what must be kept.
-const PINS_WITHIN: Duration = Duration::from_secs(2);
 /// No compiler works for so long.
 const MAX_DRAFT_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is written beside an artifact.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
-    schema: u32,
+pub(super) struct Manifest {
+    pub(super) schema: u32,
     /// Of the component.
-    digest: String,
-    http: WasiHttp,
-    can_hold_back: bool,
+    pub(super) digest: String,
+    pub(super) http: WasiHttp,
+    pub(super) can_hold_back: bool,
     /// Of the artifact, to notice one that was damaged on disk.
-    artifact_digest: String,
+    pub(super) artifact_digest: String,
     /// Where the component was read from, for people who look into the store.
-    source: PathBuf,
+    pub(super) source: PathBuf,
 }
 
 /// The same of any schema.
 #[derive(Debug, Deserialize)]
 struct Named {
-    digest: String,
+    pub(super) digest: String,
 }
 
 /// Native code that is ready to be run, and where it was found.
 #[derive(Debug)]
-struct Found {
-    manifest: Manifest,
+pub(super) struct Found {
+    pub(super) manifest: Manifest,
     /// A sealed copy.
-    artifact: OwnedFd,
+    pub(super) artifact: OwnedFd,
     /// The open entry, with a shared lock: while anybody has it, the primary above all, the entry is not removed. None if
     /// it could not be kept.
-    entry: Option<OwnedFd>,
+    pub(super) entry: Option<OwnedFd>,
     /// Why it could not be kept, if that was tried.
-    unkept: Option<String>,
+    pub(super) unkept: Option<String>,
     /// Where that entry is.
-    place: PathBuf,
+    pub(super) place: PathBuf,
     /// Whether it was there already.
-    cached: bool,
+    pub(super) cached: bool,
 }
 
 impl Found {
     /// What the primary is told, and the descriptors beside it.
-    fn hand_over(self) -> (Compiled, Vec<OwnedFd>) {
+    pub(super) fn hand_over(self) -> (Compiled, Vec<OwnedFd>) {
         let Self { manifest: Manifest { digest, http, can_hold_back, .. }, artifact, entry, cached, .. } = self;
         let compiled = Compiled { digest, http, can_hold_back, cached, kept: entry.is_some() };
         (compiled, [artifact].into_iter().chain(entry).collect())
     }
 }
 
-/// The compiler process: answers one request on its standard input, an IPC channel, and ends.
-pub(crate) fn compiler_main() -> anyhow::Result<()> {
-    let fd = io::stdin().as_fd().try_clone_to_owned()?;
-    let primary = std::sync::Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
-    let request = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
-    let Received::Message(request, _) = request else {
-        return Ok(());
-    };
-    end_with(primary.clone());
-    resources::restrain_compiler();
-    let answer = match &request {
-        ToCompiler::Compile { source, store, state } => compile(source, store, state.as_deref()),
-        ToCompiler::Find { version, store, state } => find(version, store, state.as_deref()),
-    };
-    match answer.map(Found::hand_over) {
-        Ok((compiled, descriptors)) => {
-            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            primary.send(&FromCompiler::Done(compiled), &descriptors)?;
-        }
-        Err(error) => {
-            let (ToCompiler::Compile { source, .. } | ToCompiler::Find { version: Version { source, .. }, .. }) =
-                request;
-            let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
-            primary.send(&FromCompiler::Refused { reason }, &[])?;
-        }
-    }
-    Ok(())
-}
-
-/// Ends this process as soon as the primary is gone: nobody waits for the artifact any more.
-fn end_with(primary: std::sync::Arc<Channel<FromCompiler, ToCompiler>>) {
-    std::thread::spawn(move || {
-        while let Ok(Received::Message(..)) = primary.receive(Wait::Yes) {}
-        #[expect(clippy::exit, reason = "the compiler holds nothing that a destructor would have to save")]
-        std::process::exit(1);
-    });
-}
-
-/// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
-/// else the file at `source`, if it was made for another wasmtime or another CPU.
-fn find(version: &Version, store: &Path, state: Option<&Path>) -> anyhow::Result<Found> {
-    let Version { digest, http, source } = version;
-    let store = Store::open(store, Readers::Owner)?;
-    if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
-        return Ok(found);
-    }
-    let bytes = store.component(digest).or_else(|| {
-        let bytes = to_binary(&snapshot(source).ok()?).ok()?.into_owned();
-        (sha256(&bytes) == *digest).then_some(bytes)
-    });
-    let bytes = bytes.context(
-        "the version that is wanted back is not in the store any more, and the file is another now; leave out --resume to \
-         serve the file as it is",
-    )?;
-    compile_bytes(&bytes, source, &store, state)
-}
-
-/// What can be told of a component without compiling it.
-pub(crate) struct Inspected {
-    pub(crate) digest: String,
-    pub(crate) surface: Surface,
-    /// The handler to call, or why it cannot be served.
-    pub(crate) handler: anyhow::Result<WasiHttp>,
-}
-
-/// Looks at the component at `source`.
-pub(crate) fn inspect(source: &Path) -> anyhow::Result<Inspected> {
-    let bytes = snapshot(source)?;
-    let bytes = to_binary(&bytes)?;
-    let surface = Surface::read(&bytes)?;
-    let handler = servable::check(&bytes, &surface);
-    Ok(Inspected { digest: sha256(&bytes), surface, handler })
-}
-
-/// What [`prepare`] made ready.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    /// `sha256:` and 64 hexadecimal digits of the component's bytes.
-    pub(crate) digest: String,
-    pub(crate) http: WasiHttp,
-    /// The folder in the store.
-    pub(crate) place: PathBuf,
-    /// Of the native code, in bytes.
-    pub(crate) size: u64,
-    /// Whether it was there already.
-    pub(crate) cached: bool,
-}
-
-/// Why [`prepare`] could not.
-#[derive(Debug)]
-pub(crate) enum Unprepared {
-    /// The component cannot be served.
-    Refused(anyhow::Error),
-    /// It can, but the store does not take it.
-    Store(anyhow::Error),
-}
-
-/// Makes ready what `serve` will need of the component at `source`, in a store that `readers` may read.
-pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers) -> Result<Prepared, Unprepared> {
-    resources::restrain_compiler();
-    let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
-    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None));
-    let found = found.map_err(Unprepared::Refused)?;
-    if found.entry.is_none() {
-        let reason = found.unkept.unwrap_or_else(|| "it cannot be written to".into());
-        return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
-    }
-    let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
-    let Manifest { digest, http, .. } = found.manifest;
-    Ok(Prepared { digest, http, place: found.place, size, cached: found.cached })
-}
-
-/// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path, state: Option<&Path>) -> anyhow::Result<Found> {
-    let bytes = snapshot(source)?;
-    let bytes = to_binary(&bytes)?;
-    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state)
-}
-
-/// The same of a component that has been read.
-fn compile_bytes(bytes: &[u8], source: &Path, store: &Store, state: Option<&Path>) -> anyhow::Result<Found> {
-    let surface = Surface::read(bytes)?;
-    let http = surface.handler()?;
-    let digest = sha256(bytes);
-    let engine = engine::for_compiler(http)?;
-    let key = key(&digest, &engine);
-    if let Some(found) = store.find(&key) {
-        return Ok(found);
-    }
-    servable::check(bytes, &surface)?;
-    let component = Component::new(&engine, bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
-    let native = component.serialize()?;
-    let manifest = Manifest {
-        schema: SCHEMA,
-        digest,
-        http,
-        can_hold_back: surface.can_hold_back,
-        artifact_digest: sha256(&native),
-        source: std::path::absolute(source)?,
-    };
-    let found = store.insert(&key, manifest, bytes, &native)?;
-    // Rather than remove one that some cluster needs, all are kept.
-    if let Some(pinned) = pinned_in_time(state) {
-        store.remove_old_entries(&pinned);
-    }
-    Ok(found)
-}
-
-/// What must not be removed; `None` if the folder of the state does not answer. Its file system is of no concern to the
-/// component, which has been compiled.
-fn pinned_in_time(state: Option<&Path>) -> Option<Vec<String>> {
-    let Some(folder) = state.map(Path::to_owned) else { return Some(Vec::new()) };
-    let (done, pins) = mpsc::channel();
-    std::thread::spawn(move || drop(done.send(pinned(&folder))));
-    pins.recv_timeout(PINS_WITHIN).ok()
-}
-
-/// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
-fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
-    // Without waiting for whoever may write to it, should it be a pipe.
-    let file =
-        File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(source).map_err(|error| match error
-            .kind()
-        {
-            io::ErrorKind::NotFound => anyhow::anyhow!("no such file"),
-            _ => error.into(),
-        })?;
-    let before = file.metadata()?;
-    if before.is_dir() {
-        bail!("it is a folder; give the component that `wasmcluster build` makes of it");
-    }
-    ensure!(before.is_file(), "it is not a regular file");
-    let [length, limit] = [before.len(), MAX_COMPONENT].map(|bytes| ByteSize(bytes).display().iec());
-    ensure!(before.len() <= MAX_COMPONENT, "it has {length}; the limit is {limit}");
-    let mut bytes = Vec::new();
-    (&file).take(MAX_COMPONENT + 1).read_to_end(&mut bytes)?;
-    let after = file.metadata()?;
-    let unchanged = bytes.len() as u64 == before.len() && modified(&before) == modified(&after);
-    ensure!(unchanged, "the file changed while it was read; try again when it is complete");
-    Ok(bytes)
-}
-
-fn modified(metadata: &fs::Metadata) -> (u64, Option<SystemTime>) {
-    (metadata.len(), metadata.modified().ok())
-}
-
-fn sha256(bytes: &[u8]) -> String {
+pub(super) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
@@ -301,7 +106,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The name of an entry: everything that native code depends on. The engine's hash covers wasmtime's version, the
 /// settings of the engine and of the code generator, and the CPU features that the code may use.
-fn key(digest: &str, engine: &Engine) -> String {
+pub(super) fn key(digest: &str, engine: &Engine) -> String {
     struct Sha(Sha256);
     impl Hasher for Sha {
         fn write(&mut self, bytes: &[u8]) {
@@ -342,14 +147,14 @@ impl Readers {
 /// A folder of entries that only its owner can write to. If that is not us, or the file system cannot be written to, it
 /// is used as it is.
 #[derive(Debug)]
-struct Store {
+pub(super) struct Store {
     folder: PathBuf,
     readers: Readers,
     is_writable: bool,
 }
 
 impl Store {
-    fn open(folder: &Path, readers: Readers) -> anyhow::Result<Self> {
+    pub(super) fn open(folder: &Path, readers: Readers) -> anyhow::Result<Self> {
         let of = || format!("artifact store {} (choose another with --store)", folder.display());
         let is_new = !folder.exists();
         DirBuilder::new().recursive(true).mode(readers.of_folders()).create(folder).with_context(of)?;
@@ -366,7 +171,7 @@ impl Store {
     }
 
     /// The artifact under `key`, if it is there and whole.
-    fn find(&self, key: &str) -> Option<Found> {
+    pub(super) fn find(&self, key: &str) -> Option<Found> {
         let entry = self.folder.join(key);
         match read_entry(&entry) {
             Ok(found) => {
@@ -384,7 +189,7 @@ impl Store {
     }
 
     /// The component of this digest, from whichever entry has it.
-    fn component(&self, digest: &str) -> Option<Vec<u8>> {
+    pub(super) fn component(&self, digest: &str) -> Option<Vec<u8>> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut named = entries.filter(|entry| read_manifest::<Named>(entry).is_ok_and(|(it, _)| it.digest == digest));
         named.find_map(|entry| {
@@ -395,7 +200,13 @@ impl Store {
 
     /// Writes an entry, unless another compiler was first. The code that is handed on is what was compiled here, which
     /// nobody can have touched.
-    fn insert(&self, key: &str, manifest: Manifest, component: &[u8], native: &[u8]) -> anyhow::Result<Found> {
+    pub(super) fn insert(
+        &self,
+        key: &str,
+        manifest: Manifest,
+        component: &[u8],
+        native: &[u8],
+    ) -> anyhow::Result<Found> {
         let place = self.folder.join(key);
         // A full disk is no reason not to serve what was compiled.
         let written = self.is_writable.then(|| self.write(&place, &manifest, component, native)).transpose();
@@ -443,7 +254,7 @@ impl Store {
 
     /// Removes the entries that were not needed for longest, when there are many. Never one that a primary holds open, or
     /// whose component is `pinned`.
-    fn remove_old_entries(&self, pinned: &[String]) {
+    pub(super) fn remove_old_entries(&self, pinned: &[String]) {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let mut entries: Vec<(SystemTime, PathBuf)> = entries
             .filter_map(|entry| {
@@ -543,6 +354,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+    use crate::component::engine;
 
     fn manifest(native: &[u8]) -> Manifest {
         Manifest {

@@ -4,57 +4,25 @@
 #[cfg(test)]
 mod fuzz;
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
+use crate::wire::version::WasiHttp;
+use serde::Serialize;
 use wasmparser::{CanonicalFunction, Parser, Payload};
 
-/// The version of wasi:http whose handler a component exports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum WasiHttp {
-    /// `wasi:http/incoming-handler@0.2.x`
-    #[serde(rename = "0.2")]
-    V0_2,
-    /// `wasi:http/handler@0.3.x`
-    #[serde(rename = "0.3")]
-    V0_3,
+/// What a component of this version may import. Concurrency, which 0.3 is about, is off in the engine of a 0.2 component.
+pub(crate) fn provided(http: WasiHttp) -> impl Iterator<Item = &'static Package> {
+    PROVIDED.iter().filter(move |package| http == WasiHttp::V0_3 || package.version != "0.3")
 }
 
-impl WasiHttp {
-    /// How many requests an instance serves unless a flag says otherwise; as many as with `wasmtime serve`. Only with 0.3
-    /// must a guest expect more than one.
-    pub(crate) fn usual_reuse(self) -> u32 {
-        match self {
-            Self::V0_2 => 1,
-            Self::V0_3 => 128,
-        }
-    }
-
-    /// What a component may import. Concurrency, which 0.3 is about, is off in the engine of a 0.2 component.
-    pub(super) fn provided(self) -> impl Iterator<Item = &'static Package> {
-        PROVIDED.iter().filter(move |package| self == Self::V0_3 || package.version != "0.3")
-    }
-
-    fn provides(self, import: &str) -> bool {
-        self.provided().any(|package| package.interface(import).is_some_and(|it| package.interfaces.contains(&it)))
-    }
-}
-
-impl fmt::Display for WasiHttp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V0_2 => "0.2",
-            Self::V0_3 => "0.3",
-        })
-    }
+fn provides(http: WasiHttp, import: &str) -> bool {
+    provided(http).any(|package| package.interface(import).is_some_and(|it| package.interfaces.contains(&it)))
 }
 
 /// A package of which a worker provides interfaces.
-pub(super) struct Package {
-    pub(super) name: &'static str,
+pub(crate) struct Package {
+    pub(crate) name: &'static str,
     /// Major and minor.
-    pub(super) version: &'static str,
-    pub(super) interfaces: &'static [&'static str],
+    pub(crate) version: &'static str,
+    pub(crate) interfaces: &'static [&'static str],
 }
 
 const fn package(name: &'static str, version: &'static str, interfaces: &'static [&'static str]) -> Package {
@@ -141,12 +109,12 @@ fn exported(names: &[String]) -> String {
 fn unknown(imports: &[String], http: WasiHttp) -> String {
     let is_of = |import: &String, package: &Package| package.interface(import).is_some();
     let mut text = format!("it imports {}, which wasmcluster does not provide and no flag grants", imports.join(", "));
-    let near = http.provided().filter(|package| imports.iter().any(|import| is_of(import, package)));
+    let near = provided(http).filter(|package| imports.iter().any(|import| is_of(import, package)));
     for Package { name, version, interfaces } in near {
         text.push_str(&format!(". Of {name}@{version} it provides {}", interfaces.join(", ")));
     }
-    if imports.iter().any(|import| !http.provided().any(|package| is_of(import, package))) {
-        let packages: Vec<String> = http.provided().map(|it| format!("{}@{}", it.name, it.version)).collect();
+    if imports.iter().any(|import| !provided(http).any(|package| is_of(import, package))) {
+        let packages: Vec<String> = provided(http).map(|it| format!("{}@{}", it.name, it.version)).collect();
         text.push_str(&format!(". What exports a handler of wasi:http@{http} may import {}", packages.join(", ")));
     }
     text
@@ -222,7 +190,7 @@ impl Surface {
         if let Some(import) = self.imports.iter().find(is_handler) {
             return Err(Refusal::Middleware(import.clone()));
         }
-        let unknown: Vec<String> = self.imports.iter().filter(|name| !http.provides(name)).cloned().collect();
+        let unknown: Vec<String> = self.imports.iter().filter(|name| !provides(http, name)).cloned().collect();
         if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown, http)) }
     }
 }
@@ -245,7 +213,7 @@ pub(crate) enum Grant {
 pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
     let interface = import.split_once('@').map_or(import, |(interface, _)| interface);
     match interface {
-        _ if !http.provides(import) => Grant::Unknown,
+        _ if !provides(http, import) => Grant::Unknown,
         "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flag("--allow-host"),
         "wasi:filesystem/preopens" => Grant::Flag("--dir"),
         "wasi:cli/environment" => Grant::Flag("--env, --env-inherit"),

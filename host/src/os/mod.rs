@@ -1,6 +1,7 @@
 //! The Unix edge: what the kernel offers, as types that the rest of the program can use without knowing how. All of the
 //! crate's `unsafe` but that of the stats page is here.
 
+pub(crate) mod blocking;
 pub(crate) mod cgroup;
 pub(crate) mod child;
 pub(crate) mod files;

@@ -15,17 +15,19 @@ use super::fleet::builder::{Builder, build_first};
 use super::fleet::output::Output;
 use super::fleet::process::Deployment;
 use super::signals::Signals;
-use super::startup::{Shown, Startup, off_the_loop};
+use super::startup::{Shown, Startup};
 use crate::build::describe;
 use crate::logging::{LogLevel, Volume};
+use crate::os::blocking::off_the_loop;
 use crate::os::files;
 use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
 use crate::settings::Settings;
 use crate::settings::paths;
-use crate::wire::channel::ToCompiler;
-use crate::wire::committed::{Committed, Version};
+use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
+use crate::wire::messages::ToCompiler;
+use crate::wire::version::Version;
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
@@ -73,6 +75,7 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
         return Ok(());
     };
     startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
+    let mut rebuild = None;
     if settings.app.is_dir() {
         let doing = format!("building {}", settings.app.display());
         output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
@@ -80,7 +83,8 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
         let folder = Some(files::absolute(&settings.app)?);
-        settings = Settings { app: built.component, folder, rebuild: built.handover, ..settings };
+        settings = Settings { app: built.component, folder, ..settings };
+        rebuild = built.handover;
     }
     // From here on a change is seen, also one during the first compilation.
     let watch = Watch::start(&settings, &files::absolute(&settings.app)?);
@@ -92,7 +96,7 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     else {
         return Ok(());
     };
-    let builder = Builder::start(settings.rebuild.as_ref());
+    let builder = Builder::start(rebuild.as_ref());
     let Startup { signals, asked, events, started, .. } = startup;
     let driver = Driver::new(&settings, generations, listeners, output, volume, builder, events, started)?;
     driver.run(signals, asked, watch).await

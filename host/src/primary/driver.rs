@@ -14,14 +14,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::deploy::change::{Answer, Change, LastReload, ReloadRequest, ReloadResult, Settled, Wanted};
+use super::deploy::change::{Answer, Change, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::Watch;
-use super::desk::events::{Events, Happening};
+use super::desk::events::Events;
 use super::desk::guest_metrics::GuestMetrics;
-use super::desk::socket::{Query, Refusable, Refused, Scale, Scaled};
-use super::desk::status::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
+use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
 use super::fleet::output::Output;
 use super::fleet::process::WorkerProcess;
@@ -30,12 +29,17 @@ use super::supervisor::{
     Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
 };
+use crate::control::protocol::Happening;
+use crate::control::protocol::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
+use crate::control::protocol::{LastReload, ReloadRequest, ReloadResult};
+use crate::control::protocol::{Scale, Scaled};
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
 use crate::settings::{LiveConfig, MAX_WORKERS, Settings};
-use crate::wire::channel::{Identity, IpcError, ToPrimary, ToWorker};
+use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
+use crate::wire::messages::{Identity, ToPrimary, ToWorker};
 use crate::wire::stats::{Counter, Snapshot};
 
 mod deploying;

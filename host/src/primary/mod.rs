@@ -11,9 +11,7 @@ mod startup;
 mod supervisor;
 
 pub(crate) use boot::serve;
-pub(crate) use deploy::change::{ReloadRequest, ReloadResult};
+
 pub(crate) use desk::name::Holder;
-pub(crate) use desk::socket::{Client, CommandError, Scale, Scaled, Stop};
-pub(crate) use desk::status::{GenerationStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+
 pub(crate) use signals::hold_signals;
-pub(crate) use supervisor::{Policy, Recycle};

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::desk::events::{Events, Happening};
+use super::desk::events::Events;
 use super::desk::socket::{Query, Refused};
-use super::desk::status::{GenerationStatus, Starting, Status, Totals};
 use super::fleet::output::Output;
 use super::signals::{Request, Signals};
+use crate::control::protocol::Happening;
+use crate::control::protocol::{GenerationStatus, Starting, Status, Totals};
 use crate::os::child::reap_orphans;
 use crate::settings::Settings;
 
@@ -147,13 +148,4 @@ impl Drop for Told<'_> {
             self.0.end_progress();
         }
     }
-}
-
-/// Does something that may wait for a file system, on a thread that nobody waits for at the end.
-pub(super) async fn off_the_loop<T: Send + 'static>(
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> anyhow::Result<T> {
-    let (done, result) = oneshot::channel();
-    std::thread::Builder::new().name("disk".into()).spawn(move || drop(done.send(work())))?;
-    result.await?
 }

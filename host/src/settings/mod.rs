@@ -6,15 +6,17 @@ mod doubts;
 mod file;
 #[cfg(test)]
 mod fuzz;
+mod granted;
 mod limits;
+mod live;
 pub(crate) mod paths;
+mod policy;
 mod settings_file;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,28 +24,24 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::build::Handover;
-use crate::component::surface::WasiHttp;
-use crate::grants::{AllowHost, DirGrant, Grants, check_dirs};
-use crate::logging::{LogFormat, LogLevel, Logging};
+use crate::grants::{AllowHost, DirGrant};
+use crate::logging::{LogFormat, LogLevel, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{ListenAddr, MAX_LISTENERS};
-use crate::os::memfd;
 use crate::os::resources::{Shares, memory_of_this_machine, workers_for_this_machine};
-use crate::primary::{Policy, Recycle};
-use crate::wire::channel::Compiled;
 
 pub(crate) use file::OTHER_WORDS;
+pub(crate) use granted::Granted;
 pub(crate) use limits::*;
+pub(crate) use live::LiveConfig;
 use paths::control_path;
+pub(crate) use policy::{Policy, Recycle};
 pub(crate) use settings_file::SettingsFile;
 
 /// Read when no `--config` is given: the one of the folder that is served, or else of the current one.
 pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
 /// More workers than any machine has cores are a typing error.
 pub(crate) const MAX_WORKERS: u32 = 1024;
-/// Hosts that guests may be granted: each outbound request looks at all of them.
-const MAX_GRANTS: usize = 1024;
 /// Longest time that can be asked for: no sum of such times overflows.
 const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// An executor shows twice a second that it turns.
@@ -58,8 +56,6 @@ const DRAIN_RESERVE: Duration = Duration::from_secs(5);
 const CONTAINER_GRACE: Duration = Duration::from_secs(9);
 /// A machine too small for so many workers shall still serve: what instances may have by default, in bytes.
 const MIN_MEMORY: u64 = 16 << 20;
-/// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
-const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
 
 /// Headings of `serve --help`.
 const CLUSTER: &str = "Cluster";
@@ -585,8 +581,6 @@ pub(crate) struct Settings {
     pub(crate) resume: bool,
     /// Reload when the file changes.
     pub(crate) watch: bool,
-    /// The sources to build from when they change.
-    pub(crate) rebuild: Option<Handover>,
     pub(crate) granted: Granted,
     pub(crate) policy: Policy,
     /// By how much the share of errors of a new version may be above the old version's.
@@ -604,60 +598,7 @@ pub(crate) struct Settings {
     pub(crate) doubts: Vec<String>,
 }
 
-/// What can change while a cluster runs: `wasmcluster config`. Keys that begin with `wasmcluster.` are the host's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LiveConfig {
-    pub(crate) log_level: LogLevel,
-}
-
-const LOG_LEVEL: &str = "wasmcluster.log-level";
-
-impl LiveConfig {
-    /// Every key with its value.
-    pub(crate) fn entries(&self) -> BTreeMap<&'static str, String> {
-        BTreeMap::from([(LOG_LEVEL, self.log_level.to_string())])
-    }
-
-    /// This configuration with other values for some keys, or what is wrong with one.
-    pub(crate) fn with(mut self, entries: &BTreeMap<String, String>) -> Result<Self, String> {
-        for (key, value) in entries {
-            match key.as_str() {
-                LOG_LEVEL => self.log_level = value.parse().map_err(|error| format!("{key}: {error}"))?,
-                _ => {
-                    let keys: Vec<_> = self.entries().into_keys().collect();
-                    return Err(format!("unknown key {key:?}; the keys are {}", keys.join(", ")));
-                }
-            }
-        }
-        Ok(self)
-    }
-}
-
 impl Settings {
-    fn reuse(&self, component: &Compiled) -> Reuse {
-        if component.can_hold_back {
-            return Reuse { uses: 1, seats: 1 };
-        }
-        let uses = self.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
-        let seats = self.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get);
-        Reuse { uses, seats }
-    }
-
-    /// What of it the workers of a component go by.
-    pub(crate) fn for_workers(&self, component: &Compiled) -> WorkerSettings {
-        WorkerSettings {
-            http: component.http,
-            granted: self.granted.clone(),
-            drain_timeout: self.policy.drain_timeout,
-            drain_idle_grace: self.drain_idle_grace,
-            health_path: self.health_path.clone(),
-            limits: self.limits,
-            reuse: self.reuse(component),
-            pin_cpus: self.pin_cpus,
-            logging: self.logging,
-        }
-    }
-
     pub(crate) fn new(app: PathBuf, options: Options) -> anyhow::Result<Self> {
         let workers = match options.workers {
             Some(workers) => workers.get(),
@@ -744,7 +685,6 @@ impl Settings {
             name,
             resume: options.resume,
             watch: options.watch,
-            rebuild: None,
             store: match options.store.or_else(paths::default_store) {
                 Some(store) => files::absolute(&store)?,
                 None => bail!(
@@ -774,52 +714,6 @@ fn default_shutdown_timeout(enough: Duration, delay: Duration, is_init: bool) ->
     if is_init { enough.min(CONTAINER_GRACE.saturating_sub(delay).max(Duration::from_secs(1))) } else { enough }
 }
 
-/// What guests were granted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Granted {
-    pub(crate) env: Vec<(String, String)>,
-    pub(crate) dirs: Vec<DirGrant>,
-    pub(crate) hosts: Grants,
-}
-
-impl Granted {
-    fn new(
-        env: Vec<(String, String)>,
-        inherited: Vec<String>,
-        dirs: Vec<DirGrant>,
-        hosts: Vec<AllowHost>,
-    ) -> anyhow::Result<Self> {
-        let mut variables = BTreeMap::new();
-        for name in inherited {
-            if let Some((name, value)) = name.split_once('=') {
-                bail!("--env-inherit takes only a name; write --env {name}={value}");
-            }
-            let value = std::env::var(&name).map_err(|error| {
-                anyhow::anyhow!("--env-inherit {name}: {error}; set it, or say its value with --env {name}=VALUE")
-            })?;
-            variables.insert(name, value);
-        }
-        // What is said outright wins.
-        variables.extend(env);
-        check_dirs(&dirs).map_err(anyhow::Error::msg)?;
-        ensure!(hosts.len() <= MAX_GRANTS, "--allow-host is given {} times; the limit is {MAX_GRANTS}", hosts.len());
-        let dirs = dirs.into_iter().map(|dir| {
-            let host = files::absolute(&dir.host)?;
-            let metadata = std::fs::metadata(&host).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => anyhow::anyhow!("--dir {dir}: there is no folder {}", host.display()),
-                _ => anyhow::anyhow!("--dir {dir}: {error}"),
-            })?;
-            ensure!(metadata.is_dir(), "--dir {dir}: {} is not a folder", host.display());
-            Ok(DirGrant { host, ..dir })
-        });
-        Ok(Self {
-            env: variables.into_iter().collect(),
-            dirs: dirs.collect::<anyhow::Result<_>>()?,
-            hosts: hosts.into(),
-        })
-    }
-}
-
 /// The name of a cluster that was given none.
 pub(crate) const DEFAULT_NAME: &str = "default";
 
@@ -828,57 +722,6 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with('.');
     ensure!(good, "--name {name:?}: expected up to 64 letters, digits, '-', '_' or '.', not beginning with '.'");
     Ok(())
-}
-
-/// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
-pub(crate) fn colours() -> bool {
-    use std::io::IsTerminal;
-    let is_plain = || {
-        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        unwanted || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
-    };
-    io::stderr().is_terminal() && !is_plain()
-}
-
-/// How many requests share an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Reuse {
-    /// All that it serves before it is dropped.
-    pub(crate) uses: u32,
-    /// Of these at the same time; only with WASI 0.3.
-    pub(crate) seats: u32,
-}
-
-/// What a worker runs with. A generation's workers all read the same sealed file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct WorkerSettings {
-    pub(crate) http: WasiHttp,
-    pub(crate) granted: Granted,
-    pub(crate) drain_timeout: Duration,
-    pub(crate) drain_idle_grace: Duration,
-    pub(crate) health_path: Option<HealthPath>,
-    pub(crate) limits: Limits,
-    pub(crate) reuse: Reuse,
-    pub(crate) pin_cpus: bool,
-    pub(crate) logging: Logging,
-}
-
-impl WorkerSettings {
-    /// As a sealed file, to be handed to every worker of a generation.
-    pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
-        let bytes = serde_json::to_vec(self)?;
-        ensure!(bytes.len() as u64 <= MAX_SETTINGS, "the environment for the guests is over {MAX_SETTINGS} bytes");
-        Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
-    }
-
-    /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.
-    pub(crate) fn read(fd: OwnedFd) -> anyhow::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let mut bytes = Vec::new();
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        file.take(MAX_SETTINGS).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
-    }
 }
 
 #[cfg(test)]
@@ -1014,43 +857,5 @@ mod tests {
         assert!(with(&[("wasmcluster.log-level", "loud")]).unwrap_err().contains("expected off, error"));
         let unknown = with(&[("greeting", "hello"), ("wasmcluster.log-level", "debug")]).unwrap_err();
         assert!(unknown.contains("wasmcluster.log-level"), "{unknown}");
-    }
-
-    #[test]
-    fn worker_settings_survive_the_way() {
-        let settings = WorkerSettings {
-            http: WasiHttp::V0_3,
-            granted: Granted {
-                env: vec![("A".into(), "ä\n".into())],
-                dirs: vec!["/srv::/data:ro".parse().unwrap()],
-                hosts: vec!["https://*.example.com".parse().unwrap()].into(),
-            },
-            drain_timeout: Duration::from_secs(35),
-            drain_idle_grace: Duration::from_millis(1500),
-            health_path: "/health?deep=1".parse().ok(),
-            limits: Limits {
-                request_timeout: Duration::from_secs(1),
-                stream_timeout: Duration::from_secs(2),
-                header_timeout: Duration::from_secs(8),
-                keep_alive_timeout: Duration::from_secs(9),
-                max_in_flight: 7,
-                max_connections: 10,
-                max_body: 3,
-                max_header_bytes: 4,
-                max_headers: 5,
-                max_memory: 6,
-                max_worker_memory: 11,
-            },
-            reuse: Reuse { uses: 12, seats: 3 },
-            pin_cpus: true,
-            logging: Logging { format: LogFormat::Json, colour: false },
-        };
-        let fd = settings.write().unwrap();
-        for _ in 0..2 {
-            let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
-            assert_eq!((read.http, read.granted), (settings.http, settings.granted.clone()));
-            assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
-            assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
-        }
     }
 }

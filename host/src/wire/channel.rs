@@ -9,22 +9,16 @@ mod fuzz;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-use crate::component::surface::WasiHttp;
-use crate::settings::LiveConfig;
-use crate::wire::committed::Version;
-use crate::wire::ids::{Generation, Slot, WorkerId};
 
 /// Longest frame, version byte included.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
@@ -38,115 +32,6 @@ pub(crate) const MAX_UNREAD: u64 = 64;
 /// them; the frame then counts as truncated.
 pub(crate) trait Message: DeserializeOwned {
     const MAX_DESCRIPTORS: usize;
-}
-
-impl Message for ToWorker {
-    // The kernel's own bound is 253.
-    const MAX_DESCRIPTORS: usize = 64;
-}
-
-impl Message for ToPrimary {
-    const MAX_DESCRIPTORS: usize = 0;
-}
-
-impl Message for ToCompiler {
-    const MAX_DESCRIPTORS: usize = 0;
-}
-
-impl Message for FromCompiler {
-    const MAX_DESCRIPTORS: usize = 2;
-}
-
-/// What a primary tells a worker.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum ToWorker {
-    /// The first frame: who the worker is, and how it begins. Beside it come, in this order, the stats page, the settings, the artifact,
-    /// the pipe for the worker's log, and every listening socket.
-    Start(Identity, LiveConfig),
-    /// Accept connections from now on.
-    StartAccepting,
-    /// Stop accepting, finish what was begun, exit.
-    Drain,
-    /// Go on like this, and say [`ToPrimary::Configured`].
-    Configure {
-        /// Names this order in the answer.
-        revision: u64,
-        config: LiveConfig,
-    },
-}
-
-/// What a worker tells its primary.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum ToPrimary {
-    /// The component is loaded and was instantiated once.
-    Ready,
-    /// Connections are accepted from now on.
-    Accepting,
-    /// The worker is ready but serves nobody yet, and its health check went well again.
-    Healthy,
-    /// The worker is ready but serves nobody yet, and its health check does not go well any more.
-    Unhealthy {
-        /// What came of it, for a person.
-        reason: String,
-    },
-    /// The order of that number is carried out.
-    Configured { revision: u64 },
-    /// Somebody else told the worker to drain: it exits when it has finished what it began.
-    Draining,
-    /// The component cannot be loaded or instantiated; the worker exits.
-    LoadFailed {
-        /// What failed and why, for a person.
-        reason: String,
-    },
-}
-
-/// What a primary asks of a compiler.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum ToCompiler {
-    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old entries
-    /// may be removed from there, but none of what clusters with the state folder `state` may want to start again.
-    Compile { source: PathBuf, store: PathBuf, state: Option<PathBuf> },
-    /// Find what was compiled before.
-    Find { version: Version, store: PathBuf, state: Option<PathBuf> },
-}
-
-/// What a compiler answers, once.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum FromCompiler {
-    /// Beside it come the artifact, a sealed file, and, if it was kept, its entry in the store, which is not removed as
-    /// long as it is open.
-    Done(Compiled),
-    /// The component cannot be served.
-    Refused {
-        /// What is wrong and what to do, for a person.
-        reason: String,
-    },
-}
-
-/// What is known of a compiled component.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Compiled {
-    /// `sha256:` and 64 hexadecimal digits of the component's bytes.
-    pub(crate) digest: String,
-    pub(crate) http: WasiHttp,
-    /// An instance may take no more calls after one, and look as if it did.
-    pub(crate) can_hold_back: bool,
-    /// Whether the store had it already.
-    pub(crate) cached: bool,
-    /// Whether the store has it now.
-    pub(crate) kept: bool,
-}
-
-/// Who a worker is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub(crate) worker: WorkerId,
-    pub(crate) slot: Slot,
-    pub(crate) generation: Generation,
-    /// `sha256:` and 64 hexadecimal digits.
-    pub(crate) digest: String,
-    /// How many workers the cluster was asked for.
-    pub(crate) workers: u32,
 }
 
 /// Why a frame could not be sent or understood.
@@ -180,11 +65,6 @@ impl From<Errno> for IpcError {
         }
     }
 }
-
-/// The primary's end to a worker.
-pub(crate) type PrimaryEnd = Channel<ToWorker, ToPrimary>;
-/// The worker's end.
-pub(crate) type WorkerEnd = Channel<ToPrimary, ToWorker>;
 
 /// One end of the pair, which sends `S` and receives `R`.
 #[derive(Debug)]
@@ -332,6 +212,9 @@ mod tests {
 
     use super::*;
     use crate::logging::LogLevel;
+    use crate::settings::LiveConfig;
+    use crate::wire::ids::{Generation, Slot, WorkerId};
+    use crate::wire::messages::{Identity, PrimaryEnd, ToPrimary, ToWorker, WorkerEnd};
 
     fn received(channel: &PrimaryEnd) -> Result<Received<ToPrimary>, IpcError> {
         channel.receive(Wait::No)

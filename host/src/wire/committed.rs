@@ -9,10 +9,10 @@ use anyhow::{Context, anyhow, ensure};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::component::surface::WasiHttp;
 use crate::os::files::{self, Owner};
 use crate::settings::paths;
 use crate::wire::ids::Generation;
+use crate::wire::version::Version;
 
 /// How the file is to be read.
 const SCHEMA: u32 = 1;
@@ -20,16 +20,6 @@ const SCHEMA: u32 = 1;
 const MAX_PINNED: usize = 256;
 /// Largest file that can be one of ours, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
-
-/// A component that was deployed, as far as it is needed to find it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Version {
-    /// `sha256:` and 64 hexadecimal digits.
-    pub(crate) digest: String,
-    pub(crate) http: WasiHttp,
-    /// Where it was read from.
-    pub(crate) source: PathBuf,
-}
 
 /// What survives the primary: which generation was committed last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +107,7 @@ pub(crate) fn pinned(folder: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::version::WasiHttp;
 
     fn committed(generation: u64, previous: Option<&str>) -> Committed {
         let version = |digest: String| Version { digest, http: WasiHttp::V0_2, source: "/app.wasm".into() };

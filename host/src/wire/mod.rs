@@ -3,5 +3,8 @@
 pub(crate) mod channel;
 pub(crate) mod committed;
 pub(crate) mod ids;
+pub(crate) mod messages;
 pub(crate) mod series;
 pub(crate) mod stats;
+pub(crate) mod version;
+pub(crate) mod worker_settings;

@@ -21,17 +21,20 @@ use crate::logging::{one_line, several_lines};
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
-use crate::settings::{HealthPath, LiveConfig, MAX_OUTPUT, WorkerSettings};
-use crate::wire::channel::{Identity, Received, ToPrimary, ToWorker, Wait, WorkerEnd, bounded};
+use crate::settings::{HealthPath, LiveConfig, MAX_OUTPUT};
+use crate::wire::channel::{Received, Wait, bounded};
+use crate::wire::messages::{Identity, ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::stats::{Page, Stats};
+use crate::wire::worker_settings::WorkerSettings;
+use guest::call::Failure;
 use guest::epoch::Epoch;
-use guest::instance::{Failure, Instances};
+use guest::instance::Instances;
 use guest::reuse::MAX_IDLE;
 use http::accept::{Connection, Gate};
 use process::guardian::Guardian;
 use requests::Requests;
 
-pub(crate) use guest::world::{Guest, add_own};
+pub(crate) use guest::check_links;
 
 /// How often the executor shows that it turns.
 const HEARTBEAT: Duration = Duration::from_millis(500);

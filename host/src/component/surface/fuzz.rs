@@ -13,7 +13,7 @@ fn files() {
             Ok(http) => {
                 assert!(surface.imports.iter().all(|import| grant(import, http) != Grant::Unknown));
                 // Whatever the answer: no panic.
-                let _ = crate::component::servable::check(&binary, &surface);
+                let _ = crate::component::servable::check(&binary, &surface, crate::worker::check_links);
             }
             Err(Refusal::Middleware(import)) => assert!(surface.imports.contains(&import)),
             Err(Refusal::NoHandler(exports)) => assert_eq!(exports, surface.exports),

@@ -8,40 +8,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::generations::Origin;
-use crate::primary::desk::events::{Happening, line};
+use crate::control::protocol::Happening;
+use crate::control::protocol::{ReloadRequest, ReloadResult, line};
 use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess};
-use crate::primary::supervisor::{Gates, Policy};
+use crate::primary::supervisor::Gates;
 use crate::settings::Percent;
-use crate::wire::channel::ToCompiler;
+use crate::settings::Policy;
 use crate::wire::ids::Generation;
+use crate::wire::messages::ToCompiler;
 
 /// How long a reload may take that was not told, beside its gates.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Lines about a reload that its reader may leave unread; what comes on top, it misses.
 const MAX_UNREAD: usize = 1024;
-
-/// The body of `POST /reload`, and of `POST /rollback`, which takes no `app`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct ReloadRequest {
-    /// An absolute path; the same file as before if there is none.
-    pub(crate) app: Option<PathBuf>,
-    pub(crate) timeout_ms: Option<u64>,
-    /// Crashes and errors do not count once the canary has passed.
-    pub(crate) force: bool,
-    /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
-    /// none.
-    pub(crate) max_error_increase: Option<f64>,
-    /// Of a reload: do nothing if the component is what is served already.
-    pub(crate) if_new: bool,
-    /// Of a rollback: the generation to bring back; the one before if there is none.
-    pub(crate) to: Option<Generation>,
-}
 
 impl ReloadRequest {
     /// What the candidate must stand, by the cluster's settings unless the request says otherwise.
@@ -68,33 +51,6 @@ impl ReloadRequest {
              served will be rolled back"
         ))
     }
-}
-
-/// How a reload ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ReloadResult {
-    Committed,
-    /// It is served, but could not be written down: `--resume` would start what was committed before.
-    CommittedUnsaved,
-    /// It is what is served already: nothing was changed.
-    Unchanged,
-    /// The component cannot be served: nothing was changed.
-    Refused,
-    RolledBack,
-    /// It took too long, and was rolled back.
-    TimedOut,
-    /// The cluster could not go on with it.
-    Failed,
-}
-
-/// The last reload, in `status`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct LastReload {
-    /// None if it was refused before it had a number.
-    pub(crate) generation: Option<Generation>,
-    pub(crate) result: ReloadResult,
-    pub(crate) reason: Option<String>,
 }
 
 /// Whoever wants to know how a reload goes; nobody, if a signal or the watch began it.

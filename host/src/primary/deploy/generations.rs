@@ -6,8 +6,9 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::primary::fleet::process::Deployment;
-use crate::wire::committed::{Committed, Version};
+use crate::wire::committed::Committed;
 use crate::wire::ids::{Generation, short_digest};
+use crate::wire::version::Version;
 
 /// Versions that can be brought back, the one that is served included. Each keeps two descriptors open, and its native code
 /// in memory.
@@ -170,7 +171,7 @@ impl Generations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::surface::WasiHttp;
+    use crate::wire::version::WasiHttp;
 
     fn deploy(generations: &mut Generations, origin: Origin) -> Generation {
         let deployment = match origin {

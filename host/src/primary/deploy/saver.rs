@@ -109,8 +109,8 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::surface::WasiHttp;
-    use crate::wire::committed::Version;
+    use crate::wire::version::Version;
+    use crate::wire::version::WasiHttp;
 
     fn commit(generation: u64) -> Committed {
         let version = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/app.wasm".into() };

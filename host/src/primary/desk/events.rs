@@ -1,117 +1,16 @@
 //! What happens in the cluster, as a stream for whoever asks: `wasmcluster events`.
 
-use std::time::SystemTime;
 
 use bytes::Bytes;
-use serde::Serialize;
+
 use tokio::sync::mpsc;
 
-use crate::primary::deploy::change::ReloadResult;
-use crate::wire::ids::{Generation, Slot, WorkerId};
+use crate::control::protocol::{Happening, line};
 
 /// Events that a reader may leave unread; what comes on top is missed, and counted.
 const MAX_UNREAD: usize = 1024;
 /// Readers at the same time.
 const MAX_READERS: usize = 8;
-
-/// One thing that happened, as a line of JSON shows it beside its `time`.
-#[derive(Debug, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub(crate) enum Happening {
-    WorkerStarted {
-        worker: WorkerId,
-        slot: Slot,
-        generation: Generation,
-        pid: i32,
-    },
-    WorkerReady {
-        worker: WorkerId,
-    },
-    WorkerDraining {
-        worker: WorkerId,
-        reason: String,
-    },
-    WorkerExited {
-        worker: WorkerId,
-        slot: Slot,
-        reason: String,
-        lost_requests: Vec<String>,
-    },
-    WorkerCrashed {
-        worker: WorkerId,
-        slot: Slot,
-        reason: String,
-        retry_ms: u64,
-        lost_requests: Vec<String>,
-    },
-    WorkerUnkillable {
-        worker: WorkerId,
-        pid: Option<i32>,
-    },
-    Degraded {
-        degraded: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<&'static str>,
-    },
-    Serving {
-        listen: Vec<String>,
-    },
-    Scaling {
-        from: u32,
-        to: u32,
-    },
-    Configured {
-        key: &'static str,
-        value: String,
-    },
-    Stopping,
-    /// The last event of all.
-    Stopped {
-        requests_cut: u64,
-    },
-    /// How a reload goes: `compiling`, `canary`, `rolling`, `soaking`, `committed`, `rolling_back`, `draining`. `done` of `of`
-    /// slots, or workers that drained; or for how long the phase lasts.
-    Reload {
-        generation: Option<Generation>,
-        phase: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        done: Option<u32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        of: Option<u32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        lasts_ms: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    ReloadEnded {
-        generation: Option<Generation>,
-        result: ReloadResult,
-        reason: Option<String>,
-    },
-    /// Something that whoever asked for a reload should know; only they are told.
-    Note {
-        text: String,
-    },
-    /// The reader was too slow for so many events.
-    Missed {
-        events: u64,
-    },
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    #[serde(flatten)]
-    happening: &'a Happening,
-}
-
-/// The line, newline included.
-pub(crate) fn line(happening: &Happening) -> Bytes {
-    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-    let mut line = serde_json::to_vec(&Line { time, happening }).expect("numbers and strings");
-    line.push(b'\n');
-    line.into()
-}
 
 /// Everybody who wants to know.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::status::{GuestMetric, MetricValue};
+use crate::control::protocol::{GuestMetric, MetricValue};
 use crate::wire::series::{BOUNDS, Histogram, Kind, Labels, Series, Value};
 
 /// Series of the whole cluster, those of workers that are gone included: each worker may bring others.
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(all.add(many), 7);
         let list = all.list();
         assert_eq!(list.len(), MAX_IN_ALL);
-        assert!(serde_json::to_vec(&list).unwrap().len() < crate::primary::desk::socket::MAX_ANSWER / 2);
+        assert!(serde_json::to_vec(&list).unwrap().len() < crate::control::client::MAX_ANSWER / 2);
         // What is known goes on.
         assert_eq!(all.add([Series { name: text(0), labels, value }].into_iter()), 0);
     }

@@ -4,4 +4,3 @@ pub(crate) mod events;
 pub(crate) mod guest_metrics;
 pub(crate) mod name;
 pub(crate) mod socket;
-pub(crate) mod status;

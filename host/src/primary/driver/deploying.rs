@@ -9,19 +9,19 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Driver;
+use crate::control::protocol::Happening;
+use crate::control::protocol::ReloadStatus;
+use crate::control::protocol::{LastReload, ReloadRequest, ReloadResult};
 use crate::os::files;
-use crate::primary::deploy::change::{
-    Answer, Change, Compiling, Draft, LastReload, Listener, ReloadRequest, ReloadResult, Settled, Stage, Wanted,
-};
+use crate::primary::deploy::change::{Answer, Change, Compiling, Draft, Listener, Settled, Stage, Wanted};
 use crate::primary::deploy::generations::Origin;
 use crate::primary::deploy::saver::{SAVED_WITHIN, Saved};
-use crate::primary::desk::events::Happening;
 use crate::primary::desk::socket::{Refusable, Refused};
-use crate::primary::desk::status::ReloadStatus;
 use crate::primary::fleet::process::Deployment;
-use crate::primary::supervisor::{Cause, Event, Gates, Policy, Progress, Supervisor};
-use crate::wire::channel::ToCompiler;
+use crate::primary::supervisor::{Cause, Event, Gates, Progress, Supervisor};
+use crate::settings::Policy;
 use crate::wire::ids::Generation;
+use crate::wire::messages::ToCompiler;
 
 impl Driver<'_> {
     /// Begins a reload; how it goes comes as lines of JSON.

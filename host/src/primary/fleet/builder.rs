@@ -11,8 +11,8 @@ use anyhow::{Context, bail};
 
 use crate::build::{Built, Handover, Order};
 use crate::logging::LogFormat;
+use crate::os::blocking::off_the_loop;
 use crate::os::child::Child;
-use crate::primary::startup::off_the_loop;
 
 #[derive(Debug)]
 pub(crate) struct Builder {

@@ -23,12 +23,12 @@ use crate::os::files;
 use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
 use crate::settings::{LiveConfig, Settings};
-use crate::wire::channel::{
-    self, Channel, Compiled, FromCompiler, Identity, IpcError, MAX_UNREAD, PrimaryEnd, Received, ToCompiler, ToPrimary,
-    ToWorker, Wait,
-};
-use crate::wire::committed::Version;
+use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
+use crate::wire::messages::{FromCompiler, Identity, PrimaryEnd, ToCompiler, ToPrimary, ToWorker};
 use crate::wire::stats::Page;
+use crate::wire::version::Compiled;
+use crate::wire::version::Version;
+use crate::wire::worker_settings::WorkerSettings;
 
 /// What it means, as a rule, that a compiler is killed which nobody here killed.
 const MEMORY_HINT: &str = ", which the kernel does when memory runs out. Allow the machine or its container more, or \
@@ -66,7 +66,7 @@ impl Deployment {
                  compiles it again"
             );
         }
-        let settings = settings.for_workers(&compiled).write()?;
+        let settings = WorkerSettings::new(settings, &compiled).write()?;
         Ok(Self { source: files::absolute(source)?, compiled, artifact, _entry: descriptors.next(), settings })
     }
 
@@ -81,7 +81,7 @@ impl Deployment {
     /// One that no worker can be started of.
     pub(crate) fn of_nothing(digest: &str) -> Self {
         let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
-        let http = crate::component::surface::WasiHttp::V0_2;
+        let http = crate::wire::version::WasiHttp::V0_2;
         let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
         Self { source: "/app.wasm".into(), compiled, artifact: nothing(), _entry: None, settings: nothing() }
     }

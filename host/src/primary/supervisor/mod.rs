@@ -24,6 +24,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::settings::{Policy, Recycle};
 use crate::wire::ids::{Generation, Slot, WorkerId};
 use errors::Recent;
 use swap::Reload;
@@ -356,51 +357,6 @@ impl Worker {
     /// Kills it at `time`, or sooner if that was decided before.
     fn kill_by(&mut self, time: Time) {
         self.kill_at = Some(self.kill_at.map_or(time, |earlier| earlier.min(time)));
-    }
-}
-
-/// What a user may choose.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Policy {
-    /// Workers that have not finished so long after their drain began cut what is left.
-    pub(crate) drain_timeout: Duration,
-    /// Workers serve on for so long after the cluster was told to stop.
-    pub(crate) shutdown_delay: Duration,
-    /// Workers that live longer than this after the cluster stopped to accept are killed.
-    pub(crate) shutdown_timeout: Duration,
-    /// An executor that did not turn for so long hangs.
-    pub(crate) hang_timeout: Duration,
-    /// How long the first worker of a new version must have been well before it may serve.
-    pub(crate) min_ready: Duration,
-    /// How long all workers of a new version must do well before it is committed.
-    pub(crate) soak: Duration,
-    /// How long a request may take: for so long at most the soak waits for answers that it would decide by.
-    pub(crate) request_timeout: Duration,
-    /// Workers that wait to serve prove again and again that they are well.
-    pub(crate) checks_health: bool,
-    pub(crate) recycle: Recycle,
-}
-
-/// When a worker is replaced by a fresh one: each worker draws its own limits, a little below these.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Recycle {
-    pub(crate) max_requests: Option<u64>,
-    pub(crate) max_lifetime: Option<Duration>,
-    /// Resident memory, in bytes.
-    pub(crate) max_rss: Option<u64>,
-}
-
-impl Recycle {
-    fn limit_reached(&self, now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
-        let share = |limit: u64| ((limit as f64 * worker.share) as u64).max(1);
-        let age = now.saturating_sub(worker.started);
-        if self.max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
-            return Some(Why::MaxRequests);
-        }
-        if self.max_lifetime.is_some_and(|limit| age >= limit.mul_f64(worker.share)) {
-            return Some(Why::MaxLifetime);
-        }
-        self.max_rss.is_some_and(|limit| vitals.rss >= share(limit)).then_some(Why::MaxRss)
     }
 }
 
@@ -942,7 +898,7 @@ impl Supervisor {
         let (slot, why) = vitals.iter().find_map(|(id, vitals)| {
             let is_well = |worker: &&Worker| worker.state == WorkerState::Ready && worker.last_words.is_none();
             let worker = self.workers.get(id).filter(is_well)?;
-            Some((worker.slot, self.policy.recycle.limit_reached(now, worker, vitals)?))
+            Some((worker.slot, limit_reached(&self.policy.recycle, now, worker, vitals)?))
         })?;
         Some(self.surge(now, slot, self.current, why))
     }
@@ -1092,6 +1048,19 @@ impl Supervisor {
 /// Thirty times at most, which is beyond any patience.
 fn doubled(time: Duration, times: u32) -> Duration {
     time.saturating_mul(1 << times.min(30))
+}
+
+/// Which of its limits the worker has reached.
+fn limit_reached(recycle: &Recycle, now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
+    let share = |limit: u64| ((limit as f64 * worker.share) as u64).max(1);
+    let age = now.saturating_sub(worker.started);
+    if recycle.max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
+        return Some(Why::MaxRequests);
+    }
+    if recycle.max_lifetime.is_some_and(|limit| age >= limit.mul_f64(worker.share)) {
+        return Some(Why::MaxLifetime);
+    }
+    recycle.max_rss.is_some_and(|limit| vitals.rss >= share(limit)).then_some(Why::MaxRss)
 }
 
 fn remember(crashes: &mut VecDeque<Time>, now: Time) {

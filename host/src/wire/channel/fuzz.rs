@@ -6,6 +6,7 @@ use nix::sys::socket::{MsgFlags, send};
 
 use super::*;
 use crate::fuzz;
+use crate::wire::messages::{FromCompiler, PrimaryEnd, ToCompiler, ToPrimary, ToWorker, WorkerEnd};
 
 #[test]
 fn frames() {

@@ -22,7 +22,7 @@ use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error, p3};
 
-use super::instance::{Failure, Head, said};
+use super::call::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
 use super::trap::{Described, describe};

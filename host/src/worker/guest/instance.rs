@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
@@ -20,65 +20,29 @@ use tokio::sync::oneshot;
 use wasmtime::component::Component;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as SchemeV0_2;
-use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
-use wasmtime_wasi_io::IoView;
 
+use super::call::{Call, Failure, Head, Work, said};
 use super::concurrent;
 use super::epoch::Epoch;
 use super::outbound::{Hooks, Origin, remove_hop_by_hop};
 use super::reuse::{Factory, Live, Repeat, Stock};
 use super::trap::{Described, describe};
-use super::turns::Turns;
-use super::world::{Guest, World};
+use super::world::World;
 use crate::component::engine::{self, Resident};
-use crate::component::surface::WasiHttp;
 use crate::logging::several_lines;
-use crate::settings::{HealthPath, Reuse, WorkerSettings};
-use crate::wire::channel::Identity;
+use crate::settings::HealthPath;
+use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
+use crate::wire::version::WasiHttp;
+use crate::wire::worker_settings::{Reuse, WorkerSettings};
 
 /// How long an instance that has to show whether it serves a second request may take for the head of its answer.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a health check may take.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
-pub(crate) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
-
-/// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
-pub(crate) struct Call {
-    turns: Arc<Turns>,
-    guest: Work,
-}
-
-type Work = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
-
-impl Future for Call {
-    type Output = Result<(), Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.turns.begin();
-        self.guest.as_mut().poll(context)
-    }
-}
-
-/// Why a guest did not end well.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// All instances of the pool are in use, or their memory is.
-    Full,
-    /// It trapped, or broke a rule of its interfaces.
-    Trap(wasmtime::Error),
-}
-
-impl From<wasmtime::Error> for Failure {
-    fn from(error: wasmtime::Error) -> Self {
-        Self::Trap(error)
-    }
-}
 
 /// The component's instances, ready to be handed requests.
 pub(crate) enum Instances {
@@ -100,7 +64,7 @@ impl Instances {
         // SAFETY: the primary hands over only what its own compiler wrote or verified in a store that nobody else may
         // write to.
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
-        let pre = engine::linker(&engine, settings.http)?.instantiate_pre(&component)?;
+        let pre = super::linker::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         epoch.start(engine.clone())?;
         let world = Arc::new(World::new(settings, &engine, identity, stats)?);
         let Reuse { uses, seats } = settings.reuse;
@@ -278,14 +242,6 @@ where
     Ok(())
 }
 
-/// A guest's own error, in its own words where it has some.
-pub(crate) fn said(error: impl Into<Error>) -> String {
-    match error.into() {
-        Error::InternalError(Some(text)) => text,
-        error => error.to_string(),
-    }
-}
-
 fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
     let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
@@ -309,24 +265,12 @@ where
     let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
     let out = view.new_response_outparam_from_callback(move |answer| send(answer.map_err(said)))?;
     let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
-    let has_open_bodies = abort_open_bodies(live.store.data_mut()) > 0;
+    let has_open_bodies = live.store.data_mut().abort_open_bodies() > 0;
     if let (Err(_), Some(why)) = (&result, live.store.data().stopped()) {
         return Err(Failure::Trap(Described(why.to_owned()).into()));
     }
     result?;
     Ok((!has_open_bodies).then_some(live))
-}
-
-/// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
-/// would end it well. How many there were.
-pub(crate) fn abort_open_bodies(guest: &mut Guest) -> usize {
-    let bodies = guest.table().iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>());
-    bodies
-        .map(|body| {
-            let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
-            std::mem::replace(body, closed).abort();
-        })
-        .count()
 }
 
 fn request_v0_3<B>(

@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::world::{Guest, metrics};
 use crate::wire::series::{Fault, Kind, Update, name_in, write_key};
 use crate::wire::stats::Stats;
 
@@ -34,7 +33,7 @@ impl Metrics {
         Self { stats, known: Mutex::default() }
     }
 
-    fn update(&self, name: &str, mut labels: Vec<(String, String)>, update: Update) {
+    pub(super) fn update(&self, name: &str, mut labels: Vec<(String, String)>, update: Update) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let done = update
             .check()
@@ -73,24 +72,6 @@ impl Known {
         let place = stats.metrics.append(kind, &self.key).ok_or(Fault::TooMany)?;
         self.places.insert(self.key.as_slice().into(), (kind, place));
         Ok(place)
-    }
-}
-
-impl metrics::Host for Guest {
-    fn count(&mut self, name: String, labels: Vec<(String, String)>, by: u64) {
-        self.metrics().update(&name, labels, Update::Count(by));
-    }
-
-    fn set_gauge(&mut self, name: String, labels: Vec<(String, String)>, value: f64) {
-        self.metrics().update(&name, labels, Update::SetGauge(value));
-    }
-
-    fn add_gauge(&mut self, name: String, labels: Vec<(String, String)>, by: f64) {
-        self.metrics().update(&name, labels, Update::AddGauge(by));
-    }
-
-    fn observe(&mut self, name: String, labels: Vec<(String, String)>, value: f64) {
-        self.metrics().update(&name, labels, Update::Observe(value));
     }
 }
 

@@ -1,9 +1,11 @@
 //! Guests: what they see of the world, and how a request becomes a call of one.
 
+pub(crate) mod call;
 mod concurrent;
 pub(crate) mod epoch;
 mod handles;
 pub(crate) mod instance;
+mod linker;
 mod metrics;
 mod notices;
 pub(crate) mod outbound;
@@ -13,3 +15,5 @@ mod stdio;
 pub(crate) mod trap;
 mod turns;
 pub(crate) mod world;
+
+pub(crate) use linker::check_links;

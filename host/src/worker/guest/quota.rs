@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn what_is_warm_is_not_free() {
         let resident = Resident { memory: 4 << 20, table: 64 << 10 };
-        let engine = crate::component::engine::for_worker(crate::component::surface::WasiHttp::V0_2, resident).unwrap();
+        let engine = crate::component::engine::for_worker(crate::wire::version::WasiHttp::V0_2, resident).unwrap();
         let budget = Budget::new(10 << 20, Warm::of(&engine, resident));
         assert!(budget.take(9 << 20));
         budget.give_back(9 << 20);

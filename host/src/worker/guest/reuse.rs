@@ -15,7 +15,7 @@ use wasmtime::{Engine, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use super::instance::Failure;
+use super::call::Failure;
 use super::outbound::{Hooks, Origin};
 use super::turns::Turns;
 use super::world::{Guest, World};

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use wasmtime_wasi_io::IoView;
 
 use super::handles::{self, MEASURE_EVERY};
-use super::instance::abort_open_bodies;
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
@@ -22,18 +22,17 @@ use super::turns::Turns;
 use crate::component::engine::Resident;
 use crate::grants::{Access, DirGrant};
 use crate::os::pipe::LineWriter;
-use crate::settings::{
-    Granted, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, WorkerSettings, size,
-};
-use crate::wire::channel::Identity;
+use crate::settings::{Granted, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, size};
+use crate::wire::messages::Identity;
+use crate::wire::series::Update;
 use crate::wire::stats::Stats;
+use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::requests::Asked;
 
 mod bindings {
     wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
 }
-use bindings::wasmcluster::worker::identity;
-pub(crate) use bindings::wasmcluster::worker::metrics;
+pub(super) use bindings::wasmcluster::worker::{identity, metrics};
 
 /// One instance's.
 pub(crate) struct Guest {
@@ -83,13 +82,21 @@ impl Guest {
         self.stopped =
             Some(format!("was stopped: its header fields and requests take up {held} of the host's memory, {why}"));
         // A body that is dropped with them would end well.
-        abort_open_bodies(self);
+        self.abort_open_bodies();
         self.table = ResourceTable::new();
         self.table.set_max_capacity(0);
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.world.metrics
+    /// A body that its guest neither finished nor dropped must not look complete to the client: dropping it with the store
+    /// would end it well. How many there were.
+    pub(super) fn abort_open_bodies(&mut self) -> usize {
+        let bodies = self.table.iter_mut().filter_map(|entry| entry.downcast_mut::<HostOutgoingBody>());
+        bodies
+            .map(|body| {
+                let (closed, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+                std::mem::replace(body, closed).abort();
+            })
+            .count()
     }
 
     /// It gets another request, and has no other, or others beside it.
@@ -150,10 +157,22 @@ impl identity::Host for Guest {
     }
 }
 
-/// Adds `wasmcluster:worker`.
-pub(crate) fn add_own(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    identity::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)?;
-    metrics::add_to_linker::<_, HasSelf<_>>(linker, |guest| guest)
+impl metrics::Host for Guest {
+    fn count(&mut self, name: String, labels: Vec<(String, String)>, by: u64) {
+        self.world.metrics.update(&name, labels, Update::Count(by));
+    }
+
+    fn set_gauge(&mut self, name: String, labels: Vec<(String, String)>, value: f64) {
+        self.world.metrics.update(&name, labels, Update::SetGauge(value));
+    }
+
+    fn add_gauge(&mut self, name: String, labels: Vec<(String, String)>, by: f64) {
+        self.world.metrics.update(&name, labels, Update::AddGauge(by));
+    }
+
+    fn observe(&mut self, name: String, labels: Vec<(String, String)>, value: f64) {
+        self.world.metrics.update(&name, labels, Update::Observe(value));
+    }
 }
 
 /// What all instances of a worker have in common.

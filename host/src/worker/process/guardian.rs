@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use crate::logging::Volume;
 use crate::os::signal::divert;
-use crate::wire::channel::{Received, ToPrimary, ToWorker, Wait, WorkerEnd};
+use crate::wire::channel::{Received, Wait};
+use crate::wire::messages::{ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::stats::Stats;
 use crate::worker::{Phase, advance};
 

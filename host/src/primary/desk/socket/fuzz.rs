@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use serde::Serialize;
+
 use super::*;
 use crate::fuzz;
 use crate::settings::Percent;

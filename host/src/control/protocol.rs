@@ -1,13 +1,16 @@
-//! What `GET /status` answers and `wasmcluster status --json` prints. Its shape is a contract: fields are added, none
-//! is taken away or given another meaning.
+//! What commands and a primary say to each other over the control socket, and what `--json` prints of it. The shapes are a
+//! contract, which docs/reference.md tells: fields are added, none is taken away or given another meaning.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
 
 use serde::{Deserialize, Serialize};
 
-use crate::primary::deploy::change::LastReload;
 use crate::settings::InForce;
+use crate::wire::ids::{Generation, Slot, WorkerId};
 use crate::wire::series::Labels;
 use crate::wire::stats::Snapshot;
 
@@ -191,4 +194,172 @@ impl Totals {
             latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
         }
     }
+}
+
+/// The body of `POST /reload`, and of `POST /rollback`, which takes no `app`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ReloadRequest {
+    /// An absolute path; the same file as before if there is none.
+    pub(crate) app: Option<PathBuf>,
+    pub(crate) timeout_ms: Option<u64>,
+    /// Crashes and errors do not count once the canary has passed.
+    pub(crate) force: bool,
+    /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
+    /// none.
+    pub(crate) max_error_increase: Option<f64>,
+    /// Of a reload: do nothing if the component is what is served already.
+    pub(crate) if_new: bool,
+    /// Of a rollback: the generation to bring back; the one before if there is none.
+    pub(crate) to: Option<Generation>,
+}
+
+/// How a reload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReloadResult {
+    Committed,
+    /// It is served, but could not be written down: `--resume` would start what was committed before.
+    CommittedUnsaved,
+    /// It is what is served already: nothing was changed.
+    Unchanged,
+    /// The component cannot be served: nothing was changed.
+    Refused,
+    RolledBack,
+    /// It took too long, and was rolled back.
+    TimedOut,
+    /// The cluster could not go on with it.
+    Failed,
+}
+
+/// The last reload, in `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LastReload {
+    /// None if it was refused before it had a number.
+    pub(crate) generation: Option<Generation>,
+    pub(crate) result: ReloadResult,
+    pub(crate) reason: Option<String>,
+}
+
+/// The body of `POST /scale`: `{"workers":N}` for so many, `{"by":N}` for so many more, or fewer if it is negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Scale {
+    Workers(NonZeroU32),
+    By(i32),
+}
+
+/// What `POST /scale` answers: how many workers there were to be, and how many there are to be now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Scaled {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+}
+
+/// The body of `POST /stop`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stop {
+    /// Without a drain.
+    #[serde(default)]
+    pub(crate) now: bool,
+}
+
+/// One thing that happened, as a line of JSON shows it beside its `time`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Happening {
+    WorkerStarted {
+        worker: WorkerId,
+        slot: Slot,
+        generation: Generation,
+        pid: i32,
+    },
+    WorkerReady {
+        worker: WorkerId,
+    },
+    WorkerDraining {
+        worker: WorkerId,
+        reason: String,
+    },
+    WorkerExited {
+        worker: WorkerId,
+        slot: Slot,
+        reason: String,
+        lost_requests: Vec<String>,
+    },
+    WorkerCrashed {
+        worker: WorkerId,
+        slot: Slot,
+        reason: String,
+        retry_ms: u64,
+        lost_requests: Vec<String>,
+    },
+    WorkerUnkillable {
+        worker: WorkerId,
+        pid: Option<i32>,
+    },
+    Degraded {
+        degraded: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    },
+    Serving {
+        listen: Vec<String>,
+    },
+    Scaling {
+        from: u32,
+        to: u32,
+    },
+    Configured {
+        key: &'static str,
+        value: String,
+    },
+    Stopping,
+    /// The last event of all.
+    Stopped {
+        requests_cut: u64,
+    },
+    /// How a reload goes: `compiling`, `canary`, `rolling`, `soaking`, `committed`, `rolling_back`, `draining`. `done` of `of`
+    /// slots, or workers that drained; or for how long the phase lasts.
+    Reload {
+        generation: Option<Generation>,
+        phase: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        done: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        of: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lasts_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    ReloadEnded {
+        generation: Option<Generation>,
+        result: ReloadResult,
+        reason: Option<String>,
+    },
+    /// Something that whoever asked for a reload should know; only they are told.
+    Note {
+        text: String,
+    },
+    /// The reader was too slow for so many events.
+    Missed {
+        events: u64,
+    },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    happening: &'a Happening,
+}
+
+/// The line, newline included.
+pub(crate) fn line(happening: &Happening) -> Bytes {
+    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let mut line = serde_json::to_vec(&Line { time, happening }).expect("numbers and strings");
+    line.push(b'\n');
+    line.into()
 }

@@ -1,0 +1,189 @@
+//! The compiler: a disposable process that answers one request of the primary, and what commands ask for that compile or
+//! look at a component themselves.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::Context;
+use wasmtime::component::Component;
+
+use super::engine;
+use super::servable::{self, Links};
+use super::snapshot::snapshot;
+use super::store::{Found, Manifest, Readers, SCHEMA, Store, key, sha256};
+use super::surface::{Refusal, Surface, to_binary};
+use crate::os::resources;
+use crate::wire::channel::{Channel, Received, Wait, bounded};
+use crate::wire::committed::pinned;
+use crate::wire::messages::{FromCompiler, ToCompiler};
+use crate::wire::version::{Version, WasiHttp};
+
+/// How long it may take to find out what must be kept.
+const PINS_WITHIN: Duration = Duration::from_secs(2);
+
+/// The compiler process: answers one request on its standard input, an IPC channel, and ends.
+pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
+    let fd = io::stdin().as_fd().try_clone_to_owned()?;
+    let primary = Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
+    let request = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
+    let Received::Message(request, _) = request else {
+        return Ok(());
+    };
+    end_with(primary.clone());
+    resources::restrain_compiler();
+    let answer = match &request {
+        ToCompiler::Compile { source, store, state } => compile(source, store, state.as_deref(), links),
+        ToCompiler::Find { version, store, state } => find(version, store, state.as_deref(), links),
+    };
+    match answer.map(Found::hand_over) {
+        Ok((compiled, descriptors)) => {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            primary.send(&FromCompiler::Done(compiled), &descriptors)?;
+        }
+        Err(error) => {
+            let (ToCompiler::Compile { source, .. } | ToCompiler::Find { version: Version { source, .. }, .. }) =
+                request;
+            let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
+            primary.send(&FromCompiler::Refused { reason }, &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends this process as soon as the primary is gone: nobody waits for the artifact any more.
+fn end_with(primary: Arc<Channel<FromCompiler, ToCompiler>>) {
+    std::thread::spawn(move || {
+        while let Ok(Received::Message(..)) = primary.receive(Wait::Yes) {}
+        #[expect(clippy::exit, reason = "the compiler holds nothing that a destructor would have to save")]
+        std::process::exit(1);
+    });
+}
+
+/// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
+/// else the file at `source`, if it was made for another wasmtime or another CPU.
+fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<Found> {
+    let Version { digest, http, source } = version;
+    let store = Store::open(store, Readers::Owner)?;
+    if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
+        return Ok(found);
+    }
+    let bytes = store.component(digest).or_else(|| {
+        let bytes = to_binary(&snapshot(source).ok()?).ok()?.into_owned();
+        (sha256(&bytes) == *digest).then_some(bytes)
+    });
+    let bytes = bytes.context(
+        "the version that is wanted back is not in the store any more, and the file is another now; leave out --resume to \
+         serve the file as it is",
+    )?;
+    compile_bytes(&bytes, source, &store, state, links)
+}
+
+/// What can be told of a component without compiling it.
+pub(crate) struct Inspected {
+    pub(crate) digest: String,
+    pub(crate) surface: Surface,
+    /// The handler to call, or why it cannot be served.
+    pub(crate) handler: anyhow::Result<WasiHttp>,
+}
+
+/// Looks at the component at `source`.
+pub(crate) fn inspect(source: &Path, links: Links) -> anyhow::Result<Inspected> {
+    let bytes = snapshot(source)?;
+    let bytes = to_binary(&bytes)?;
+    let surface = Surface::read(&bytes)?;
+    let handler = servable::check(&bytes, &surface, links);
+    Ok(Inspected { digest: sha256(&bytes), surface, handler })
+}
+
+/// What [`prepare`] made ready.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// `sha256:` and 64 hexadecimal digits of the component's bytes.
+    pub(crate) digest: String,
+    pub(crate) http: WasiHttp,
+    /// The folder in the store.
+    pub(crate) place: PathBuf,
+    /// Of the native code, in bytes.
+    pub(crate) size: u64,
+    /// Whether it was there already.
+    pub(crate) cached: bool,
+}
+
+/// Why [`prepare`] could not.
+#[derive(Debug)]
+pub(crate) enum Unprepared {
+    /// The component cannot be served.
+    Refused(anyhow::Error),
+    /// It can, but the store does not take it.
+    Store(anyhow::Error),
+}
+
+/// Makes ready what `serve` will need of the component at `source`, in a store that `readers` may read.
+pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers, links: Links) -> Result<Prepared, Unprepared> {
+    resources::restrain_compiler();
+    let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
+    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None, links));
+    let found = found.map_err(Unprepared::Refused)?;
+    if found.entry.is_none() {
+        let reason = found.unkept.unwrap_or_else(|| "it cannot be written to".into());
+        return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
+    }
+    let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
+    let Manifest { digest, http, .. } = found.manifest;
+    Ok(Prepared { digest, http, place: found.place, size, cached: found.cached })
+}
+
+/// Finds or makes the artifact of the component at `source`.
+fn compile(source: &Path, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<Found> {
+    let bytes = snapshot(source)?;
+    let bytes = to_binary(&bytes)?;
+    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state, links)
+}
+
+/// The same of a component that has been read.
+fn compile_bytes(
+    bytes: &[u8],
+    source: &Path,
+    store: &Store,
+    state: Option<&Path>,
+    links: Links,
+) -> anyhow::Result<Found> {
+    let surface = Surface::read(bytes)?;
+    let http = surface.handler()?;
+    let digest = sha256(bytes);
+    let engine = engine::for_compiler(http)?;
+    let key = key(&digest, &engine);
+    if let Some(found) = store.find(&key) {
+        return Ok(found);
+    }
+    servable::check(bytes, &surface, links)?;
+    let component = Component::new(&engine, bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    let native = component.serialize()?;
+    let manifest = Manifest {
+        schema: SCHEMA,
+        digest,
+        http,
+        can_hold_back: surface.can_hold_back,
+        artifact_digest: sha256(&native),
+        source: std::path::absolute(source)?,
+    };
+    let found = store.insert(&key, manifest, bytes, &native)?;
+    // Rather than remove one that some cluster needs, all are kept.
+    if let Some(pinned) = pinned_in_time(state) {
+        store.remove_old_entries(&pinned);
+    }
+    Ok(found)
+}
+
+/// What must not be removed; `None` if the folder of the state does not answer. Its file system is of no concern to the
+/// component, which has been compiled.
+fn pinned_in_time(state: Option<&Path>) -> Option<Vec<String>> {
+    let Some(folder) = state.map(Path::to_owned) else { return Some(Vec::new()) };
+    let (done, pins) = mpsc::channel();
+    std::thread::spawn(move || drop(done.send(pinned(&folder))));
+    pins.recv_timeout(PINS_WITHIN).ok()
+}

@@ -1,0 +1,214 @@
+//! The tests that hold the house together: which folder may know which, and that files of one folder go round in no circle.
+//!
+//! What counts is the code without its tests: these may know everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// From the ground up. A folder may use those below it; those of one floor do not know each other.
+const FLOORS: &[&[&str]] = &[
+    &["os"],
+    &["grants", "logging"],
+    &["settings"],
+    &["wire"],
+    &["control", "component", "build"],
+    &["primary", "worker"],
+    &["cli"],
+];
+
+/// Inside of a folder, from the ground up likewise. Files that are not named may be used by all of the folder.
+const ROOMS: &[(&str, &[&[&str]])] = &[
+    ("worker", &[&["requests"], &["guest", "process"], &["http"]]),
+    ("primary", &[&["supervisor"], &["fleet"], &["deploy", "desk"], &["driver", "startup"], &["boot"]]),
+];
+
+/// What the primary must not link: all of `component` compiles or looks at components.
+const NOT_OF_THE_PRIMARY: &str = "component";
+
+/// A file of the crate: its module, as `worker::http::accept`, and the modules that it uses.
+struct Module {
+    name: String,
+    uses: BTreeSet<String>,
+}
+
+fn source() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
+}
+
+/// All files but those of tests.
+fn modules() -> Vec<Module> {
+    let mut folders = vec![source().to_owned()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let name_of = |path: &Path| {
+        let name = path.strip_prefix(source()).unwrap().with_extension("");
+        let name = name.to_str().unwrap().replace('/', "::");
+        name.strip_suffix("::mod").map_or(name.clone(), str::to_owned)
+    };
+    let of_tests = ["layers", "fuzz", "main", "lib"];
+    let is_test = |name: &str| {
+        let last = name.rsplit("::").next().unwrap();
+        of_tests.contains(&last) || name.starts_with("fuzz::") || last.ends_with("tests") || last == "simulation"
+    };
+    let named = files.iter().map(|path| (name_of(path), path)).filter(|(name, _)| !is_test(name));
+    let named: BTreeMap<String, _> = named.collect();
+    let known: BTreeSet<&str> = named.keys().map(String::as_str).collect();
+    let module = |(name, path): (&String, &&std::path::PathBuf)| {
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let uses = paths(code, name).into_iter().filter_map(|path| module_of(&path, &known)).collect();
+        Module { name: name.clone(), uses }
+    };
+    named.iter().map(module).collect()
+}
+
+/// The longest beginning of a path that is a module.
+fn module_of(path: &str, known: &BTreeSet<&str>) -> Option<String> {
+    let mut path = path;
+    loop {
+        if known.contains(path) {
+            return Some(path.to_owned());
+        }
+        path = path.rsplit_once("::")?.0;
+    }
+}
+
+/// The paths inside of the crate that a file names, from the crate's root on.
+fn paths(code: &str, module: &str) -> Vec<String> {
+    let lines: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut found = Vec::new();
+    for (prefix, base) in [("crate::", ""), ("super::", parent)] {
+        for (at, _) in lines.match_indices(prefix) {
+            // `super::super` is found at its second part, and too far down: none is left in the house.
+            let rest = &lines[at + prefix.len()..];
+            let base = if base.is_empty() { String::new() } else { format!("{base}::") };
+            found.extend(expanded(rest).into_iter().map(|path| format!("{base}{path}")));
+        }
+    }
+    found
+}
+
+/// What stands behind `crate::`, as far as it is a path: `a::{b, c::D}` is two.
+fn expanded(text: &str) -> Vec<String> {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len());
+    let path = text[..end].trim_end_matches(':');
+    let Some(list) = text[end..].strip_prefix('{').filter(|_| text[..end].ends_with("::")) else {
+        return vec![path.to_owned()];
+    };
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(&list[start..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&list[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    let parts = parts.into_iter().map(str::trim).filter(|part| !part.is_empty());
+    parts.flat_map(expanded).map(|part| format!("{path}::{part}")).collect()
+}
+
+fn folder(module: &str) -> &str {
+    module.split("::").next().unwrap()
+}
+
+fn floor(floors: &[&[&str]], room: &str) -> Option<usize> {
+    floors.iter().position(|rooms| rooms.contains(&room))
+}
+
+#[test]
+fn a_folder_knows_those_below_it_alone() {
+    let floor_of = |module: &str| floor(FLOORS, folder(module)).unwrap_or_else(|| panic!("{module} is on no floor"));
+    let mut wrong = Vec::new();
+    for Module { name, uses } in modules() {
+        let others = uses.iter().filter(|used| folder(used) != folder(&name));
+        let is_wrong = |used: &&String| {
+            floor_of(used) >= floor_of(&name) || (folder(&name) == "primary" && folder(used) == NOT_OF_THE_PRIMARY)
+        };
+        wrong.extend(others.filter(is_wrong).map(|used| format!("{name} uses {used}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_room_knows_those_below_it_in_its_folder() {
+    let mut wrong = Vec::new();
+    for Module { name, uses } in modules() {
+        let Some((of, floors)) = ROOMS.iter().find(|(of, _)| name.starts_with(&format!("{of}::"))) else { continue };
+        let room = |module: &str| module.split("::").nth(1).and_then(|room| floor(floors, room));
+        let Some(own) = room(&name) else { continue };
+        for used in uses.iter().filter(|used| folder(used) == *of) {
+            let is_same = used.split("::").nth(1) == name.split("::").nth(1);
+            let is_below = room(used).is_none_or(|other| other < own);
+            if !is_same && !is_below {
+                wrong.push(format!("{name} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A folder's files may lean on each other, but not in a circle; a file and those in the folder of its name are one idea.
+#[test]
+fn no_files_go_round_in_a_circle() {
+    let modules = modules();
+    let idea = |name: &str| -> String {
+        let rooms = ["worker", "primary"];
+        let parts: Vec<&str> = name.split("::").collect();
+        let depth = if rooms.contains(&parts[0]) { 3 } else { 2 };
+        parts[..parts.len().min(depth)].join("::")
+    };
+    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for Module { name, uses } in &modules {
+        // What a folder's own file re-exports is that of its files.
+        let is_root = |module: &str| modules.iter().any(|other| other.name.starts_with(&format!("{module}::")));
+        let targets = uses.iter().filter(|used| idea(used) != idea(name) && !is_root(used)).map(|used| idea(used));
+        if !is_root(name) {
+            edges.entry(idea(name)).or_default().extend(targets);
+        }
+    }
+    let mut done = BTreeSet::new();
+    for start in edges.keys() {
+        visit(start, &edges, &mut Vec::new(), &mut done);
+    }
+}
+
+fn visit(module: &str, edges: &BTreeMap<String, BTreeSet<String>>, way: &mut Vec<String>, done: &mut BTreeSet<String>) {
+    if let Some(at) = way.iter().position(|passed| passed == module) {
+        panic!("a circle: {} → {module}", way[at..].join(" → "));
+    }
+    if done.contains(module) {
+        return;
+    }
+    way.push(module.to_owned());
+    for next in edges.get(module).into_iter().flatten() {
+        visit(next, edges, way, done);
+    }
+    way.pop();
+    done.insert(module.to_owned());
+}
+
+#[test]
+fn uses_are_read_as_written() {
+    let code = "use crate::a::{b, c::{D, e}};\nuse super::f::g;\n// crate::not::this\nlet x = crate::h::i(1);";
+    let expected = ["a::b", "a::c::D", "a::c::e", "h::i", "k::f::g"];
+    assert_eq!(paths(code, "k::l"), expected);
+}

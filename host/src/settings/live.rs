@@ -1,0 +1,36 @@
+//! What can change while a cluster runs: `wasmcluster config`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::logging::LogLevel;
+
+/// What can change while a cluster runs: `wasmcluster config`. Keys that begin with `wasmcluster.` are the host's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LiveConfig {
+    pub(crate) log_level: LogLevel,
+}
+
+const LOG_LEVEL: &str = "wasmcluster.log-level";
+
+impl LiveConfig {
+    /// Every key with its value.
+    pub(crate) fn entries(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([(LOG_LEVEL, self.log_level.to_string())])
+    }
+
+    /// This configuration with other values for some keys, or what is wrong with one.
+    pub(crate) fn with(mut self, entries: &BTreeMap<String, String>) -> Result<Self, String> {
+        for (key, value) in entries {
+            match key.as_str() {
+                LOG_LEVEL => self.log_level = value.parse().map_err(|error| format!("{key}: {error}"))?,
+                _ => {
+                    let keys: Vec<_> = self.entries().into_keys().collect();
+                    return Err(format!("unknown key {key:?}; the keys are {}", keys.join(", ")));
+                }
+            }
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,110 @@
+//! What a primary says to its workers and compilers, and they to it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::channel::{Channel, Message};
+use super::ids::{Generation, Slot, WorkerId};
+use super::version::{Compiled, Version};
+use crate::settings::LiveConfig;
+
+impl Message for ToWorker {
+    // The kernel's own bound is 253.
+    const MAX_DESCRIPTORS: usize = 64;
+}
+
+impl Message for ToPrimary {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for ToCompiler {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for FromCompiler {
+    const MAX_DESCRIPTORS: usize = 2;
+}
+
+/// What a primary tells a worker.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToWorker {
+    /// The first frame: who the worker is, and how it begins. Beside it come, in this order, the stats page, the settings, the artifact,
+    /// the pipe for the worker's log, and every listening socket.
+    Start(Identity, LiveConfig),
+    /// Accept connections from now on.
+    StartAccepting,
+    /// Stop accepting, finish what was begun, exit.
+    Drain,
+    /// Go on like this, and say [`ToPrimary::Configured`].
+    Configure {
+        /// Names this order in the answer.
+        revision: u64,
+        config: LiveConfig,
+    },
+}
+
+/// What a worker tells its primary.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToPrimary {
+    /// The component is loaded and was instantiated once.
+    Ready,
+    /// Connections are accepted from now on.
+    Accepting,
+    /// The worker is ready but serves nobody yet, and its health check went well again.
+    Healthy,
+    /// The worker is ready but serves nobody yet, and its health check does not go well any more.
+    Unhealthy {
+        /// What came of it, for a person.
+        reason: String,
+    },
+    /// The order of that number is carried out.
+    Configured { revision: u64 },
+    /// Somebody else told the worker to drain: it exits when it has finished what it began.
+    Draining,
+    /// The component cannot be loaded or instantiated; the worker exits.
+    LoadFailed {
+        /// What failed and why, for a person.
+        reason: String,
+    },
+}
+
+/// What a primary asks of a compiler.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToCompiler {
+    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old entries
+    /// may be removed from there, but none of what clusters with the state folder `state` may want to start again.
+    Compile { source: PathBuf, store: PathBuf, state: Option<PathBuf> },
+    /// Find what was compiled before.
+    Find { version: Version, store: PathBuf, state: Option<PathBuf> },
+}
+
+/// What a compiler answers, once.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromCompiler {
+    /// Beside it come the artifact, a sealed file, and, if it was kept, its entry in the store, which is not removed as
+    /// long as it is open.
+    Done(Compiled),
+    /// The component cannot be served.
+    Refused {
+        /// What is wrong and what to do, for a person.
+        reason: String,
+    },
+}
+
+/// Who a worker is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) worker: WorkerId,
+    pub(crate) slot: Slot,
+    pub(crate) generation: Generation,
+    /// `sha256:` and 64 hexadecimal digits.
+    pub(crate) digest: String,
+    /// How many workers the cluster was asked for.
+    pub(crate) workers: u32,
+}
+
+/// The primary's end to a worker.
+pub(crate) type PrimaryEnd = Channel<ToWorker, ToPrimary>;
+/// The worker's end.
+pub(crate) type WorkerEnd = Channel<ToPrimary, ToWorker>;

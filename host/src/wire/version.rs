@@ -1,0 +1,61 @@
+//! What a component is to those who deploy it: its digest, its handler, where it came from.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of wasi:http whose handler a component exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WasiHttp {
+    /// `wasi:http/incoming-handler@0.2.x`
+    #[serde(rename = "0.2")]
+    V0_2,
+    /// `wasi:http/handler@0.3.x`
+    #[serde(rename = "0.3")]
+    V0_3,
+}
+
+impl WasiHttp {
+    /// How many requests an instance serves unless a flag says otherwise; as many as with `wasmtime serve`. Only with 0.3
+    /// must a guest expect more than one.
+    pub(crate) fn usual_reuse(self) -> u32 {
+        match self {
+            Self::V0_2 => 1,
+            Self::V0_3 => 128,
+        }
+    }
+}
+
+impl fmt::Display for WasiHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V0_2 => "0.2",
+            Self::V0_3 => "0.3",
+        })
+    }
+}
+
+/// A component that was deployed, as far as it is needed to find it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Version {
+    /// `sha256:` and 64 hexadecimal digits.
+    pub(crate) digest: String,
+    pub(crate) http: WasiHttp,
+    /// Where it was read from.
+    pub(crate) source: PathBuf,
+}
+
+/// What is known of a compiled component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compiled {
+    /// `sha256:` and 64 hexadecimal digits of the component's bytes.
+    pub(crate) digest: String,
+    pub(crate) http: WasiHttp,
+    /// An instance may take no more calls after one, and look as if it did.
+    pub(crate) can_hold_back: bool,
+    /// Whether the store had it already.
+    pub(crate) cached: bool,
+    /// Whether the store has it now.
+    pub(crate) kept: bool,
+}

@@ -1,0 +1,129 @@
+//! What a worker runs with, as a sealed file that all workers of a generation read.
+
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde::{Deserialize, Serialize};
+
+use super::version::{Compiled, WasiHttp};
+use crate::logging::Logging;
+use crate::os::memfd;
+use crate::settings::{Granted, HealthPath, Limits, Settings};
+
+/// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
+const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
+
+/// How many requests share an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reuse {
+    /// All that it serves before it is dropped.
+    pub(crate) uses: u32,
+    /// Of these at the same time; only with WASI 0.3.
+    pub(crate) seats: u32,
+}
+
+impl Reuse {
+    fn new(settings: &Settings, component: &Compiled) -> Self {
+        if component.can_hold_back {
+            return Self { uses: 1, seats: 1 };
+        }
+        let uses = settings.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
+        let seats = settings.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get);
+        Self { uses, seats }
+    }
+}
+
+/// What a worker runs with. A generation's workers all read the same sealed file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerSettings {
+    pub(crate) http: WasiHttp,
+    pub(crate) granted: Granted,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) drain_idle_grace: Duration,
+    pub(crate) health_path: Option<HealthPath>,
+    pub(crate) limits: Limits,
+    pub(crate) reuse: Reuse,
+    pub(crate) pin_cpus: bool,
+    pub(crate) logging: Logging,
+}
+
+impl WorkerSettings {
+    /// What the workers of a component go by.
+    pub(crate) fn new(settings: &Settings, component: &Compiled) -> Self {
+        Self {
+            http: component.http,
+            granted: settings.granted.clone(),
+            drain_timeout: settings.policy.drain_timeout,
+            drain_idle_grace: settings.drain_idle_grace,
+            health_path: settings.health_path.clone(),
+            limits: settings.limits,
+            reuse: Reuse::new(settings, component),
+            pin_cpus: settings.pin_cpus,
+            logging: settings.logging,
+        }
+    }
+
+    /// As a sealed file, to be handed to every worker of a generation.
+    pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
+        let bytes = serde_json::to_vec(self)?;
+        ensure!(bytes.len() as u64 <= MAX_SETTINGS, "the environment for the guests is over {MAX_SETTINGS} bytes");
+        Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
+    }
+
+    /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.
+    pub(crate) fn read(fd: OwnedFd) -> anyhow::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let mut bytes = Vec::new();
+        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        file.take(MAX_SETTINGS).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logging::LogFormat;
+
+    #[test]
+    fn worker_settings_survive_the_way() {
+        let settings = WorkerSettings {
+            http: WasiHttp::V0_3,
+            granted: Granted {
+                env: vec![("A".into(), "ä\n".into())],
+                dirs: vec!["/srv::/data:ro".parse().unwrap()],
+                hosts: vec!["https://*.example.com".parse().unwrap()].into(),
+            },
+            drain_timeout: Duration::from_secs(35),
+            drain_idle_grace: Duration::from_millis(1500),
+            health_path: "/health?deep=1".parse().ok(),
+            limits: Limits {
+                request_timeout: Duration::from_secs(1),
+                stream_timeout: Duration::from_secs(2),
+                header_timeout: Duration::from_secs(8),
+                keep_alive_timeout: Duration::from_secs(9),
+                max_in_flight: 7,
+                max_connections: 10,
+                max_body: 3,
+                max_header_bytes: 4,
+                max_headers: 5,
+                max_memory: 6,
+                max_worker_memory: 11,
+            },
+            reuse: Reuse { uses: 12, seats: 3 },
+            pin_cpus: true,
+            logging: Logging { format: LogFormat::Json, colour: false },
+        };
+        let fd = settings.write().unwrap();
+        for _ in 0..2 {
+            let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
+            assert_eq!((read.http, read.granted), (settings.http, settings.granted.clone()));
+            assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
+            assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
+        }
+    }
+}
