@@ -30,7 +30,8 @@ use guest::call::Failure;
 use guest::epoch::Epoch;
 use guest::instance::Instances;
 use guest::reuse::MAX_IDLE;
-use http::accept::{Connection, Gate};
+use http::accept::{Accepted, Gate};
+use http::server::Server;
 use process::guardian::Guardian;
 use requests::Requests;
 
@@ -146,8 +147,7 @@ fn run(
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build()?;
     let epoch = Arc::new(Epoch::default());
-    // Instances stay on this thread: no task beside this one could poll a guest.
-    runtime.block_on(epoch.drive(async {
+    runtime.block_on(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
         let instances = load(&settings, artifact, identity, epoch.clone(), stats).await?;
@@ -161,9 +161,9 @@ fn run(
             }
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
-        let server = http::http1::Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
+        let server = Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
-    }))
+    })
 }
 
 fn advance(phase: &watch::Sender<Phase>, to: Phase) {
@@ -231,7 +231,7 @@ async fn becomes_unhealthy(instances: &Instances, path: &HealthPath, primary: &W
 
 /// Accepts and serves from the moment the primary says so until everything is drained.
 async fn serve(
-    server: Rc<http::http1::Server>,
+    server: Rc<Server>,
     instances: Rc<Instances>,
     primary: &WorkerEnd,
     listeners: Vec<OwnedFd>,
@@ -292,8 +292,7 @@ async fn serve(
         .await
 }
 
-/// Tells when to look at instances that wait for a request: not when none can be there, so that an idle worker sleeps. It
-/// tells from a task beside those that may poll a guest.
+/// Tells when to look at instances that wait for a request: not when none can be there, so that an idle worker sleeps.
 fn trim_when_due(stats: &'static Stats) -> Arc<Notify> {
     let due = Arc::new(Notify::new());
     let told = due.clone();
@@ -314,7 +313,7 @@ fn trim_when_due(stats: &'static Stats) -> Arc<Notify> {
     due
 }
 
-fn start(server: &Rc<http::http1::Server>, connection: Connection, alive: mpsc::Sender<()>) {
+fn start(server: &Rc<Server>, connection: Accepted, alive: mpsc::Sender<()>) {
     server.gate.taken();
     let server = server.clone();
     tokio::task::spawn_local(async move {

@@ -1,6 +1,5 @@
 //! What happens in the cluster, as a stream for whoever asks: `wasmcluster events`.
 
-
 use bytes::Bytes;
 
 use tokio::sync::mpsc;

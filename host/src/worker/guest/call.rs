@@ -10,6 +10,7 @@ use http::Response;
 use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime_wasi_http::Error;
 
+use super::epoch::Epoch;
 use super::turns::Turns;
 
 /// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
@@ -17,18 +18,29 @@ pub(crate) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
 
 /// A guest at work on one request. It makes progress only while it is polled, and dropping it cancels it.
 pub(crate) struct Call {
-    pub(super) turns: Arc<Turns>,
-    pub(super) guest: Work,
+    turns: Arc<Turns>,
+    epoch: Arc<Epoch>,
+    guest: Work,
 }
 
 pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+impl Call {
+    /// Of what runs an instance, and is polled by nothing else: here it is seen to that a guest gives way.
+    pub(super) fn new(turns: Arc<Turns>, epoch: Arc<Epoch>, guest: Work) -> Self {
+        Self { turns, epoch, guest }
+    }
+}
 
 impl Future for Call {
     type Output = Result<(), Failure>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.turns.begin();
-        self.guest.as_mut().poll(context)
+        let Self { turns, epoch, guest } = &mut *self;
+        epoch.polling(|| {
+            turns.begin();
+            guest.as_mut().poll(context)
+        })
     }
 }
 

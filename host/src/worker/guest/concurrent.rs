@@ -26,8 +26,7 @@ use super::call::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
 use super::trap::{Described, describe};
-use super::turns::Turns;
-use super::world::Guest;
+use super::world::{Guest, World};
 
 /// All instances of a component.
 pub(crate) struct Stock {
@@ -45,9 +44,9 @@ impl Stock {
         Self { factory, max_uses, max_seats, idle: RefCell::default(), open: RefCell::default() }
     }
 
-    /// What its guests wait for when they compute.
-    pub(crate) fn turns(&self) -> &Arc<Turns> {
-        self.factory.turns()
+    /// What all its instances have in common.
+    pub(crate) fn world(&self) -> &World {
+        self.factory.world()
     }
 
     /// What a guest asks for while it works on a request.

@@ -3,9 +3,7 @@
 //! A plain thread advances it, since a task could not while a guest holds the executor. It rests when no guest could be
 //! at work, so that an idle worker sleeps.
 
-use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
@@ -52,20 +50,16 @@ impl Epoch {
         Ok(())
     }
 
-    /// Runs `work`. No guest may be polled but inside of it.
-    pub(crate) async fn drive<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|context| {
-            if self.state.swap(AT_WORK, Ordering::Relaxed) == RESTING
-                && let Some(thread) = self.thread.get()
-            {
-                thread.unpark();
-            }
-            let polled = work.as_mut().poll(context);
-            self.state.store(0, Ordering::Relaxed);
-            polled
-        })
-        .await
+    /// Polls a guest. It must not be polled in another way, or it would not give way.
+    pub(super) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
+        if self.state.swap(AT_WORK, Ordering::Relaxed) == RESTING
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+        // Also when it panics.
+        let _polled = Polled(self);
+        poll()
     }
 
     /// What the thread is to do after a tick.
@@ -81,6 +75,15 @@ impl Epoch {
     }
 }
 
+/// The executor has polled a guest.
+struct Polled<'a>(&'a Epoch);
+
+impl Drop for Polled<'_> {
+    fn drop(&mut self) {
+        self.0.state.store(0, Ordering::Relaxed);
+    }
+}
+
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
@@ -90,23 +93,21 @@ enum Next {
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
-
     use super::*;
 
-    #[tokio::test]
-    async fn it_rests_when_no_guest_was_polled_for_some_ticks() {
+    #[test]
+    fn it_rests_when_no_guest_was_polled_for_some_ticks() {
         let epoch = Epoch::default();
         let tick = |times| (0..times).map(|_| epoch.ticked()).collect::<Vec<_>>();
         let all_tick = |ticked: Vec<Next>| ticked.iter().all(|&next| next == Next::Tick);
         for _ in 0..3 {
             assert!(all_tick(tick(REST_AFTER)));
             // It begins to count anew.
-            epoch.drive(ready(())).await;
+            epoch.polling(|| ());
             assert!(all_tick(tick(REST_AFTER)));
             assert_eq!(epoch.ticked(), Next::Rest);
             // However long a guest is polled, it never rests.
-            epoch.drive(async { assert!(all_tick(tick(REST_AFTER * 10))) }).await;
+            epoch.polling(|| assert!(all_tick(tick(REST_AFTER * 10))));
         }
     }
 }

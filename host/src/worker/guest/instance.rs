@@ -65,8 +65,8 @@ impl Instances {
         // write to.
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = super::linker::linker(&engine, settings.http)?.instantiate_pre(&component)?;
-        epoch.start(engine.clone())?;
-        let world = Arc::new(World::new(settings, &engine, identity, stats)?);
+        epoch.clone().start(engine.clone())?;
+        let world = Arc::new(World::new(settings, &engine, identity, epoch, stats)?);
         let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
             WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
@@ -80,8 +80,14 @@ impl Instances {
     /// Instantiates once and drops the instance.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
         match self {
-            Self::V0_2(stock) => stock.fresh(Origin::default()).await.map(drop),
-            Self::V0_3(stock) => stock.probe().await,
+            Self::V0_2(stock) => {
+                let stock = stock.clone();
+                self.run(Box::pin(async move { stock.fresh(Origin::default()).await.map(drop) })).await
+            }
+            Self::V0_3(stock) => {
+                let stock = stock.clone();
+                self.run(Box::pin(async move { stock.probe().await })).await
+            }
         }
     }
 
@@ -137,14 +143,23 @@ impl Instances {
     {
         remove_hop_by_hop(request.headers_mut());
         let (head, receiver) = oneshot::channel();
-        let (turns, guest): (_, Work) = match self {
-            Self::V0_2(stock) => (stock.turns(), Box::pin(call_v0_2(stock.clone(), request, origin, head))),
+        let guest: Work = match self {
+            Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
             Self::V0_3(stock) => {
                 let hooks = stock.hooks(origin);
-                (stock.turns(), Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head))))
+                Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)))
             }
         };
-        (receiver, Call { turns: turns.clone(), guest })
+        (receiver, self.run(guest))
+    }
+
+    /// All that guests do goes through here.
+    fn run(&self, guest: Work) -> Call {
+        let world = match self {
+            Self::V0_2(stock) => stock.world(),
+            Self::V0_3(stock) => stock.world(),
+        };
+        Call::new(world.turns.clone(), world.epoch.clone(), guest)
     }
 }
 

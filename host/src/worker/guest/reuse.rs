@@ -17,7 +17,6 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use super::call::Failure;
 use super::outbound::{Hooks, Origin};
-use super::turns::Turns;
 use super::world::{Guest, World};
 
 /// How long an instance may wait for its next request.
@@ -93,9 +92,9 @@ impl<P: Instantiate> Factory<P> {
         Hooks::new(self.world.clone(), origin)
     }
 
-    /// What the guests of a worker wait for when they compute.
-    pub(crate) fn turns(&self) -> &Arc<Turns> {
-        &self.world.turns
+    /// What all instances have in common.
+    pub(crate) fn world(&self) -> &World {
+        &self.world
     }
 
     /// Drops idle instances if memory is low. What waits must not be missing to those at work: they get half of a worker's
@@ -141,9 +140,9 @@ impl Stock {
         Self { factory, max_uses: Cell::new(max_uses), idle, is_proven, failed_trials: Cell::new(0) }
     }
 
-    /// What its guests wait for when they compute.
-    pub(crate) fn turns(&self) -> &Arc<Turns> {
-        self.factory.turns()
+    /// What all its instances have in common.
+    pub(crate) fn world(&self) -> &World {
+        self.factory.world()
     }
 
     /// An instance for a request: one that waits, or a fresh one. Until it is known that an instance can serve a second

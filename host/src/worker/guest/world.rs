@@ -13,6 +13,7 @@ use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use wasmtime_wasi_io::IoView;
 
+use super::epoch::Epoch;
 use super::handles::{self, MEASURE_EVERY};
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
@@ -187,6 +188,7 @@ pub(crate) struct World {
     stderr: Arc<Sink>,
     metrics: Metrics,
     pub(crate) turns: Arc<Turns>,
+    pub(super) epoch: Arc<Epoch>,
 }
 
 impl World {
@@ -195,6 +197,7 @@ impl World {
         settings: &WorkerSettings,
         engine: &Engine,
         identity: Identity,
+        epoch: Arc<Epoch>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
         let sink =
@@ -211,6 +214,7 @@ impl World {
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
             metrics: Metrics::new(stats),
             turns: Arc::new(Turns::start()),
+            epoch,
         })
     }
 

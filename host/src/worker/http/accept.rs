@@ -50,7 +50,7 @@ const MAX_REFUSED: u64 = 64;
 
 /// An accepted connection, non-blocking.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct Accepted {
     socket: Socket,
     pub(crate) admission: Admission,
 }
@@ -70,7 +70,7 @@ pub(crate) enum Stream {
     Unix(UnixStream),
 }
 
-impl Connection {
+impl Accepted {
     /// Registers the connection with the executor; to be called on it.
     pub(crate) fn into_stream(self) -> io::Result<Stream> {
         let fd = OwnedFd::from(self.socket);
@@ -183,7 +183,7 @@ impl Drop for Refusing<'_> {
 pub(crate) fn start(
     listeners: Vec<OwnedFd>,
     gate: &Arc<Gate>,
-) -> io::Result<(Vec<Acceptor>, mpsc::Receiver<Connection>)> {
+) -> io::Result<(Vec<Acceptor>, mpsc::Receiver<Accepted>)> {
     install_wake_handler()?;
     let (sender, connections) = mpsc::channel(HAND_OFF.max(listeners.len()));
     let start = |listener| Acceptor::start(listener, sender.clone(), gate.clone());
@@ -199,7 +199,7 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting. The listener is closed when the thread ends.
-    fn start(listener: OwnedFd, connections: mpsc::Sender<Connection>, gate: Arc<Gate>) -> io::Result<Self> {
+    fn start(listener: OwnedFd, connections: mpsc::Sender<Accepted>, gate: Arc<Gate>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let span = tracing::Span::current();
@@ -226,7 +226,7 @@ impl Acceptor {
 
 fn accept_all(
     listener: &Socket,
-    connections: &mpsc::Sender<Connection>,
+    connections: &mpsc::Sender<Accepted>,
     runtime: &Handle,
     gate: &Gate,
     stop: &AtomicBool,
@@ -250,7 +250,7 @@ fn accept_all(
         match listener.accept4(SOCK_NONBLOCK | SOCK_CLOEXEC) {
             Ok((socket, _)) => {
                 gate.handed_over(admission);
-                place.send(Connection { socket, admission });
+                place.send(Accepted { socket, admission });
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 // The wake-up signal, the listener's timeout, a client that left while it was queued.

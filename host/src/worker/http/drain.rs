@@ -57,7 +57,7 @@ pub(crate) enum Event {
     Evicted,
     /// The worker began to drain.
     DrainBegan,
-    /// The time that [`Connection::next_deadline`] named has come.
+    /// The time that [`Lifecycle::next_deadline`] named has come.
     DeadlinePassed,
 }
 
@@ -111,7 +111,7 @@ pub(crate) struct Timeouts {
 
 /// The machine of one connection.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct Lifecycle {
     state: State,
     timeouts: Timeouts,
     drain_began: Option<Time>,
@@ -119,7 +119,7 @@ pub(crate) struct Connection {
     client_shut: Option<Time>,
 }
 
-impl Connection {
+impl Lifecycle {
     /// A connection that was accepted at `now`.
     pub(crate) fn new(now: Time, timeouts: Timeouts) -> Self {
         Self { state: State::Idle { since: now }, timeouts, drain_began: None, client_shut: None }
@@ -225,7 +225,7 @@ mod tests {
 
     /// Feeds a script to a connection accepted at 0, and compares duty and next deadline after each event.
     fn check(script: &[(u64, Event, Duty, Option<u64>)]) {
-        let mut connection = Connection::new(ms(0), TIMEOUTS);
+        let mut connection = Lifecycle::new(ms(0), TIMEOUTS);
         for &(at, event, duty, deadline) in script {
             connection.step(ms(at), event);
             assert_eq!(connection.duty(), duty, "at {at} ms, after {event:?}");
@@ -391,7 +391,7 @@ mod tests {
                 HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame, Malformed, Evicted,
                 AnswerMoved, ClientShut,
             ];
-            let mut connection = Connection::new(ms(0), TIMEOUTS);
+            let mut connection = Lifecycle::new(ms(0), TIMEOUTS);
             let (mut now, mut furthest) = (0, Serve as usize);
             for (wait, event) in script {
                 now += wait;

@@ -1,10 +1,18 @@
 //! From a listening socket to a request, and from an answer back to the client.
 
 pub(crate) mod accept;
+mod answers;
+mod body;
 mod buffers;
 mod connection;
 mod drain;
+mod exchange;
 mod framing;
-pub(crate) mod http1;
-pub(crate) mod outbox;
+mod handler;
+mod head;
+mod http1;
+mod outbox;
+mod outcome;
+pub(crate) mod server;
+mod transport;
 mod upload;

@@ -1,0 +1,229 @@
+//! One request and its answer, from the request's head until nobody works on it any more, whichever tasks that happens in.
+//!
+//! It is shared by the connection, until the answer has been handed over, by the answer's body, and by the task in which a
+//! guest goes on behind its answer. A connection has one at a time (HTTP/1), or many.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ops::Deref;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, StatusCode, Version};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::outcome::{End, Outcome, Verdict};
+use super::upload::{Progress, UploadState};
+use crate::logging::several_lines;
+use crate::settings::Limits;
+use crate::wire::stats::Stats;
+use crate::worker::guest::trap::describe;
+use crate::worker::requests::{Asked, InFlight, Requests, log_of};
+
+#[derive(Debug)]
+pub(super) struct Exchange {
+    /// Its number, and its entry in the stats page.
+    in_flight: InFlight,
+    stats: &'static Stats,
+    /// How long its guest may take for the answer's head, and again behind its last frame.
+    pub(super) limit: Duration,
+    pub(super) max_body: u64,
+    /// The end of its answer may be that of the connection, as in HTTP/1.0.
+    ends_with_connection: bool,
+    upload: OnceCell<UploadState>,
+    /// Where it works, until its guest is done.
+    place: RefCell<Option<OwnedSemaphorePermit>>,
+    _alive: mpsc::Sender<()>,
+    /// When a byte last moved, while the answer's body is under way.
+    moved_at: Cell<Option<Instant>>,
+    /// All of the answer has been given to hyper.
+    is_whole: Cell<bool>,
+    is_cut: Cell<bool>,
+    status: Cell<Option<StatusCode>>,
+    verdict: Cell<Verdict>,
+    /// Its guest's failure is counted.
+    is_blamed: Cell<bool>,
+    /// Its outcome is counted.
+    is_over: Cell<bool>,
+}
+
+/// Its log lines name it.
+impl Deref for Exchange {
+    type Target = Asked;
+
+    fn deref(&self) -> &Asked {
+        &self.in_flight
+    }
+}
+
+impl Exchange {
+    /// Counts and lists a request whose head is there.
+    pub(super) fn begin<B>(
+        requests: &Rc<Requests>,
+        request: &mut Request<B>,
+        limits: &Limits,
+        stats: &'static Stats,
+        alive: mpsc::Sender<()>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            in_flight: requests.begin(request),
+            stats,
+            limit: limits.request_timeout,
+            max_body: limits.max_body,
+            ends_with_connection: request.version() == Version::HTTP_10,
+            upload: OnceCell::new(),
+            place: RefCell::new(None),
+            _alive: alive,
+            moved_at: Cell::new(None),
+            is_whole: Cell::new(false),
+            is_cut: Cell::new(false),
+            status: Cell::new(None),
+            verdict: Cell::new(Verdict::Answered),
+            is_blamed: Cell::new(false),
+            is_over: Cell::new(false),
+        })
+    }
+
+    pub(super) fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
+    /// By when the head of its answer must be there.
+    pub(super) fn deadline(&self) -> Instant {
+        self.in_flight.began() + self.limit
+    }
+
+    /// A guest begins to work on it.
+    pub(super) fn takes(&self, place: OwnedSemaphorePermit, upload: UploadState) {
+        self.place.replace(Some(place));
+        let is_first = self.upload.set(upload).is_ok();
+        debug_assert!(is_first, "a request has one guest");
+    }
+
+    /// Its guest works on it no more.
+    pub(super) fn guest_is_done(&self) {
+        self.place.take();
+    }
+
+    pub(super) fn upload_is(&self, progress: Progress) -> bool {
+        self.upload.get().is_some_and(|upload| upload.is(progress))
+    }
+
+    /// What becomes of it, unless the first word about it stands already.
+    pub(super) fn judge(&self, verdict: Verdict) {
+        if self.is_over.get() {
+            // The client has its answer; what its guest does behind that counts by itself.
+            Outcome::of_no_request(verdict).count(self.stats);
+        } else if self.verdict.get() == Verdict::Answered {
+            self.verdict.set(verdict);
+        }
+    }
+
+    /// The head of its answer is made.
+    pub(super) fn has_head(&self, status: StatusCode) {
+        self.status.set(Some(status));
+        self.moved_at.set(Some(Instant::now()));
+    }
+
+    /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version is judged by that, at the
+    /// head already: the answer's end may be hours away.
+    pub(super) fn weigh(&self, status: StatusCode) {
+        self.stats.guest_answers.increment();
+        if status.is_server_error() {
+            self.blame();
+        }
+    }
+
+    /// Its guest has failed. Counts once.
+    pub(super) fn blame(&self) {
+        if !self.is_blamed.replace(true) {
+            self.stats.guest_errors.increment();
+        }
+    }
+
+    /// When a byte last moved, while the answer's body is under way.
+    pub(super) fn moved_at(&self) -> Option<Instant> {
+        self.moved_at.get()
+    }
+
+    pub(super) fn moved(&self) {
+        if self.moved_at.get().is_some() {
+            self.moved_at.set(Some(Instant::now()));
+        }
+    }
+
+    /// Nothing of it is to move any more.
+    pub(super) fn rests(&self) {
+        self.moved_at.set(None);
+    }
+
+    pub(super) fn ends_with_connection(&self) -> bool {
+        self.ends_with_connection
+    }
+
+    /// Hyper has all of the answer.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole.get()
+    }
+
+    pub(super) fn whole(&self) {
+        self.is_whole.set(true);
+    }
+
+    /// The answer under way will never be whole.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut.get()
+    }
+
+    pub(super) fn cut(&self) {
+        self.is_cut.set(true);
+    }
+
+    /// Nothing has moved for too long.
+    pub(super) fn stalled(&self, limit: Duration) {
+        self.judge(Verdict::Late);
+        log_of!(warn, self, "an answer was cut: nothing moved for {limit:?}; see --stream-timeout");
+    }
+
+    pub(super) fn trapped(&self, error: &wasmtime::Error) {
+        self.judge(Verdict::Trapped);
+        let (hint, ended) = (self.hint(), describe(error));
+        // Behind the word, before the cause.
+        let ended = ended.replacen("trapped", &format!("trapped{hint}"), 1);
+        log_of!(error, self, "the guest {}", several_lines(&ended));
+    }
+
+    /// What may be behind a guest's failure, and is not its fault.
+    pub(super) fn hint(&self) -> String {
+        if self.upload_is(Progress::TooLarge) {
+            format!(", as its request's body is larger than {} bytes (see --max-body)", self.max_body)
+        } else {
+            String::new()
+        }
+    }
+
+    /// The client has been given all of the answer, as far as the kernel took it.
+    pub(super) fn handed_over(&self) {
+        self.end(End::HandedOver);
+    }
+
+    /// The one place where an outcome is made of a request.
+    fn end(&self, end: End) {
+        if self.is_over.replace(true) {
+            return;
+        }
+        let outcome = Outcome {
+            status: self.status.get(),
+            verdict: self.verdict.get(),
+            is_cut: self.is_cut.get(),
+            end,
+            took: Some(self.in_flight.began().elapsed()),
+        };
+        outcome.count(self.stats);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end(End::Aborted);
+    }
+}

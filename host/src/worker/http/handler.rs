@@ -1,0 +1,238 @@
+//! From a request to an answer: what is not for a guest is answered here, all else becomes a guest's call.
+//!
+//! The guest is polled in the connection's own task: first while its head is awaited, then, inside the answer's body,
+//! whenever the connection can take more. So a client that reads slowly slows its guest down, and one that leaves
+//! cancels it. Only a guest that outlives its last frame gets a task of its own.
+
+use std::future::{Future, poll_fn};
+use std::mem;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HOST, UPGRADE};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::{mpsc, oneshot};
+use wasmtime_wasi_http::Error;
+
+use super::answers::{Answer, busy, closing, internal_error, late, plain, too_large};
+use super::body::Body;
+use super::connection::Connection;
+use super::exchange::Exchange;
+use super::head::{has_no_body, repair};
+use super::outcome::Verdict;
+use super::server::Server;
+use super::upload::{Progress, Upload};
+use crate::logging::one_line;
+use crate::worker::guest::call::{Call, Failure, Head};
+use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops};
+use crate::worker::requests::{REQUEST_ID, log_of};
+
+/// What a request of HTTP/1.0 is addressed to if it does not say.
+const NO_HOST: &str = "localhost";
+
+impl Server {
+    /// Answers a request, with the help of a guest if it is one for a guest.
+    pub(super) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        connection: Rc<Connection>,
+        alive: mpsc::Sender<()>,
+    ) -> Answer {
+        let exchange = self.begin(&mut request, &connection, alive);
+        let answer = match self.admit(&mut request, &exchange) {
+            Ok(authority) => self.serve_request(request, authority, &exchange).await,
+            Err(answer) => *answer,
+        };
+        finish(answer, exchange, connection)
+    }
+
+    /// Tells the client to come again, and to go.
+    pub(super) fn refuse(
+        &self,
+        mut request: Request<Incoming>,
+        connection: Rc<Connection>,
+        alive: mpsc::Sender<()>,
+    ) -> Answer {
+        let exchange = self.begin(&mut request, &connection, alive);
+        finish(closing(busy(&exchange)), exchange, connection)
+    }
+
+    fn begin(&self, request: &mut Request<Incoming>, connection: &Connection, alive: mpsc::Sender<()>) -> Rc<Exchange> {
+        let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
+        connection.begin(exchange.clone(), !request.body().is_end_stream());
+        exchange
+    }
+
+    /// Whom the request is addressed to; or what it is answered without a guest.
+    fn admit(&self, request: &mut Request<Incoming>, exchange: &Exchange) -> Result<Authority, Box<Answer>> {
+        let refused = |status, text: &str, why: &str| {
+            exchange.judge(Verdict::Refused);
+            log_of!(debug, exchange, "refused: {why}");
+            Err(Box::new(plain(status, text, exchange)))
+        };
+        let Some(authority) = authority(request) else {
+            let text = "the request needs exactly one valid Host header";
+            return refused(StatusCode::BAD_REQUEST, text, text);
+        };
+        if request.method() == Method::CONNECT {
+            return refused(StatusCode::NOT_IMPLEMENTED, "this is no proxy", "this is no proxy");
+        }
+        if asks_for_websocket(request.headers()) {
+            return refused(StatusCode::NOT_IMPLEMENTED, "WebSocket is not served here", "a WebSocket");
+        }
+        if loops(request.headers()) > MAX_LOOPS {
+            exchange.judge(Verdict::Refused);
+            log_of!(warn, exchange, "refused: it came through servers like this {MAX_LOOPS} times");
+            return Err(Box::new(plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", exchange)));
+        }
+        if request.body().size_hint().lower() > self.limits.max_body {
+            return Err(Box::new(too_large(exchange)));
+        }
+        // A target in absolute form overrides the Host. HTTP/1.0 may have none; guests get their authority from it.
+        let named = request.uri().authority().map(Authority::as_str);
+        if named.is_some() || !request.headers().contains_key(HOST) {
+            let host = HeaderValue::from_str(named.unwrap_or(NO_HOST));
+            request.headers_mut().insert(HOST, host.unwrap_or(HeaderValue::from_static(NO_HOST)));
+        }
+        Ok(authority)
+    }
+
+    async fn serve_request(&self, request: Request<Incoming>, authority: Authority, exchange: &Rc<Exchange>) -> Answer {
+        let Some(place) = self.place(exchange.deadline()).await else {
+            return busy(exchange);
+        };
+        let method = request.method().clone();
+        let (request, upload) = Upload::wrap(request, exchange.max_body);
+        exchange.takes(place, upload);
+        let origin = Origin::new(exchange.in_flight().asked(), request.headers());
+        let (head, call) = self.instances.call(request, authority, origin);
+        drive(head, call, exchange, &method).await
+    }
+}
+
+/// What every answer has, whoever made it.
+fn finish(answer: Answer, exchange: Rc<Exchange>, connection: Rc<Connection>) -> Answer {
+    let mut answer = if connection.is_draining() { closing(answer) } else { answer };
+    if let Some(id) = exchange.echo() {
+        answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.clone());
+    }
+    exchange.has_head(answer.status());
+    connection.has_head();
+    answer.body_mut().send_on(connection, exchange);
+    answer
+}
+
+/// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in
+/// absolute form overrides it. HTTP/1.0 knows neither.
+fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok()?.parse().ok()?,
+        (None, None) if request.version() == Version::HTTP_10 => Authority::from_static(NO_HOST),
+        _ => return None,
+    };
+    Some(request.uri().authority().cloned().unwrap_or(host))
+}
+
+/// A guest's time is over.
+struct Late;
+
+/// Polls the guest until its head is there, or it is clear that none will come.
+async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exchange>, method: &Method) -> Answer {
+    let mut head = pin!(head);
+    let (mut ended, mut has_waited) = (None, false);
+    let deadline = exchange.deadline();
+    let head = poll_fn(|context| {
+        // A guest that has waited is not polled behind its deadline: the timeouts of what it waits for, which are as long,
+        // end about then, and it must not depend on chance which of them is told.
+        if mem::replace(&mut has_waited, true) && Instant::now() >= deadline {
+            return Poll::Ready(Err(Late));
+        }
+        if ended.is_none()
+            && let Poll::Ready(end) = Pin::new(&mut call).poll(context)
+        {
+            ended = Some(end);
+        }
+        if exchange.upload_is(Progress::TooLarge) {
+            return Poll::Ready(Ok(None));
+        }
+        // The sender lives inside the call: when that has ended, the head is there or never comes.
+        head.as_mut().poll(context).map(|head| Ok(Some(head)))
+    });
+    let Ok(Ok(head)) = tokio::time::timeout_at(deadline.into(), head).await else {
+        drop(call);
+        exchange.guest_is_done();
+        return weighed(late(exchange), exchange);
+    };
+    let answer = match (ended, head) {
+        (_, None) => too_large(exchange),
+        // No guest had a part in it.
+        (Some(Err(Failure::Full)), _) => {
+            exchange.guest_is_done();
+            return busy(exchange);
+        }
+        (Some(Err(Failure::Trap(error))), head) => {
+            exchange.trapped(&error);
+            match head {
+                // A head alone is the whole answer.
+                Some(Ok(Ok(head))) if has_no_body(method, head.status()) => answer(head, None, exchange, method).await,
+                // Nothing was sent yet, so even a guest that trapped behind its head gets a clean answer.
+                _ => internal_error(exchange),
+            }
+        }
+        (ended, Some(Ok(Ok(head)))) => {
+            let call = if ended.is_some() { None } else { Some(call) };
+            answer(head, call, exchange, method).await
+        }
+        (_, Some(Ok(Err(said)))) => {
+            log_of!(warn, exchange, "the guest answered with an error: {}", one_line(&said));
+            internal_error(exchange)
+        }
+        (_, Some(Err(_))) => {
+            log_of!(warn, exchange, "the guest gave up its chance to answer without setting a response");
+            internal_error(exchange)
+        }
+    };
+    weighed(answer, exchange)
+}
+
+fn weighed(answer: Answer, exchange: &Exchange) -> Answer {
+    exchange.weigh(answer.status());
+    answer
+}
+
+/// A guest's answer, unless it cannot be sent.
+async fn answer(
+    head: Response<UnsyncBoxBody<Bytes, Error>>,
+    call: Option<Call>,
+    exchange: &Rc<Exchange>,
+    method: &Method,
+) -> Answer {
+    let (mut head, frames) = head.into_parts();
+    if let Err(fault) = repair(&mut head, frames.is_end_stream() && method != Method::HEAD) {
+        log_of!(warn, exchange, "the guest's answer cannot be sent: {fault}");
+        return internal_error(exchange);
+    }
+    let mut body = Body::of_guest(&head, frames, call, exchange.clone(), method);
+    match poll_fn(|context| Poll::Ready(body.gather(context))).await {
+        Ok(()) => Response::from_parts(head, body),
+        Err(fault) => {
+            let hint = body.hint();
+            log_of!(warn, exchange, "an answer failed before it was sent: {fault}{hint}");
+            internal_error(exchange)
+        }
+    }
+}
+
+/// Any other protocol that is offered may be ignored, and is (RFC 9110, 7.8). A client of this one waits for a handshake, and
+/// would take a page for an answer; guests do not see the header.
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let offered = headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok());
+    offered.flat_map(|value| value.split(',')).any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+}
