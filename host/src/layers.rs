@@ -1,4 +1,5 @@
-//! The tests that hold the house together: which folder may know which, and that files of one folder go round in no circle.
+//! The tests that hold the house together: which folder may know which, that files of one folder go round in no circle, and
+//! that a name means one thing.
 //!
 //! What counts is the code without its tests: these may know everything.
 
@@ -30,6 +31,8 @@ const NOT_OF_THE_PRIMARY: &str = "component";
 struct Module {
     name: String,
     uses: BTreeSet<String>,
+    /// The types that it declares.
+    types: Vec<String>,
 }
 
 fn source() -> &'static Path {
@@ -67,9 +70,22 @@ fn modules() -> Vec<Module> {
         let text = fs::read_to_string(path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         let uses = paths(code, name).into_iter().filter_map(|path| module_of(&path, &known)).collect();
-        Module { name: name.clone(), uses }
+        let types = code.lines().filter_map(declared).map(str::to_owned).collect();
+        Module { name: name.clone(), uses, types }
     };
     named.iter().map(module).collect()
+}
+
+/// The name of the type that a line declares, at the top of a file.
+fn declared(line: &str) -> Option<&str> {
+    let line = match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,
+        Some(rest) => rest.trim_start(),
+        None => line,
+    };
+    let (_, rest) =
+        line.split_once(' ').filter(|(kind, _)| ["struct", "enum", "trait", "type", "union"].contains(kind))?;
+    rest.split(|c: char| !c.is_alphanumeric()).next()
 }
 
 /// The longest beginning of a path that is a module.
@@ -138,7 +154,7 @@ fn floor(floors: &[&[&str]], room: &str) -> Option<usize> {
 fn a_folder_knows_those_below_it_alone() {
     let floor_of = |module: &str| floor(FLOORS, folder(module)).unwrap_or_else(|| panic!("{module} is on no floor"));
     let mut wrong = Vec::new();
-    for Module { name, uses } in modules() {
+    for Module { name, uses, .. } in modules() {
         let others = uses.iter().filter(|used| folder(used) != folder(&name));
         let is_wrong = |used: &&String| {
             floor_of(used) >= floor_of(&name) || (folder(&name) == "primary" && folder(used) == NOT_OF_THE_PRIMARY)
@@ -151,7 +167,7 @@ fn a_folder_knows_those_below_it_alone() {
 #[test]
 fn a_room_knows_those_below_it_in_its_folder() {
     let mut wrong = Vec::new();
-    for Module { name, uses } in modules() {
+    for Module { name, uses, .. } in modules() {
         let Some((of, floors)) = ROOMS.iter().find(|(of, _)| name.starts_with(&format!("{of}::"))) else { continue };
         let room = |module: &str| module.split("::").nth(1).and_then(|room| floor(floors, room));
         let Some(own) = room(&name) else { continue };
@@ -177,7 +193,7 @@ fn no_files_go_round_in_a_circle() {
         parts[..parts.len().min(depth)].join("::")
     };
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for Module { name, uses } in &modules {
+    for Module { name, uses, .. } in &modules {
         // What a folder's own file re-exports is that of its files.
         let is_root = |module: &str| modules.iter().any(|other| other.name.starts_with(&format!("{module}::")));
         let targets = uses.iter().filter(|used| idea(used) != idea(name) && !is_root(used)).map(|used| idea(used));
@@ -211,4 +227,28 @@ fn uses_are_read_as_written() {
     let code = "use crate::a::{b, c::{D, e}};\nuse super::f::g;\n// crate::not::this\nlet x = crate::h::i(1);";
     let expected = ["a::b", "a::c::D", "a::c::e", "h::i", "k::f::g"];
     assert_eq!(paths(code, "k::l"), expected);
+}
+
+/// Types of one name that mean the same in several places, or nothing outside of theirs.
+const ONE_NAME: &[(&str, &str)] = &[
+    ("Time", "of a pure machine: since it began"),
+    ("Failure", "of a command, and of a guest"),
+    ("Phase", "of what a command shows, and of a worker"),
+    ("Report", "what `inspect` prints, and what the supervisor tells"),
+];
+
+#[test]
+fn a_type_has_a_name_of_its_own() {
+    let mut places: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for Module { name, types, .. } in modules() {
+        for found in types {
+            places.entry(found).or_default().insert(name.clone());
+        }
+    }
+    let is_known = |name: &str| ONE_NAME.iter().any(|(known, _)| *known == name);
+    let twice: Vec<_> = places.iter().filter(|(name, of)| of.len() > 1 && !is_known(name)).collect();
+    assert!(twice.is_empty(), "{twice:#?}");
+    for (name, reason) in ONE_NAME {
+        assert!(places.get(*name).is_some_and(|of| of.len() > 1), "{name} ({reason}) is one type now");
+    }
 }

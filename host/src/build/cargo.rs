@@ -9,17 +9,17 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::Outcome;
+use super::BuildOutcome;
 use super::toolchain::{TARGET, Toolchain};
 use crate::os::child::with_default_signals;
 
-pub(super) fn build(folder: &Path) -> Outcome {
+pub(super) fn build(folder: &Path) -> BuildOutcome {
     let mut artifacts = Vec::new();
     let component = run(folder, &mut artifacts).and_then(|()| {
         let manifest = std::fs::canonicalize(folder)?.join("Cargo.toml");
         component(&artifacts, &manifest).map_err(anyhow::Error::msg)
     });
-    Outcome { component, uses: local_packages(&artifacts) }
+    BuildOutcome { component, uses: local_packages(&artifacts) }
 }
 
 fn run(folder: &Path, artifacts: &mut Vec<Artifact>) -> anyhow::Result<()> {

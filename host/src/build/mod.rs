@@ -27,7 +27,7 @@ pub(crate) use sources::Sources;
 
 /// What came of a build.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct BuildOutcome {
     pub(crate) component: anyhow::Result<PathBuf>,
     /// Folders of sources that went into it, as far as it got; the folder itself is not named.
     pub(crate) uses: Vec<PathBuf>,
@@ -35,15 +35,15 @@ pub(crate) struct Outcome {
 
 impl Plan {
     /// Builds. What the tools say goes to standard error.
-    pub(crate) fn carry_out(&self) -> Outcome {
+    pub(crate) fn carry_out(&self) -> BuildOutcome {
         let of = || format!("cannot build {}", self.folder().display());
         match self {
             Self::Cargo { folder } => {
                 let outcome = cargo::build(folder);
-                Outcome { component: outcome.component.with_context(of), ..outcome }
+                BuildOutcome { component: outcome.component.with_context(of), ..outcome }
             }
             Self::Recipe { folder, recipe } => {
-                Outcome { component: follow(folder, recipe).with_context(of), uses: Vec::new() }
+                BuildOutcome { component: follow(folder, recipe).with_context(of), uses: Vec::new() }
             }
         }
     }

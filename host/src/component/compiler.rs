@@ -14,8 +14,8 @@ use wasmtime::component::Component;
 use super::engine;
 use super::servable::{self, Links};
 use super::snapshot::snapshot;
-use super::store::{Found, Manifest, Readers, SCHEMA, Store, key, sha256};
-use super::surface::{Refusal, Surface, to_binary};
+use super::store::{Manifest, Readers, SCHEMA, Store, StoredArtifact, key, sha256};
+use super::surface::{Surface, Unservable, to_binary};
 use crate::os::resources;
 use crate::wire::channel::{Channel, Received, Wait, bounded};
 use crate::wire::committed::pinned;
@@ -39,7 +39,7 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
         ToCompiler::Compile { source, store, state } => compile(source, store, state.as_deref(), links),
         ToCompiler::Find { version, store, state } => find(version, store, state.as_deref(), links),
     };
-    match answer.map(Found::hand_over) {
+    match answer.map(StoredArtifact::hand_over) {
         Ok((compiled, descriptors)) => {
             let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
             primary.send(&FromCompiler::Done(compiled), &descriptors)?;
@@ -65,7 +65,7 @@ fn end_with(primary: Arc<Channel<FromCompiler, ToCompiler>>) {
 
 /// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
 /// else the file at `source`, if it was made for another wasmtime or another CPU.
-fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<Found> {
+fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<StoredArtifact> {
     let Version { digest, http, source } = version;
     let store = Store::open(store, Readers::Owner)?;
     if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
@@ -138,7 +138,7 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers, links: Lin
 }
 
 /// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<Found> {
+fn compile(source: &Path, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<StoredArtifact> {
     let bytes = snapshot(source)?;
     let bytes = to_binary(&bytes)?;
     compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state, links)
@@ -151,7 +151,7 @@ fn compile_bytes(
     store: &Store,
     state: Option<&Path>,
     links: Links,
-) -> anyhow::Result<Found> {
+) -> anyhow::Result<StoredArtifact> {
     let surface = Surface::read(bytes)?;
     let http = surface.handler()?;
     let digest = sha256(bytes);
@@ -161,7 +161,7 @@ fn compile_bytes(
         return Ok(found);
     }
     servable::check(bytes, &surface, links)?;
-    let component = Component::new(&engine, bytes).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
+    let component = Component::new(&engine, bytes).map_err(|error| Unservable::Invalid(format!("{error:#}")))?;
     let native = component.serialize()?;
     let manifest = Manifest {
         schema: SCHEMA,

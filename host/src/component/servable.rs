@@ -11,7 +11,7 @@ use wasm_encoder::{Function, Instruction, ModuleSection, NestedComponentSection,
 use wasmparser::{Parser, Payload, TypeRef, Validator};
 use wasmtime::component::Component;
 
-use super::surface::{Refusal, Surface};
+use super::surface::{Surface, Unservable};
 use crate::component::engine;
 use crate::wire::version::WasiHttp;
 
@@ -20,10 +20,10 @@ pub(crate) fn check(bytes: &[u8], surface: &Surface, links: Links) -> anyhow::Re
     let http = surface.handler()?;
     let engine = engine::for_compiler(http)?;
     let mut validator = Validator::new_with_features(engine.get_wasm_features());
-    validator.validate_all(bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
-    let hollow = hollow(bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
-    let component = Component::new(&engine, hollow).map_err(|error| Refusal::Invalid(format!("{error:#}")))?;
-    links(&component, http).map_err(|error| Refusal::Unfit(format!("{error:#}")))?;
+    validator.validate_all(bytes).map_err(|error| Unservable::Invalid(error.to_string()))?;
+    let hollow = hollow(bytes).map_err(|error| Unservable::Invalid(error.to_string()))?;
+    let component = Component::new(&engine, hollow).map_err(|error| Unservable::Invalid(format!("{error:#}")))?;
+    links(&component, http).map_err(|error| Unservable::Unfit(format!("{error:#}")))?;
     Ok(http)
 }
 

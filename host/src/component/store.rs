@@ -67,7 +67,7 @@ struct Named {
 
 /// Native code that is ready to be run, and where it was found.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct StoredArtifact {
     pub(super) manifest: Manifest,
     /// A sealed copy.
     pub(super) artifact: OwnedFd,
@@ -82,7 +82,7 @@ pub(super) struct Found {
     pub(super) cached: bool,
 }
 
-impl Found {
+impl StoredArtifact {
     /// What the primary is told, and the descriptors beside it.
     pub(super) fn hand_over(self) -> (Compiled, Vec<OwnedFd>) {
         let Self { manifest: Manifest { digest, http, can_hold_back, .. }, artifact, entry, cached, .. } = self;
@@ -171,7 +171,7 @@ impl Store {
     }
 
     /// The artifact under `key`, if it is there and whole.
-    pub(super) fn find(&self, key: &str) -> Option<Found> {
+    pub(super) fn find(&self, key: &str) -> Option<StoredArtifact> {
         let entry = self.folder.join(key);
         match read_entry(&entry) {
             Ok(found) => {
@@ -206,7 +206,7 @@ impl Store {
         manifest: Manifest,
         component: &[u8],
         native: &[u8],
-    ) -> anyhow::Result<Found> {
+    ) -> anyhow::Result<StoredArtifact> {
         let place = self.folder.join(key);
         // A full disk is no reason not to serve what was compiled.
         let written = self.is_writable.then(|| self.write(&place, &manifest, component, native)).transpose();
@@ -215,7 +215,7 @@ impl Store {
             Err(error) => (None, Some(format!("{error:#}"))),
         };
         let artifact = memfd::constant(c"wasmcluster-artifact", native)?;
-        Ok(Found { artifact, manifest, entry, unkept, place, cached: false })
+        Ok(StoredArtifact { artifact, manifest, entry, unkept, place, cached: false })
     }
 
     /// Opens the entry that was written.
@@ -297,7 +297,7 @@ impl Store {
     }
 }
 
-fn read_entry(entry: &Path) -> anyhow::Result<Found> {
+fn read_entry(entry: &Path) -> anyhow::Result<StoredArtifact> {
     let (manifest, open) = read_manifest::<Manifest>(entry)?;
     ensure!(manifest.schema == SCHEMA, "unknown schema {}", manifest.schema);
     ensure!(entry.join(COMPONENT).is_file(), "the component is missing");
@@ -306,7 +306,7 @@ fn read_entry(entry: &Path) -> anyhow::Result<Found> {
     let artifact = memfd::constant(c"wasmcluster-artifact", &mut hashing)?;
     let digest = format!("sha256:{}", hex(&hashing.hasher.finalize()));
     ensure!(digest == manifest.artifact_digest, "the artifact was changed");
-    Ok(Found { manifest, artifact, entry: Some(open.into()), unkept: None, place: entry.into(), cached: true })
+    Ok(StoredArtifact { manifest, artifact, entry: Some(open.into()), unkept: None, place: entry.into(), cached: true })
 }
 
 /// The manifest of an entry, and its open file with a shared lock.
@@ -367,11 +367,11 @@ mod tests {
         }
     }
 
-    fn put(store: &Store, key: &str, native: &[u8]) -> Found {
+    fn put(store: &Store, key: &str, native: &[u8]) -> StoredArtifact {
         store.insert(key, manifest(native), b"component", native).unwrap()
     }
 
-    fn contents(found: Found) -> Vec<u8> {
+    fn contents(found: StoredArtifact) -> Vec<u8> {
         use std::os::unix::fs::FileExt;
         let file = File::from(found.artifact);
         let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];

@@ -68,7 +68,7 @@ const PROVIDED: &[Package] = &[
 
 /// Why a file cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum Unservable {
     #[error("it is not WebAssembly (neither the binary nor the text format): {0}")]
     NotWasm(String),
     #[error(
@@ -131,14 +131,14 @@ pub(crate) struct Surface {
 
 impl Surface {
     /// Reads the surface of a component in binary form; nested components are passed over.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Refusal> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Unservable> {
         if Parser::is_core_wasm(bytes) {
-            return Err(Refusal::CoreModule);
+            return Err(Unservable::CoreModule);
         }
         if !Parser::is_component(bytes) {
-            return Err(Refusal::NotWasm("the header is missing".into()));
+            return Err(Unservable::NotWasm("the header is missing".into()));
         }
-        Self::parse(bytes).map_err(|error| Refusal::Invalid(error.to_string()))
+        Self::parse(bytes).map_err(|error| Unservable::Invalid(error.to_string()))
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
@@ -170,28 +170,28 @@ impl Surface {
     }
 
     /// The handler that the component exports.
-    pub(crate) fn exported_handler(&self) -> Result<WasiHttp, Refusal> {
+    pub(crate) fn exported_handler(&self) -> Result<WasiHttp, Unservable> {
         let exports = |prefix: &str| self.exports.iter().any(|name| name.starts_with(prefix));
         if exports("wasi:http/handler@0.3.") {
             Ok(WasiHttp::V0_3)
         } else if exports("wasi:http/incoming-handler@0.2.") {
             Ok(WasiHttp::V0_2)
         } else {
-            Err(Refusal::NoHandler(self.exports.clone()))
+            Err(Unservable::NoHandler(self.exports.clone()))
         }
     }
 
     /// The same, if the component imports nothing that is not provided, by the names.
-    pub(crate) fn handler(&self) -> Result<WasiHttp, Refusal> {
+    pub(crate) fn handler(&self) -> Result<WasiHttp, Unservable> {
         let http = self.exported_handler()?;
         let is_handler = |import: &&String| {
             import.starts_with("wasi:http/handler@") || import.starts_with("wasi:http/incoming-handler@")
         };
         if let Some(import) = self.imports.iter().find(is_handler) {
-            return Err(Refusal::Middleware(import.clone()));
+            return Err(Unservable::Middleware(import.clone()));
         }
         let unknown: Vec<String> = self.imports.iter().filter(|name| !provides(http, name)).cloned().collect();
-        if unknown.is_empty() { Ok(http) } else { Err(Refusal::UnknownImports(unknown, http)) }
+        if unknown.is_empty() { Ok(http) } else { Err(Unservable::UnknownImports(unknown, http)) }
     }
 }
 
@@ -223,20 +223,20 @@ pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
 }
 
 /// The binary form of a component given in binary or text form.
-pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Refusal> {
+pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Unservable> {
     if bytes.is_empty() {
-        return Err(Refusal::NotWasm("the file is empty".into()));
+        return Err(Unservable::NotWasm("the file is empty".into()));
     }
     if wasmtime::Engine::detect_precompiled(bytes).is_some() {
-        return Err(Refusal::Precompiled);
+        return Err(Unservable::Precompiled);
     }
     let is_text = !bytes.starts_with(b"\0asm");
     if is_text && bytes.contains(&0) {
-        return Err(Refusal::NotWasm("it is some other binary file".into()));
+        return Err(Unservable::NotWasm("it is some other binary file".into()));
     }
     // The rest of the message is a picture of the place, which for some other file is that file's contents.
     let reason = |error: wat::Error| error.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
-    wat::parse_bytes(bytes).map_err(|error| Refusal::NotWasm(reason(error)))
+    wat::parse_bytes(bytes).map_err(|error| Unservable::NotWasm(reason(error)))
 }
 
 #[cfg(test)]

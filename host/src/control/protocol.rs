@@ -350,7 +350,7 @@ pub(crate) enum Happening {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct EventLine<'a> {
     time: String,
     #[serde(flatten)]
     happening: &'a Happening,
@@ -359,7 +359,7 @@ struct Line<'a> {
 /// The line, newline included.
 pub(crate) fn line(happening: &Happening) -> Bytes {
     let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-    let mut line = serde_json::to_vec(&Line { time, happening }).expect("numbers and strings");
+    let mut line = serde_json::to_vec(&EventLine { time, happening }).expect("numbers and strings");
     line.push(b'\n');
     line.into()
 }

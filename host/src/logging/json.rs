@@ -23,7 +23,7 @@ use crate::os::pipe::MAX_LINE;
 const BEGINNING: &str = "{\"timestamp\":";
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct LogLine<'a> {
     timestamp: &'a str,
     level: &'a str,
     message: &'a str,
@@ -38,7 +38,7 @@ pub(crate) fn line(level: &str, message: &str, fields: &Map<String, Value>) -> S
     let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
     let mut kept = message.len();
     loop {
-        let line = Line { timestamp: &timestamp, level, message: &message[..kept], fields };
+        let line = LogLine { timestamp: &timestamp, level, message: &message[..kept], fields };
         // Strings, numbers and what was parsed from JSON.
         let text = serde_json::to_string(&line).unwrap_or_default();
         match (text.len() <= MAX_LINE, kept) {

@@ -155,13 +155,13 @@ fn reap(pid: Pid, fd: &OwnedFd) -> String {
 }
 
 /// The end of a process.
-struct End {
+struct ChildEnd {
     pid: Pid,
     how: String,
 }
 
 /// `waitid(2)`: unlike the wrappers around `waitpid`, it has a word for each of the 64 signals.
-fn wait(kind: libc::idtype_t, id: libc::id_t, flags: libc::c_int) -> nix::Result<Option<End>> {
+fn wait(kind: libc::idtype_t, id: libc::id_t, flags: libc::c_int) -> nix::Result<Option<ChildEnd>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     loop {
         // SAFETY: the kernel writes to `info`, which lives through the call.
@@ -180,7 +180,7 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, flags: libc::c_int) -> nix::Result
         libc::CLD_EXITED => format!("exited with code {status}"),
         _ => format!("was killed by {}", signal_name(status)),
     };
-    Ok((pid != 0).then(|| End { pid: Pid::from_raw(pid), how: how() }))
+    Ok((pid != 0).then(|| ChildEnd { pid: Pid::from_raw(pid), how: how() }))
 }
 
 /// As people write it; real-time signals have numbers alone.
@@ -191,7 +191,7 @@ fn signal_name(number: libc::c_int) -> String {
 /// Reaps children that nobody here started: process 1 of a container inherits orphans that are none of its business. To be
 /// called again and again.
 pub(crate) fn reap_orphans() {
-    while let Ok(Some(End { pid, .. })) = wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) {
+    while let Ok(Some(ChildEnd { pid, .. })) = wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) {
         if children().contains(&pid.as_raw()) {
             // Its own task is about to do so. Who stands behind it is reaped when this is called again.
             return;

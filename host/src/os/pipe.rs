@@ -34,11 +34,11 @@ pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 #[derive(Debug)]
 pub(crate) struct LineWriter {
     fd: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<PipeState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PipeState {
     /// The pipe took only the beginning of the last line.
     is_broken: bool,
     rate: Option<Rate>,
@@ -69,7 +69,7 @@ impl Rate {
 
 /// What became of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Written {
+pub(crate) enum PipeWrite {
     /// The pipe took it.
     Whole,
     /// There was no room, or no reader, or there were too many lines in too short a time.
@@ -78,32 +78,32 @@ pub(crate) enum Written {
 
 impl LineWriter {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd, state: Mutex::new(State { is_broken: false, rate: None }) }
+        Self { fd, state: Mutex::new(PipeState { is_broken: false, rate: None }) }
     }
 
     /// One that drops lines beyond so many bytes a second.
     pub(crate) fn limited(fd: OwnedFd, per_second: u32) -> Self {
         let rate = Some(Rate { per_second, left: per_second, refilled: Instant::now() });
-        Self { fd, state: Mutex::new(State { is_broken: false, rate }) }
+        Self { fd, state: Mutex::new(PipeState { is_broken: false, rate }) }
     }
 
     /// Writes `line`, which must end in a newline.
-    pub(crate) fn write(&self, line: &[u8]) -> Written {
+    pub(crate) fn write(&self, line: &[u8]) -> PipeWrite {
         debug_assert!(line.ends_with(b"\n"));
         // A poisoned lock means a panic between two writes: the state is as good as it was.
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if state.rate.as_mut().is_some_and(|rate| !rate.take(line.len(), Instant::now())) {
-            return Written::Dropped;
+            return PipeWrite::Dropped;
         }
         if state.is_broken {
             match self.try_write(b"\n") {
                 1 => state.is_broken = false,
-                _ => return Written::Dropped,
+                _ => return PipeWrite::Dropped,
             }
         }
         let taken = self.try_write(line);
         state.is_broken = taken > 0 && taken < line.len();
-        if taken == line.len() { Written::Whole } else { Written::Dropped }
+        if taken == line.len() { PipeWrite::Whole } else { PipeWrite::Dropped }
     }
 
     fn try_write(&self, bytes: &[u8]) -> usize {
@@ -232,14 +232,14 @@ mod tests {
         let writer = LineWriter::new(writer);
         let mut line = vec![b'x'; MAX_LINE];
         line.push(b'\n');
-        while writer.write(&line) == Written::Whole {}
-        assert_eq!(writer.write(&line), Written::Dropped);
+        while writer.write(&line) == PipeWrite::Whole {}
+        assert_eq!(writer.write(&line), PipeWrite::Dropped);
 
         let mut reader = std::fs::File::from(reader);
         let mut drained = vec![0; 1024 * 1024];
         let count = reader.read(&mut drained).unwrap();
         assert!(count > MAX_LINE);
-        assert_eq!(writer.write(b"after\n"), Written::Whole);
+        assert_eq!(writer.write(b"after\n"), PipeWrite::Whole);
         drop(writer);
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).unwrap();

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::deploy::change::{Answer, Change, Settled, Wanted};
+use super::deploy::change::{Answered, Change, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::Watch;
@@ -24,9 +24,9 @@ use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
 use super::fleet::output::Output;
 use super::fleet::process::WorkerProcess;
-use super::signals::{Request, Signals};
+use super::signals::{SignalRequest, Signals};
 use super::supervisor::{
-    Action, Answers, Degradation, Description, Event, Haste, Outcome, Report, Role, Supervisor, Vitals, Waiting, Why,
+    Action, Answers, Degradation, Description, Ending, Event, Haste, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
 };
 use crate::control::protocol::Happening;
@@ -74,11 +74,11 @@ impl Drop for Running {
 enum News {
     Heard(WorkerId, Heard),
     BuilderEnded(String),
-    Signal(Request),
+    Signal(SignalRequest),
     DeadlinePassed,
     ObservationDue,
     Asked(Query),
-    Compiled(Answer),
+    Compiled(Answered),
     CompilationIsLate,
     ConfirmationIsLate,
     Saved(Saved),
@@ -146,18 +146,19 @@ pub(super) struct Driver<'a> {
     settled: Vec<Settled>,
     last_reload: Option<LastReload>,
     /// Where the compiler's answer comes in.
-    answers: mpsc::Sender<Answer>,
-    answered: mpsc::Receiver<Answer>,
+    answers: mpsc::Sender<Answered>,
+    answered: mpsc::Receiver<Answered>,
     /// None if no state is kept.
     saver: Option<Saver>,
     saved: mpsc::Receiver<Saved>,
     /// What is committed is not written down, which was said.
     is_unsaved: bool,
-    outcome: Option<Outcome>,
+    outcome: Option<Ending>,
     builder: Option<Builder>,
 }
 
 impl<'a> Driver<'a> {
+    #[expect(clippy::too_many_arguments, reason = "called once, with all that the start has made")]
     pub(super) fn new(
         settings: &'a Settings,
         generations: Generations,
@@ -225,12 +226,12 @@ impl<'a> Driver<'a> {
         self.carry_out(first);
         loop {
             match self.outcome.take() {
-                Some(Outcome::Stopped) => {
+                Some(Ending::Stopped) => {
                     self.finish_saving();
                     self.tell_stopped();
                     return Ok(());
                 }
-                Some(Outcome::BootFailed(reason)) => {
+                Some(Ending::BootFailed(reason)) => {
                     return Err(anyhow!("cannot serve {}: {reason}", self.settings.app.display()));
                 }
                 None => {}
@@ -290,13 +291,13 @@ impl<'a> Driver<'a> {
                     builder.ended(&how);
                 }
             }
-            News::Signal(Request::LookAfterChildren) => reap_orphans(),
-            News::Signal(Request::Stop(haste)) => self.stop(haste),
-            News::Signal(Request::Hangup) if self.supervisor.is_about_to_stop() => {}
-            News::Signal(Request::Hangup) => self.stop(Haste::Drain),
-            News::Signal(Request::Reload) => {
+            News::Signal(SignalRequest::LookAfterChildren) => reap_orphans(),
+            News::Signal(SignalRequest::Stop(haste)) => self.stop(haste),
+            News::Signal(SignalRequest::Hangup) if self.supervisor.is_about_to_stop() => {}
+            News::Signal(SignalRequest::Hangup) => self.stop(Haste::Drain),
+            News::Signal(SignalRequest::Reload) => {
                 self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
-                self.tell_changed_settings(crate::primary::deploy::change::Listener::default());
+                self.tell_changed_settings(crate::primary::deploy::change::Follower::default());
             }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
@@ -308,8 +309,8 @@ impl<'a> Driver<'a> {
             News::Saved(saved) => self.saved(saved),
             News::SavingIsLate => self.saving_is_late(),
             News::SpawnDue => self.spawn_next(),
-            News::Signal(Request::Grow) => self.scale_by_signal(1),
-            News::Signal(Request::Shrink) => self.scale_by_signal(-1),
+            News::Signal(SignalRequest::Grow) => self.scale_by_signal(1),
+            News::Signal(SignalRequest::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::ObservationDue => {
                 reap_orphans();

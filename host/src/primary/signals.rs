@@ -28,7 +28,7 @@ const LEFT_ALONE: [i32; 10] = [
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(super) enum SignalRequest {
     /// Children have ended, or were stopped or continued.
     LookAfterChildren,
     Stop(Haste),
@@ -45,14 +45,14 @@ pub(super) enum Request {
 #[derive(Debug)]
 pub(super) struct Signals {
     fd: AsyncFd<SignalFd>,
-    hangup: Option<Request>,
+    hangup: Option<SignalRequest>,
 }
 
 /// Signals that are held back until there is an executor.
 #[derive(Debug)]
 pub(super) struct Taken {
     fd: SignalFd,
-    hangup: Option<Request>,
+    hangup: Option<SignalRequest>,
 }
 
 impl Taken {
@@ -82,12 +82,12 @@ impl Signals {
 
     /// Ends when the process is to end; whatever else is asked for is forgotten.
     pub(super) async fn until_stop(&mut self) -> io::Result<()> {
-        while !matches!(self.next().await?, Request::Stop(_) | Request::Hangup) {}
+        while !matches!(self.next().await?, SignalRequest::Stop(_) | SignalRequest::Hangup) {}
         Ok(())
     }
 
     /// The next request. Can be dropped and called again without loss.
-    pub(super) async fn next(&mut self) -> io::Result<Request> {
+    pub(super) async fn next(&mut self) -> io::Result<SignalRequest> {
         loop {
             let mut ready = self.fd.readable_mut().await?;
             match ready.get_inner().read_signal()? {
@@ -104,17 +104,17 @@ impl Signals {
 
 /// What SIGHUP asks for: of a process that was started from a terminal, to stop, for its terminal is gone, unless it was
 /// told to ignore that (`nohup`); of any other, a reload. It must be known beforehand: the terminal goes before the signal.
-fn meaning_of_hangup() -> Option<Request> {
+fn meaning_of_hangup() -> Option<SignalRequest> {
     if std::fs::File::open("/dev/tty").is_err() {
-        return Some(Request::Reload);
+        return Some(SignalRequest::Reload);
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     let is_ignored = ignored.unwrap_or(0) & 1 << (Signal::SIGHUP as u32 - 1) != 0;
-    (!is_ignored).then_some(Request::Hangup)
+    (!is_ignored).then_some(SignalRequest::Hangup)
 }
 
-fn understand(number: u32, code: i32, hangup: Option<Request>) -> Option<Request> {
+fn understand(number: u32, code: i32, hangup: Option<SignalRequest>) -> Option<SignalRequest> {
     // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
     let by_process = code <= 0;
     let Ok(signal) = Signal::try_from(number as i32) else {
@@ -122,13 +122,13 @@ fn understand(number: u32, code: i32, hangup: Option<Request>) -> Option<Request
         return None;
     };
     match signal {
-        Signal::SIGCHLD => Some(Request::LookAfterChildren),
+        Signal::SIGCHLD => Some(SignalRequest::LookAfterChildren),
         Signal::SIGHUP => hangup,
-        Signal::SIGUSR2 => Some(Request::Reload),
-        Signal::SIGINT | Signal::SIGTERM => Some(Request::Stop(Haste::Drain)),
-        Signal::SIGQUIT => Some(Request::Stop(Haste::Now)),
-        Signal::SIGTTIN if by_process => Some(Request::Grow),
-        Signal::SIGTTOU if by_process => Some(Request::Shrink),
+        Signal::SIGUSR2 => Some(SignalRequest::Reload),
+        Signal::SIGINT | Signal::SIGTERM => Some(SignalRequest::Stop(Haste::Drain)),
+        Signal::SIGQUIT => Some(SignalRequest::Stop(Haste::Now)),
+        Signal::SIGTTIN if by_process => Some(SignalRequest::Grow),
+        Signal::SIGTTOU if by_process => Some(SignalRequest::Shrink),
         // USR1 is what rotates logs elsewhere: there are none of ours yet.
         other => {
             tracing::debug!("{other} means nothing here");
@@ -146,12 +146,12 @@ mod tests {
     #[test]
     fn what_the_terminal_sends_changes_no_workers() {
         for (signal, code, expected) in [
-            (Signal::SIGTTIN, SI_USER, Some(Request::Grow)),
-            (Signal::SIGTTOU, SI_QUEUE, Some(Request::Shrink)),
+            (Signal::SIGTTIN, SI_USER, Some(SignalRequest::Grow)),
+            (Signal::SIGTTOU, SI_QUEUE, Some(SignalRequest::Shrink)),
             (Signal::SIGTTIN, SI_KERNEL, None),
             (Signal::SIGTTOU, SI_KERNEL, None),
-            (Signal::SIGINT, SI_KERNEL, Some(Request::Stop(Haste::Drain))),
-            (Signal::SIGQUIT, SI_USER, Some(Request::Stop(Haste::Now))),
+            (Signal::SIGINT, SI_KERNEL, Some(SignalRequest::Stop(Haste::Drain))),
+            (Signal::SIGQUIT, SI_USER, Some(SignalRequest::Stop(Haste::Now))),
         ] {
             assert_eq!(understand(signal as u32, code, None), expected, "{signal} with code {code}");
         }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::desk::events::Events;
 use super::desk::socket::{Query, Refused};
 use super::fleet::output::Output;
-use super::signals::{Request, Signals};
+use super::signals::{SignalRequest, Signals};
 use crate::control::protocol::Happening;
 use crate::control::protocol::{GenerationStatus, Starting, Status, Totals};
 use crate::os::child::reap_orphans;
@@ -42,16 +42,16 @@ impl<'a> Startup<'a> {
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<Option<T>> {
         let (mut work, since) = (pin!(work), Instant::now());
-        let mut told = Told(self.output, false);
+        let mut told = ToldProgress(self.output, false);
         let mut due = tokio::time::interval_at((since + TELL_EVERY).into(), TELL_EVERY);
         loop {
             tokio::select! {
                 done = &mut work => return done.map(Some),
                 _ = due.tick(), if shown == Shown::Here => told.tell(doing, since.elapsed()),
                 request = self.signals.next() => match request? {
-                    Request::Stop(_) | Request::Hangup => return Ok(self.stop()),
-                    Request::LookAfterChildren => reap_orphans(),
-                    Request::Grow | Request::Shrink | Request::Reload => {
+                    SignalRequest::Stop(_) | SignalRequest::Hangup => return Ok(self.stop()),
+                    SignalRequest::LookAfterChildren => reap_orphans(),
+                    SignalRequest::Grow | SignalRequest::Shrink | SignalRequest::Reload => {
                         tracing::warn!("a signal is ignored: the cluster is still {doing}");
                     }
                 },
@@ -133,16 +133,16 @@ pub(super) enum Shown {
 }
 
 /// What was told of a work that takes long.
-struct Told<'a>(&'a Output, bool);
+struct ToldProgress<'a>(&'a Output, bool);
 
-impl Told<'_> {
+impl ToldProgress<'_> {
     fn tell(&mut self, doing: &str, time: Duration) {
         self.0.progress(doing, time, self.1);
         self.1 = true;
     }
 }
 
-impl Drop for Told<'_> {
+impl Drop for ToldProgress<'_> {
     fn drop(&mut self) {
         if self.1 {
             self.0.end_progress();

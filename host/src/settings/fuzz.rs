@@ -57,7 +57,7 @@ fn check(settings: &Settings) {
 
     let component =
         Compiled { digest: String::new(), http: WasiHttp::V0_2, can_hold_back: false, cached: false, kept: true };
-    let for_workers = WorkerSettings::new(&settings, &component);
+    let for_workers = WorkerSettings::new(settings, &component);
     let json = serde_json::to_value(&for_workers).unwrap();
     let read: WorkerSettings = serde_json::from_value(json.clone()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), json);

@@ -37,7 +37,7 @@ impl Committed {
         Self { schema: SCHEMA, generation, app, current, previous }
     }
 
-    /// Written whole or not at all.
+    /// SchemaOnly whole or not at all.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
         let of = || format!("state folder {} (choose another with --state-dir)", folder.display());
         paths::prepare_state(folder)?;
@@ -69,7 +69,7 @@ impl Committed {
         let mut bytes = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut bytes)?;
         // Read first: another schema may have other fields.
-        let Written { schema } = serde_json::from_slice(&bytes).context("it is damaged")?;
+        let SchemaOnly { schema } = serde_json::from_slice(&bytes).context("it is damaged")?;
         ensure!(schema == SCHEMA, "it was written by another version of wasmcluster (schema {schema}, not {SCHEMA})");
         serde_json::from_slice(&bytes).context("it is damaged")
     }
@@ -77,7 +77,7 @@ impl Committed {
 
 /// Of a file's fields, the one that says how to read the others.
 #[derive(Deserialize)]
-struct Written {
+struct SchemaOnly {
     schema: u32,
 }
 

@@ -59,7 +59,7 @@ enum Phase {
 
 /// What a primary hands to a new worker.
 #[derive(Debug)]
-struct Handover {
+struct WorkerStart {
     identity: Identity,
     config: LiveConfig,
     stats: &'static Stats,
@@ -69,7 +69,7 @@ struct Handover {
     listeners: Vec<OwnedFd>,
 }
 
-impl Handover {
+impl WorkerStart {
     fn receive(primary: &WorkerEnd) -> anyhow::Result<Self> {
         let start = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
         let Received::Message(ToWorker::Start(identity, config), descriptors) = start else {
@@ -93,7 +93,7 @@ impl Handover {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = process::guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let Handover { identity, config, stats, settings, artifact, log, listeners } = Handover::receive(&primary)?;
+    let WorkerStart { identity, config, stats, settings, artifact, log, listeners } = WorkerStart::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);

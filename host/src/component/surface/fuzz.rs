@@ -15,9 +15,9 @@ fn files() {
                 // Whatever the answer: no panic.
                 let _ = crate::component::servable::check(&binary, &surface, crate::worker::check_links);
             }
-            Err(Refusal::Middleware(import)) => assert!(surface.imports.contains(&import)),
-            Err(Refusal::NoHandler(exports)) => assert_eq!(exports, surface.exports),
-            Err(Refusal::UnknownImports(unknown, http)) => {
+            Err(Unservable::Middleware(import)) => assert!(surface.imports.contains(&import)),
+            Err(Unservable::NoHandler(exports)) => assert_eq!(exports, surface.exports),
+            Err(Unservable::UnknownImports(unknown, http)) => {
                 assert!(!unknown.is_empty() && unknown.iter().all(|import| grant(import, http) == Grant::Unknown));
             }
             Err(refusal) => panic!("{refusal}"),

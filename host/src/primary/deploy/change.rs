@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::generations::Origin;
+use super::generations::Provenance;
 use crate::control::protocol::Happening;
 use crate::control::protocol::{ReloadRequest, ReloadResult, line};
 use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess};
@@ -55,9 +55,9 @@ impl ReloadRequest {
 
 /// Whoever wants to know how a reload goes; nobody, if a signal or the watch began it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Listener(Option<mpsc::Sender<Bytes>>);
+pub(crate) struct Follower(Option<mpsc::Sender<Bytes>>);
 
-impl Listener {
+impl Follower {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Bytes>) {
         let (sender, receiver) = mpsc::channel(MAX_UNREAD + 1);
         (Self(Some(sender)), receiver)
@@ -75,8 +75,8 @@ impl Listener {
 /// A reload that is neither committed nor rolled back.
 #[derive(Debug)]
 pub(crate) struct Change {
-    pub(crate) listener: Listener,
-    pub(crate) stage: Stage,
+    pub(crate) listener: Follower,
+    pub(crate) stage: ChangeStage,
     pub(crate) since: Instant,
 }
 
@@ -84,28 +84,28 @@ impl Change {
     /// None while it is compiled.
     pub(crate) fn generation(&self) -> Option<Generation> {
         match self.stage {
-            Stage::Swapping(generation) => Some(generation),
-            Stage::Compiling(_) => None,
+            ChangeStage::Swapping(generation) => Some(generation),
+            ChangeStage::Compiling(_) => None,
         }
     }
 
     pub(crate) fn draft(&self) -> Option<&Draft> {
         match &self.stage {
-            Stage::Compiling(draft) => Some(draft),
-            Stage::Swapping(_) => None,
+            ChangeStage::Compiling(draft) => Some(draft),
+            ChangeStage::Swapping(_) => None,
         }
     }
 
     pub(crate) fn draft_mut(&mut self) -> Option<&mut Draft> {
         match &mut self.stage {
-            Stage::Compiling(draft) => Some(draft),
-            Stage::Swapping(_) => None,
+            ChangeStage::Compiling(draft) => Some(draft),
+            ChangeStage::Swapping(_) => None,
         }
     }
 }
 
 #[derive(Debug)]
-pub(crate) enum Stage {
+pub(crate) enum ChangeStage {
     Compiling(Draft),
     /// The supervisor has it.
     Swapping(Generation),
@@ -119,7 +119,7 @@ pub(crate) struct Draft {
     pub(crate) gates: Gates,
     pub(crate) deadline: Instant,
     pub(crate) wanted: Wanted,
-    pub(crate) origin: Origin,
+    pub(crate) origin: Provenance,
 }
 
 /// Whether what is served already is to be brought anew.
@@ -130,7 +130,7 @@ pub(crate) enum Wanted {
 }
 
 /// What came of a compiler, by its process id: one that was given up may still have answered.
-pub(crate) type Answer = (Pid, CompilerAnswer);
+pub(crate) type Answered = (Pid, CompilerAnswer);
 
 /// A compiler at work.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ pub(crate) struct Compiling {
 
 impl Compiling {
     /// Starts a compiler; its answer goes to `answers`.
-    pub(crate) fn start(request: &ToCompiler, answers: mpsc::Sender<Answer>) -> std::io::Result<Self> {
+    pub(crate) fn start(request: &ToCompiler, answers: mpsc::Sender<Answered>) -> std::io::Result<Self> {
         let process = Arc::new(CompilerProcess::spawn(request)?);
         let heard = process.clone();
         let listening = tokio::spawn(async move {
@@ -170,7 +170,7 @@ pub(crate) struct Settled {
     pub(crate) generation: Generation,
     pub(crate) result: ReloadResult,
     pub(crate) reason: Option<String>,
-    pub(crate) listener: Listener,
+    pub(crate) listener: Follower,
     /// Until when it waits to be written down; None once it is, or will not be.
     pub(crate) saved_by: Option<Instant>,
 }

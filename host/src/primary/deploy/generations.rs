@@ -17,7 +17,7 @@ const MAX_HISTORY: usize = 8;
 /// The generations of a running cluster that have workers, may get some, or may be brought back.
 #[derive(Debug)]
 pub(crate) struct Generations {
-    known: BTreeMap<Generation, Known>,
+    known: BTreeMap<Generation, KnownVersion>,
     current: Generation,
     /// What a primary before this one served before its last version.
     remembered: Option<Version>,
@@ -25,7 +25,7 @@ pub(crate) struct Generations {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownVersion {
     deployment: Rc<Deployment>,
     before: Before,
     is_committed: bool,
@@ -46,7 +46,7 @@ enum Before {
 
 /// Where a candidate comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum Provenance {
     /// It is new.
     Compiled,
     /// It is what this generation was.
@@ -61,22 +61,22 @@ impl Generations {
         // Of one that is resumed, nobody knows since when.
         let is_older = current != Generation(1);
         let since = (!is_older).then(Instant::now);
-        let first = Known { deployment: Rc::new(deployment), before, is_committed: true, is_older, since };
+        let first = KnownVersion { deployment: Rc::new(deployment), before, is_committed: true, is_older, since };
         Self { known: BTreeMap::from([(current, first)]), current, remembered, last: current }
     }
 
     /// Takes in a candidate under a number that no generation had before.
-    pub(crate) fn add(&mut self, deployment: Rc<Deployment>, origin: Origin) -> Generation {
+    pub(crate) fn add(&mut self, deployment: Rc<Deployment>, origin: Provenance) -> Generation {
         let (before, is_older, since) = match origin {
-            Origin::Compiled => (Before::Kept(self.current), false, None),
-            Origin::Kept(kept) => match self.known.get(&kept) {
+            Provenance::Compiled => (Before::Kept(self.current), false, None),
+            Provenance::Kept(kept) => match self.known.get(&kept) {
                 Some(it) => (it.before, it.is_older, it.since),
                 None => (Before::Nothing, true, None),
             },
-            Origin::Remembered => (Before::Nothing, true, None),
+            Provenance::Remembered => (Before::Nothing, true, None),
         };
         self.last = Generation(self.last.0 + 1);
-        self.known.insert(self.last, Known { deployment, before, is_committed: false, is_older, since });
+        self.known.insert(self.last, KnownVersion { deployment, before, is_committed: false, is_older, since });
         self.last
     }
 
@@ -173,15 +173,15 @@ mod tests {
     use super::*;
     use crate::wire::version::WasiHttp;
 
-    fn deploy(generations: &mut Generations, origin: Origin) -> Generation {
+    fn deploy(generations: &mut Generations, origin: Provenance) -> Generation {
         let deployment = match origin {
-            Origin::Kept(kept) => generations.get(kept).unwrap().clone(),
+            Provenance::Kept(kept) => generations.get(kept).unwrap().clone(),
             _ => Rc::new(Deployment::of_nothing("sha256:new")),
         };
         generations.add(deployment, origin)
     }
 
-    fn commit(generations: &mut Generations, origin: Origin) {
+    fn commit(generations: &mut Generations, origin: Provenance) {
         let candidate = deploy(generations, origin);
         generations.commit(candidate);
     }
@@ -195,21 +195,21 @@ mod tests {
         let first = Deployment::of_nothing("sha256:1");
         let remembered = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/old.wasm".into() };
         let mut generations = Generations::new(Generation(1), first, Some(remembered));
-        commit(&mut generations, Origin::Compiled);
-        commit(&mut generations, Origin::Compiled);
+        commit(&mut generations, Provenance::Compiled);
+        commit(&mut generations, Provenance::Compiled);
         assert_eq!(previous(&generations), Some(2));
         // One that was not committed leaves no trace.
-        deploy(&mut generations, Origin::Compiled);
+        deploy(&mut generations, Provenance::Compiled);
         generations.forget_others();
         assert!(generations.committed(Generation(4)).unwrap_err().contains("not known; those that are: 1 ("));
-        commit(&mut generations, Origin::Kept(Generation(2)));
+        commit(&mut generations, Provenance::Kept(Generation(2)));
         assert_eq!((generations.current().0, previous(&generations)), (Generation(5), Some(1)));
-        commit(&mut generations, Origin::Kept(Generation(1)));
+        commit(&mut generations, Provenance::Kept(Generation(1)));
         assert!(previous(&generations).is_none() && generations.remembered().is_some());
-        commit(&mut generations, Origin::Remembered);
+        commit(&mut generations, Provenance::Remembered);
         assert!(previous(&generations).is_none() && generations.remembered().is_none());
         // A new version comes after what is served, and everything before it can be reached by name.
-        commit(&mut generations, Origin::Compiled);
+        commit(&mut generations, Provenance::Compiled);
         assert_eq!(previous(&generations), Some(7));
         assert!(generations.committed(Generation(3)).is_ok());
     }
@@ -218,12 +218,12 @@ mod tests {
     fn history_is_bounded() {
         let mut generations = Generations::new(Generation(1), Deployment::of_nothing("sha256:1"), None);
         for _ in 0..100 {
-            commit(&mut generations, Origin::Compiled);
+            commit(&mut generations, Provenance::Compiled);
             assert!(generations.known.len() <= MAX_HISTORY);
         }
         for _ in 0..100 {
             let Some(before) = previous(&generations) else { return };
-            commit(&mut generations, Origin::Kept(Generation(before)));
+            commit(&mut generations, Provenance::Kept(Generation(before)));
         }
         panic!("the history has an end");
     }

@@ -38,12 +38,12 @@ pub(crate) struct Saver {
 
 #[derive(Debug, Default)]
 struct Desk {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Unsaved>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Unsaved {
     commit: Option<Committed>,
     is_over: bool,
 }
@@ -83,7 +83,7 @@ impl Drop for Saver {
 }
 
 impl Desk {
-    fn change(&self, change: impl FnOnce(&mut Waiting)) {
+    fn change(&self, change: impl FnOnce(&mut Unsaved)) {
         change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_one();
     }
@@ -95,7 +95,7 @@ impl Desk {
 
     fn next_within(&self, patience: Duration, failed: &mut Option<Committed>) -> Option<Committed> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_nothing = |waiting: &mut Waiting| waiting.commit.is_none() && !waiting.is_over;
+        let has_nothing = |waiting: &mut Unsaved| waiting.commit.is_none() && !waiting.is_over;
         let (mut waiting, _) =
             self.changed.wait_timeout_while(waiting, patience, has_nothing).unwrap_or_else(PoisonError::into_inner);
         match waiting.commit.take() {

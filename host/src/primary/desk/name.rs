@@ -147,7 +147,7 @@ fn remove_if(path: &Path, inode: Inode) {
 
 /// What is held. Dropped, all files are gone that are still ours.
 #[derive(Debug)]
-struct Held {
+struct HeldFiles {
     name: String,
     socket: PathBuf,
     bound: Inode,
@@ -156,7 +156,7 @@ struct Held {
     locks: Vec<Lock>,
 }
 
-impl Held {
+impl HeldFiles {
     fn take(name: &str, socket: &Path, state: Option<&Path>) -> anyhow::Result<(Self, UnixListener)> {
         let holder = Holder { pid: std::process::id(), control: files::absolute(socket)? };
         let beside_state = state.map(|folder| folder.join(format!("{name}.lock")));
@@ -216,7 +216,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldFiles {
     fn drop(&mut self) {
         remove_if(&self.socket, self.bound);
     }
@@ -263,7 +263,7 @@ pub(crate) struct Name {
 impl Name {
     /// Takes the name, or says who has it. The folders must be there.
     pub(crate) fn take(name: &str, socket: &Path, state: Option<&Path>) -> anyhow::Result<Self> {
-        let (held, listener) = Held::take(name, socket, state)?;
+        let (held, listener) = HeldFiles::take(name, socket, state)?;
         let (changed, listener) = watch::channel(Arc::new(listener));
         let (life, alive) = mpsc::channel();
         let (end, ended) = mpsc::channel();
@@ -298,7 +298,7 @@ fn without_signals<T>(start: impl FnOnce() -> std::io::Result<T>) -> std::io::Re
 }
 
 /// Looks after what is held until the primary ends. What goes wrong is said once, not each second.
-fn keep(mut held: Held, alive: &mpsc::Receiver<Infallible>, changed: &watch::Sender<Arc<UnixListener>>) {
+fn keep(mut held: HeldFiles, alive: &mpsc::Receiver<Infallible>, changed: &watch::Sender<Arc<UnixListener>>) {
     let mut told = None;
     while let Err(RecvTimeoutError::Timeout) = alive.recv_timeout(LOOK_EVERY) {
         let (listener, done) = held.restore();
@@ -323,9 +323,9 @@ fn keep(mut held: Held, alive: &mpsc::Receiver<Infallible>, changed: &watch::Sen
 mod tests {
     use super::*;
 
-    fn take(folder: &Path, socket: &str, state: &str) -> anyhow::Result<(Held, UnixListener)> {
+    fn take(folder: &Path, socket: &str, state: &str) -> anyhow::Result<(HeldFiles, UnixListener)> {
         fs::create_dir_all(folder.join(state))?;
-        Held::take("shop", &folder.join(socket), Some(&folder.join(state)))
+        HeldFiles::take("shop", &folder.join(socket), Some(&folder.join(state)))
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn the_state_and_the_socket_may_have_one_lock() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Held::take("shop", &folder.path().join("shop"), Some(folder.path())).unwrap());
+        drop(HeldFiles::take("shop", &folder.path().join("shop"), Some(folder.path())).unwrap());
     }
 
     #[test]

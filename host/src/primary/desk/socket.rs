@@ -169,14 +169,14 @@ async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
     }
 }
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type CommandAnswer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// `streams` is set when the answer's body lasts.
 async fn answer(
     request: Request<Incoming>,
     queries: &mpsc::Sender<Query>,
     streams: &AtomicBool,
-) -> Result<Answer, Infallible> {
+) -> Result<CommandAnswer, Infallible> {
     let (head, body) = request.into_parts();
     let answered = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
@@ -186,26 +186,26 @@ async fn answer(
         (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),
         (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
             let lines = match head.uri.path() {
-                "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(Refusal::from)),
+                "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(CommandRefusal::from)),
                 "/reload" => change(body, queries, Query::Reload).await,
                 _ => change(body, queries, Query::Rollback).await,
             };
             match lines {
                 Ok(lines) => {
                     streams.store(true, Ordering::Relaxed);
-                    return Ok(respond(StatusCode::OK, "application/x-ndjson", Lines(lines)));
+                    return Ok(respond(StatusCode::OK, "application/x-ndjson", LineBody(lines)));
                 }
                 Err(refusal) => Err(refusal),
             }
         }
-        (_, "/config") => Err(Refusal::method("use GET or POST")),
-        (_, "/status" | "/events") => Err(Refusal::method("use GET")),
-        (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(Refusal::method("use POST")),
-        _ => Err(Refusal::new(StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
+        (_, "/config") => Err(CommandRefusal::method("use GET or POST")),
+        (_, "/status" | "/events") => Err(CommandRefusal::method("use GET")),
+        (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(CommandRefusal::method("use POST")),
+        _ => Err(CommandRefusal::new(StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
     };
     let (status, body) = match answered {
         Ok(body) => (StatusCode::OK, body),
-        Err(Refusal { status, error, busy }) => (status, json!({ "error": error, "busy": busy })),
+        Err(CommandRefusal { status, error, busy }) => (status, json!({ "error": error, "busy": busy })),
     };
     Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
 }
@@ -216,7 +216,7 @@ fn respond(
     status: StatusCode,
     kind: &'static str,
     body: impl Body<Data = Bytes, Error = Infallible> + Send + 'static,
-) -> Answer {
+) -> CommandAnswer {
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
@@ -224,9 +224,9 @@ fn respond(
 }
 
 /// A body of lines that come one by one.
-struct Lines(mpsc::Receiver<Bytes>);
+struct LineBody(mpsc::Receiver<Bytes>);
 
-impl Body for Lines {
+impl Body for LineBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -240,13 +240,13 @@ impl Body for Lines {
 
 /// An answer that is none.
 #[derive(Debug)]
-struct Refusal {
+struct CommandRefusal {
     status: StatusCode,
     error: String,
     busy: bool,
 }
 
-impl Refusal {
+impl CommandRefusal {
     fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, error: error.into(), busy: false }
     }
@@ -256,7 +256,7 @@ impl Refusal {
     }
 }
 
-impl From<Refused> for Refusal {
+impl From<Refused> for CommandRefusal {
     fn from(refused: Refused) -> Self {
         let (error, busy) = match refused {
             Refused::Busy(error) => (error, true),
@@ -271,15 +271,18 @@ async fn change<B: DeserializeOwned, A>(
     body: Incoming,
     queries: &mpsc::Sender<Query>,
     query: impl FnOnce(B, oneshot::Sender<Refusable<A>>) -> Query,
-) -> Result<A, Refusal> {
-    let bad = |error: String| Refusal::new(StatusCode::BAD_REQUEST, error);
+) -> Result<A, CommandRefusal> {
+    let bad = |error: String| CommandRefusal::new(StatusCode::BAD_REQUEST, error);
     let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
     let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
     Ok(ask(queries, |back| query(body, back)).await??)
 }
 
-async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<A>) -> Query) -> Result<A, Refusal> {
-    let ending = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
+async fn ask<A>(
+    queries: &mpsc::Sender<Query>,
+    query: impl FnOnce(oneshot::Sender<A>) -> Query,
+) -> Result<A, CommandRefusal> {
+    let ending = || CommandRefusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
     let (back, mut answer) = oneshot::channel();
     queries.send(query(back)).await.map_err(|_| ending())?;
     let mut answered = tokio::time::timeout(DONE_WITHIN, &mut answer).await;
@@ -291,7 +294,7 @@ async fn ask<A>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sende
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
             let error = format!("it was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
-            Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, error))
+            Err(CommandRefusal::new(StatusCode::GATEWAY_TIMEOUT, error))
         }
     }
 }

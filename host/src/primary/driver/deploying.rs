@@ -13,12 +13,12 @@ use crate::control::protocol::Happening;
 use crate::control::protocol::ReloadStatus;
 use crate::control::protocol::{LastReload, ReloadRequest, ReloadResult};
 use crate::os::files;
-use crate::primary::deploy::change::{Answer, Change, Compiling, Draft, Listener, Settled, Stage, Wanted};
-use crate::primary::deploy::generations::Origin;
+use crate::primary::deploy::change::{Answered, Change, ChangeStage, Compiling, Draft, Follower, Settled, Wanted};
+use crate::primary::deploy::generations::Provenance;
 use crate::primary::deploy::saver::{SAVED_WITHIN, Saved};
 use crate::primary::desk::socket::{Refusable, Refused};
 use crate::primary::fleet::process::Deployment;
-use crate::primary::supervisor::{Cause, Event, Gates, Progress, Supervisor};
+use crate::primary::supervisor::{Cause, Event, Gates, Supervisor, SwapProgress};
 use crate::settings::Policy;
 use crate::wire::ids::Generation;
 use crate::wire::messages::ToCompiler;
@@ -26,7 +26,7 @@ use crate::wire::messages::ToCompiler;
 impl Driver<'_> {
     /// Begins a reload; how it goes comes as lines of JSON.
     pub(crate) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
-        let (listener, lines) = Listener::new();
+        let (listener, lines) = Follower::new();
         if request.to.is_some() {
             return Err("a reload takes no `to`".to_owned().into());
         }
@@ -49,14 +49,14 @@ impl Driver<'_> {
     }
 
     pub(crate) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest, wanted: Wanted) {
-        let begun = self.begin_reload(request, wanted, Listener::default());
+        let begun = self.begin_reload(request, wanted, Follower::default());
         if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
             tracing::warn!("{by} asks for a reload: {reason}");
         }
     }
 
     /// The settings are those of the start. Whoever changed their file since should not have to find out.
-    pub(crate) fn tell_changed_settings(&self, listener: Listener) {
+    pub(crate) fn tell_changed_settings(&self, listener: Follower) {
         if let Some(file) = &self.settings.file {
             file.look(move |text| {
                 tracing::warn!("{text}");
@@ -65,7 +65,7 @@ impl Driver<'_> {
         }
     }
 
-    fn begin_reload(&mut self, request: &ReloadRequest, wanted: Wanted, listener: Listener) -> Refusable<()> {
+    fn begin_reload(&mut self, request: &ReloadRequest, wanted: Wanted, listener: Follower) -> Refusable<()> {
         if request.force && self.supervisor.is_rolling_back() {
             // The old version may be what cannot be served any more; a fix must not have to wait for it.
             self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
@@ -86,14 +86,14 @@ impl Driver<'_> {
         let gates = request.gates(self.settings.max_error_increase);
         let Policy { min_ready, soak, .. } = self.settings.policy;
         let deadline = request.deadline(min_ready.saturating_add(soak));
-        self.compile(&ask, Plan { source, gates, deadline, wanted, origin: Origin::Compiled }, listener)
+        self.compile(&ask, ReloadPlan { source, gates, deadline, wanted, origin: Provenance::Compiled }, listener)
     }
 
-    fn compile(&mut self, ask: &ToCompiler, plan: Plan, listener: Listener) -> Refusable<()> {
+    fn compile(&mut self, ask: &ToCompiler, plan: ReloadPlan, listener: Follower) -> Refusable<()> {
         let compiling = Compiling::start(ask, self.answers.clone())
             .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let Plan { source, gates, deadline, wanted, origin } = plan;
-        let stage = Stage::Compiling(Draft { compiling, source, gates, deadline, wanted, origin });
+        let ReloadPlan { source, gates, deadline, wanted, origin } = plan;
+        let stage = ChangeStage::Compiling(Draft { compiling, source, gates, deadline, wanted, origin });
         self.change = Some(Change { listener, stage, since: Instant::now() });
         self.tell_reload(None, "compiling", None, None);
         Ok(())
@@ -106,18 +106,18 @@ impl Driver<'_> {
             return Err("a rollback takes neither `app` nor `if_new`".to_owned().into());
         }
         let gates = Gates { served_before: true, ..request.gates(self.settings.max_error_increase) };
-        let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Listener::new());
+        let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Follower::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
             tracing::info!("rolling back to what generation {target} was, {}", deployment.source.display());
-            self.swap(deployment, Origin::Kept(target), gates, deadline, listener, Instant::now());
+            self.swap(deployment, Provenance::Kept(target), gates, deadline, listener, Instant::now());
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before, {}", version.source.display());
             let (version, source) = (version.clone(), version.source.clone());
             let (store, state) = (self.settings.store.clone(), self.settings.state_dir.clone());
             let ask = ToCompiler::Find { version, store, state };
-            let plan = Plan { source, gates, deadline, wanted: Wanted::Always, origin: Origin::Remembered };
+            let plan = ReloadPlan { source, gates, deadline, wanted: Wanted::Always, origin: Provenance::Remembered };
             self.compile(&ask, plan, listener)?;
         } else {
             return Err(self.generations.no_previous().into());
@@ -129,7 +129,7 @@ impl Driver<'_> {
         Some(self.change.as_ref()?.draft()?.deadline)
     }
 
-    pub(crate) fn compiled(&mut self, (compiler, answer): Answer) {
+    pub(crate) fn compiled(&mut self, (compiler, answer): Answered) {
         // One that was given up may still have answered.
         let Some(draft) = self.change.as_mut().and_then(Change::draft_mut) else { return };
         if draft.compiling.pid() != compiler {
@@ -160,14 +160,14 @@ impl Driver<'_> {
     fn swap(
         &mut self,
         deployment: Rc<Deployment>,
-        origin: Origin,
+        origin: Provenance,
         gates: Gates,
         deadline: Instant,
-        listener: Listener,
+        listener: Follower,
         since: Instant,
     ) {
         let candidate = self.generations.add(deployment, origin);
-        self.change = Some(Change { listener, stage: Stage::Swapping(candidate), since });
+        self.change = Some(Change { listener, stage: ChangeStage::Swapping(candidate), since });
         let deadline = Some(deadline.saturating_duration_since(self.started));
         self.tell(Event::ReloadRequested { candidate, gates, deadline });
     }
@@ -207,7 +207,7 @@ impl Driver<'_> {
         generation: Option<Generation>,
         result: ReloadResult,
         reason: Option<String>,
-        listener: &Listener,
+        listener: &Follower,
     ) {
         match (result, &reason) {
             (ReloadResult::Committed, _) => {
@@ -227,18 +227,18 @@ impl Driver<'_> {
         }
     }
 
-    pub(crate) fn reload_progresses(&mut self, candidate: Generation, progress: Progress) {
+    pub(crate) fn reload_progresses(&mut self, candidate: Generation, progress: SwapProgress) {
         let of = self.supervisor.slots();
         let some = Some(candidate);
         match progress {
-            Progress::Canary(time) => self.tell_reload(some, "canary", None, Some(Detail::Lasts(time))),
-            Progress::Rolling(done) => self.tell_reload(some, "rolling", Some((done, of)), None),
-            Progress::Soaking(time) => self.tell_reload(some, "soaking", None, Some(Detail::Lasts(time))),
-            Progress::RollingBack(cause, left) => {
+            SwapProgress::Canary(time) => self.tell_reload(some, "canary", None, Some(Detail::Lasts(time))),
+            SwapProgress::Rolling(done) => self.tell_reload(some, "rolling", Some((done, of)), None),
+            SwapProgress::Soaking(time) => self.tell_reload(some, "soaking", None, Some(Detail::Lasts(time))),
+            SwapProgress::RollingBack(cause, left) => {
                 let (_, reason) = explain_failure(cause);
                 self.tell_reload(some, "rolling_back", Some((of - left.min(of), of)), Some(Detail::Because(reason)));
             }
-            Progress::Committed => {
+            SwapProgress::Committed => {
                 let same = self.generations.get(candidate).is_some_and(|deployment| self.serves(deployment));
                 let reason = same.then(|| "the component is the same as before, its workers are new".to_owned());
                 self.generations.commit(candidate);
@@ -247,7 +247,7 @@ impl Driver<'_> {
                 self.tell_reload(some, "committed", None, None);
                 self.settle(candidate, ReloadResult::Committed, reason);
             }
-            Progress::RolledBack(cause) => {
+            SwapProgress::RolledBack(cause) => {
                 self.generations.forget_others();
                 let (result, reason) = explain_failure(cause);
                 self.settle(candidate, result, Some(reason));
@@ -360,12 +360,12 @@ impl Driver<'_> {
 }
 
 /// What is to be compiled, and on which terms.
-struct Plan {
+struct ReloadPlan {
     source: PathBuf,
     gates: Gates,
     deadline: Instant,
     wanted: Wanted,
-    origin: Origin,
+    origin: Provenance,
 }
 
 /// What there is to say of a phase of a reload.

@@ -29,34 +29,34 @@ const FINISH: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Source {
     reader: std::fs::File,
-    kind: Kind,
+    kind: SourceKind,
     lines: LineBuffer,
 }
 
 /// Whose lines they are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum SourceKind {
     /// Log lines, formatted already.
     Log,
     /// What a guest printed.
-    Guest { stream: Stream, worker: WorkerId, generation: Generation },
+    Guest { stream: OutputStream, worker: WorkerId, generation: Generation },
 }
 
 /// Where a guest printed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub(crate) enum OutputStream {
     Stdout,
     Stderr,
 }
 
 impl Source {
-    pub(crate) fn new(reader: OwnedFd, kind: Kind) -> Self {
+    pub(crate) fn new(reader: OwnedFd, kind: SourceKind) -> Self {
         Self { reader: reader.into(), kind, lines: LineBuffer::of_marked_lines() }
     }
 }
 
 #[derive(Debug)]
-enum Order {
+enum OutputOrder {
     Add(Source),
     Release,
     /// Bytes for standard error, also before the release.
@@ -67,7 +67,7 @@ enum Order {
 /// The handle to the thread.
 #[derive(Debug)]
 pub(crate) struct Output {
-    orders: SyncSender<Order>,
+    orders: SyncSender<OutputOrder>,
     /// A byte in this pipe makes the thread look at its orders.
     wake: PipeWriter,
     /// Disconnects when the thread has ended.
@@ -90,7 +90,7 @@ impl Output {
         let output = Self { orders, wake, done, is_terminal };
 
         let (reader, writer) = output_pipe()?;
-        output.add(Source::new(reader, Kind::Log));
+        output.add(Source::new(reader, SourceKind::Log));
         let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(writer)));
         let volume = logging.install(level, move || log);
         Ok((output, volume))
@@ -98,25 +98,25 @@ impl Output {
 
     /// Carries what `source` says from now on, until its end.
     pub(crate) fn add(&self, source: Source) {
-        self.order(Order::Add(source));
+        self.order(OutputOrder::Add(source));
     }
 
     /// Announces the cluster, and lets lines through.
     pub(crate) fn announce(&self, lines: String) {
-        self.order(Order::Show(lines.into_bytes()));
-        self.order(Order::Release);
+        self.order(OutputOrder::Show(lines.into_bytes()));
+        self.order(OutputOrder::Release);
     }
 
     /// A line of the start's own, also before the release.
     pub(crate) fn say(&self, level: LogLevel, message: fmt::Arguments<'_>) {
-        self.order(Order::Show(logging::line(level, message).into_bytes()));
+        self.order(OutputOrder::Show(logging::line(level, message).into_bytes()));
     }
 
     /// Tells what takes long: on a terminal in a line that [`Output::end_progress`] removes, elsewhere once.
     pub(crate) fn progress(&self, doing: &str, time: Duration, was_told: bool) {
         let sentence = format!("{}{}…", doing[..1].to_uppercase(), &doing[1..]);
         if self.is_terminal {
-            self.order(Order::Show(format!("\r{sentence} {} s\x1b[K", time.as_secs()).into_bytes()));
+            self.order(OutputOrder::Show(format!("\r{sentence} {} s\x1b[K", time.as_secs()).into_bytes()));
         } else if !was_told {
             self.say(LogLevel::Info, format_args!("{sentence}"));
         }
@@ -124,22 +124,22 @@ impl Output {
 
     pub(crate) fn end_progress(&self) {
         if self.is_terminal {
-            self.order(Order::Show(b"\r\x1b[K".to_vec()));
+            self.order(OutputOrder::Show(b"\r\x1b[K".to_vec()));
         }
     }
 
     /// Lets lines through.
     pub(crate) fn release(&self) {
-        self.order(Order::Release);
+        self.order(OutputOrder::Release);
     }
 
     /// Carries out what has been said so far; waits for it, but not for long.
     pub(crate) fn finish(self) {
-        self.order(Order::Finish);
+        self.order(OutputOrder::Finish);
         let _ = self.done.recv_timeout(FINISH);
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: OutputOrder) {
         // With so many orders waiting, the thread is stuck on a reader who stopped: the source is dropped, and its
         // writers notice that nobody listens.
         if self.orders.try_send(order).is_ok() {
@@ -152,7 +152,7 @@ impl Output {
 struct Carrier {
     format: LogFormat,
     sources: Vec<Source>,
-    orders: Receiver<Order>,
+    orders: Receiver<OutputOrder>,
     wakened: PipeReader,
 }
 
@@ -161,10 +161,10 @@ impl Carrier {
         // Held back until the server is announced, or has failed to start.
         while let Ok(order) = self.orders.recv() {
             match order {
-                Order::Add(source) => self.sources.push(source),
-                Order::Release => break,
-                Order::Show(bytes) => show(&bytes),
-                Order::Finish => return self.carry_the_rest(),
+                OutputOrder::Add(source) => self.sources.push(source),
+                OutputOrder::Release => break,
+                OutputOrder::Show(bytes) => show(&bytes),
+                OutputOrder::Finish => return self.carry_the_rest(),
             }
         }
         loop {
@@ -172,16 +172,16 @@ impl Carrier {
             self.carry(&readable);
             for order in self.take_orders() {
                 match order {
-                    Order::Add(source) => self.sources.push(source),
-                    Order::Release => {}
-                    Order::Show(bytes) => show(&bytes),
-                    Order::Finish => return self.carry_the_rest(),
+                    OutputOrder::Add(source) => self.sources.push(source),
+                    OutputOrder::Release => {}
+                    OutputOrder::Show(bytes) => show(&bytes),
+                    OutputOrder::Finish => return self.carry_the_rest(),
                 }
             }
         }
     }
 
-    fn take_orders(&mut self) -> Vec<Order> {
+    fn take_orders(&mut self) -> Vec<OutputOrder> {
         self.orders.try_iter().collect()
     }
 
@@ -223,8 +223,8 @@ impl Carrier {
         for &index in readable {
             let source = &mut self.sources[index];
             let out = match source.kind {
-                Kind::Guest { stream: Stream::Stdout, .. } => &mut stdout,
-                Kind::Guest { stream: Stream::Stderr, .. } | Kind::Log => &mut stderr,
+                SourceKind::Guest { stream: OutputStream::Stdout, .. } => &mut stdout,
+                SourceKind::Guest { stream: OutputStream::Stderr, .. } | SourceKind::Log => &mut stderr,
             };
             let (kind, format) = (source.kind, self.format);
             match source.reader.read(&mut share) {
@@ -250,23 +250,23 @@ fn show(bytes: &[u8]) {
 }
 
 /// One line, newline included, as it goes out.
-fn render(format: LogFormat, kind: Kind, line: &[u8], out: &mut Vec<u8>) {
+fn render(format: LogFormat, kind: SourceKind, line: &[u8], out: &mut Vec<u8>) {
     match (kind, format) {
-        (Kind::Log, LogFormat::Pretty) => out.extend_from_slice(line),
+        (SourceKind::Log, LogFormat::Pretty) => out.extend_from_slice(line),
         // A pipe that was full may have taken the half of a line.
-        (Kind::Log, LogFormat::Json) => {
+        (SourceKind::Log, LogFormat::Json) => {
             out.extend_from_slice(json::wrap(line, LogLevel::Error, &Map::new()).as_bytes());
         }
-        (Kind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
+        (SourceKind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
             let (request, line) = split_request(line);
             let request = if request.is_empty() { request } else { format!(" request {request}") };
             out.extend_from_slice(format!("[worker {worker} g {generation}{request}] ").as_bytes());
             out.extend_from_slice(line);
         }
-        (Kind::Guest { stream, worker, generation }, LogFormat::Json) => {
+        (SourceKind::Guest { stream, worker, generation }, LogFormat::Json) => {
             let stream = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
+                OutputStream::Stdout => "stdout",
+                OutputStream::Stderr => "stderr",
             };
             let mut fields = Map::from_iter([
                 ("stream".into(), stream.into()),
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn lines_of_guests_name_the_request_they_are_about() {
-        let guest = Kind::Guest { stream: Stream::Stdout, worker: WorkerId(3), generation: Generation(2) };
+        let guest = SourceKind::Guest { stream: OutputStream::Stdout, worker: WorkerId(3), generation: Generation(2) };
         for (line, pretty, fields) in [
             (&b"\x1e3-7 GET /a\x1ehi\n"[..], "[worker 3 g 2 request 3-7 GET /a] hi\n", [Some("3-7"), Some("/a"), None]),
             (
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn lines_are_rendered_with_their_worker() {
-        let guest = Kind::Guest { stream: Stream::Stderr, worker: WorkerId(3), generation: Generation(2) };
+        let guest = SourceKind::Guest { stream: OutputStream::Stderr, worker: WorkerId(3), generation: Generation(2) };
         let mut out = Vec::new();
         render(LogFormat::Pretty, guest, b"hello\n", &mut out);
         assert_eq!(out, b"[worker 3 g 2] hello\n");
@@ -345,7 +345,7 @@ mod tests {
         let ours = json::line("WARN", "careful", &Map::new());
         for (line, message) in [(ours.as_bytes(), "careful"), (&ours.as_bytes()[20..], ours[20..].trim_end())] {
             out.clear();
-            render(LogFormat::Json, Kind::Log, line, &mut out);
+            render(LogFormat::Json, SourceKind::Log, line, &mut out);
             let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
             assert_eq!(event["message"], message);
         }

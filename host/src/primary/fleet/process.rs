@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
 
-use super::output::{Kind, Output, Source, Stream};
+use super::output::{Output, OutputStream, Source, SourceKind};
 use crate::os::child::Child;
 use crate::os::files;
 use crate::os::listener::Listener;
@@ -118,10 +118,10 @@ impl WorkerProcess {
         // Before there is a process: one that is started here is followed, whatever fails.
         let channel = ours.into_async()?;
         let child = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
-        let guest = |stream| Kind::Guest { stream, worker: identity.worker, generation: identity.generation };
-        output.add(Source::new(stdout, guest(Stream::Stdout)));
-        output.add(Source::new(stderr, guest(Stream::Stderr)));
-        output.add(Source::new(log, Kind::Log));
+        let guest = |stream| SourceKind::Guest { stream, worker: identity.worker, generation: identity.generation };
+        output.add(Source::new(stdout, guest(OutputStream::Stdout)));
+        output.add(Source::new(stderr, guest(OutputStream::Stderr)));
+        output.add(Source::new(log, SourceKind::Log));
         Ok(Self { child, stats, channel, sent: AtomicU64::new(1) })
     }
 

@@ -30,7 +30,7 @@ use errors::Recent;
 use swap::Reload;
 
 pub(crate) use errors::Answers;
-pub(crate) use swap::{Cause, Gates, Progress};
+pub(crate) use swap::{Cause, Gates, SwapProgress};
 
 mod errors;
 mod swap;
@@ -158,7 +158,7 @@ pub(crate) enum Action {
     /// Tell whoever wants to know.
     Report(Report),
     /// Everything is over.
-    Exit(Outcome),
+    Exit(Ending),
 }
 
 /// What people may want to know, from logs and events.
@@ -177,7 +177,7 @@ pub(crate) enum Report {
     /// What keeps the cluster from being as it should, or that nothing does any more.
     Degraded(Option<Degradation>),
     /// How the reload to this generation goes.
-    Reload(Generation, Progress),
+    Reload(Generation, SwapProgress),
 }
 
 /// What keeps a cluster that serves from being as it should.
@@ -212,7 +212,7 @@ pub(crate) enum Why {
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Ending {
     /// It was asked to stop, and did.
     Stopped,
     /// No worker could be made to serve; why.
@@ -315,7 +315,7 @@ struct Worker {
     /// When its heartbeats last grew.
     beat_at: Time,
     /// What it is to do next, from when on.
-    owes: Option<(Duty, Time)>,
+    owes: Option<(WorkerDuty, Time)>,
     /// It says nothing more.
     hung_up: bool,
     /// When it is given up: it was sent SIGKILL.
@@ -326,12 +326,12 @@ struct Worker {
 
 /// What a worker has to do in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Duty {
+enum WorkerDuty {
     BecomeReady,
     Accept,
 }
 
-impl Duty {
+impl WorkerDuty {
     fn patience(self) -> Duration {
         match self {
             Self::BecomeReady => START_PATIENCE,
@@ -570,7 +570,7 @@ impl Supervisor {
             kill_at: None,
             vitals: Vitals::default(),
             beat_at: now,
-            owes: Some((Duty::BecomeReady, now)),
+            owes: Some((WorkerDuty::BecomeReady, now)),
             hung_up: false,
             given_up_at: None,
             last_words: None,
@@ -604,7 +604,7 @@ impl Supervisor {
 
     fn start_accepting(&mut self, now: Time, worker: WorkerId) -> Action {
         if let Some(found) = self.workers.get_mut(&worker) {
-            found.owes = Some((Duty::Accept, now));
+            found.owes = Some((WorkerDuty::Accept, now));
         }
         Action::StartAccepting { worker }
     }
@@ -1036,8 +1036,8 @@ impl Supervisor {
             return None;
         }
         let outcome = match &mut self.stage {
-            Stage::Failing { reason } => Outcome::BootFailed(std::mem::take(reason)),
-            Stage::Stopping { .. } => Outcome::Stopped,
+            Stage::Failing { reason } => Ending::BootFailed(std::mem::take(reason)),
+            Stage::Stopping { .. } => Ending::Stopped,
             Stage::Booting | Stage::Running | Stage::Exited => return None,
         };
         self.stage = Stage::Exited;

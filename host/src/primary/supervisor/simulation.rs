@@ -84,7 +84,7 @@ struct Simulation {
     owed: BTreeMap<Slot, Time>,
     ever_ready: bool,
     stopped_at: Option<Time>,
-    outcome: Option<Outcome>,
+    outcome: Option<Ending>,
     verbose: bool,
     current: Generation,
     candidate: Option<Generation>,
@@ -394,13 +394,13 @@ impl Simulation {
                     let served = self.processes[&worker].accepts;
                     assert!(goes_on || !served, "the reload took the ready worker {worker} from slot {slot}");
                 }
-                Action::Report(Report::Reload(generation, Progress::Committed)) => {
+                Action::Report(Report::Reload(generation, SwapProgress::Committed)) => {
                     assert_eq!(self.candidate.take(), Some(generation), "committed something else");
                     let is_worse = self.errors[&generation] > self.errors[&self.current] + 5;
                     assert!(self.forced || !is_worse, "a version with more errors was committed");
                     (self.current, self.compared_at) = (generation, None);
                 }
-                Action::Report(Report::Reload(generation, Progress::RolledBack(cause))) => {
+                Action::Report(Report::Reload(generation, SwapProgress::RolledBack(cause))) => {
                     let blamed = matches!(cause, Cause::Gate(reason) if reason.contains("answers were errors"));
                     let is_worse = self.errors[&generation] > self.errors[&self.current];
                     // Of an old version that has not answered lately nothing is known; a new one that fails is blamed.
@@ -468,12 +468,12 @@ impl Simulation {
 
     fn check_end(self) {
         match (&self.outcome, self.stopped_at) {
-            (Some(Outcome::BootFailed(_)), _) => assert!(!self.ever_ready, "gave up after a worker was ready"),
-            (Some(Outcome::Stopped), Some(at)) => {
+            (Some(Ending::BootFailed(_)), _) => assert!(!self.ever_ready, "gave up after a worker was ready"),
+            (Some(Ending::Stopped), Some(at)) => {
                 let longest = POLICY.shutdown_timeout + KILL_PATIENCE + Duration::from_millis(10);
                 assert!(self.now <= at + longest, "the stop took from {at:?} to {:?}", self.now);
             }
-            (Some(Outcome::Stopped), None) => panic!("stopped by itself"),
+            (Some(Ending::Stopped), None) => panic!("stopped by itself"),
             (None, Some(at)) => panic!("asked to stop at {at:?}, and still there at {:?}", self.now),
             (None, None) => {
                 let waiting: Vec<Slot> = self.supervisor.waiting().map(|waiting| waiting.slot).collect();

@@ -49,7 +49,7 @@ impl Default for Gates {
 
 /// How a reload goes, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub(crate) enum SwapProgress {
     /// The canary is to become ready, and to stay so for this long.
     Canary(Duration),
     /// So many slots are rolled.
@@ -71,7 +71,7 @@ pub(crate) enum Cause {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum SwapPhase {
     /// Another successor has the canary's place.
     Waiting,
     Canary {
@@ -98,7 +98,7 @@ enum Phase {
 pub(super) struct Reload {
     candidate: Generation,
     gates: Gates,
-    phase: Phase,
+    phase: SwapPhase,
     /// When it has taken too long.
     deadline: Option<Time>,
     /// Crashes per second and worker of the old generation, lately.
@@ -113,8 +113,8 @@ pub(super) struct Reload {
 impl Reload {
     fn canary(&self) -> Option<WorkerId> {
         match self.phase {
-            Phase::Canary { worker, .. } | Phase::Passed { worker } => Some(worker),
-            Phase::Waiting | Phase::Rolling | Phase::Soaking { .. } | Phase::RollingBack(_) => None,
+            SwapPhase::Canary { worker, .. } | SwapPhase::Passed { worker } => Some(worker),
+            SwapPhase::Waiting | SwapPhase::Rolling | SwapPhase::Soaking { .. } | SwapPhase::RollingBack(_) => None,
         }
     }
 
@@ -122,16 +122,16 @@ impl Reload {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let phase = match self.phase {
             // One that proves to be well does so again and again: the next proof is what is waited for.
-            Phase::Canary { passes_at, well_at: None, .. } => passes_at,
-            Phase::Canary { .. } => None,
-            Phase::Soaking { until, .. } => Some(until),
-            Phase::Waiting | Phase::Passed { .. } | Phase::Rolling | Phase::RollingBack(_) => None,
+            SwapPhase::Canary { passes_at, well_at: None, .. } => passes_at,
+            SwapPhase::Canary { .. } => None,
+            SwapPhase::Soaking { until, .. } => Some(until),
+            SwapPhase::Waiting | SwapPhase::Passed { .. } | SwapPhase::Rolling | SwapPhase::RollingBack(_) => None,
         };
         phase.into_iter().chain(self.deadline).min()
     }
 
     fn is_rolling_back(&self) -> bool {
-        matches!(self.phase, Phase::RollingBack(_))
+        matches!(self.phase, SwapPhase::RollingBack(_))
     }
 }
 
@@ -154,10 +154,10 @@ impl Supervisor {
     pub(crate) fn reloading(&self) -> Option<(Generation, &'static str)> {
         let reload = self.reload.as_ref()?;
         let phase = match reload.phase {
-            Phase::Waiting | Phase::Canary { .. } | Phase::Passed { .. } => "canary",
-            Phase::Rolling => "rolling",
-            Phase::Soaking { .. } => "soaking",
-            Phase::RollingBack(_) => "rolling_back",
+            SwapPhase::Waiting | SwapPhase::Canary { .. } | SwapPhase::Passed { .. } => "canary",
+            SwapPhase::Rolling => "rolling",
+            SwapPhase::Soaking { .. } => "soaking",
+            SwapPhase::RollingBack(_) => "rolling_back",
         };
         Some((reload.candidate, phase))
     }
@@ -187,14 +187,14 @@ impl Supervisor {
         self.reload = Some(Reload {
             candidate,
             gates,
-            phase: Phase::Waiting,
+            phase: SwapPhase::Waiting,
             deadline,
             crash_rate_before: crashes as f64 / lately,
             crashes: 0,
             served: Duration::ZERO,
             trial: Trial::default(),
         });
-        actions.push(Action::Report(Report::Reload(candidate, Progress::Canary(self.min_ready()))));
+        actions.push(Action::Report(Report::Reload(candidate, SwapProgress::Canary(self.min_ready()))));
         actions
     }
 
@@ -221,30 +221,30 @@ impl Supervisor {
         let reload = self.reload.as_ref()?;
         let candidate = reload.candidate;
         match &reload.phase {
-            Phase::Waiting if self.slots[0].successor.is_none() => {
+            SwapPhase::Waiting if self.slots[0].successor.is_none() => {
                 let worker = self.enlist(now, Slot(0), candidate);
-                self.set_phase(Phase::Canary { worker, passes_at: None, well_at: None });
+                self.set_phase(SwapPhase::Canary { worker, passes_at: None, well_at: None });
                 Some(vec![Action::Spawn { worker, slot: Slot(0), generation: candidate }])
             }
-            &Phase::Canary { worker, passes_at: Some(at), well_at } if at <= well_at.unwrap_or(now) => {
-                self.set_phase(Phase::Passed { worker });
+            &SwapPhase::Canary { worker, passes_at: Some(at), well_at } if at <= well_at.unwrap_or(now) => {
+                self.set_phase(SwapPhase::Passed { worker });
                 Some(Vec::new())
             }
-            &Phase::Passed { worker } if self.may_drain(self.current) => {
-                self.set_phase(Phase::Rolling);
+            &SwapPhase::Passed { worker } if self.may_drain(self.current) => {
+                self.set_phase(SwapPhase::Rolling);
                 self.slots[0].successor = Some(super::Successor { worker, why: Why::Reloaded });
-                Some(vec![self.start_accepting(now, worker), self.report(Progress::Rolling(0))])
+                Some(vec![self.start_accepting(now, worker), self.report(SwapProgress::Rolling(0))])
             }
-            Phase::Rolling => match self.roll(now, candidate, Why::Reloaded)? {
+            SwapPhase::Rolling => match self.roll(now, candidate, Why::Reloaded)? {
                 Roll::Turn(turn) => Some(turn),
                 Roll::Done => Some(vec![self.begin_soak(now)]),
             },
-            &Phase::Soaking { until, latest } if until <= now => {
+            &SwapPhase::Soaking { until, latest } if until <= now => {
                 if now < latest && self.answers_are_due(candidate, &reload.trial) {
-                    self.set_phase(Phase::Soaking { until: latest.min(now + LOOK_AGAIN), latest });
+                    self.set_phase(SwapPhase::Soaking { until: latest.min(now + LOOK_AGAIN), latest });
                     return Some(Vec::new());
                 }
-                let committed = self.report(Progress::Committed);
+                let committed = self.report(SwapProgress::Committed);
                 self.current_answers = reload.trial.recent(now);
                 self.reload = None;
                 self.current = candidate;
@@ -252,18 +252,20 @@ impl Supervisor {
                 self.current_crashes.clear();
                 Some(vec![committed])
             }
-            Phase::RollingBack(cause) => {
+            SwapPhase::RollingBack(cause) => {
                 let cause = cause.clone();
                 match self.roll(now, self.current, Why::RolledBack)? {
                     Roll::Turn(turn) => Some(turn),
                     Roll::Done => {
-                        let rolled_back = self.report(Progress::RolledBack(cause));
+                        let rolled_back = self.report(SwapProgress::RolledBack(cause));
                         self.reload = None;
                         Some(vec![rolled_back])
                     }
                 }
             }
-            Phase::Waiting | Phase::Canary { .. } | Phase::Passed { .. } | Phase::Soaking { .. } => None,
+            SwapPhase::Waiting | SwapPhase::Canary { .. } | SwapPhase::Passed { .. } | SwapPhase::Soaking { .. } => {
+                None
+            }
         }
     }
 
@@ -274,8 +276,8 @@ impl Supervisor {
         // Who asks for no soak does not want to wait.
         let patience = if soak.is_zero() { Duration::ZERO } else { self.policy.request_timeout };
         let in_time = deadline.map_or(Time::MAX, |at| at.saturating_sub(LOOK_AGAIN));
-        self.set_phase(Phase::Soaking { until: now + soak, latest: in_time.min(now + soak + patience) });
-        self.report(Progress::Soaking(soak))
+        self.set_phase(SwapPhase::Soaking { until: now + soak, latest: in_time.min(now + soak + patience) });
+        self.report(SwapProgress::Soaking(soak))
     }
 
     /// Brings the next slot to `generation`; one worker at a time that is not ready.
@@ -314,13 +316,13 @@ impl Supervisor {
         generations.contains(&generation) || generations.len() < MAX_DRAINING
     }
 
-    fn set_phase(&mut self, phase: Phase) {
+    fn set_phase(&mut self, phase: SwapPhase) {
         if let Some(reload) = &mut self.reload {
             reload.phase = phase;
         }
     }
 
-    fn report(&self, progress: Progress) -> Action {
+    fn report(&self, progress: SwapProgress) -> Action {
         let candidate = self.reload.as_ref().map_or(self.current, |reload| reload.candidate);
         Action::Report(Report::Reload(candidate, progress))
     }
@@ -329,9 +331,9 @@ impl Supervisor {
     pub(super) fn slot_rolled(&self) -> Option<Action> {
         let reload = self.reload.as_ref()?;
         match &reload.phase {
-            Phase::Rolling => Some(self.report(Progress::Rolling(self.slots_of(reload.candidate)))),
-            Phase::RollingBack(cause) => {
-                Some(self.report(Progress::RollingBack(cause.clone(), self.slots_of(reload.candidate))))
+            SwapPhase::Rolling => Some(self.report(SwapProgress::Rolling(self.slots_of(reload.candidate)))),
+            SwapPhase::RollingBack(cause) => {
+                Some(self.report(SwapProgress::RollingBack(cause.clone(), self.slots_of(reload.candidate))))
             }
             _ => None,
         }
@@ -346,7 +348,7 @@ impl Supervisor {
     /// The canary is ready: it has to stay so for a while.
     pub(super) fn canary_became_ready(&mut self, now: Time, worker: WorkerId) {
         let (passes, proves) = (now + self.min_ready(), self.policy.checks_health);
-        if let Some(Reload { phase: Phase::Canary { worker: canary, passes_at, well_at }, .. }) = &mut self.reload
+        if let Some(Reload { phase: SwapPhase::Canary { worker: canary, passes_at, well_at }, .. }) = &mut self.reload
             && *canary == worker
         {
             passes_at.get_or_insert(passes);
@@ -355,7 +357,8 @@ impl Supervisor {
     }
 
     pub(super) fn canary_is_well(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        if let Some(Reload { phase: Phase::Canary { worker: canary, well_at: Some(at), .. }, .. }) = &mut self.reload
+        if let Some(Reload { phase: SwapPhase::Canary { worker: canary, well_at: Some(at), .. }, .. }) =
+            &mut self.reload
             && *canary == worker
         {
             *at = now;
@@ -455,8 +458,8 @@ impl Supervisor {
         let Some(reload) = &mut self.reload else { return Vec::new() };
         let (candidate, canary) = (reload.candidate, reload.canary());
         reload.deadline = None;
-        reload.phase = Phase::RollingBack(cause.clone());
-        let mut actions = vec![self.report(Progress::RollingBack(cause, self.slots_of(candidate)))];
+        reload.phase = SwapPhase::RollingBack(cause.clone());
+        let mut actions = vec![self.report(SwapProgress::RollingBack(cause, self.slots_of(candidate)))];
         actions.extend(self.dismiss(now, candidate, canary));
         actions
     }

@@ -85,8 +85,8 @@ fn describe(action: &Action) -> String {
         Action::Report(Report::Crashed { worker, .. }) => format!("crash {worker}, wait"),
         Action::Report(Report::Reload(_, progress)) => format!("{progress:?}"),
         Action::Report(Report::Ready { .. } | Report::Left { .. }) => "".into(),
-        Action::Exit(Outcome::Stopped) => "stopped".into(),
-        Action::Exit(Outcome::BootFailed(reason)) => format!("failed: {reason}"),
+        Action::Exit(Ending::Stopped) => "stopped".into(),
+        Action::Exit(Ending::BootFailed(reason)) => format!("failed: {reason}"),
     }
 }
 
@@ -661,7 +661,7 @@ struct World {
     given_up: BTreeSet<WorkerId>,
     ever_ready: bool,
     asked_to_stop: bool,
-    exit: Option<Outcome>,
+    exit: Option<Ending>,
 }
 
 struct Member {
@@ -808,8 +808,8 @@ proptest! {
     fn histories_keep_the_rules(slots in 1..5_u32, turns in turns()) {
         let (world, supervisor) = run(slots, &turns);
         match &world.exit {
-            Some(Outcome::BootFailed(_)) => prop_assert!(!world.ever_ready, "gave up after a worker was ready"),
-            Some(Outcome::Stopped) => prop_assert!(world.asked_to_stop),
+            Some(Ending::BootFailed(_)) => prop_assert!(!world.ever_ready, "gave up after a worker was ready"),
+            Some(Ending::Stopped) => prop_assert!(world.asked_to_stop),
             None if supervisor.is_stopping() => prop_assert!(!world.alive.is_empty(), "waits for nobody"),
             None => {
                 // Every slot has a worker or will get one, within the longest back-off.

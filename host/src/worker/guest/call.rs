@@ -20,14 +20,14 @@ pub(crate) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
 pub(crate) struct Call {
     turns: Arc<Turns>,
     epoch: Arc<Epoch>,
-    guest: Work,
+    guest: GuestFuture,
 }
 
-pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 
 impl Call {
     /// Of what runs an instance, and is polled by nothing else: here it is seen to that a guest gives way.
-    pub(super) fn new(turns: Arc<Turns>, epoch: Arc<Epoch>, guest: Work) -> Self {
+    pub(super) fn new(turns: Arc<Turns>, epoch: Arc<Epoch>, guest: GuestFuture) -> Self {
         Self { turns, epoch, guest }
     }
 }

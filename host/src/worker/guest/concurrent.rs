@@ -29,7 +29,7 @@ use super::trap::{Described, describe};
 use super::world::{Guest, World};
 
 /// All instances of a component.
-pub(crate) struct Stock {
+pub(crate) struct SharedStock {
     factory: Factory<ServicePre<Guest>>,
     max_uses: u32,
     max_seats: usize,
@@ -39,7 +39,7 @@ pub(crate) struct Stock {
     open: RefCell<Vec<Rc<Instance>>>,
 }
 
-impl Stock {
+impl SharedStock {
     pub(crate) fn new(factory: Factory<ServicePre<Guest>>, max_uses: u32, max_seats: usize) -> Self {
         Self { factory, max_uses, max_seats, idle: RefCell::default(), open: RefCell::default() }
     }
@@ -61,7 +61,7 @@ impl Stock {
 
     /// Serves a request in an instance that has a seat for it, or in a fresh one. To drop this cancels the request: its
     /// instance gets no other, and is dropped with its last.
-    pub(crate) async fn serve(self: Rc<Self>, request: Request) -> Result<(), Failure> {
+    pub(crate) async fn serve(self: Rc<Self>, request: GuestRequest) -> Result<(), Failure> {
         let instance = match self.take() {
             Some(instance) => instance,
             None => {
@@ -109,21 +109,21 @@ impl Stock {
 }
 
 /// A request for an instance.
-pub(crate) struct Request {
+pub(crate) struct GuestRequest {
     pub(crate) request: p3::Request,
     pub(crate) hooks: Hooks,
     pub(crate) head: oneshot::Sender<Head>,
 }
 
-type Running = Pin<Box<dyn Future<Output = wasmtime::Result<Infallible>>>>;
+type InstanceFuture = Pin<Box<dyn Future<Output = wasmtime::Result<Infallible>>>>;
 
 /// One instance.
 struct Instance {
     /// Runs it; `None` when it has trapped, or is not needed any more.
-    running: RefCell<Option<Running>>,
+    running: RefCell<Option<InstanceFuture>>,
     /// Why it ended.
     trapped: RefCell<Option<String>>,
-    work: Rc<Work>,
+    work: Rc<SharedWork>,
     wakers: Arc<Wakers>,
     waker: Waker,
     /// Requests that it serves now, and all that it was given.
@@ -137,8 +137,8 @@ struct Instance {
 
 /// What an instance and those who wait for it tell each other.
 #[derive(Default)]
-struct Work {
-    new: RefCell<Vec<(Request, Rc<Cell<bool>>)>>,
+struct SharedWork {
+    new: RefCell<Vec<(GuestRequest, Rc<Cell<bool>>)>>,
     /// Some request is over.
     has_news: Cell<bool>,
     /// It kept what it was lent.
@@ -147,7 +147,7 @@ struct Work {
 
 impl Instance {
     fn start(store: Store<Guest>, service: Service) -> Rc<Self> {
-        let (work, wakers) = (Rc::<Work>::default(), Arc::<Wakers>::default());
+        let (work, wakers) = (Rc::<SharedWork>::default(), Arc::<Wakers>::default());
         Rc::new(Self {
             running: RefCell::new(Some(Box::pin(run(store, service, work.clone())))),
             trapped: RefCell::default(),
@@ -186,14 +186,14 @@ impl Instance {
 
 /// A request's place in an instance.
 struct Seat {
-    stock: Rc<Stock>,
+    stock: Rc<SharedStock>,
     instance: Rc<Instance>,
     number: u64,
     is_over: Rc<Cell<bool>>,
 }
 
 impl Seat {
-    fn take(stock: Rc<Stock>, instance: Rc<Instance>, request: Request) -> Self {
+    fn take(stock: Rc<SharedStock>, instance: Rc<Instance>, request: GuestRequest) -> Self {
         let number = instance.next_seat.get();
         instance.next_seat.set(number + 1);
         instance.seats.set(instance.seats.get() + 1);
@@ -233,7 +233,7 @@ impl Drop for Seat {
 }
 
 /// Serves what it is given, and rests between. Ends with a trap.
-async fn run(mut store: Store<Guest>, service: Service, work: Rc<Work>) -> wasmtime::Result<Infallible> {
+async fn run(mut store: Store<Guest>, service: Service, work: Rc<SharedWork>) -> wasmtime::Result<Infallible> {
     let ended = store
         .run_concurrent(async |accessor| {
             let mut requests = Vec::new();
@@ -287,7 +287,7 @@ async fn run(mut store: Store<Guest>, service: Service, work: Rc<Work>) -> wasmt
 async fn answer(
     accessor: &Accessor<Guest>,
     service: &Service,
-    Request { request, hooks, head }: Request,
+    GuestRequest { request, hooks, head }: GuestRequest,
     is_alone: bool,
 ) -> wasmtime::Result<()> {
     accessor.with(|mut access| access.data_mut().begin(hooks, is_alone));

@@ -24,7 +24,7 @@ use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 
-use super::call::{Call, Failure, Head, Work, said};
+use super::call::{Call, Failure, GuestFuture, Head, said};
 use super::concurrent;
 use super::epoch::Epoch;
 use super::outbound::{Hooks, Origin, remove_hop_by_hop};
@@ -47,7 +47,7 @@ const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 /// The component's instances, ready to be handed requests.
 pub(crate) enum Instances {
     V0_2(Rc<Stock>),
-    V0_3(Rc<concurrent::Stock>),
+    V0_3(Rc<concurrent::SharedStock>),
 }
 
 impl Instances {
@@ -72,7 +72,7 @@ impl Instances {
             WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
             WasiHttp::V0_3 => {
                 let factory = Factory::new(engine, ServicePre::new(pre)?, world);
-                Self::V0_3(Rc::new(concurrent::Stock::new(factory, uses, seats as usize)))
+                Self::V0_3(Rc::new(concurrent::SharedStock::new(factory, uses, seats as usize)))
             }
         })
     }
@@ -143,7 +143,7 @@ impl Instances {
     {
         remove_hop_by_hop(request.headers_mut());
         let (head, receiver) = oneshot::channel();
-        let guest: Work = match self {
+        let guest: GuestFuture = match self {
             Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
             Self::V0_3(stock) => {
                 let hooks = stock.hooks(origin);
@@ -154,7 +154,7 @@ impl Instances {
     }
 
     /// All that guests do goes through here.
-    fn run(&self, guest: Work) -> Call {
+    fn run(&self, guest: GuestFuture) -> Call {
         let world = match self {
             Self::V0_2(stock) => stock.world(),
             Self::V0_3(stock) => stock.world(),
@@ -293,7 +293,7 @@ fn request_v0_3<B>(
     authority: Authority,
     mut hooks: Hooks,
     head: oneshot::Sender<Head>,
-) -> concurrent::Request
+) -> concurrent::GuestRequest
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
@@ -303,5 +303,5 @@ where
     let path = parts.uri.into_parts().path_and_query;
     let (request, _sent) =
         p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
-    concurrent::Request { request, hooks, head }
+    concurrent::GuestRequest { request, hooks, head }
 }

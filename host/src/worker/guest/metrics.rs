@@ -15,12 +15,12 @@ const MAX_NAMED: usize = 64;
 pub(crate) struct Metrics {
     stats: &'static Stats,
     /// Whoever has it may write to the table.
-    known: Mutex<Known>,
+    known: Mutex<KnownSeries>,
 }
 
 /// Where series are in the table.
 #[derive(Default)]
-struct Known {
+struct KnownSeries {
     places: HashMap<Box<[u8]>, (Kind, usize)>,
     /// Kept, so that it has memory.
     key: Vec<u8>,
@@ -50,7 +50,7 @@ impl Metrics {
     }
 }
 
-impl Known {
+impl KnownSeries {
     /// The place of a series, which may be new.
     fn place(
         &mut self,

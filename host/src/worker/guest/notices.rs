@@ -20,7 +20,7 @@ const BURST: u32 = 64;
 const EACH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
-pub(crate) struct Notices(Mutex<Told>);
+pub(crate) struct Notices(Mutex<ToldOnce>);
 
 impl Notices {
     /// Logs that `what` was denied, and how it could be had.
@@ -43,7 +43,7 @@ impl Notices {
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct ToldOnce {
     /// The last at the end.
     known: VecDeque<(String, Instant)>,
     /// What was told of [`BURST`] and is not made up for yet, as of `counted_at`.
@@ -52,7 +52,7 @@ struct Told {
     untold: u64,
 }
 
-impl Told {
+impl ToldOnce {
     /// Whether `message` is to be told, and how many were not before it.
     fn judge(&mut self, message: &str, now: Instant) -> Option<u64> {
         self.known.retain(|(_, told_at)| now.duration_since(*told_at) < AGAIN);
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn names_that_a_client_chose_leave_room_for_others() {
-        let (mut told, start) = (Told::default(), Instant::now());
+        let (mut told, start) = (ToldOnce::default(), Instant::now());
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         assert_eq!(told.judge("first", at(0)), Some(0));
         assert_eq!(told.judge("first", at(1)), None, "it was told");

@@ -161,7 +161,7 @@ impl WasiHttpHooks for Hooks {
     ) -> Pending<Result<(Response<WasiBody>, Pending<Sent>), Error>> {
         match self.permit(&request) {
             Ok((destination, places)) => {
-                let exchange = Exchange {
+                let exchange = OutboundExchange {
                     world: self.world.clone(),
                     asked: self.origin.request.clone(),
                     destination,
@@ -232,7 +232,7 @@ impl Hooks {
 }
 
 /// One outbound request that may be sent.
-struct Exchange {
+struct OutboundExchange {
     world: Arc<World>,
     asked: Option<Arc<Asked>>,
     destination: Destination,
@@ -240,7 +240,7 @@ struct Exchange {
     places: Places,
 }
 
-impl Exchange {
+impl OutboundExchange {
     async fn run(
         self,
         mut request: Request<WasiBody>,
@@ -287,7 +287,8 @@ impl Exchange {
         };
         remove_hop_by_hop(answer.headers_mut());
         let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
-        let answer = answer.map(|body| Answer { body, silence, timer: None, _places: self.places }.boxed_unsync());
+        let answer =
+            answer.map(|body| OutboundAnswer { body, silence, timer: None, _places: self.places }.boxed_unsync());
         Ok((answer, Box::new(rest(connection, ended))))
     }
 
@@ -304,7 +305,7 @@ impl Exchange {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<Stream, Error> {
+    async fn connect(&self) -> Result<OutboundStream, Error> {
         let stream = self.connect_to_any(self.resolve().await?).await?;
         // Requests are written in one piece.
         let _ = stream.set_nodelay(true);
@@ -437,7 +438,7 @@ fn failure(error: hyper::Error) -> Error {
 }
 
 /// What HTTP is spoken over.
-type Stream = Box<dyn Duplex>;
+type OutboundStream = Box<dyn Duplex>;
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
@@ -495,7 +496,7 @@ impl Body for Begun {
 }
 
 /// The body of an answer, which may not be silent for too long.
-struct Answer {
+struct OutboundAnswer {
     body: Incoming,
     silence: Duration,
     /// Runs while the guest waits for the other side.
@@ -503,7 +504,7 @@ struct Answer {
     _places: Places,
 }
 
-impl Body for Answer {
+impl Body for OutboundAnswer {
     type Data = Bytes;
     type Error = Error;
 

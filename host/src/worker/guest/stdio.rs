@@ -11,7 +11,7 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::os::pipe::{LineBuffer, LineWriter, MARK, MAX_LINE, Written};
+use crate::os::pipe::{LineBuffer, LineWriter, MARK, MAX_LINE, PipeWrite};
 use crate::wire::stats::Stats;
 use crate::worker::requests::Asked;
 
@@ -42,7 +42,7 @@ impl Sink {
         // Also where there is none: a guest may print marks of its own.
         marked.push(MARK);
         marked.extend_from_slice(line);
-        if self.writer.write(&marked) == Written::Dropped {
+        if self.writer.write(&marked) == PipeWrite::Dropped {
             self.stats.lines_dropped.increment();
         }
     }
@@ -51,10 +51,10 @@ impl Sink {
 /// The standard output or error of one instance. What it printed after its last newline is passed on when its request
 /// has been served, or the instance ends.
 #[derive(Clone, Debug)]
-pub(crate) struct GuestOutput(Arc<Lines>);
+pub(crate) struct GuestOutput(Arc<OutputLines>);
 
 #[derive(Debug)]
-struct Lines {
+struct OutputLines {
     text: Mutex<Text>,
     sink: Arc<Sink>,
 }
@@ -68,7 +68,7 @@ struct Text {
 
 impl GuestOutput {
     pub(crate) fn new(sink: Arc<Sink>) -> Self {
-        Self(Arc::new(Lines { text: Mutex::default(), sink }))
+        Self(Arc::new(OutputLines { text: Mutex::default(), sink }))
     }
 
     /// What comes from now on is about this request.
@@ -90,7 +90,7 @@ impl GuestOutput {
     }
 }
 
-impl Drop for Lines {
+impl Drop for OutputLines {
     fn drop(&mut self) {
         let Text { buffer, asked } = self.text.get_mut().unwrap_or_else(PoisonError::into_inner);
         buffer.finish(|line| self.sink.write(asked.as_deref(), line));

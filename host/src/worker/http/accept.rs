@@ -65,18 +65,18 @@ pub(crate) enum Admission {
 
 /// A connection's stream, of the kind its listener is.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum AcceptedStream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Accepted {
     /// Registers the connection with the executor; to be called on it.
-    pub(crate) fn into_stream(self) -> io::Result<Stream> {
+    pub(crate) fn into_stream(self) -> io::Result<AcceptedStream> {
         let fd = OwnedFd::from(self.socket);
         match socket2::SockRef::from(&fd).domain()? {
-            socket2::Domain::UNIX => Ok(Stream::Unix(UnixStream::from_std(fd.into())?)),
-            _ => Ok(Stream::Tcp(TcpStream::from_std(fd.into())?)),
+            socket2::Domain::UNIX => Ok(AcceptedStream::Unix(UnixStream::from_std(fd.into())?)),
+            _ => Ok(AcceptedStream::Tcp(TcpStream::from_std(fd.into())?)),
         }
     }
 }
@@ -100,7 +100,7 @@ pub(crate) struct Gate {
 
 /// What the gate says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum GateState {
     Open,
     /// Of requests or of connections: its executor can tell a client so.
     Full,
@@ -146,25 +146,25 @@ impl Gate {
         self.moved.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> GateState {
         let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
         if self.lying.load(Ordering::Relaxed) > 0 && self.started.elapsed() > moved + LAG {
-            State::Lagging
+            GateState::Lagging
         } else if self.stats.in_flight.get() >= self.max_in_flight || self.is_full_of_connections() {
-            State::Full
+            GateState::Full
         } else {
-            State::Open
+            GateState::Open
         }
     }
 
     /// What to do with a connection that has been queued for `queued`, as far as this thread has seen; `None` is to wait.
     fn admission(&self, queued: Duration) -> Option<Admission> {
         match self.state() {
-            State::Open => Some(Admission::Serve),
-            State::Full if queued >= PATIENCE && self.refused.load(Ordering::Relaxed) < MAX_REFUSED => {
+            GateState::Open => Some(Admission::Serve),
+            GateState::Full if queued >= PATIENCE && self.refused.load(Ordering::Relaxed) < MAX_REFUSED => {
                 Some(Admission::Refuse)
             }
-            State::Full | State::Lagging => None,
+            GateState::Full | GateState::Lagging => None,
         }
     }
 }
@@ -345,25 +345,25 @@ mod tests {
             assert_eq!(gate.state(), state);
             assert_eq!(gate.admission(PATIENCE), patient);
         };
-        check(State::Open, Some(Admission::Serve));
+        check(GateState::Open, Some(Admission::Serve));
         let requests = [stats.in_flight.hold(), stats.in_flight.hold()];
-        check(State::Full, Some(Admission::Refuse));
+        check(GateState::Full, Some(Admission::Refuse));
         assert_eq!(gate.admission(PATIENCE / 2), None);
         drop(requests);
-        check(State::Open, Some(Admission::Serve));
+        check(GateState::Open, Some(Admission::Serve));
         let _connections = [stats.connections.hold(), stats.connections.hold()];
         gate.handed_over(Admission::Serve);
-        check(State::Full, Some(Admission::Refuse));
+        check(GateState::Full, Some(Admission::Refuse));
         gate.taken();
         for _ in 0..MAX_REFUSED {
             gate.handed_over(Admission::Refuse);
             gate.taken();
         }
-        check(State::Open, Some(Admission::Serve));
+        check(GateState::Open, Some(Admission::Serve));
         let _last = stats.connections.hold();
-        check(State::Full, None);
+        check(GateState::Full, None);
         drop(gate.refusing());
-        check(State::Full, Some(Admission::Refuse));
+        check(GateState::Full, Some(Admission::Refuse));
         drop(page);
     }
 
@@ -374,10 +374,10 @@ mod tests {
         let mut gate = Gate::new(&limits, Page::open(&fd).unwrap());
         gate.started = Instant::now().checked_sub(LAG * 10).unwrap();
         gate.handed_over(Admission::Serve);
-        assert_eq!(gate.state(), State::Open, "it lies there since just now");
+        assert_eq!(gate.state(), GateState::Open, "it lies there since just now");
         gate.started = gate.started.checked_sub(LAG * 2).unwrap();
-        assert_eq!((gate.state(), gate.admission(PATIENCE)), (State::Lagging, None));
+        assert_eq!((gate.state(), gate.admission(PATIENCE)), (GateState::Lagging, None));
         gate.taken();
-        assert_eq!(gate.state(), State::Open);
+        assert_eq!(gate.state(), GateState::Open);
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderValue, Response, StatusCode};
 use super::body::Body;
 use super::exchange::Exchange;
 use super::outcome::Verdict;
-use super::upload::Progress;
+use super::upload::UploadProgress;
 use crate::worker::requests::{Asked, REQUEST_ID, log_of};
 
 pub(super) type Answer = Response<Body>;
@@ -31,7 +31,7 @@ pub(super) fn too_large(exchange: &Exchange) -> Answer {
 pub(super) fn late(exchange: &Exchange) -> Answer {
     exchange.judge(Verdict::Late);
     let limit = exchange.limit;
-    if exchange.upload_is(Progress::Awaited) {
+    if exchange.upload_is(UploadProgress::Awaited) {
         let why = "the guest waits for the rest of the request's body, which its client owes";
         log_of!(warn, exchange, "no answer within {limit:?}: {why}; see --request-timeout");
         return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long", exchange));

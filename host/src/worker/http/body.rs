@@ -27,7 +27,7 @@ const MAX_GATHERED: usize = 64 * 1024;
 
 /// Why an answer cannot become whole.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum Incomplete {
     #[error("its body is longer than its content-length")]
     TooLong,
     #[error("its body ended {0} bytes before its content-length")]
@@ -43,7 +43,7 @@ pub(super) enum Fault {
     Said(String),
 }
 
-impl Fault {
+impl Incomplete {
     /// `remaining` is how much was still to come, if that is known.
     fn of(error: Error, remaining: Option<u64>) -> Self {
         match (error, remaining) {
@@ -129,7 +129,7 @@ impl Body {
 
     /// Takes what the guest has written by now, so that a short answer is sent with its length, and what is wrong with it is
     /// known while it can be another. After an error, nothing of it was sent.
-    pub(super) fn gather(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+    pub(super) fn gather(&mut self, context: &mut Context<'_>) -> Result<(), Incomplete> {
         let mut bytes = 0;
         while self.remaining != Some(0) && bytes < MAX_GATHERED {
             match self.poll_more(context) {
@@ -149,17 +149,17 @@ impl Body {
     }
 
     /// What the guest writes next. An error means that the answer can no longer become whole.
-    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
         let mut polled = self.poll_written(context);
         if polled.is_pending() {
             self.poll_guest(context)?;
             polled = self.poll_written(context);
         }
         let frame = match ready!(polled) {
-            Some(frame) => frame.map_err(|error| Fault::of(error, self.remaining))?,
+            Some(frame) => frame.map_err(|error| Incomplete::of(error, self.remaining))?,
             None => {
                 if let Some(rest @ 1..) = self.remaining {
-                    return Poll::Ready(Some(Err(Fault::TooShort(rest))));
+                    return Poll::Ready(Some(Err(Incomplete::TooShort(rest))));
                 }
                 // A trap ends the frames, also one on behalf of another request in the same instance.
                 let ended = self.poll_guest(context);
@@ -170,7 +170,7 @@ impl Body {
         if let Some(remaining) = self.remaining {
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
             // Hyper would drop what is over, and the client take the answer for whole.
-            let rest = remaining.checked_sub(length).ok_or(Fault::TooLong)?;
+            let rest = remaining.checked_sub(length).ok_or(Incomplete::TooLong)?;
             self.remaining = Some(rest);
             if rest == 0 {
                 self.took_all(context);
@@ -180,7 +180,7 @@ impl Body {
     }
 
     /// Lets the guest work.
-    fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+    fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), Incomplete> {
         let Some(call) = &mut self.call else { return Ok(()) };
         let Poll::Ready(ended) = Pin::new(call).poll(context) else {
             return Ok(());
@@ -188,12 +188,12 @@ impl Body {
         self.call = None;
         match ended {
             Ok(()) => Ok(()),
-            Err(Failure::Full) => Err(Fault::Full),
+            Err(Failure::Full) => Err(Incomplete::Full),
             Err(Failure::Trap(error)) => {
                 if let Some(exchange) = &self.exchange {
                     exchange.trapped(&error);
                 }
-                Err(Fault::Trapped)
+                Err(Incomplete::Trapped)
             }
         }
     }
@@ -231,7 +231,7 @@ impl Body {
     }
 
     /// Gives up: hyper closes the connection without a well-formed end.
-    fn cut(&mut self, fault: Fault) -> Fault {
+    fn cut(&mut self, fault: Incomplete) -> Incomplete {
         if let Some(exchange) = &self.exchange {
             exchange.cut();
             exchange.blame();
@@ -246,9 +246,12 @@ impl Body {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = Fault;
+    type Error = Incomplete;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
         // The guest works only when nothing is left of what it wrote before.
         if let Some(frame) = self.gathered.pop() {
             return Poll::Ready(Some(Ok(frame)));

@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use super::buffers::{Buffers, Share};
-use super::drain::{self, Awaited, Duty, Event, Lifecycle};
+use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
 
 /// How long a connection may be silent in the beginning, when others want its place.
@@ -67,7 +67,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn step(&self, event: Event) {
+    pub(super) fn step(&self, event: ConnectionEvent) {
         self.machine.borrow_mut().step(self.epoch.elapsed(), event);
         self.settle();
     }
@@ -108,7 +108,7 @@ impl Connection {
 
     /// Ends the connection, unless a request is being answered, to make room for another.
     pub(super) fn evict(&self) {
-        self.step(Event::Evicted);
+        self.step(ConnectionEvent::Evicted);
         self.wake();
     }
 
@@ -180,7 +180,7 @@ impl Connection {
                 self.earlier.borrow_mut().push(last);
             }
         }
-        self.step(Event::RequestBegan);
+        self.step(ConnectionEvent::RequestBegan);
     }
 
     /// The head of an answer is there; its body may take longer.
@@ -225,7 +225,7 @@ impl Connection {
         // What it does next, only a look tells.
         self.listens.set(false);
         if !self.is_client_shut() {
-            self.step(Event::ClientShut);
+            self.step(ConnectionEvent::ClientShut);
         }
     }
 
@@ -246,7 +246,7 @@ impl Connection {
             self.has_written.set(true);
         }
         if self.is_client_shut() {
-            self.step(Event::AnswerMoved);
+            self.step(ConnectionEvent::AnswerMoved);
         }
     }
 
@@ -269,7 +269,7 @@ impl Connection {
         if is_turn {
             // Of a request whose body turned out bad, an answer may be under way, or have come to its end.
             let is_answered = self.moved_at().is_some() || (!is_busy && begun > good);
-            self.step(if is_answered { Event::ClientLeft } else { Event::Malformed });
+            self.step(if is_answered { ConnectionEvent::ClientLeft } else { ConnectionEvent::Malformed });
         }
     }
 
@@ -290,7 +290,7 @@ impl Connection {
         if let Some(exchange) = &exchange {
             exchange.rests();
         }
-        self.step(Event::Answered);
+        self.step(ConnectionEvent::Answered);
         self.refuse_in_turn();
         if self.is_client_shut() {
             // Now hyper may learn that nothing follows.

@@ -34,7 +34,7 @@ const HALF_OPEN: Duration = Duration::from_secs(1);
 
 /// What happened on the connection, or to its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum ConnectionEvent {
     /// Bytes came in that begin a request, or go on with its head.
     HeadBegan,
     /// What came in makes no sense, and it is its turn to be answered.
@@ -62,7 +62,7 @@ pub(crate) enum Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum LifecycleState {
     Idle {
         since: Time,
     },
@@ -112,7 +112,7 @@ pub(crate) struct Timeouts {
 /// The machine of one connection.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
-    state: State,
+    state: LifecycleState,
     timeouts: Timeouts,
     drain_began: Option<Time>,
     /// When the client closed its side, or a byte moved after that.
@@ -122,39 +122,40 @@ pub(crate) struct Lifecycle {
 impl Lifecycle {
     /// A connection that was accepted at `now`.
     pub(crate) fn new(now: Time, timeouts: Timeouts) -> Self {
-        Self { state: State::Idle { since: now }, timeouts, drain_began: None, client_shut: None }
+        Self { state: LifecycleState::Idle { since: now }, timeouts, drain_began: None, client_shut: None }
     }
 
     /// Takes note of what happened at `now`.
-    pub(crate) fn step(&mut self, now: Time, event: Event) {
-        let is_due = event == Event::DeadlinePassed && self.next_deadline().is_some_and(|at| at <= now);
-        let half_closed = State::HalfClosed { until: now + LINGER };
+    pub(crate) fn step(&mut self, now: Time, event: ConnectionEvent) {
+        let is_due = event == ConnectionEvent::DeadlinePassed && self.next_deadline().is_some_and(|at| at <= now);
+        let half_closed = LifecycleState::HalfClosed { until: now + LINGER };
         self.state = match (self.state, event) {
-            (State::Closed, _) | (_, Event::ClientLeft) => State::Closed,
-            (State::HalfClosed { .. }, _) if is_due => State::Closed,
-            (State::HalfClosed { until }, _) => State::HalfClosed { until },
-            (_, Event::Shut) => half_closed,
+            (LifecycleState::Closed, _) | (_, ConnectionEvent::ClientLeft) => LifecycleState::Closed,
+            (LifecycleState::HalfClosed { .. }, _) if is_due => LifecycleState::Closed,
+            (LifecycleState::HalfClosed { until }, _) => LifecycleState::HalfClosed { until },
+            (_, ConnectionEvent::Shut) => half_closed,
             // Without a half-close, which would keep its place for another second.
-            (State::Idle { .. }, Event::Evicted) => State::Closed,
-            (State::Head { .. }, Event::Evicted) => State::Refused,
-            (State::Refused, _) => State::Refused,
-            (_, Event::Malformed) => State::Refused,
-            (_, Event::RequestBegan) => State::Busy,
-            (State::Idle { .. }, Event::HeadBegan) => State::Head { since: now },
-            (State::Idle { .. }, Event::BodyCame) | (State::Busy, Event::Answered) => State::Idle { since: now },
-            (State::Idle { .. }, _) if is_due => half_closed,
-            (State::Head { .. }, _) if is_due => State::Refused,
-            (State::Busy, _) if is_due => State::Closed,
+            (LifecycleState::Idle { .. }, ConnectionEvent::Evicted) => LifecycleState::Closed,
+            (LifecycleState::Head { .. }, ConnectionEvent::Evicted) => LifecycleState::Refused,
+            (LifecycleState::Refused, _) => LifecycleState::Refused,
+            (_, ConnectionEvent::Malformed) => LifecycleState::Refused,
+            (_, ConnectionEvent::RequestBegan) => LifecycleState::Busy,
+            (LifecycleState::Idle { .. }, ConnectionEvent::HeadBegan) => LifecycleState::Head { since: now },
+            (LifecycleState::Idle { .. }, ConnectionEvent::BodyCame)
+            | (LifecycleState::Busy, ConnectionEvent::Answered) => LifecycleState::Idle { since: now },
+            (LifecycleState::Idle { .. }, _) if is_due => half_closed,
+            (LifecycleState::Head { .. }, _) if is_due => LifecycleState::Refused,
+            (LifecycleState::Busy, _) if is_due => LifecycleState::Closed,
             (state, _) => state,
         };
         match event {
-            Event::ClientShut => drop(self.client_shut.get_or_insert(now)),
-            Event::RequestBegan | Event::BodyCame | Event::AnswerMoved => {
+            ConnectionEvent::ClientShut => drop(self.client_shut.get_or_insert(now)),
+            ConnectionEvent::RequestBegan | ConnectionEvent::BodyCame | ConnectionEvent::AnswerMoved => {
                 self.client_shut = self.client_shut.map(|_| now);
             }
             _ => {}
         }
-        if event == Event::DrainBegan {
+        if event == ConnectionEvent::DrainBegan {
             self.drain_began.get_or_insert(now);
         }
     }
@@ -166,14 +167,14 @@ impl Lifecycle {
 
     /// Whether a request is being answered.
     pub(crate) fn is_busy(&self) -> bool {
-        self.state == State::Busy
+        self.state == LifecycleState::Busy
     }
 
     /// What its client is waited for, and since when.
     pub(crate) fn awaited(&self) -> Option<(Awaited, Time)> {
         match self.state {
-            State::Idle { since } => Some((Awaited::Request, since)),
-            State::Head { since } => Some((Awaited::RestOfHead, since)),
+            LifecycleState::Idle { since } => Some((Awaited::Request, since)),
+            LifecycleState::Head { since } => Some((Awaited::RestOfHead, since)),
             _ => None,
         }
     }
@@ -181,10 +182,10 @@ impl Lifecycle {
     /// What to do now.
     pub(crate) fn duty(&self) -> Duty {
         match self.state {
-            State::Idle { .. } | State::Head { .. } | State::Busy => Duty::Serve,
-            State::Refused => Duty::Refuse,
-            State::HalfClosed { .. } => Duty::Linger,
-            State::Closed => Duty::Close,
+            LifecycleState::Idle { .. } | LifecycleState::Head { .. } | LifecycleState::Busy => Duty::Serve,
+            LifecycleState::Refused => Duty::Refuse,
+            LifecycleState::HalfClosed { .. } => Duty::Linger,
+            LifecycleState::Closed => Duty::Close,
         }
     }
 
@@ -193,16 +194,16 @@ impl Lifecycle {
         self.drain_began.is_some()
     }
 
-    /// When to send [`Event::DeadlinePassed`], if at all.
+    /// When to send [`ConnectionEvent::DeadlinePassed`], if at all.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         let Timeouts { keep_alive, grace, header } = self.timeouts;
         match (self.state, self.drain_began) {
-            (State::Idle { since }, Some(began)) => Some((since.max(began) + grace).min(since + keep_alive)),
-            (State::Idle { since }, None) => Some(since + keep_alive),
-            (State::Head { since }, _) => Some(since + header),
-            (State::HalfClosed { until }, _) => Some(until),
-            (State::Busy, _) => self.client_shut.map(|since| since + HALF_OPEN),
-            (State::Refused | State::Closed, _) => None,
+            (LifecycleState::Idle { since }, Some(began)) => Some((since.max(began) + grace).min(since + keep_alive)),
+            (LifecycleState::Idle { since }, None) => Some(since + keep_alive),
+            (LifecycleState::Head { since }, _) => Some(since + header),
+            (LifecycleState::HalfClosed { until }, _) => Some(until),
+            (LifecycleState::Busy, _) => self.client_shut.map(|since| since + HALF_OPEN),
+            (LifecycleState::Refused | LifecycleState::Closed, _) => None,
         }
     }
 }
@@ -224,7 +225,7 @@ mod tests {
     }
 
     /// Feeds a script to a connection accepted at 0, and compares duty and next deadline after each event.
-    fn check(script: &[(u64, Event, Duty, Option<u64>)]) {
+    fn check(script: &[(u64, ConnectionEvent, Duty, Option<u64>)]) {
         let mut connection = Lifecycle::new(ms(0), TIMEOUTS);
         for &(at, event, duty, deadline) in script {
             connection.step(ms(at), event);
@@ -233,11 +234,11 @@ mod tests {
         }
     }
 
-    use Duty::{Close, Linger, Refuse, Serve};
-    use Event::{
+    use ConnectionEvent::{
         AnswerMoved, Answered, BodyCame, ClientLeft, ClientShut, DeadlinePassed, DrainBegan, Evicted, HeadBegan,
         Malformed, RequestBegan, Shut,
     };
+    use Duty::{Close, Linger, Refuse, Serve};
 
     #[test]
     fn without_a_drain_a_connection_may_be_idle_for_long() {
@@ -412,7 +413,7 @@ mod tests {
                 turns += 1;
                 prop_assert!(turns <= 3);
             }
-            prop_assert!(connection.duty() == Close || connection.state == State::Busy);
+            prop_assert!(connection.duty() == Close || connection.state == LifecycleState::Busy);
         }
     }
 }

@@ -12,7 +12,7 @@ use http::{Request, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::outcome::{End, Outcome, Verdict};
-use super::upload::{Progress, UploadState};
+use super::upload::{UploadProgress, UploadState};
 use crate::logging::several_lines;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
@@ -104,7 +104,7 @@ impl Exchange {
         self.place.take();
     }
 
-    pub(super) fn upload_is(&self, progress: Progress) -> bool {
+    pub(super) fn upload_is(&self, progress: UploadProgress) -> bool {
         self.upload.get().is_some_and(|upload| upload.is(progress))
     }
 
@@ -194,7 +194,7 @@ impl Exchange {
 
     /// What may be behind a guest's failure, and is not its fault.
     pub(super) fn hint(&self) -> String {
-        if self.upload_is(Progress::TooLarge) {
+        if self.upload_is(UploadProgress::TooLarge) {
             format!(", as its request's body is larger than {} bytes (see --max-body)", self.max_body)
         } else {
             String::new()

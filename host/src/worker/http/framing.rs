@@ -116,7 +116,7 @@ pub(crate) enum Violation {
 
 /// Of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum MessagePart {
     Head,
     Body,
 }
@@ -128,7 +128,7 @@ pub(crate) struct Bad {
     /// before the first that is wrong. Of a head that came in pieces, earlier ones were passed on, but not its end.
     pub(crate) good: usize,
     /// A head's request was not begun; a body's is under way.
-    pub(crate) part: Part,
+    pub(crate) part: MessagePart,
     pub(crate) violation: Violation,
 }
 
@@ -137,11 +137,11 @@ pub(crate) struct Bad {
 pub(crate) struct Framing {
     max_head: usize,
     max_fields: usize,
-    state: State,
+    state: FramingState,
     /// A head that has begun and is not whole. Most come in one piece and never see this.
     begun: Vec<u8>,
     /// Where that is in its request line.
-    line: Line,
+    line: FramedLine,
     /// What is to be escaped of the bytes that were followed last.
     odd: Vec<usize>,
     /// Heads that were whole.
@@ -149,21 +149,21 @@ pub(crate) struct Framing {
 }
 
 #[derive(Debug)]
-enum State {
+enum FramingState {
     /// Between messages, or in a head.
     Head,
     /// So many bytes of a body are still to come.
     Sized(u64),
     Chunked(Chunked),
     /// Nothing that follows can be trusted.
-    Refused(Part, Violation),
+    Refused(MessagePart, Violation),
 }
 
 impl Framing {
     /// `max_head` is in bytes, and counts from the end of the message before to the end of the empty line.
     pub(crate) fn new(max_head: usize, max_fields: usize) -> Self {
         let (begun, odd) = (Vec::new(), Vec::new());
-        Self { max_head, max_fields, state: State::Head, begun, line: Line::Method, odd, heads: 0 }
+        Self { max_head, max_fields, state: FramingState::Head, begun, line: FramedLine::Method, odd, heads: 0 }
     }
 
     /// Follows `bytes`, which came next.
@@ -173,22 +173,24 @@ impl Framing {
         while good < bytes.len() {
             let rest = &bytes[good..];
             let followed = match &mut self.state {
-                State::Head => self.follow_head(rest, good).map_err(|violation| (0, Part::Head, violation)),
-                State::Sized(left) => Ok(skip(left, rest)),
-                State::Chunked(body) => {
-                    body.follow(rest, self.max_fields).map_err(|(good, violation)| (good, Part::Body, violation))
+                FramingState::Head => {
+                    self.follow_head(rest, good).map_err(|violation| (0, MessagePart::Head, violation))
                 }
-                State::Refused(part, violation) => Err((0, *part, *violation)),
+                FramingState::Sized(left) => Ok(skip(left, rest)),
+                FramingState::Chunked(body) => {
+                    body.follow(rest, self.max_fields).map_err(|(good, violation)| (good, MessagePart::Body, violation))
+                }
+                FramingState::Refused(part, violation) => Err((0, *part, *violation)),
             };
             match followed {
                 Ok(length) => good += length,
                 Err((more, part, violation)) => {
-                    self.state = State::Refused(part, violation);
+                    self.state = FramingState::Refused(part, violation);
                     return Err(Bad { good: good + more, part, violation });
                 }
             }
             if self.is_body_whole() {
-                self.state = State::Head;
+                self.state = FramingState::Head;
             }
         }
         Ok(())
@@ -216,21 +218,21 @@ impl Framing {
     }
 
     /// What the next byte goes on with; `None` between messages.
-    pub(crate) fn inside(&self) -> Option<Part> {
+    pub(crate) fn inside(&self) -> Option<MessagePart> {
         match self.state {
             // An empty line begins nothing.
-            State::Head if self.begun.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => None,
-            State::Head => Some(Part::Head),
-            State::Sized(_) | State::Chunked(_) => Some(Part::Body),
-            State::Refused(part, _) => Some(part),
+            FramingState::Head if self.begun.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => None,
+            FramingState::Head => Some(MessagePart::Head),
+            FramingState::Sized(_) | FramingState::Chunked(_) => Some(MessagePart::Body),
+            FramingState::Refused(part, _) => Some(part),
         }
     }
 
     fn is_body_whole(&self) -> bool {
         match &self.state {
-            State::Sized(left) => *left == 0,
-            State::Chunked(body) => body.step == Step::End,
-            State::Head | State::Refused(..) => false,
+            FramingState::Sized(left) => *left == 0,
+            FramingState::Chunked(body) => body.step == Step::End,
+            FramingState::Head | FramingState::Refused(..) => false,
         }
     }
 
@@ -243,14 +245,14 @@ impl Framing {
             && let Ok(Some(Judged { state, end, is_odd })) = judge(piece, self.max_fields)
         {
             if is_odd {
-                Line::Method.follow(&piece[..end], at, &mut self.odd);
+                FramedLine::Method.follow(&piece[..end], at, &mut self.odd);
             }
             self.state = state;
             self.heads += 1;
             return Ok(end);
         }
         if seen == 0 {
-            self.line = Line::Method;
+            self.line = FramedLine::Method;
         }
         self.line.follow(piece, at, &mut self.odd);
         self.begun.extend_from_slice(piece);
@@ -299,7 +301,7 @@ fn empty_lines(bytes: &[u8]) -> Result<usize, Violation> {
 /// A head that is good.
 struct Judged {
     /// What follows it.
-    state: State,
+    state: FramingState,
     /// Its length.
     end: usize,
     /// There is something to escape in its target.
@@ -308,9 +310,9 @@ struct Judged {
 
 /// The head that `bytes` begin with; `None` if it is not whole.
 fn judge(bytes: &[u8], max_fields: usize) -> Result<Option<Judged>, Violation> {
-    let mut lines = Lines { bytes, at: empty_lines(bytes)? };
+    let mut lines = FramedLines { bytes, at: empty_lines(bytes)? };
     let Some(line) = lines.next()? else { return Ok(None) };
-    let request = Request::parse(line)?;
+    let request = RequestLine::parse(line)?;
     let mut fields = Fields::default();
     let mut count = 0;
     while let Some(line) = lines.next()? {
@@ -329,7 +331,7 @@ fn judge(bytes: &[u8], max_fields: usize) -> Result<Option<Judged>, Violation> {
 
 /// Where in a request line a byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
+enum FramedLine {
     /// Or before it.
     Method,
     Path,
@@ -337,7 +339,7 @@ enum Line {
     Over,
 }
 
-impl Line {
+impl FramedLine {
     /// Notes where in `bytes`, the first of which is at `at`, there is something to escape.
     fn follow(&mut self, bytes: &[u8], at: usize, odd: &mut Vec<usize>) {
         for (index, &byte) in bytes.iter().enumerate() {
@@ -354,13 +356,13 @@ impl Line {
     }
 }
 
-/// Lines end with CRLF, and have neither CR nor LF inside (RFC 9112, section 2.2).
-struct Lines<'a> {
+/// FramedLines end with CRLF, and have neither CR nor LF inside (RFC 9112, section 2.2).
+struct FramedLines<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> FramedLines<'a> {
     /// The next line without its end, if that is there.
     fn next(&mut self) -> Result<Option<&'a [u8]>, Violation> {
         let rest = &self.bytes[self.at..];
@@ -378,19 +380,19 @@ impl<'a> Lines<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+enum HttpVersion {
     Http10,
     Http11,
 }
 
 /// A request line (RFC 9112, section 3).
-struct Request {
-    version: Version,
+struct RequestLine {
+    version: HttpVersion,
     /// There may be something to escape in its target.
     is_odd: bool,
 }
 
-impl Request {
+impl RequestLine {
     /// Parts are separated by a single SP: others may split elsewhere if there are more, or other whitespace.
     fn parse(line: &[u8]) -> Result<Self, Violation> {
         let mut parts = line.split(|&byte| byte == b' ');
@@ -400,8 +402,8 @@ impl Request {
             return Err(Violation::RequestLine);
         };
         let version = match version {
-            b"HTTP/1.1" => Version::Http11,
-            b"HTTP/1.0" => Version::Http10,
+            b"HTTP/1.1" => HttpVersion::Http11,
+            b"HTTP/1.0" => HttpVersion::Http10,
             _ => return Err(Violation::Version),
         };
         if method.is_empty() || !method.iter().all(|&byte| is_token(byte)) {
@@ -419,7 +421,7 @@ impl Request {
     fn judge_host(&self, host: Option<&[u8]>) -> Result<(), Violation> {
         match host {
             Some(host) => Authority::parse(host).map(drop).ok_or(Violation::Host),
-            None if self.version == Version::Http10 => Ok(()),
+            None if self.version == HttpVersion::Http10 => Ok(()),
             None => Err(Violation::NoHost),
         }
     }
@@ -506,14 +508,14 @@ impl<'a> Fields<'a> {
     }
 
     /// What follows the head (RFC 9112, section 6.3).
-    fn state(&self, request: &Request) -> Result<State, Violation> {
+    fn state(&self, request: &RequestLine) -> Result<FramingState, Violation> {
         request.judge_host(self.host)?;
         match (self.chunked, self.length) {
-            (true, _) if request.version == Version::Http10 => Err(Violation::OldCoding),
+            (true, _) if request.version == HttpVersion::Http10 => Err(Violation::OldCoding),
             (true, Some(_)) => Err(Violation::LengthAndCoding),
-            (true, None) => Ok(State::Chunked(Chunked::new())),
-            (false, Some(length @ 1..)) => Ok(State::Sized(length)),
-            (false, Some(0) | None) => Ok(State::Head),
+            (true, None) => Ok(FramingState::Chunked(Chunked::new())),
+            (false, Some(length @ 1..)) => Ok(FramingState::Sized(length)),
+            (false, Some(0) | None) => Ok(FramingState::Head),
         }
     }
 }
@@ -703,7 +705,7 @@ mod tests {
     const MAX_FIELDS: usize = 100;
 
     /// Follows a stream in pieces of these lengths, and the rest in one. Says where it went bad.
-    fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> Result<Option<Part>, Bad> {
+    fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> Result<Option<MessagePart>, Bad> {
         let mut framing = Framing::new(MAX_HEAD, MAX_FIELDS);
         let mut at = 0;
         for piece in pieces.into_iter().chain(iter::once(usize::MAX)) {
@@ -777,12 +779,12 @@ mod tests {
         let mut framing = Framing::new(MAX_HEAD, MAX_FIELDS);
         for (bytes, inside) in [
             ("\r\n", None),
-            ("P", Some(Part::Head)),
-            ("OST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na", Some(Part::Body)),
+            ("P", Some(MessagePart::Head)),
+            ("OST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na", Some(MessagePart::Body)),
             ("b", None),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Some(Part::Body)),
-            ("0\r\n\r", Some(Part::Body)),
-            ("\nGET /", Some(Part::Head)),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Some(MessagePart::Body)),
+            ("0\r\n\r", Some(MessagePart::Body)),
+            ("\nGET /", Some(MessagePart::Head)),
             (" HTTP/1.1\r\nHost: a\r\n\r\n", None),
         ] {
             assert_eq!(framing.follow(bytes.as_bytes()), Ok(()));
@@ -874,7 +876,7 @@ mod tests {
                 (Err(whole), Err(in_pieces)) => {
                     prop_assert_eq!((whole.part, whole.violation), (in_pieces.part, in_pieces.violation));
                     // The beginning of a head may have been passed on when its end was not there.
-                    prop_assert!(whole.good == in_pieces.good || whole.part == Part::Head && whole.good < in_pieces.good);
+                    prop_assert!(whole.good == in_pieces.good || whole.part == MessagePart::Head && whole.good < in_pieces.good);
                 }
                 _ => prop_assert_eq!(whole, in_pieces),
             }
@@ -898,7 +900,7 @@ mod tests {
             // It may have undone the head's end, so there is another.
             let stream = [&good[..], &head, &body, b"\r\n\r\n"].concat();
             let bad = follow(&stream, []).expect_err("it was not refused");
-            prop_assert_eq!((bad.good, bad.part), (good.len(), Part::Head));
+            prop_assert_eq!((bad.good, bad.part), (good.len(), MessagePart::Head));
         }
 
         #[test]
@@ -919,7 +921,7 @@ mod tests {
             let at = lines[at.index(lines.len())];
             head.splice(at..at, line.bytes());
             let bad = follow(&[head, body].concat(), []).expect_err("it was not refused");
-            prop_assert_eq!((bad.good, bad.part), (0, Part::Head));
+            prop_assert_eq!((bad.good, bad.part), (0, MessagePart::Head));
         }
     }
 }

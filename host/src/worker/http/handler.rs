@@ -27,7 +27,7 @@ use super::exchange::Exchange;
 use super::head::{has_no_body, repair};
 use super::outcome::Verdict;
 use super::server::Server;
-use super::upload::{Progress, Upload};
+use super::upload::{Upload, UploadProgress};
 use crate::logging::one_line;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops};
@@ -159,7 +159,7 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exch
         {
             ended = Some(end);
         }
-        if exchange.upload_is(Progress::TooLarge) {
+        if exchange.upload_is(UploadProgress::TooLarge) {
             return Poll::Ready(Ok(None));
         }
         // The sender lives inside the call: when that has ended, the head is there or never comes.

@@ -16,11 +16,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep_until};
 
-use super::accept::{Accepted, Admission, Stream};
+use super::accept::{Accepted, AcceptedStream, Admission};
 use super::buffers::FREE;
 use super::connection::Connection;
-use super::drain::{Duty, Event, Timeouts};
-use super::framing::{Bad, Framing, Part, Violation};
+use super::drain::{ConnectionEvent, Duty, Timeouts};
+use super::framing::{Bad, Framing, MessagePart, Violation};
 use super::outbox::{MAX_SHORT, Outbox};
 use super::outcome::{Outcome, Verdict};
 use super::server::{Listed, Server};
@@ -83,8 +83,8 @@ impl Server {
         let admission = connection.admission;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
-            Ok(Stream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
-            Ok(Stream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
+            Ok(AcceptedStream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
+            Ok(AcceptedStream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
             // The client reset it while it was queued.
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
@@ -134,7 +134,7 @@ impl Server {
         poll_fn(|context| {
             connection.polled(context);
             if !connection.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
-                connection.step(Event::DrainBegan);
+                connection.step(ConnectionEvent::DrainBegan);
             }
             if let Poll::Ready(ended) = Pin::new(&mut hyper).poll(context) {
                 connection.step(self.how_it_ended(ended, &connection));
@@ -153,7 +153,7 @@ impl Server {
                 if let Some(exchange) = connection.current() {
                     exchange.stalled(self.limits.stream_timeout);
                 }
-                connection.step(Event::ClientLeft);
+                connection.step(ConnectionEvent::ClientLeft);
                 return Poll::Ready(());
             }
             if connection.is_deaf() {
@@ -168,7 +168,7 @@ impl Server {
             }
             while let Some(deadline) = connection.next_deadline() {
                 ready!(timer.poll(deadline, context));
-                connection.step(Event::DeadlinePassed);
+                connection.step(ConnectionEvent::DeadlinePassed);
                 if connection.duty() != Duty::Serve {
                     return Poll::Ready(());
                 }
@@ -182,7 +182,7 @@ impl Server {
                 self.refused(io.refuse().await);
                 if connection.keeps_a_place() {
                     // To linger would keep it for a second more.
-                    connection.step(Event::ClientLeft);
+                    connection.step(ConnectionEvent::ClientLeft);
                 }
             }
             Duty::Close => self.left(&connection, io.unseen()),
@@ -213,23 +213,23 @@ impl Server {
         }
     }
 
-    fn how_it_ended(&self, ended: hyper::Result<()>, connection: &Connection) -> Event {
+    fn how_it_ended(&self, ended: hyper::Result<()>, connection: &Connection) -> ConnectionEvent {
         match ended {
-            Ok(()) if connection.has_client_left() => Event::ClientLeft,
-            Ok(()) if connection.is_draining() || connection.may_have_unread() => Event::Shut,
+            Ok(()) if connection.has_client_left() => ConnectionEvent::ClientLeft,
+            Ok(()) if connection.is_draining() || connection.may_have_unread() => ConnectionEvent::Shut,
             // It was the client's wish, and nothing can be on its way.
-            Ok(()) => Event::ClientLeft,
+            Ok(()) => ConnectionEvent::ClientLeft,
             // The client is told so instead.
-            Err(_) if connection.can_answer_anew() => Event::Malformed,
+            Err(_) if connection.can_answer_anew() => ConnectionEvent::Malformed,
             Err(error) if error.is_parse() => {
                 tracing::debug!("a client is refused: {error}");
                 Outcome::of_no_request(Verdict::Refused).count(self.stats);
                 // It was answered, and that is not to be destroyed by a reset.
-                if connection.has_client_left() { Event::ClientLeft } else { Event::Shut }
+                if connection.has_client_left() { ConnectionEvent::ClientLeft } else { ConnectionEvent::Shut }
             }
             Err(error) => {
                 tracing::debug!("a connection ended early: {error}");
-                Event::ClientLeft
+                ConnectionEvent::ClientLeft
             }
         }
     }
@@ -302,7 +302,7 @@ impl<S: Transport> Io<S> {
             Poll::Ready(())
         })
         .await;
-        self.connection.step(Event::Shut);
+        self.connection.step(ConnectionEvent::Shut);
         refusal
     }
 
@@ -327,10 +327,10 @@ impl<S: Transport> Io<S> {
         while let Some(deadline) = self.connection.next_deadline() {
             let event = tokio::select! {
                 read = self.stream.read(&mut discarded) => match read {
-                    Ok(0) | Err(_) => Event::ClientLeft,
+                    Ok(0) | Err(_) => ConnectionEvent::ClientLeft,
                     Ok(_) => continue,
                 },
-                () = tokio::time::sleep_until(deadline.into()) => Event::DeadlinePassed,
+                () = tokio::time::sleep_until(deadline.into()) => ConnectionEvent::DeadlinePassed,
             };
             self.connection.step(event);
         }
@@ -367,7 +367,7 @@ impl<S: Transport> Io<S> {
         match self.stream.side() {
             Side::Open => {}
             Side::Shut => self.connection.client_shut(),
-            Side::Gone => self.connection.step(Event::ClientLeft),
+            Side::Gone => self.connection.step(ConnectionEvent::ClientLeft),
         }
     }
 }
@@ -437,8 +437,8 @@ impl<S: Transport> AsyncRead for Io<S> {
             Ok(()) => {
                 connection.holds((framing.held() + *largest).saturating_sub(FREE));
                 match framing.inside() {
-                    Some(Part::Head) => connection.step(Event::HeadBegan),
-                    Some(Part::Body) => connection.step(Event::BodyCame),
+                    Some(MessagePart::Head) => connection.step(ConnectionEvent::HeadBegan),
+                    Some(MessagePart::Body) => connection.step(ConnectionEvent::BodyCame),
                     // Hyper has a whole request, and hands it over.
                     None => {}
                 }
@@ -448,14 +448,14 @@ impl<S: Transport> AsyncRead for Io<S> {
                 Poll::Ready(Ok(()))
             }
             Err(Bad { good, part, violation }) => {
-                let line = if part == Part::Head { quoted(&bytes[good..]) } else { String::new() };
+                let line = if part == MessagePart::Head { quoted(&bytes[good..]) } else { String::new() };
                 tracing::debug!("a client is refused: {violation} {line}");
                 *refusal = Some(match violation {
                     Violation::HeadTooLarge => Refusal::TooLarge,
                     _ => Refusal::Malformed,
                 });
                 // Of a body, the head has been counted.
-                connection.malformed(framing.heads() - u64::from(part == Part::Body));
+                connection.malformed(framing.heads() - u64::from(part == MessagePart::Body));
                 buffer.set_filled(before + good);
                 if !framing.odd().is_empty() {
                     self.escape(buffer, before);

@@ -23,16 +23,16 @@ const LATE: Duration = Duration::from_millis(1);
 /// What is put aside. It runs in here, to be polled from elsewhere than its own task.
 pub(crate) struct Outbox {
     late: Duration,
-    aside: RefCell<Vec<Rc<Work>>>,
+    aside: RefCell<Vec<Rc<Aside>>>,
     /// When the first of them was put there.
     since: Cell<Option<Instant>>,
     /// What is being polled, and since when.
-    current: RefCell<Option<(Rc<Work>, Instant)>>,
+    current: RefCell<Option<(Rc<Aside>, Instant)>>,
     /// Wakes [`Outbox::run_last`].
     last: RefCell<Option<Waker>>,
 }
 
-struct Work {
+struct Aside {
     /// `None` when it has ended.
     future: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     alarm: Arc<Alarm>,
@@ -78,7 +78,7 @@ impl Outbox {
         let alarm = Arc::new(Alarm { rings: AtomicBool::new(true), task });
         let waker = Waker::from(alarm.clone());
         let future = RefCell::new(Some(Box::pin(work) as _));
-        let work = Rc::new(Work { future, alarm, waker, was_slow: Cell::new(false) });
+        let work = Rc::new(Aside { future, alarm, waker, was_slow: Cell::new(false) });
         poll_fn(|_| {
             if !work.alarm.rings.load(Ordering::Acquire) {
                 return Poll::Pending;
@@ -132,9 +132,9 @@ impl Outbox {
 
     /// Begins at `now`. What came of it, and when.
     ///
-    /// Work that panics has ended. The panic goes no further: the task that polls here may be another work's, or
+    /// Aside that panics has ended. The panic goes no further: the task that polls here may be another work's, or
     /// [`Outbox::run_last`], and what was put aside behind this work has nobody else who would poll it.
-    fn poll(&self, work: &Rc<Work>, now: Instant) -> (Poll<()>, Instant) {
+    fn poll(&self, work: &Rc<Aside>, now: Instant) -> (Poll<()>, Instant) {
         let mut future = work.future.borrow_mut();
         let Some(running) = &mut *future else { return (Poll::Ready(()), now) };
         self.current.replace(Some((work.clone(), now)));

@@ -14,7 +14,7 @@ use wasmtime_wasi_http::Error;
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Progress {
+pub(crate) enum UploadProgress {
     /// There may be more to come, and the guest has not asked for it.
     Expected,
     /// The guest has asked for more, and its client has yet to send that.
@@ -30,8 +30,8 @@ pub(crate) enum Progress {
 pub(crate) struct UploadState(Option<Arc<AtomicU8>>);
 
 impl UploadState {
-    pub(crate) fn is(&self, progress: Progress) -> bool {
-        let now = self.0.as_ref().map_or(Progress::Ended as u8, |state| state.load(Ordering::Relaxed));
+    pub(crate) fn is(&self, progress: UploadProgress) -> bool {
+        let now = self.0.as_ref().map_or(UploadProgress::Ended as u8, |state| state.load(Ordering::Relaxed));
         now == progress as u8
     }
 }
@@ -50,14 +50,14 @@ impl Upload {
     /// Bounds the body of `request` to `max` bytes.
     pub(crate) fn wrap(request: Request<Incoming>, max: u64) -> (Request<Self>, UploadState) {
         let is_there = !request.body().is_end_stream();
-        let state = is_there.then(|| Arc::new(AtomicU8::new(Progress::Expected as u8)));
+        let state = is_there.then(|| Arc::new(AtomicU8::new(UploadProgress::Expected as u8)));
         let known = UploadState(state.clone());
         (request.map(|body| Self { body, left: max, max, state }), known)
     }
 
-    fn note(&self, progress: Progress) {
+    fn note(&self, progress: UploadProgress) {
         if let Some(state) = &self.state
-            && state.load(Ordering::Relaxed) != Progress::TooLarge as u8
+            && state.load(Ordering::Relaxed) != UploadProgress::TooLarge as u8
         {
             state.store(progress as u8, Ordering::Relaxed);
         }
@@ -70,27 +70,27 @@ impl Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(context) else {
-            self.note(Progress::Awaited);
+            self.note(UploadProgress::Awaited);
             return Poll::Pending;
         };
-        self.note(Progress::Expected);
+        self.note(UploadProgress::Expected);
         let frame = match polled {
             Some(Ok(frame)) => frame,
             // The client is gone, or makes no sense.
             Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
             None => {
-                self.note(Progress::Ended);
+                self.note(UploadProgress::Ended);
                 return Poll::Ready(None);
             }
         };
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         let Some(left) = self.left.checked_sub(length) else {
-            self.note(Progress::TooLarge);
+            self.note(UploadProgress::TooLarge);
             return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.max)))));
         };
         self.left = left;
         if self.body.is_end_stream() {
-            self.note(Progress::Ended);
+            self.note(UploadProgress::Ended);
         }
         Poll::Ready(Some(Ok(frame)))
     }

@@ -48,7 +48,7 @@ pub(crate) struct Guardian {
 }
 
 /// What came.
-enum Heard {
+enum FromPrimary {
     Order(ToWorker),
     Sigterm,
     Nothing,
@@ -74,22 +74,22 @@ impl Guardian {
         let mut cut_at = None;
         while cut_at.is_none_or(|at| Instant::now() < at) {
             match self.hear(cut_at) {
-                Heard::Order(ToWorker::StartAccepting) => advance(&self.phase, Phase::Accepting),
-                Heard::Order(ToWorker::Configure { revision, config }) => {
+                FromPrimary::Order(ToWorker::StartAccepting) => advance(&self.phase, Phase::Accepting),
+                FromPrimary::Order(ToWorker::Configure { revision, config }) => {
                     self.volume.set(config.log_level);
                     // A primary that does not read it is gone, which is heard next.
                     let _ = self.primary.send(&ToPrimary::Configured { revision }, &[]);
                 }
-                Heard::Order(ToWorker::Drain) => {
+                FromPrimary::Order(ToWorker::Drain) => {
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
-                Heard::Sigterm => {
+                FromPrimary::Sigterm => {
                     // If the primary is gone, it does not matter what it believes.
                     let _ = self.primary.send(&ToPrimary::Draining, &[]);
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
-                Heard::Order(ToWorker::Start(..)) | Heard::Nothing => {}
-                Heard::PrimaryLost => {
+                FromPrimary::Order(ToWorker::Start(..)) | FromPrimary::Nothing => {}
+                FromPrimary::PrimaryLost => {
                     self.drain(LAST_SECOND);
                     return std::thread::sleep(LAST_SECOND);
                 }
@@ -103,7 +103,7 @@ impl Guardian {
         Instant::now() + timeout
     }
 
-    fn hear(&self, until: Option<Instant>) -> Heard {
+    fn hear(&self, until: Option<Instant>) -> FromPrimary {
         let wait = until.map_or(LOOK_AGAIN, |until| until.saturating_duration_since(Instant::now()));
         // Rounded up, so that it does not look again and again in the last millisecond.
         let timeout =
@@ -114,21 +114,21 @@ impl Guardian {
         ];
         // An interrupted poll has told nothing.
         if poll(&mut polled, timeout).is_err() {
-            return Heard::Nothing;
+            return FromPrimary::Nothing;
         }
         if matches!(self.sigterm.read_signal(), Ok(Some(_))) {
-            return Heard::Sigterm;
+            return FromPrimary::Sigterm;
         }
         match self.primary.receive(Wait::No) {
             Ok(Received::Message(order, _)) => {
                 self.stats.frames.increment();
-                Heard::Order(order)
+                FromPrimary::Order(order)
             }
-            Ok(Received::Nothing) => Heard::Nothing,
-            Ok(Received::Closed) => Heard::PrimaryLost,
+            Ok(Received::Nothing) => FromPrimary::Nothing,
+            Ok(Received::Closed) => FromPrimary::PrimaryLost,
             Err(error) => {
                 tracing::error!("the primary's words make no sense: {error}");
-                Heard::PrimaryLost
+                FromPrimary::PrimaryLost
             }
         }
     }

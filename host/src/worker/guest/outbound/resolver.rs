@@ -29,7 +29,7 @@ const MAX_ADDRESSES: usize = 8;
 const STACK: usize = 512 * 1024;
 
 /// The addresses, or that there are none to be had.
-type Found = Option<Arc<[IpAddr]>>;
+type Resolution = Option<Arc<[IpAddr]>>;
 type Find = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// Why there are no addresses.
@@ -43,16 +43,16 @@ pub(crate) enum NotFound {
 
 pub(crate) struct Resolver {
     find: Arc<Find>,
-    names: Arc<Mutex<HashMap<String, Name>>>,
+    names: Arc<Mutex<HashMap<String, KnownName>>>,
     places: Arc<Semaphore>,
     /// By the number of the grant.
     of_grants: Mutex<HashMap<usize, Arc<Semaphore>>>,
 }
 
 /// What is known of a name.
-enum Name {
+enum KnownName {
     /// A thread is looking it up, and tells it here.
-    Sought(watch::Receiver<Option<Found>>),
+    Sought(watch::Receiver<Option<Resolution>>),
     Known(Arc<[IpAddr]>, Instant),
 }
 
@@ -78,10 +78,10 @@ impl Resolver {
         found.ok_or(NotFound::Failed)
     }
 
-    async fn find(&self, name: &str, grant: usize) -> Found {
+    async fn find(&self, name: &str, grant: usize) -> Resolution {
         let mut sought = match self.known(name) {
-            Some(Name::Known(addresses, _)) => return Some(addresses),
-            Some(Name::Sought(sought)) => sought,
+            Some(KnownName::Known(addresses, _)) => return Some(addresses),
+            Some(KnownName::Sought(sought)) => sought,
             None => {
                 // Who stops waiting here, at its deadline or because its guest is gone, gives up its place in the line.
                 let of_grant = lock(&self.of_grants)
@@ -96,23 +96,25 @@ impl Resolver {
     }
 
     /// What is known of `name` and still good.
-    fn known(&self, name: &str) -> Option<Name> {
+    fn known(&self, name: &str) -> Option<KnownName> {
         match lock(&self.names).get(name)? {
-            Name::Sought(sought) => Some(Name::Sought(sought.clone())),
-            Name::Known(addresses, since) if since.elapsed() < GOOD_FOR => Some(Name::Known(addresses.clone(), *since)),
-            Name::Known(..) => None,
+            KnownName::Sought(sought) => Some(KnownName::Sought(sought.clone())),
+            KnownName::Known(addresses, since) if since.elapsed() < GOOD_FOR => {
+                Some(KnownName::Known(addresses.clone(), *since))
+            }
+            KnownName::Known(..) => None,
         }
     }
 
     /// Has a thread look `name` up, unless another one does by now.
-    fn begin(&self, name: &str, places: [OwnedSemaphorePermit; 2]) -> Option<watch::Receiver<Option<Found>>> {
+    fn begin(&self, name: &str, places: [OwnedSemaphorePermit; 2]) -> Option<watch::Receiver<Option<Resolution>>> {
         let mut names = lock(&self.names);
-        if let Some(Name::Sought(sought)) = names.get(name) {
+        if let Some(KnownName::Sought(sought)) = names.get(name) {
             return Some(sought.clone());
         }
         let (tell, sought) = watch::channel(None);
         let (find, all, name) = (self.find.clone(), self.names.clone(), name.to_owned());
-        names.insert(name.clone(), Name::Sought(sought.clone()));
+        names.insert(name.clone(), KnownName::Sought(sought.clone()));
         let seeking = Seeking { all, name: name.clone() };
         drop(names);
         let thread = std::thread::Builder::new().name("resolver".into()).stack_size(STACK);
@@ -129,19 +131,19 @@ impl Resolver {
 
 /// A name that is looked up; dropped, it no longer is.
 struct Seeking {
-    all: Arc<Mutex<HashMap<String, Name>>>,
+    all: Arc<Mutex<HashMap<String, KnownName>>>,
     name: String,
 }
 
 impl Seeking {
-    fn ended(self, found: &Found) {
+    fn ended(self, found: &Resolution) {
         let mut names = lock(&self.all);
         names.remove(&self.name);
         let Some(addresses) = found else { return };
-        names.retain(|_, name| !matches!(name, Name::Known(_, since) if since.elapsed() >= GOOD_FOR));
+        names.retain(|_, name| !matches!(name, KnownName::Known(_, since) if since.elapsed() >= GOOD_FOR));
         // Of those that are sought there are no more than threads.
         if names.len() < MAX_KEPT {
-            names.insert(self.name.clone(), Name::Known(addresses.clone(), Instant::now()));
+            names.insert(self.name.clone(), KnownName::Known(addresses.clone(), Instant::now()));
         }
     }
 }
@@ -149,7 +151,7 @@ impl Seeking {
 impl Drop for Seeking {
     fn drop(&mut self) {
         let mut names = lock(&self.all);
-        if matches!(names.get(&self.name), Some(Name::Sought(_))) {
+        if matches!(names.get(&self.name), Some(KnownName::Sought(_))) {
             names.remove(&self.name);
         }
     }

@@ -47,7 +47,7 @@ struct Message {
 }
 
 /// Follows a stream in pieces of these lengths; the messages are right if each is 1.
-fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> (Result<Option<Part>, Bad>, Vec<Message>) {
+fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> (Result<Option<MessagePart>, Bad>, Vec<Message>) {
     let mut framing = Framing::new(MAX_HEAD, MAX_FIELDS);
     let mut messages: Vec<Message> = Vec::new();
     let (mut at, mut start) = (0, 0);
@@ -62,7 +62,7 @@ fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> (Result<Opt
         if framing.heads() > messages.len() as u64 {
             messages.push(Message { start, head: at, end: None });
         }
-        if framing.inside() != Some(Part::Body)
+        if framing.inside() != Some(MessagePart::Body)
             && let Some(message) = messages.last_mut()
             && message.end.is_none()
         {
@@ -76,12 +76,12 @@ fn follow(stream: &[u8], pieces: impl IntoIterator<Item = usize>) -> (Result<Opt
     (Ok(framing.inside()), messages)
 }
 
-fn is_same(whole: &Result<Option<Part>, Bad>, in_pieces: &Result<Option<Part>, Bad>) {
+fn is_same(whole: &Result<Option<MessagePart>, Bad>, in_pieces: &Result<Option<MessagePart>, Bad>) {
     match (whole, in_pieces) {
         (Err(whole), Err(in_pieces)) => {
             assert_eq!((whole.part, whole.violation), (in_pieces.part, in_pieces.violation));
             // The beginning of a head may have been passed on when its end was not there.
-            let is_head = whole.part == Part::Head && whole.good < in_pieces.good;
+            let is_head = whole.part == MessagePart::Head && whole.good < in_pieces.good;
             assert!(whole.good == in_pieces.good || is_head, "{whole:?} {in_pieces:?}");
         }
         _ => assert_eq!(whole, in_pieces),
