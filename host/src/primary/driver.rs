@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::io;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,11 @@ use crate::control::protocol::{Scale, Scaled};
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
-use crate::settings::{LiveConfig, MAX_WORKERS, Settings};
+use crate::settings::{MAX_WORKERS, Settings};
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::wire::messages::{Identity, ToPrimary, ToWorker};
+use crate::wire::revisions::Revision;
 use crate::wire::stats::{Counter, Snapshot};
 
 mod deploying;
@@ -115,8 +117,9 @@ pub(super) struct Driver<'a> {
     urls: Vec<String>,
     output: &'a Output,
     volume: Volume,
-    config: LiveConfig,
-    revision: u64,
+    live: Revision,
+    /// The same as workers are given it.
+    live_file: OwnedFd,
     reconfigurations: Vec<Reconfiguration>,
     /// When the primary began, as `status` shows it.
     up_since: Instant,
@@ -175,6 +178,7 @@ impl<'a> Driver<'a> {
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
         let (first, _) = generations.current();
+        let live = Revision { number: 0, config: settings.live };
         Ok(Self {
             settings,
             generations,
@@ -182,8 +186,8 @@ impl<'a> Driver<'a> {
             listeners,
             output,
             volume,
-            config: settings.live,
-            revision: 0,
+            live_file: live.write()?,
+            live,
             reconfigurations: Vec::new(),
             up_since,
             started: Instant::now(),
@@ -362,7 +366,7 @@ impl<'a> Driver<'a> {
     fn answer(&mut self, query: Query) {
         match query {
             Query::Status(back) => drop(back.send(self.status())),
-            Query::Config(back) => drop(back.send(self.config)),
+            Query::Config(back) => drop(back.send(self.live.config)),
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Reload(request, back) => drop(back.send(self.reload(&request))),
             Query::Rollback(request, back) => drop(back.send(self.rollback(&request))),
@@ -454,17 +458,22 @@ impl<'a> Driver<'a> {
     /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
     /// the order, or does not confirm it in time, is killed, so in the end all have it.
     fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
-        let config = match self.config.with(entries) {
+        let config = match self.live.config.with(entries) {
             Ok(config) => config,
             Err(reason) => return drop(done.send(Err(reason.into()))),
         };
-        self.config = config;
+        let live = Revision { number: self.live.number + 1, config };
+        match live.write() {
+            Ok(file) => (self.live, self.live_file) = (live, file),
+            Err(error) => {
+                return drop(done.send(Err(format!("the configuration cannot be handed out: {error}").into())));
+            }
+        }
         self.volume.set(config.log_level);
         for (key, value) in config.entries() {
             self.events.publish(&Happening::Configured { key, value });
         }
-        self.revision += 1;
-        let revision = self.revision;
+        let revision = self.live.number;
         let is_lost = |worker: &WorkerId| {
             self.supervisor.describe(*worker).is_none_or(|found| found.state == WorkerState::Unkillable)
         };
@@ -472,7 +481,7 @@ impl<'a> Driver<'a> {
         let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
         self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
-            if let Some(failure) = self.send(worker, &ToWorker::Configure { revision, config }) {
+            if let Some(failure) = self.send(worker, &ToWorker::Configure) {
                 self.tell(failure);
             }
         }
@@ -662,7 +671,7 @@ impl<'a> Driver<'a> {
             digest: deployment.compiled.digest.clone(),
             workers: self.supervisor.slots(),
         };
-        let process = WorkerProcess::spawn(&identity, self.config, deployment, &self.listeners, self.output)?;
+        let process = WorkerProcess::spawn(&identity, &self.live_file, deployment, &self.listeners, self.output)?;
         let pid = process.pid().as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
@@ -673,7 +682,10 @@ impl<'a> Driver<'a> {
     }
 
     fn send(&mut self, worker: WorkerId, message: &ToWorker) -> Option<Event> {
-        match self.workers.get(&worker)?.process.send(message) {
+        // What all of them may need beside an order.
+        let live = [self.live_file.as_fd()];
+        let beside = if *message == ToWorker::Configure { &live[..] } else { &[] };
+        match self.workers.get(&worker)?.process.send(message, beside) {
             Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
             // It has just died, which is about to be noticed.
             Err(IpcError::Io(error)) if matches!(error.kind(), BrokenPipe | ConnectionReset) => None,

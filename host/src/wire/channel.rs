@@ -24,7 +24,9 @@ use tokio::io::unix::AsyncFd;
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
 /// Longest error text in a frame; what is longer is cut.
 pub(crate) const MAX_ERROR: usize = 4 * 1024;
-const VERSION: u8 = 1;
+/// The version that is spoken, and the oldest that is understood: the ends may be of two releases while a host is upgraded.
+const VERSION: u8 = 2;
+const OLDEST: u8 = 2;
 /// Frames that a worker may leave unread.
 pub(crate) const MAX_UNREAD: u64 = 64;
 
@@ -43,7 +45,7 @@ pub(crate) enum IpcError {
     TooLong(usize),
     #[error("a frame is over the limit of {MAX_FRAME} bytes or carries too many descriptors")]
     Truncated,
-    #[error("a frame of version {0}, expected {VERSION}")]
+    #[error("a frame of version {0}, expected {OLDEST} to {VERSION}")]
     Version(u8),
     #[error("a frame does not parse: {0}")]
     Malformed(String),
@@ -191,7 +193,7 @@ fn encode(message: &impl Serialize) -> Result<Vec<u8>, IpcError> {
 
 fn decode<R: DeserializeOwned>(frame: &[u8]) -> Result<R, IpcError> {
     match frame {
-        [VERSION, message @ ..] => Ok(serde_json::from_slice(message)?),
+        [OLDEST..=VERSION, message @ ..] => Ok(serde_json::from_slice(message)?),
         [version, ..] => Err(IpcError::Version(*version)),
         [] => Err(IpcError::Truncated),
     }
@@ -211,10 +213,8 @@ mod tests {
     use nix::sys::socket::send;
 
     use super::*;
-    use crate::logging::LogLevel;
-    use crate::settings::LiveConfig;
     use crate::wire::ids::{Generation, Slot, WorkerId};
-    use crate::wire::messages::{Identity, PrimaryEnd, ToPrimary, ToWorker, WorkerEnd};
+    use crate::wire::messages::{Identity, Inherited, PrimaryEnd, ToPrimary, ToWorker, WorkerEnd};
 
     fn received(channel: &PrimaryEnd) -> Result<Received<ToPrimary>, IpcError> {
         channel.receive(Wait::No)
@@ -231,12 +231,12 @@ mod tests {
             workers: 4,
         };
         let (reader, _writer) = std::io::pipe().unwrap();
-        let config = LiveConfig { log_level: LogLevel::Debug };
-        let start = ToWorker::Start(identity.clone(), config);
+        let inherited = vec![Inherited::Log, Inherited::Listener];
+        let start = ToWorker::Start { identity: identity.clone(), inherited: inherited.clone() };
         primary.send(&start, &[reader.as_fd(), reader.as_fd()]).unwrap();
         match worker.receive(Wait::Yes).unwrap() {
-            Received::Message(ToWorker::Start(got, got_config), descriptors) => {
-                assert_eq!((got, got_config), (identity, config));
+            Received::Message(ToWorker::Start { identity: got, inherited: named }, descriptors) => {
+                assert_eq!((got, named), (identity, inherited));
                 assert_eq!(descriptors.len(), 2);
             }
             other => panic!("{other:?}"),
@@ -255,11 +255,13 @@ mod tests {
     fn bad_frames_are_errors() {
         let (primary, worker): (PrimaryEnd, WorkerEnd) = pair().unwrap();
         let say = |bytes: &[u8]| send(worker.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
-        say(b"\x02{}");
-        assert!(matches!(received(&primary), Err(IpcError::Version(2))));
-        say(b"\x01{\"Nonsense\":1}");
+        for version in [OLDEST - 1, VERSION + 1] {
+            say(&[version, b'{', b'}']);
+            assert!(matches!(received(&primary), Err(IpcError::Version(unknown)) if unknown == version));
+        }
+        say(b"\x02{\"Nonsense\":1}");
         assert!(matches!(received(&primary), Err(IpcError::Malformed(_))));
-        say(b"\x01\xff\xfe");
+        say(b"\x02\xff\xfe");
         assert!(matches!(received(&primary), Err(IpcError::Malformed(_))));
         say(&vec![VERSION; MAX_FRAME + 1]);
         assert!(matches!(received(&primary), Err(IpcError::Truncated)));

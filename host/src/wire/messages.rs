@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::channel::{Channel, Message};
 use super::ids::{Generation, Slot, WorkerId};
 use super::version::{Compiled, Version};
-use crate::settings::LiveConfig;
 
 impl Message for ToWorker {
     // The kernel's own bound is 253.
@@ -29,19 +28,32 @@ impl Message for FromCompiler {
 /// What a primary tells a worker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// The first frame: who the worker is, and how it begins. Beside it come, in this order, the stats page, the settings, the artifact,
-    /// the pipe for the worker's log, and every listening socket.
-    Start(Identity, LiveConfig),
+    /// The first frame: who the worker is. Beside it come the descriptors that it begins with, in the order in which they are
+    /// named.
+    Start { identity: Identity, inherited: Vec<Inherited> },
     /// Accept connections from now on.
     StartAccepting,
     /// Stop accepting, finish what was begun, exit.
     Drain,
-    /// Go on like this, and say [`ToPrimary::Configured`].
-    Configure {
-        /// Names this order in the answer.
-        revision: u64,
-        config: LiveConfig,
-    },
+    /// Go on as the [`Revision`](super::revisions::Revision) beside it says, and say [`ToPrimary::Configured`].
+    Configure,
+}
+
+/// What a descriptor is that a worker begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Inherited {
+    /// The stats page.
+    Stats,
+    /// The settings of its generation, sealed.
+    Settings,
+    /// The live configuration, sealed: a [`Revision`](super::revisions::Revision).
+    Live,
+    /// Native code, sealed.
+    Artifact,
+    /// The pipe for its log.
+    Log,
+    /// A listening socket. There are one or more.
+    Listener,
 }
 
 /// What a worker tells its primary.
@@ -58,7 +70,7 @@ pub(crate) enum ToPrimary {
         /// What came of it, for a person.
         reason: String,
     },
-    /// The order of that number is carried out.
+    /// It goes by the revision of that number.
     Configured { revision: u64 },
     /// Somebody else told the worker to drain: it exits when it has finished what it began.
     Draining,

@@ -4,6 +4,7 @@ pub(crate) mod channel;
 pub(crate) mod committed;
 pub(crate) mod ids;
 pub(crate) mod messages;
+pub(crate) mod revisions;
 pub(crate) mod series;
 pub(crate) mod stats;
 pub(crate) mod version;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::uio::pwrite;
 
 use crate::os::memfd;
 use crate::wire::series::Table;
@@ -23,6 +24,8 @@ macro_rules! counters {
         #[repr(C)]
         #[derive(Debug)]
         pub(crate) struct Stats {
+            /// Which layout the page has: [`LAYOUT`]. The primary writes it, and nothing else.
+            layout: Counter,
             $($(#[$doc])* pub(crate) $name: Counter,)*
             /// How long requests took, from their head to the end of their answer.
             pub(crate) latency: Latency<Counter>,
@@ -89,6 +92,8 @@ counters! {
     metrics_dropped,
 }
 
+/// The layout of the page. Another layout of the same size has another number.
+const LAYOUT: u64 = 1;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 
@@ -207,12 +212,18 @@ impl Page {
     /// Makes a page for a new worker: the primary's read-only view of it, and the descriptor for the worker.
     pub(crate) fn create() -> io::Result<(Self, OwnedFd)> {
         let fd = memfd::shared(c"wasmcluster-stats", size_of::<Stats>())?;
+        // The layout comes first.
+        pwrite(&fd, &LAYOUT.to_ne_bytes(), 0)?;
         Ok((Self::map(&fd, ProtFlags::PROT_READ)?, fd))
     }
 
     /// The worker's view, for the rest of its life.
     pub(crate) fn open(fd: &OwnedFd) -> io::Result<&'static Stats> {
         let page = Self::map(fd, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        let layout = page.layout.get();
+        if layout != LAYOUT {
+            return Err(io::Error::other(format!("the stats page has layout {layout}, expected {LAYOUT}")));
+        }
         Ok(Box::leak(Box::new(page)))
     }
 
@@ -299,5 +310,11 @@ mod tests {
     fn a_file_of_another_size_is_refused() {
         let fd = memfd::shared(c"test", 8).unwrap();
         assert!(Page::open(&fd).is_err());
+    }
+
+    #[test]
+    fn a_page_of_another_layout_is_refused() {
+        let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 1"));
     }
 }

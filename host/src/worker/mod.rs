@@ -23,7 +23,8 @@ use crate::os::pipe::LineWriter;
 use crate::os::resources;
 use crate::settings::{HealthPath, LiveConfig, MAX_OUTPUT};
 use crate::wire::channel::{Received, Wait, bounded};
-use crate::wire::messages::{Identity, ToPrimary, ToWorker, WorkerEnd};
+use crate::wire::messages::{Identity, Inherited, ToPrimary, ToWorker, WorkerEnd};
+use crate::wire::revisions::Revision;
 use crate::wire::stats::{Page, Stats};
 use crate::wire::worker_settings::WorkerSettings;
 use guest::call::Failure;
@@ -72,18 +73,22 @@ struct WorkerStart {
 impl WorkerStart {
     fn receive(primary: &WorkerEnd) -> anyhow::Result<Self> {
         let start = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
-        let Received::Message(ToWorker::Start(identity, config), descriptors) = start else {
+        let Received::Message(ToWorker::Start { identity, inherited }, descriptors) = start else {
             return Err(anyhow!("the first frame was not Start"));
         };
-        let mut descriptors = descriptors.into_iter();
-        let mut next = |what: &str| descriptors.next().with_context(|| format!("the first frame came without {what}"));
-        let stats = Page::open(&next("the stats page")?)?;
+        ensure!(inherited.len() == descriptors.len(), "the first frame does not name what came with it");
+        let mut given: Vec<(Inherited, OwnedFd)> = inherited.into_iter().zip(descriptors).collect();
+        let mut take = |what: Inherited| {
+            let place = given.iter().position(|(name, _)| *name == what);
+            place.map(|place| given.remove(place).1).with_context(|| format!("the first frame came without {what:?}"))
+        };
+        let stats = Page::open(&take(Inherited::Stats)?)?;
         stats.frames.increment();
-        let settings = WorkerSettings::read(next("the settings")?)?;
-        let artifact = next("the artifact")?;
-        let log = next("the log pipe")?;
-        let listeners: Vec<OwnedFd> = descriptors.collect();
-        ensure!(!listeners.is_empty(), "the first frame came without a listener");
+        let settings = WorkerSettings::read(take(Inherited::Settings)?)?;
+        let config = Revision::read(&take(Inherited::Live)?)?.config;
+        let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
+        let listeners = std::iter::once(take(Inherited::Listener)?);
+        let listeners = listeners.chain(std::iter::from_fn(|| take(Inherited::Listener).ok())).collect();
         Ok(Self { identity, config, stats, settings, artifact, log, listeners })
     }
 }

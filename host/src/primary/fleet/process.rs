@@ -22,9 +22,9 @@ use crate::os::child::Child;
 use crate::os::files;
 use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
-use crate::settings::{LiveConfig, Settings};
+use crate::settings::Settings;
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
-use crate::wire::messages::{FromCompiler, Identity, PrimaryEnd, ToCompiler, ToPrimary, ToWorker};
+use crate::wire::messages::{FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker};
 use crate::wire::stats::Page;
 use crate::wire::version::Compiled;
 use crate::wire::version::Version;
@@ -101,7 +101,7 @@ impl WorkerProcess {
     /// Starts a worker and hands it everything it needs. Must be called on the executor.
     pub(crate) fn spawn(
         identity: &Identity,
-        config: LiveConfig,
+        live: &OwnedFd,
         deployment: &Deployment,
         listeners: &[Listener],
         output: &Output,
@@ -111,9 +111,17 @@ impl WorkerProcess {
         let (stdout, stdout_writer) = output_pipe()?;
         let (stderr, stderr_writer) = output_pipe()?;
         let (log, log_writer) = output_pipe()?;
-        let given = [stats_fd.as_fd(), deployment.settings.as_fd(), deployment.artifact.as_fd(), log_writer.as_fd()];
-        let descriptors: Vec<BorrowedFd<'_>> = given.into_iter().chain(listeners.iter().map(AsFd::as_fd)).collect();
-        ours.send(&ToWorker::Start(identity.clone(), config), &descriptors).map_err(io::Error::other)?;
+        let given = [
+            (Inherited::Stats, stats_fd.as_fd()),
+            (Inherited::Settings, deployment.settings.as_fd()),
+            (Inherited::Live, live.as_fd()),
+            (Inherited::Artifact, deployment.artifact.as_fd()),
+            (Inherited::Log, log_writer.as_fd()),
+        ];
+        let listeners = listeners.iter().map(|listener| (Inherited::Listener, listener.as_fd()));
+        let (inherited, descriptors): (_, Vec<BorrowedFd<'_>>) = given.into_iter().chain(listeners).unzip();
+        let start = ToWorker::Start { identity: identity.clone(), inherited };
+        ours.send(&start, &descriptors).map_err(io::Error::other)?;
 
         // Before there is a process: one that is started here is followed, whatever fails.
         let channel = ours.into_async()?;
@@ -126,12 +134,12 @@ impl WorkerProcess {
     }
 
     /// A worker that does not take its orders is [`IpcError::Full`] of them.
-    pub(crate) fn send(&self, message: &ToWorker) -> Result<(), IpcError> {
+    pub(crate) fn send(&self, message: &ToWorker, beside: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
         let unread = self.sent.load(Ordering::Relaxed).saturating_sub(self.stats.frames.get());
         if unread >= MAX_UNREAD {
             return Err(IpcError::Full);
         }
-        self.channel.get_ref().send(message, &[])?;
+        self.channel.get_ref().send(message, beside)?;
         self.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! neither from hearing its orders nor from ending in time.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::logging::Volume;
 use crate::os::signal::divert;
 use crate::wire::channel::{Received, Wait};
 use crate::wire::messages::{ToPrimary, ToWorker, WorkerEnd};
+use crate::wire::revisions::Revision;
 use crate::wire::stats::Stats;
 use crate::worker::{Phase, advance};
 
@@ -49,7 +50,8 @@ pub(crate) struct Guardian {
 
 /// What came.
 enum FromPrimary {
-    Order(ToWorker),
+    /// With what came beside it.
+    Order(ToWorker, Vec<OwnedFd>),
     Sigterm,
     Nothing,
     /// The primary is gone, or talks nonsense.
@@ -74,13 +76,9 @@ impl Guardian {
         let mut cut_at = None;
         while cut_at.is_none_or(|at| Instant::now() < at) {
             match self.hear(cut_at) {
-                FromPrimary::Order(ToWorker::StartAccepting) => advance(&self.phase, Phase::Accepting),
-                FromPrimary::Order(ToWorker::Configure { revision, config }) => {
-                    self.volume.set(config.log_level);
-                    // A primary that does not read it is gone, which is heard next.
-                    let _ = self.primary.send(&ToPrimary::Configured { revision }, &[]);
-                }
-                FromPrimary::Order(ToWorker::Drain) => {
+                FromPrimary::Order(ToWorker::StartAccepting, _) => advance(&self.phase, Phase::Accepting),
+                FromPrimary::Order(ToWorker::Configure, beside) => self.configure(&beside),
+                FromPrimary::Order(ToWorker::Drain, _) => {
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
                 FromPrimary::Sigterm => {
@@ -88,12 +86,25 @@ impl Guardian {
                     let _ = self.primary.send(&ToPrimary::Draining, &[]);
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
-                FromPrimary::Order(ToWorker::Start(..)) | FromPrimary::Nothing => {}
+                FromPrimary::Order(ToWorker::Start { .. }, _) | FromPrimary::Nothing => {}
                 FromPrimary::PrimaryLost => {
                     self.drain(LAST_SECOND);
                     return std::thread::sleep(LAST_SECOND);
                 }
             }
+        }
+    }
+
+    /// What cannot be read is not confirmed, and the primary replaces a worker that does not confirm.
+    fn configure(&self, beside: &[OwnedFd]) {
+        match beside.first().map(Revision::read) {
+            Some(Ok(Revision { number, config })) => {
+                self.volume.set(config.log_level);
+                // A primary that does not read it is gone, which is heard next.
+                let _ = self.primary.send(&ToPrimary::Configured { revision: number }, &[]);
+            }
+            Some(Err(error)) => tracing::error!("a change of the configuration cannot be read: {error}"),
+            None => tracing::error!("a change of the configuration came without what is to be"),
         }
     }
 
@@ -120,9 +131,9 @@ impl Guardian {
             return FromPrimary::Sigterm;
         }
         match self.primary.receive(Wait::No) {
-            Ok(Received::Message(order, _)) => {
+            Ok(Received::Message(order, beside)) => {
                 self.stats.frames.increment();
-                FromPrimary::Order(order)
+                FromPrimary::Order(order, beside)
             }
             Ok(Received::Nothing) => FromPrimary::Nothing,
             Ok(Received::Closed) => FromPrimary::PrimaryLost,
