@@ -20,13 +20,13 @@ serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS
 # Examples have tests of their own, which run natively.
 test: guests ## Run every test
 	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
-		-p bindings -p compile-errors -p guide --features wasmcluster-guest/axum \
+		-p bindings -p compile-errors -p guide -p harness --features wasmcluster-guest/axum \
 		$(patsubst examples/%/Cargo.toml,-p %,$(wildcard examples/*/Cargo.toml))
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
 soak: guests ## Misdeeds of all kinds beside good traffic, for minutes (SOAK_SECONDS=120)
-	$(CARGO) test -p wasmcluster --test end_to_end soak -- --ignored --nocapture
+	$(CARGO) test -p wasmcluster --test safety soak -- --ignored --nocapture
 
 fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
 	scripts/fuzz

@@ -1,0 +1,9 @@
+//! New versions and the way back; compiled components and their store.
+//! The crate `harness` tells how a test is written.
+
+#![expect(clippy::print_stdout, reason = "tests tell what they measured, and what they skipped")]
+
+mod artifacts;
+mod gates;
+mod reload;
+mod store;

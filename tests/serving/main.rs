@@ -1,0 +1,12 @@
+//! Requests and their answers: addresses, connections, bodies, instances, requests that guests send, the drain.
+//! The crate `harness` tells how a test is written.
+
+#![expect(clippy::print_stdout, reason = "tests tell what they measured, and what they skipped")]
+
+mod addresses;
+mod answers;
+mod calls;
+mod drain;
+mod reuse;
+mod serving;
+mod strictness;

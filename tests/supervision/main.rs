@@ -1,0 +1,11 @@
+//! Processes: who starts, watches, replaces and ends them, what of a cluster is left, and whose word is taken.
+//! The crate `harness` tells how a test is written.
+
+#![expect(clippy::print_stdout, reason = "tests tell what they measured, and what they skipped")]
+
+mod lifecycle;
+mod names;
+mod output;
+mod processes;
+mod state;
+mod supervision;
