@@ -127,7 +127,7 @@ impl Setup {
     #[track_caller]
     pub fn start_from_sources(self) -> Cluster {
         let cluster = self.launch();
-        until("the cluster serves", || {
+        until_within(COMPILE_PATIENCE, "the cluster serves", || {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited(), "it exited: {lines:#?}");
             lines.iter().any(|line| announced(line)).then_some(())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// How long a condition may take to become true. Far more than it ever needs: no test passes or fails by speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A compiler leaves the processor to others: one of a large component, without optimisation, beside other tests.
-pub(crate) const COMPILE_PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const COMPILE_PATIENCE: Duration = Duration::from_secs(900);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Waits until `look` finds something. Panics after a minute, saying `what` was waited for.
