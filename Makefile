@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test fuzz check soak bench profile lint build guests hello install fmt clean
+.PHONY: help serve test quick fuzz check soak bench profile lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -17,11 +17,13 @@ help: ## Show this list
 serve: hello build ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS="…")
 	exec $(TARGET)/release/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
 
-# Examples have tests of their own, which run natively.
 test: guests ## Run every test
-	$(CARGO) test --no-fail-fast -p wasmcluster -p wasmcluster-guest -p wasmcluster-guest-macros -p wasmcluster-bench \
-		-p bindings -p compile-errors -p guide -p harness --features wasmcluster-guest/axum \
-		$(patsubst examples/%/Cargo.toml,-p %,$(wildcard examples/*/Cargo.toml))
+	CARGO="$(CARGO)" scripts/test
+
+# Only the guests that it needs.
+quick: ## The units and one test of each suite, in minutes
+	scripts/build-guests hello scenarios whoami hostile-p2 hostile-p3
+	CARGO="$(CARGO)" scripts/test --quick
 
 check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
 
