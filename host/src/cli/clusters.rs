@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::status::{align, duration};
+use super::output::{self, align, duration};
 use crate::control::client::Client;
 use crate::control::protocol::Status;
 use crate::primary::Holder;
@@ -39,7 +39,7 @@ pub(super) async fn print(json: bool) -> anyhow::Result<()> {
     let mut found: Vec<Found> = asked.join_all().await.into_iter().flatten().collect();
     found.sort_by(|(one, _), (other, _)| one.cmp(other));
     let text = if json { as_json(&found) } else { table(&found) };
-    Ok(super::print(text.as_bytes())?)
+    Ok(output::print(text.as_bytes())?)
 }
 
 /// A control socket, and what the cluster behind it says, if it does so in time.

@@ -5,7 +5,11 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 
-use super::{Failure, app_or_project, build_folder, print};
+use super::args::CompileArgs;
+use super::build::build_folder;
+use super::exit::Failure;
+use super::output::print;
+use super::serve::app_or_project;
 use crate::component::compiler::{self, Prepared, Unprepared};
 use crate::component::store::Readers;
 use crate::settings::{Options, Settings};
@@ -13,7 +17,8 @@ use crate::wire::version::WasiHttp;
 use crate::worker;
 
 /// Prints the component's digest, where its native code is, and how large it is.
-pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<(), Failure> {
+pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
+    let CompileArgs { app, store } = args;
     let app = app_or_project(app).map_err(Failure::Usage)?;
     let (store, readers) = match store {
         Some(store) => (store, Readers::Everybody),
@@ -32,7 +37,7 @@ pub(super) fn compile(app: Option<PathBuf>, store: Option<PathBuf>) -> Result<()
         Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {}", app.display()))),
         Unprepared::Store(error) => Failure::Error(error),
     })?;
-    print(summary(&prepared, begun).as_bytes()).map_err(|error| Failure::Error(error.into()))
+    Ok(print(summary(&prepared, begun).as_bytes())?)
 }
 
 fn default_store(app: PathBuf) -> anyhow::Result<PathBuf> {

@@ -4,11 +4,73 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::args::InspectArgs;
+use super::exit::Failure;
+use super::output::print;
+use super::serve::settings;
+use crate::build::{self, Plan};
 use crate::component::compiler::{self, Inspected};
 use crate::component::surface::{Grant, grant};
+use crate::logging::Relay;
+use crate::os::files;
 use crate::settings::{InForce, Settings};
 use crate::wire::version::WasiHttp;
 use crate::worker;
+
+/// Prints what is known; an error if it could not be served.
+pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
+    let settings = built(settings(args.serve).map_err(Failure::Usage)?)?;
+    Ok(report(&settings, args.json)?)
+}
+
+/// Of a folder, the component is built and takes its place.
+fn built(settings: Settings) -> Result<Settings, Failure> {
+    if !settings.app.is_dir() {
+        return Ok(settings);
+    }
+    Plan::read(&settings.app)?;
+    let relay = Relay::start()?;
+    let built = build::build_once(&settings.app, false)?;
+    drop(relay);
+    build::tell(&built.component);
+    let folder = files::absolute(&settings.app)?;
+    Ok(Settings { app: built.component, folder: Some(folder), ..settings })
+}
+
+fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let app = &settings.app;
+    let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
+    let Inspected { digest, surface, handler } =
+        compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
+    // Without a handler, whatever any component may import.
+    let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
+    let imports: Vec<Import> =
+        surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name, http).into() }).collect();
+    let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
+    grants.sort_unstable();
+    grants.dedup();
+    let wasi = handler.as_ref().ok().copied();
+    let world = wasi.map(|wasi| match wasi {
+        WasiHttp::V0_2 => "wasi:http/proxy",
+        WasiHttp::V0_3 => "wasi:http/service",
+    });
+    let refusal = handler.err();
+    let report = Report {
+        schema: 1,
+        source: app,
+        digest,
+        wasi,
+        world,
+        refusal: refusal.as_ref().map(|refusal| format!("{refusal:#}")),
+        imports,
+        exports: surface.exports,
+        grants,
+        limits: settings.limits.in_force(),
+    };
+    let text = if json { format!("{}\n", serde_json::to_string(&report)?) } else { for_people(&report) };
+    print(text.as_bytes())?;
+    refusal.map_or(Ok(()), |refusal| Err(failed(&refusal)))
+}
 
 /// What `inspect --json` prints. Its shape is a contract: fields are added, none is taken away.
 #[derive(Debug, Serialize)]
@@ -53,42 +115,6 @@ impl From<Grant> for Needs {
         };
         Self { access, flag }
     }
-}
-
-/// Prints what is known; an error if it could not be served.
-pub(super) fn inspect(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let app = &settings.app;
-    let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
-    let Inspected { digest, surface, handler } =
-        compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
-    // Without a handler, whatever any component may import.
-    let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
-    let imports: Vec<Import> =
-        surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name, http).into() }).collect();
-    let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
-    grants.sort_unstable();
-    grants.dedup();
-    let wasi = handler.as_ref().ok().copied();
-    let world = wasi.map(|wasi| match wasi {
-        WasiHttp::V0_2 => "wasi:http/proxy",
-        WasiHttp::V0_3 => "wasi:http/service",
-    });
-    let refusal = handler.err();
-    let report = Report {
-        schema: 1,
-        source: app,
-        digest,
-        wasi,
-        world,
-        refusal: refusal.as_ref().map(|refusal| format!("{refusal:#}")),
-        imports,
-        exports: surface.exports,
-        grants,
-        limits: settings.limits.in_force(),
-    };
-    let text = if json { format!("{}\n", serde_json::to_string(&report)?) } else { for_people(&report) };
-    super::print(text.as_bytes())?;
-    refusal.map_or(Ok(()), |refusal| Err(failed(&refusal)))
 }
 
 fn for_people(report: &Report<'_>) -> String {

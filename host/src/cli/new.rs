@@ -10,23 +10,28 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use super::args::{NewArgs, Template};
+use super::exit::Failure;
+use super::output::print;
 use files::Part;
 
-/// What a project begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Template {
-    /// Rust: one function that answers every request
-    Hello,
-    /// Rust: an axum application with two routes
-    Axum,
-    /// Rust: a JSON API, with axum
-    Api,
-    /// Rust: server-sent events
-    Stream,
-    /// JavaScript, with Node and npm
-    Js,
-    /// Python
-    Python,
+/// Writes the project, and says what can be done with it.
+pub(super) fn new(args: &NewArgs) -> Result<(), Failure> {
+    let NewArgs { folder, template } = args;
+    let of = || format!("cannot make a project in {}", folder.display());
+    expect_nothing(folder).with_context(of)?;
+    let name = std::path::absolute(folder)?;
+    let name = name_of(name.file_name().and_then(OsStr::to_str).unwrap_or_default());
+    for (path, text) in template.parts().iter().flat_map(Part::files) {
+        write(&folder.join(path), &fill_in(text, &name)).with_context(of)?;
+    }
+    let test = template.test();
+    let said = format!(
+        "Made {name} in {}. What to do next:\n\n  cd {}\n  {test}\n  wasmcluster serve --watch .\n",
+        folder.display(),
+        for_a_shell(folder)
+    );
+    Ok(print(said.as_bytes())?)
 }
 
 impl Template {
@@ -49,24 +54,6 @@ impl Template {
             Self::Python => "python3 -m unittest",
         }
     }
-}
-
-/// Writes the project, and says what can be done with it.
-pub(super) fn new(folder: &Path, template: Template) -> anyhow::Result<()> {
-    let of = || format!("cannot make a project in {}", folder.display());
-    expect_nothing(folder).with_context(of)?;
-    let name = std::path::absolute(folder)?;
-    let name = name_of(name.file_name().and_then(OsStr::to_str).unwrap_or_default());
-    for (path, text) in template.parts().iter().flat_map(Part::files) {
-        write(&folder.join(path), &fill_in(text, &name)).with_context(of)?;
-    }
-    let test = template.test();
-    let said = format!(
-        "Made {name} in {}. What to do next:\n\n  cd {}\n  {test}\n  wasmcluster serve --watch .\n",
-        folder.display(),
-        for_a_shell(folder)
-    );
-    Ok(super::print(said.as_bytes())?)
 }
 
 /// The path as it can be pasted into a shell.

@@ -1,7 +1,8 @@
-//! `wasmcluster reload` and `rollback`: ask for it, show how it goes, and wait until it is over. Ctrl-C ends the showing,
-//! not the reload.
+//! `wasmcluster reload`: asks for a new version, shows how it goes, and waits until it is over. Ctrl-C ends the showing, not
+//! the reload.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -10,13 +11,54 @@ use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
 
-use super::print;
-use crate::control::client::{Client, CommandError};
-use crate::control::protocol::{GenerationStatus, ReloadRequest, ReloadResult};
+use super::args::{ReloadArgs, TermsArgs};
+use super::build::build_folder;
+use super::exit::Failure;
+use super::output::print;
+use super::running::{block_on, client};
+use crate::control::protocol::{GenerationStatus, LastReload, ReloadRequest, ReloadResult};
+use crate::os::files;
+use crate::settings::Span;
 use crate::wire::ids::short_digest;
 
 /// Width of a bar, in characters.
 const BAR: usize = 30;
+
+pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
+    let ReloadArgs { app, terms, cluster } = args;
+    let client = client(cluster);
+    // Nothing is built for a cluster that does not run.
+    let folder = match &app {
+        Some(app) if !app.is_dir() => None,
+        Some(folder) => block_on(client.status()).map(|_| Some(folder.clone()))?,
+        None => block_on(client.status())?.generation.folder,
+    };
+    // What is built may turn out the same; a file is named by somebody who wants its workers anew.
+    let if_new = folder.is_some() && !terms.force;
+    let app = match folder {
+        Some(folder) => Some(build_folder(&folder).map_err(Failure::refuse)?),
+        None => app,
+    };
+    let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
+    let (request, show) = (ReloadRequest { if_new, ..terms.request(app) }, terms.show());
+    tell(block_on(async { Ok(follow(client.reload(&request).await?, show).await?) })?, show)
+}
+
+impl TermsArgs {
+    pub(super) fn request(&self, app: Option<PathBuf>) -> ReloadRequest {
+        ReloadRequest {
+            app,
+            timeout_ms: self.timeout.map(Span::as_millis),
+            force: self.force,
+            max_error_increase: self.max_error_increase.map(|it| f64::from(it.thousandths()) / 10.0),
+            ..ReloadRequest::default()
+        }
+    }
+
+    pub(super) fn show(&self) -> Show {
+        if self.json { Show::Json } else { Show::People }
+    }
+}
 
 /// How it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,39 +69,20 @@ pub(super) enum Show {
     Json,
 }
 
-/// What the primary tells of a reload; further fields are of no concern here.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Told {
-    Reload(Phase),
-    ReloadEnded(Ended),
-    Note { text: String },
-}
-
-#[derive(Debug, Deserialize)]
-struct Phase {
-    generation: Option<u64>,
-    phase: String,
-    done: Option<u64>,
-    of: Option<u64>,
-    lasts_ms: Option<u64>,
-    reason: Option<String>,
-}
-
-/// How it ended.
-#[derive(Debug, Deserialize)]
-pub(super) struct Ended {
-    pub(super) generation: Option<u64>,
-    pub(super) result: ReloadResult,
-    pub(super) reason: Option<String>,
-}
-
-pub(super) async fn reload(client: &Client, request: &ReloadRequest, show: Show) -> Result<Ended, CommandError> {
-    Ok(follow(client.reload(request).await?, show).await?)
-}
-
-pub(super) async fn rollback(client: &Client, request: &ReloadRequest, show: Show) -> Result<Ended, CommandError> {
-    Ok(follow(client.rollback(request).await?, show).await?)
+/// Says how it ended; what did not end well is a failure.
+pub(super) fn tell(ended: LastReload, show: Show) -> Result<(), Failure> {
+    let generation = ended.generation.map_or(0, |generation| generation.0);
+    let said = match (ended.result, &ended.reason) {
+        (ReloadResult::Committed, None) => format!("generation {generation} is served\n"),
+        (ReloadResult::Committed, Some(remark)) => format!("generation {generation} is served: {remark}\n"),
+        (ReloadResult::Unchanged, _) => format!("unchanged: it is what generation {generation} serves already\n"),
+        _ => return Err(Failure::Reload(ended)),
+    };
+    if show == Show::People {
+        // It is done, whoever reads that.
+        let _ = print(said.as_bytes());
+    }
+    Ok(())
 }
 
 /// What is served, for people.
@@ -75,7 +98,7 @@ pub(super) fn served(generation: &GenerationStatus) -> String {
 }
 
 /// Shows line after line, until the last.
-async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
+pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<LastReload> {
     let mut display = Display::new(show);
     let mut unread = Vec::new();
     while let Some(frame) = lines.frame().await {
@@ -95,6 +118,25 @@ async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<Ended> {
         }
     }
     Err(anyhow!("the cluster ended during the reload; its log says why"))
+}
+
+/// What the primary tells of a reload; further fields are of no concern here.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Told {
+    Reload(Phase),
+    ReloadEnded(LastReload),
+    Note { text: String },
+}
+
+#[derive(Debug, Deserialize)]
+struct Phase {
+    generation: Option<u64>,
+    phase: String,
+    done: Option<u64>,
+    of: Option<u64>,
+    lasts_ms: Option<u64>,
+    reason: Option<String>,
 }
 
 enum Display {

@@ -1,14 +1,59 @@
 //! `wasmcluster status`: a table for people, or the primary's own JSON.
 
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+
+use super::args::StatusArgs;
+use super::clusters;
+use super::exit::Failure;
+use super::output::{align, duration, wrap};
+use super::running::{block_on, client};
+use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 use crate::wire::ids::short_digest;
 
 /// Metrics that the table shows; with `--json` there are all.
 const MAX_METRICS: usize = 50;
-/// Characters of a line, as a terminal has them.
-const WIDTH: usize = 80;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
+pub(super) fn status(args: StatusArgs) -> Result<(), Failure> {
+    if args.all {
+        return Ok(block_on(async { Ok(clusters::print(args.json).await?) })?);
+    }
+    let client = client(args.cluster);
+    let status = match args.wait_ready {
+        Some(patience) => block_on(wait_ready(&client, patience.into()))?,
+        None => block_on(client.status())?,
+    };
+    Ok(print(&status, args.json)?)
+}
+
+/// Waits until the cluster serves: a worker is ready. One that is not there may be about to start.
+async fn wait_ready(client: &Client, patience: Duration) -> Result<Status, CommandError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(LOOK_EVERY);
+        let Ok(seen) = tokio::time::timeout(left, client.status()).await else {
+            return Err(anyhow!("the cluster does not answer within {patience:?}; is its process stopped?").into());
+        };
+        if let Ok(status) = &seen
+            && status.serves()
+        {
+            return seen;
+        }
+        if seen.as_ref().is_ok_and(|status| status.state == "stopping") {
+            return Err(anyhow!("the cluster is stopping").into());
+        }
+        if Instant::now() >= deadline {
+            let state = seen?.state;
+            return Err(anyhow!("the cluster is {state}, and no worker is ready after {patience:?}").into());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     let text = match &status.starting {
         _ if json => format!("{}\n", serde_json::to_string(status)?),
         Some(starting) if status.workers.is_empty() => format!(
@@ -21,7 +66,7 @@ pub(super) fn print(status: &Status, json: bool) -> anyhow::Result<()> {
         ),
         _ => table(status),
     };
-    Ok(super::print(text.as_bytes())?)
+    Ok(super::output::print(text.as_bytes())?)
 }
 
 fn table(status: &Status) -> String {
@@ -98,27 +143,6 @@ fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status
     text
 }
 
-/// Items with commas between them, in lines that fit a terminal if each item does.
-fn wrap(text: &mut String, label: &str, items: &[String]) {
-    let mut line = label.to_owned();
-    for (index, item) in items.iter().enumerate() {
-        let comma = if index + 1 == items.len() { "" } else { "," };
-        let is_first = line.len() == label.len();
-        if !is_first && line.chars().count() + 1 + item.chars().count() + comma.len() > WIDTH {
-            text.push_str(&line);
-            text.push('\n');
-            line = " ".repeat(label.len());
-        }
-        if !line.trim_end().is_empty() && !line.ends_with(' ') {
-            line.push(' ');
-        }
-        line.push_str(item);
-        line.push_str(comma);
-    }
-    text.push_str(&line);
-    text.push('\n');
-}
-
 /// A number in at most eight characters.
 fn short(number: u64) -> String {
     let mut shown = number;
@@ -129,18 +153,6 @@ fn short(number: u64) -> String {
         shown /= 1000;
     }
     format!("{shown}P")
-}
-
-/// Columns, each as wide as it has to be, and two spaces between them if a terminal is that wide.
-pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
-    let gap = if widths.iter().sum::<usize>() + 2 * (COLUMNS - 1) > WIDTH { " " } else { "  " };
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        text.push_str(cells.join(gap).trim_end());
-        text.push('\n');
-    }
 }
 
 /// What guests count, if they do.
@@ -183,22 +195,12 @@ fn describe(worker: &WorkerStatus) -> String {
     }
 }
 
-/// The two largest units of a time.
-pub(super) fn duration(milliseconds: u64) -> String {
-    let seconds = milliseconds / 1000;
-    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
-        (0, 0, 0, seconds) => format!("{seconds}s"),
-        (0, 0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
-        (0, hours, minutes, _) => format!("{hours}h{minutes:02}m"),
-        (days, hours, ..) => format!("{days}d{hours:02}h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
+    use crate::cli::output::WIDTH;
 
     /// One with `workers`, in words of the control socket.
     fn status(reload: Value, workers: &[Value]) -> Status {
@@ -264,12 +266,5 @@ mod tests {
         assert!(one.contains("RESTARTS") && !one.contains("GENERATION"), "{one}");
         let two = rows(&[worker("ready", "incumbent", None, 1), next]);
         assert!(two.contains("GENERATION") && two.contains(" 7 ") && two.contains(" 8 "), "{two}");
-    }
-
-    #[test]
-    fn times_are_short() {
-        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "1d01h")] {
-            assert_eq!(duration(seconds * 1000), text);
-        }
     }
 }

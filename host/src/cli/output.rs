@@ -1,0 +1,69 @@
+//! What commands print, and how tables are laid out.
+
+use std::io::{self, Write};
+
+/// Characters of a line, as a terminal has them.
+pub(super) const WIDTH: usize = 80;
+
+/// Writes to stdout, to the end.
+pub(super) fn print(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    stdout.flush()
+}
+
+/// Columns, each as wide as it has to be, and two spaces between them if a terminal is that wide.
+pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let gap = if widths.iter().sum::<usize>() + 2 * (COLUMNS - 1) > WIDTH { " " } else { "  " };
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join(gap).trim_end());
+        text.push('\n');
+    }
+}
+
+/// Items with commas between them, in lines that fit a terminal if each item does.
+pub(super) fn wrap(text: &mut String, label: &str, items: &[String]) {
+    let mut line = label.to_owned();
+    for (index, item) in items.iter().enumerate() {
+        let comma = if index + 1 == items.len() { "" } else { "," };
+        let is_first = line.len() == label.len();
+        if !is_first && line.chars().count() + 1 + item.chars().count() + comma.len() > WIDTH {
+            text.push_str(&line);
+            text.push('\n');
+            line = " ".repeat(label.len());
+        }
+        if !line.trim_end().is_empty() && !line.ends_with(' ') {
+            line.push(' ');
+        }
+        line.push_str(item);
+        line.push_str(comma);
+    }
+    text.push_str(&line);
+    text.push('\n');
+}
+
+/// The two largest units of a time.
+pub(super) fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+        (days, hours, ..) => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "1d01h")] {
+            assert_eq!(duration(seconds * 1000), text);
+        }
+    }
+}
