@@ -13,8 +13,8 @@ use crate::settings::{DEFAULT_NAME, Options, Percent, Span};
     name = "wasmcluster",
     version,
     about = "Serves a WebAssembly component on every core",
-    long_about = "Serves a WebAssembly component that handles HTTP (wasi:http 0.2 or 0.3) on every core: each core gets \
-                  a worker process of its own, all behind one port, kept alive by a primary that never touches a request.",
+    long_about = "Serves a WebAssembly component over HTTP (wasi:http 0.2 or 0.3). Each core gets a worker process, and all \
+                  workers share one port. A primary process replaces workers that die; it never touches a request.",
     after_help = "Examples:\n  \
                   wasmcluster new shop\n  \
                   wasmcluster serve app.wasm\n  \
@@ -38,31 +38,31 @@ pub(super) enum Command {
     /// Serve a component until SIGTERM or Ctrl-C
     #[command(visible_alias = "start")]
     Serve(Box<ServeArgs>),
-    /// Write a new project
+    /// Create a new project
     New(NewArgs),
-    /// Build the component of a folder
+    /// Build a component from a folder of sources
     Build(BuildArgs),
-    /// Compile a component into an artifact store, for a container image or a machine that must start quickly
+    /// Compile a component ahead of time, so that `serve` starts without compiling
     Compile(CompileArgs),
-    /// Show what a running cluster does
+    /// Show the state of a running cluster
     #[command(visible_alias = "ls")]
     Status(StatusArgs),
-    /// Show what a component is, what it asks for, and the limits it would run with
+    /// Show what a component imports and exports, the flags that grant it, and the limits it would run with
     Inspect(Box<InspectArgs>),
-    /// Bring a running cluster to a new version, without losing a request
+    /// Deploy a new version to a running cluster, without failing a request
     #[command(visible_alias = "restart")]
     Reload(ReloadArgs),
-    /// Bring a running cluster back to the version before
+    /// Roll a running cluster back to the previous version
     Rollback(RollbackArgs),
-    /// Follow what happens in a running cluster: one line of JSON per event
+    /// Follow the events of a running cluster, one JSON object per line
     Events(EventsArgs),
     /// Change the number of workers, and wait until they are ready
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
     Stop(StopArgs),
-    /// Show or change the configuration of a running cluster
+    /// Show or change the live configuration of a running cluster
     Config(ConfigArgs),
-    /// Print a script that completes commands and flags in a shell
+    /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
 
@@ -72,8 +72,8 @@ pub(super) enum Command {
     wasmcluster serve --listen 127.0.0.1:0 --workers 1 app.wasm\n  \
     wasmcluster serve --watch .\n  \
     wasmcluster serve --listen [::]:8080 --listen unix:/run/app.sock --env GREETING=hello app.wasm\n\n\
-    A folder is built first, as by `wasmcluster build`.\n\n\
-    Flags can also stand in a file, by the same names; the command line wins:\n  \
+    A folder is built first, as `wasmcluster build` does.\n\n\
+    Flags can also be set in wasmcluster.toml, by the same names. The command line wins:\n  \
     listen = [\"0.0.0.0:8080\"]\n  \
     workers = 4\n  \
     [env]\n  \
@@ -84,7 +84,7 @@ pub(super) struct ServeArgs {
     #[arg(value_name = "APP")]
     pub(super) app: Option<PathBuf>,
 
-    /// Configuration file [default: wasmcluster.toml, of the folder that is served or else of the current one]
+    /// Configuration file [default: wasmcluster.toml in the folder that is served, or else in the current one]
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 
@@ -98,11 +98,11 @@ pub(super) struct ServeArgs {
     wasmcluster new shop --template stream\n\n\
     The project is named after its folder, and comes with a test.")]
 pub(super) struct NewArgs {
-    /// The folder to make; if it is there, it must be empty
+    /// The folder to create; if it exists, it must be empty
     #[arg(value_name = "DIR")]
     pub(super) folder: PathBuf,
 
-    /// What to begin with
+    /// The template to start from
     #[arg(long, value_name = "TEMPLATE", value_enum, default_value = "hello")]
     pub(super) template: Template,
 }
@@ -129,13 +129,13 @@ pub(super) enum Template {
     wasmcluster build\n  \
     wasmcluster build shop && wasmcluster inspect shop\n  \
     wasmcluster build --watch shop\n\n\
-    A folder with a Cargo.toml is built by cargo, for wasm32-wasip2. In other languages, or to do something else, \
-    wasmcluster.toml in the folder says how; it comes first:\n  \
+    A folder with a Cargo.toml is built with cargo, for wasm32-wasip2. For another language or another build, name the \
+    command in the folder's wasmcluster.toml. It takes precedence over cargo:\n  \
     [build]\n  \
     command = \"npm run build\"\n  \
     component = \"dist/app.wasm\"")]
 pub(super) struct BuildArgs {
-    /// The folder
+    /// The folder to build
     #[arg(value_name = "DIR", default_value = ".")]
     pub(super) folder: PathBuf,
 
@@ -146,18 +146,20 @@ pub(super) struct BuildArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:\n  \
-    0 the store has it\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is no component, does not link or \
-    does not compile\n\n\
+    0 compiled, or already in the store\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is not a \
+    component, does not link, or does not compile\n\n\
     Examples:\n  \
     wasmcluster compile app.wasm\n  \
     wasmcluster compile app.wasm -o /srv/store && wasmcluster serve app.wasm --store /srv/store\n\n\
-    Native code is for one version of wasmcluster and the features of one CPU: on another machine `serve` compiles anew.")]
+    Native code fits one version of wasmcluster and the features of one CPU. With another version or CPU, `serve` compiles \
+    again.")]
 pub(super) struct CompileArgs {
     /// The component, as .wasm or .wat, or a folder to build it from [default: the current folder, if it can be built]
     #[arg(value_name = "APP")]
     pub(super) app: Option<PathBuf>,
 
-    /// A store that every user may read, and use if it is root's [default: the store of `serve`, which is for its owner]
+    /// A store that every user may read; others may use it if root owns it [default: the store of `serve`, which only its
+    /// owner may read]
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(super) store: Option<PathBuf>,
 }
@@ -166,8 +168,8 @@ pub(super) struct CompileArgs {
 #[command(after_help = "Examples:\n  \
     wasmcluster inspect app.wasm\n  \
     wasmcluster inspect app.wasm --json | jq .grants\n\n\
-    Takes the flags and the configuration file of `serve`, and shows the limits for requests and guests that follow \
-    from them. Exits with 1 if the component could not be served.")]
+    Takes the flags and the configuration file of `serve`, and shows the limits that follow from them. Exits with 1 if \
+    `serve` would refuse the component.")]
 pub(super) struct InspectArgs {
     #[command(flatten)]
     pub(super) serve: ServeArgs,
@@ -198,11 +200,11 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,
 
-    /// List all clusters of this user; of all users, for root
+    /// List all clusters of this user; for root, of all users
     #[arg(long, conflicts_with_all = ["name", "control"])]
     pub(super) all: bool,
 
-    /// Wait until the cluster serves, for at most TIME [default: 30s]; exit with 0 only if it does
+    /// Wait until a worker is ready, for at most TIME [default: 30s]; exit with 0 only then
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "30s", conflicts_with = "all")]
     pub(super) wait_ready: Option<Span>,
 
@@ -224,18 +226,18 @@ pub(super) struct ScaleArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:\n  \
-    0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is no component, does not link or \
-    does not compile\n  4 it did worse than the old version, and was rolled back\n  5 timed out, rolled back\n  \
-    6 the cluster is busy with another change\n  7 no cluster is running under that name\n  8 served, but not written to \
-    the state folder: --resume would start the version before\n\n\
+    0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is not a component, does not link, or \
+    does not compile\n  4 rolled back: it did worse than the old version\n  5 timed out and rolled back\n  6 the cluster is \
+    busy: it is still starting, or another change is in progress\n  7 no cluster is running under that name\n  8 served, but \
+    not saved in the state folder: `serve --resume` would start the previous version\n\n\
     Examples:\n  \
     wasmcluster reload\n  \
     wasmcluster reload app-v2.wasm --timeout 1m\n  \
     wasmcluster reload shop\n  \
     wasmcluster reload app.wasm --max-error-increase 2")]
 pub(super) struct ReloadArgs {
-    /// The component to serve from now on, or a folder to build it from [default: the same as before: the file is read
-    /// again, or the folder built again]
+    /// The component to deploy, or a folder to build it from [default: the current one: its file is read again, or its
+    /// folder is built again]
     #[arg(value_name = "APP")]
     pub(super) app: Option<PathBuf>,
 
@@ -247,13 +249,15 @@ pub(super) struct ReloadArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "An earlier version comes back as a new generation, after a short canary and without a soak. \
-    Repeated, it goes further back. Exit codes as of `reload`.\n\n\
+#[command(
+    after_help = "The earlier version becomes a new generation, after a short canary and without a soak. Run it again to \
+    go back further. The exit codes are those of `reload`.\n\n\
     Examples:\n  \
     wasmcluster rollback\n  \
-    wasmcluster rollback --to 3")]
+    wasmcluster rollback --to 3"
+)]
 pub(super) struct RollbackArgs {
-    /// The generation to bring back; the last 8 are kept [default: the one before]
+    /// The generation to go back to; the last 8 that were committed are kept [default: the previous one]
     #[arg(long, value_name = "GENERATION", value_parser = generation)]
     pub(super) to: Option<u64>,
 
@@ -267,26 +271,27 @@ pub(super) struct RollbackArgs {
 /// How a change of the version may go.
 #[derive(Debug, Args)]
 pub(super) struct TermsArgs {
-    /// How long it may take, from the command to the commit, before it is rolled back [default: 5m]
+    /// How long it may take, from the command to the commit, before it is rolled back [default: 5m; a reload also gets
+    /// --min-ready and --soak]
     #[arg(long, value_name = "TIME")]
     pub(super) timeout: Option<Span>,
 
-    /// Ignore crashes and errors once the first worker of the new version is well: for a fix in the middle of an attack
+    /// Ignore crashes and errors once the first worker of the new version is healthy, to deploy a fix during an attack
     #[arg(long)]
     pub(super) force: bool,
 
-    /// Roll back if the share of errors (5xx, traps) is so many percentage points above the old version's, after 20 answers;
-    /// 100 never does [default: what `serve` was told, or 5]
+    /// Roll back if the error rate (5xx, traps) is more than this many percentage points above the old version's, after 20
+    /// responses; 100 never rolls back [default: the value given to `serve`, or 5]
     #[arg(long, value_name = "PERCENT")]
     pub(super) max_error_increase: Option<Percent>,
 
-    /// Print JSON, an object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Requests that were begun are finished, within the cluster's --shutdown-timeout.\n\n\
+#[command(after_help = "Requests in progress may finish, within the cluster's --shutdown-timeout.\n\n\
     Examples:\n  \
     wasmcluster stop\n  \
     wasmcluster stop --name shop --now")]
@@ -294,7 +299,7 @@ pub(super) struct StopArgs {
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,
 
-    /// Kill the workers without finishing requests
+    /// Kill the workers at once, without finishing requests
     #[arg(long)]
     pub(super) now: bool,
 }
@@ -323,14 +328,14 @@ pub(super) enum ConfigCommand {
     /// Print all keys with their values, or the value of one key
     #[command(after_help = "Example: wasmcluster config get wasmcluster.log-level")]
     Get {
-        /// The key whose value to print [default: all]
+        /// The key to print [default: all]
         #[arg(value_name = "KEY")]
         key: Option<String>,
 
         #[command(flatten)]
         cluster: ClusterArgs,
     },
-    /// Change values in every worker, without a restart; all of them, or none
+    /// Change values in every worker without a restart, all of them or none
     #[command(after_help = "Example: wasmcluster config set wasmcluster.log-level=debug")]
     Set {
         /// What to change; `wasmcluster config get` lists the keys
@@ -348,6 +353,7 @@ pub(super) enum ConfigCommand {
     wasmcluster completions zsh > \"${fpath[1]}/_wasmcluster\"\n  \
     wasmcluster completions fish > ~/.config/fish/completions/wasmcluster.fish")]
 pub(super) struct CompletionsArgs {
+    /// The shell
     #[arg(value_name = "SHELL", value_enum)]
     pub(super) shell: clap_complete::Shell,
 }

@@ -74,18 +74,18 @@ const LOGGING: &str = "Logging";
 pub(crate) struct Options {
     /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
     ///
-    /// Port 0 picks a free port. 127.0.0.1 is reached from this machine only, 0.0.0.0 and [::] from everywhere.
+    /// Port 0 picks a free port. 127.0.0.1 is reachable from this machine only, 0.0.0.0 and [::] from everywhere.
     #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
     pub(crate) listen: Vec<ListenAddr>,
 
-    /// Worker processes [default: the CPUs this process may use, or fewer where memory is short]
+    /// Number of worker processes [default: the CPUs this process may use, or fewer where memory is short]
     #[arg(long, short, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
     pub(crate) workers: Option<NonZeroU32>,
 
-    /// Bind each worker to one CPU
+    /// Pin each worker to one CPU
     ///
-    /// Only for a machine with little else to do, where caches then stay warm. A bound worker cannot move away from
-    /// other load on its CPU, so do not run more workers than CPUs.
+    /// This keeps caches warm on a machine with little else to do. A pinned worker cannot move away from other load on
+    /// its CPU, so do not run more workers than CPUs.
     #[arg(long, help_heading = CLUSTER)]
     pub(crate) pin_cpus: bool,
 
@@ -107,7 +107,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) store: Option<PathBuf>,
 
-    /// Folder for what outlives the cluster [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
+    /// Folder for state that outlives the cluster [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
     ///
     /// It records which version was committed last, for --resume.
     #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
@@ -115,16 +115,16 @@ pub(crate) struct Options {
 
     /// Environment variable for guests; can be repeated
     ///
-    /// In the configuration file it is a table: [env].
+    /// In the configuration file, it is the table [env].
     #[arg(long, value_name = "K=V", value_parser = parse_variable, help_heading = GRANTS)]
     #[serde(deserialize_with = "variables")]
     pub(crate) env: Vec<(String, String)>,
 
-    /// Environment variable of this process that guests see too; can be repeated
+    /// Environment variable to pass on from this process to guests; can be repeated
     #[arg(long, value_name = "K", help_heading = GRANTS)]
     pub(crate) env_inherit: Vec<String>,
 
-    /// Folder that guests may open under another path, with :ro only to read; can be repeated
+    /// Folder HOST that guests may open as GUEST; :ro makes it read-only; can be repeated
     ///
     /// For example --dir ./data::/data, or --dir ./static::/static:ro.
     #[arg(long, value_name = "HOST::GUEST[:ro]", help_heading = GRANTS)]
@@ -137,58 +137,58 @@ pub(crate) struct Options {
     #[arg(long, value_name = "URL", help_heading = GRANTS)]
     pub(crate) allow_host: Vec<AllowHost>,
 
-    /// Time from a request's head to the head of its answer; then 504 [default: 30s]
+    /// Longest time from a request's headers to the headers of its response; past it, 504 [default: 30s]
     #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) request_timeout: Option<Span>,
 
-    /// Time without any progress in the body of an answer, before it is cut [default: 60s]
+    /// Longest time without progress while a response body is sent; past it, the connection is cut [default: 60s]
     #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) stream_timeout: Option<Span>,
 
-    /// Time that a client has to send a request's head; then 408 [default: 10s]
+    /// Longest time a client may take to send a request's headers; past it, 408 [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) header_timeout: Option<Span>,
 
-    /// Time that a connection may be idle before it is closed [default: 75s]
+    /// Longest time a connection may be idle before it is closed [default: 75s]
     #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) keep_alive_timeout: Option<Span>,
 
-    /// Time without a sign of life after which a worker is killed and replaced [default: 10s]
+    /// Longest time without a heartbeat before a worker is killed and replaced [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
     pub(crate) hang_timeout: Option<Span>,
 
-    /// Requests that a worker answers at the same time [default: 256]
+    /// Requests that a worker handles at the same time [default: 256]
     ///
-    /// As many again wait; more are answered 503.
+    /// As many again may wait; more get 503.
     #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
     pub(crate) max_in_flight: Option<NonZeroU32>,
 
     /// Connections that a worker keeps open [default: 4096]
     ///
-    /// For one more, the connection that has been idle longest is closed.
+    /// When one more arrives, the connection that has been idle longest is closed.
     #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
     pub(crate) max_connections: Option<NonZeroU32>,
 
-    /// Largest body of a request; else 413 [default: 64MiB]
+    /// Largest body of a request; a larger one gets 413 [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_body: Option<Size>,
 
-    /// Largest head of a request; else 431 [default: 64KiB]
+    /// Largest size of a request's headers; more get 431 [default: 64KiB]
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_header_bytes: Option<Size>,
 
-    /// Most header fields of a request; else 431 [default: 100]
+    /// Largest number of header fields in a request; more get 431 [default: 100]
     #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
     pub(crate) max_headers: Option<NonZeroU32>,
 
-    /// Memory of one instance [default: 128MiB, or less where a worker has less]
+    /// Memory limit of one instance [default: 128MiB, or less where a worker has less]
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_memory: Option<Size>,
 
-    /// Memory of all instances of a worker together [default: its share of the machine's memory, or of the control group's]
+    /// Memory limit of all instances of a worker together [default: its share of the machine's memory, or of the control group's]
     ///
     /// The default is 80 % of the memory of the machine or of the control group, less the compiler's share, divided by the
-    /// workers.
+    /// number of workers plus one.
     #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     pub(crate) max_worker_memory: Option<Size>,
 
@@ -198,47 +198,47 @@ pub(crate) struct Options {
 
     /// Requests that an instance serves at the same time, with WASI 0.3 [default: 1]
     ///
-    /// A trap in one of them ends them all, and while one computes the others wait.
+    /// A trap in one of them ends all of them, and while one computes the others wait.
     #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
     pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
 
-    /// Time that a draining worker has to finish its requests, before it cuts them [default: 5s more than
+    /// Time a draining worker has to finish its requests before it cuts them [default: 5s more than
     /// --request-timeout]
     #[arg(long, value_name = "TIME", help_heading = DRAIN)]
     pub(crate) drain_timeout: Option<Span>,
 
-    /// Time that workers have to finish their requests when the cluster stops [default: 5s more than
+    /// Time workers have to finish their requests when the cluster stops [default: 5s more than
     /// --request-timeout; 9s as process 1 of a container]
     ///
-    /// What is left then is cut, and the log says how much. A service manager that kills earlier cuts without a word:
-    /// give `docker stop` or Kubernetes a grace period longer than this and --shutdown-delay together.
+    /// Requests that are left then are cut, and the log says how many. If Docker or Kubernetes kills the cluster earlier,
+    /// nothing is logged: give `docker stop` or Kubernetes a grace period longer than this plus --shutdown-delay.
     #[arg(long, value_name = "TIME", help_heading = DRAIN)]
     pub(crate) shutdown_timeout: Option<Span>,
 
-    /// Time to serve on after the cluster was told to stop, for load balancers to notice [default: 0s]
+    /// Time to keep serving after the cluster was told to stop, so that load balancers notice [default: 0s]
     #[arg(long, value_name = "TIME", help_heading = DRAIN)]
     pub(crate) shutdown_delay: Option<Span>,
 
-    /// Time that idle connections stay open after a drain began, for requests on their way [default: 2s]
+    /// Time idle connections stay open after a drain began, for requests already on their way [default: 2s]
     #[arg(long, value_name = "TIME", help_heading = DRAIN)]
     pub(crate) drain_idle_grace: Option<Span>,
 
-    /// A worker is ready when it answers a GET of this path with 2xx [default: not asked]
+    /// Path of the health check: a worker is ready once its component answers a GET with 2xx [default: no check]
     #[arg(long, value_name = "PATH", help_heading = VERSIONS)]
     pub(crate) health_path: Option<HealthPath>,
 
-    /// Time that the first worker of a new version must be well before it may serve [default: 1s]
+    /// Time the first worker of a new version must stay healthy before it may serve [default: 1s]
     #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
     pub(crate) min_ready: Option<Span>,
 
-    /// Time that all workers of a new version must do well before it is committed [default: 10s]
+    /// Time a new version must do well in all workers before it is committed [default: 10s]
     #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
     pub(crate) soak: Option<Span>,
 
-    /// Percentage points by which errors may rise before a new version is rolled back [default: 5]
+    /// Percentage points by which the error rate may rise before a new version is rolled back [default: 5]
     ///
-    /// Its share of errors (5xx, traps) is compared with the old version's latest answers, once it has given 20 itself. 100
-    /// never rolls back.
+    /// The new version's error rate (5xx, traps) is compared with that of the old version's latest responses, once the new
+    /// version has given 20 responses. 100 never rolls back.
     #[arg(long, value_name = "PERCENT", help_heading = VERSIONS)]
     pub(crate) max_error_increase: Option<Percent>,
 
@@ -264,11 +264,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", help_heading = RECYCLING)]
     pub(crate) max_worker_rss: Option<Size>,
 
-    /// What to log [default: info]
+    /// Log level [default: info]
     #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
     pub(crate) log_level: Option<LogLevel>,
 
-    /// How to log [default: pretty]
+    /// Log format [default: pretty]
     #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
     pub(crate) log_format: Option<LogFormat>,
 
