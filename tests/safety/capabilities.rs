@@ -281,9 +281,22 @@ fn inspect_names_what_must_be_granted() {
         let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
         assert_eq!((&report["wasi"], &report["world"]), (&version.into(), &world.into()));
         let grants = report["grants"].as_array().unwrap();
-        assert!(grants.contains(&"--allow-host".into()) && grants.contains(&"--dir".into()), "{report}");
+        for flag in ["--allow-host", "--dir", "--env", "--env-inherit"] {
+            assert!(grants.contains(&flag.into()), "{flag}: {report}");
+        }
+        for import in report["imports"].as_array().unwrap() {
+            let flags: &[&str] = match import["name"].as_str().unwrap().split_once('@').unwrap().0 {
+                "wasi:cli/environment" => &["--env", "--env-inherit"],
+                "wasi:filesystem/preopens" => &["--dir"],
+                "wasi:http/outgoing-handler" | "wasi:http/client" => &["--allow-host"],
+                _ => &[],
+            };
+            assert_eq!((&import["flags"], import["access"] == "flag"), (&flags.into(), !flags.is_empty()), "{import}");
+        }
         assert_eq!(report["limits"]["max-memory"], "32MiB");
         let text = inspect(name, &[]).stdout;
-        assert!(text.contains("denied unless granted by --allow-host") && text.contains("no flag grants it"), "{text}");
+        for note in ["denied unless granted by --allow-host", "granted by --env, --env-inherit", "no flag grants it"] {
+            assert!(text.contains(note), "{note}: {text}");
+        }
     }
 }

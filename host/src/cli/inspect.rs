@@ -1,4 +1,5 @@
-//! `wasmcluster inspect`: what a component is, what it asks for, and what it would run with.
+//! `wasmcluster inspect`: shows what a component imports and exports, the flags that grant it, and the limits it would run
+//! with.
 
 use std::path::Path;
 
@@ -46,7 +47,7 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =
         surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name, http).into() }).collect();
-    let mut grants: Vec<&str> = imports.iter().filter_map(|import| import.needs.flag).collect();
+    let mut grants: Vec<&str> = imports.iter().flat_map(|import| import.needs.flags).copied().collect();
     grants.sort_unstable();
     grants.dedup();
     let wasi = handler.as_ref().ok().copied();
@@ -102,18 +103,19 @@ struct Import {
 struct Needs {
     /// `given`, `flag`, `denied` or `unknown`.
     access: &'static str,
-    flag: Option<&'static str>,
+    /// Each of them grants it. Empty unless `access` is `flag`.
+    flags: &'static [&'static str],
 }
 
 impl From<Grant> for Needs {
     fn from(grant: Grant) -> Self {
-        let (access, flag) = match grant {
-            Grant::Given => ("given", None),
-            Grant::Flag(flag) => ("flag", Some(flag)),
-            Grant::Denied => ("denied", None),
-            Grant::Unknown => ("unknown", None),
+        let (access, flags): (_, &[_]) = match grant {
+            Grant::Given => ("given", &[]),
+            Grant::Flags(flags) => ("flag", flags),
+            Grant::Denied => ("denied", &[]),
+            Grant::Unknown => ("unknown", &[]),
         };
-        Self { access, flag }
+        Self { access, flags }
     }
 }
 
@@ -135,10 +137,10 @@ fn for_people(report: &Report<'_>) -> String {
     text.push_str("\nImports\n");
     let width = imports.iter().map(|import| import.name.len()).max().unwrap_or(0);
     for Import { name, needs } in imports {
-        let note = match (needs.access, needs.flag) {
-            (_, Some(flag)) => format!("denied unless granted by {flag}"),
-            ("denied", _) => "denied; no flag grants it".into(),
-            ("unknown", _) => "not provided".into(),
+        let note = match needs.access {
+            "flag" => format!("denied unless granted by {}", needs.flags.join(", ")),
+            "denied" => "denied; no flag grants it".into(),
+            "unknown" => "not provided".into(),
             _ => String::new(),
         };
         text.push_str(format!("  {name:width$}  {note}").trim_end());

@@ -201,8 +201,8 @@ impl Surface {
 pub(crate) enum Grant {
     /// Nothing: every guest has it.
     Given,
-    /// One of these flags; without, it is there and says no.
-    Flag(&'static str),
+    /// One of these flags; without them it is there and says no.
+    Flags(&'static [&'static str]),
     /// It is there and says no; no flag changes that.
     Denied,
     /// It is not there.
@@ -214,9 +214,9 @@ pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
     let interface = import.split_once('@').map_or(import, |(interface, _)| interface);
     match interface {
         _ if !provides(http, import) => Grant::Unknown,
-        "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flag("--allow-host"),
-        "wasi:filesystem/preopens" => Grant::Flag("--dir"),
-        "wasi:cli/environment" => Grant::Flag("--env, --env-inherit"),
+        "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flags(&["--allow-host"]),
+        "wasi:filesystem/preopens" => Grant::Flags(&["--dir"]),
+        "wasi:cli/environment" => Grant::Flags(&["--env", "--env-inherit"]),
         _ if interface.starts_with("wasi:sockets/") => Grant::Denied,
         _ => Grant::Given,
     }
@@ -308,9 +308,9 @@ mod tests {
     fn what_must_be_granted_is_known() {
         for (import, needed) in [
             ("wasi:io/poll@0.2.6", Grant::Given),
-            ("wasi:http/outgoing-handler@0.2.3", Grant::Flag("--allow-host")),
-            ("wasi:http/client@0.3.0", Grant::Flag("--allow-host")),
-            ("wasi:filesystem/preopens@0.2.3", Grant::Flag("--dir")),
+            ("wasi:http/outgoing-handler@0.2.3", Grant::Flags(&["--allow-host"])),
+            ("wasi:http/client@0.3.0", Grant::Flags(&["--allow-host"])),
+            ("wasi:filesystem/preopens@0.2.3", Grant::Flags(&["--dir"])),
             ("wasi:sockets/tcp@0.2.3", Grant::Denied),
             ("acme:db/query@1.0.0", Grant::Unknown),
             ("wasi:http/handler@0.3.0", Grant::Unknown),
