@@ -172,7 +172,7 @@ fn versions_that_cannot_be_served_are_refused() {
         std::fs::write(folder.join(name), contents).unwrap();
         folder.join(name).to_str().unwrap().to_owned()
     };
-    refused(&cluster, &[&write("text.wasm", b"no wasm")], 3, "it is not WebAssembly");
+    refused(&cluster, &[&write("text.wasm", b"no wasm")], 3, "neither a WebAssembly component");
     refused(&cluster, &[&write("core.wat", b"(module)")], 3, "core module");
     refused(&cluster, &[&write("other.wat", b"(component)")], 3, "wasi:http");
     let whole = std::fs::read(guest("echo")).unwrap();

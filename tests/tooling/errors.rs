@@ -120,10 +120,12 @@ fn every_command_says_the_same_of_what_cannot_be_served() {
 
 #[test]
 fn files_that_are_no_components_at_all() {
-    check_file("text.wasm", b"hello", &["not WebAssembly"]);
+    let other = "it is neither a WebAssembly component nor the text form of one";
+    check_file("text.wasm", b"hello", &[other]);
+    check_file("text.wat", b"(component", &["it is not valid WebAssembly text: line 1, column 11: "]);
     check_file("empty.wasm", b"", &["the file is empty"]);
-    check_file("zeros.wasm", &[0; 100], &["not WebAssembly"]);
-    check_file("other.wasm", b"\x7fELF\x02\x01\x01\0", &["not WebAssembly"]);
+    check_file("zeros.wasm", &[0; 100], &[other]);
+    check_file("other.wasm", b"\x7fELF\x02\x01\x01\0", &[other]);
     let whole = std::fs::read(guest("hello")).unwrap();
     check_file("cut.wasm", &whole[..whole.len() / 2], &["not a valid component"]);
     let mut broken = whole;

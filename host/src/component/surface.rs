@@ -69,8 +69,12 @@ const PROVIDED: &[Package] = &[
 /// Why a file cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unservable {
-    #[error("it is not WebAssembly (neither the binary nor the text format): {0}")]
-    NotWasm(String),
+    #[error("the file is empty")]
+    Empty,
+    #[error("it is neither a WebAssembly component nor the text form of one")]
+    NotWasm,
+    #[error("it is not valid WebAssembly text: {0}")]
+    InvalidText(String),
     #[error(
         "it is a core module, and only components can be served. Build the component directly with \
          `cargo build --target wasm32-wasip2`, or wrap the module with `wasm-tools component new`"
@@ -136,7 +140,7 @@ impl Surface {
             return Err(Unservable::CoreModule);
         }
         if !Parser::is_component(bytes) {
-            return Err(Unservable::NotWasm("the header is missing".into()));
+            return Err(Unservable::NotWasm);
         }
         Self::parse(bytes).map_err(|error| Unservable::Invalid(error.to_string()))
     }
@@ -225,18 +229,31 @@ pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
 /// The binary form of a component given in binary or text form.
 pub(crate) fn to_binary(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Unservable> {
     if bytes.is_empty() {
-        return Err(Unservable::NotWasm("the file is empty".into()));
+        return Err(Unservable::Empty);
     }
     if wasmtime::Engine::detect_precompiled(bytes).is_some() {
         return Err(Unservable::Precompiled);
     }
-    let is_text = !bytes.starts_with(b"\0asm");
-    if is_text && bytes.contains(&0) {
-        return Err(Unservable::NotWasm("it is some other binary file".into()));
+    if !bytes.starts_with(b"\0asm") && !looks_like_text(bytes) {
+        return Err(Unservable::NotWasm);
     }
-    // The rest of the message is a picture of the place, which for some other file is that file's contents.
-    let reason = |error: wat::Error| error.to_string().lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ");
-    wat::parse_bytes(bytes).map_err(|error| Unservable::NotWasm(reason(error)))
+    wat::parse_bytes(bytes).map_err(|error| Unservable::InvalidText(in_one_line(&error)))
+}
+
+/// Whether it begins as the text form of WebAssembly does: with a parenthesis or a comment. For anything else, what the
+/// parser says of it helps nobody.
+fn looks_like_text(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_start();
+    !bytes.contains(&0) && (text.starts_with(b"(") || text.starts_with(b";;"))
+}
+
+/// What is wrong and where. The rest of the parser's message is a picture of the place.
+fn in_one_line(error: &wat::Error) -> String {
+    let message = error.to_string();
+    let mut lines = message.lines().map(str::trim);
+    let what = lines.next().unwrap_or_default();
+    let place = lines.next().and_then(|line| line.strip_prefix("--> <anon>:")?.split_once(':'));
+    place.map_or_else(|| what.to_owned(), |(line, column)| format!("line {line}, column {column}: {what}"))
 }
 
 #[cfg(test)]
@@ -266,9 +283,11 @@ mod tests {
         check(r#"(component (instance $i) (export "wasi:cli/run@0.2.0" (instance $i)))"#, Err("wasi:cli/run@0.2.0"));
         // What is inside a nested component is its own affair.
         check(&format!("(component (component {v2}))"), Err("exports nothing"));
-        check("hello", Err("not WebAssembly (neither the binary nor the text format): expected `(` --> <anon>:1:1"));
+        check("hello", Err("it is neither a WebAssembly component nor the text form of one"));
         check("", Err("the file is empty"));
-        check("\0\0\0", Err("not WebAssembly"));
+        check("(component", Err("it is not valid WebAssembly text: line 1, column 11: expected `)`"));
+        check(";; a comment\n(component (nonsense))", Err("line 2, column 13: "));
+        check("\0\0\0", Err("it is neither a WebAssembly component"));
     }
 
     #[test]
