@@ -215,7 +215,7 @@ fn compile_bomb(folder: &Path) -> PathBuf {
 fn a_compilation_that_takes_too_long_is_given_up() {
     let cluster = Setup::new(&guest("hello")).start();
     let bomb = compile_bomb(cluster.folder.path());
-    refused(&cluster, &[text(&bomb), "--timeout", "1s"], 5, "it does not compile in time");
+    refused(&cluster, &[text(&bomb), "--timeout", "1s"], 5, "it did not compile in time");
     until("the compiler is gone", || (cluster.children().len() == 2).then_some(()));
 
     // While one is at work: it steps back behind the workers, and may not take all memory.
@@ -347,7 +347,7 @@ fn one_change_at_a_time() {
     for args in [&["reload"][..], &["rollback"], &["scale", "3"]] {
         let second = cluster.command(args);
         assert_eq!(second.code, Some(6), "{args:?}: {second:?}");
-        assert!(second.stderr.contains("a reload is under way"), "{}", second.stderr);
+        assert!(second.stderr.contains("a reload is in progress"), "{}", second.stderr);
     }
     cluster.signal(Signal::SIGTERM);
     assert_eq!(cluster.wait().code(), Some(0));

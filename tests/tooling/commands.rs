@@ -52,6 +52,44 @@ fn numbers_that_cannot_be_scaled_to() {
     assert_eq!(cluster.ready().len(), 2);
 }
 
+#[test]
+fn one_worker_is_not_1_workers() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let ended = cluster.command(&["scale", "-3"]);
+    let said = "error: 1 worker is running, and a cluster has at least one worker\n";
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), said));
+}
+
+/// What it does not do yet, it may do later; what it does not do any more, it never will.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_wait_for_the_start_and_end_with_the_stop() {
+    let changes = [&["reload"][..], &["rollback"], &["scale", "3"]];
+    let starting = Setup::new(&fixture("spins-at-start.wat")).launch();
+    until("workers start", || {
+        let ended = starting.command(&["status", "--json"]);
+        let status: Value = serde_json::from_str(&ended.stdout).ok()?;
+        status["workers"].as_array().is_some_and(|workers| !workers.is_empty()).then_some(())
+    });
+    for change in changes {
+        let ended = starting.command(change);
+        let said = "error: the cluster is still starting; see `wasmcluster status`\n";
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(6), said), "{change:?}");
+    }
+    drop(starting);
+
+    let stopping = Setup::new(&guest("scenarios")).args(&["--shutdown-timeout", "60s"]).start();
+    let mut connection = Connection::open(stopping.address()).await;
+    let body = connection.begin("/drip?chunks=1000000&ms=50").await;
+    let stop = stopping.follow(&["stop"]);
+    until("it stops", || (stopping.status()["state"] == "stopping").then_some(()));
+    for change in changes {
+        let ended = stopping.command(change);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), "error: the cluster is stopping\n"), "{change:?}");
+    }
+    drop((body, connection));
+    assert_eq!(stop.wait().code(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_finishes_what_was_begun() {
     let cluster = Setup::new(&guest("scenarios")).start();
@@ -145,17 +183,22 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::POST, "/events", "", 405, "use GET"),
         (Method::DELETE, "/config", "", 405, "use GET or POST"),
         (Method::POST, "/config", "{\"wasmcluster.log-level\":3}", 400, "the body"),
-        (Method::POST, "/config", "{\"wasmcluster.log-level\":\"loud\"}", 409, "expected off"),
+        (Method::POST, "/config", "{\"wasmcluster.log-level\":\"loud\"}", 400, "expected off"),
+        (Method::POST, "/config", "{\"colour\":\"red\"}", 400, "unknown key"),
         (Method::GET, "/config", "", 200, "{\"wasmcluster.log-level\":\"info\"}"),
         (Method::GET, "/reload", "", 405, "use POST"),
-        (Method::POST, "/reload", "{\"app\":\"relative.wasm\"}", 409, "not an absolute path"),
+        (Method::POST, "/reload", "{\"app\":\"relative.wasm\"}", 400, "not an absolute path"),
+        (Method::POST, "/reload", "{\"to\":1}", 400, "a reload takes no `to`"),
+        (Method::POST, "/rollback", "{\"if_new\":true}", 400, "takes neither"),
         (Method::POST, "/rollback", "{}", 409, "no version was served before this one"),
         (Method::GET, "/", "", 404, "POST /reload"),
         (Method::POST, "/scale", "", 400, "the body"),
-        (Method::POST, "/scale", "{\"workers\":0}", 400, "the body"),
+        (Method::POST, "/scale", "{\"workers\":0}", 400, "\"the body: workers must be at least 1\""),
+        (Method::POST, "/scale", "{\"workers\":-1}", 400, "workers must be at least 1"),
         (Method::POST, "/scale", "{\"wrokers\":3}", 400, "unknown variant"),
         (Method::POST, "/scale", "{\"by\":-5}", 409, "at least one worker"),
-        (Method::POST, "/scale", "{\"workers\":100000}", 409, "over the limit"),
+        (Method::POST, "/scale", "{\"workers\":100000}", 400, "over the limit"),
+        (Method::POST, "/scale", "{\"by\":100000}", 409, "over the limit"),
         (Method::POST, "/scale", "{\"workers\":2}", 200, "{\"from\":2,\"to\":2}"),
     ] {
         let mut connection = Connection::over(UnixStream::connect(&socket).await.unwrap()).await;

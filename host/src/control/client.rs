@@ -34,9 +34,11 @@ pub(crate) enum CommandError {
          --name or --control: `wasmcluster status --all` lists yours"
     )]
     NoServer(PathBuf),
-    #[error("the cluster refused: {0}")]
+    /// Why the cluster does not do it.
+    #[error("{0}")]
     Refused(String),
-    #[error("the cluster is busy: {0}")]
+    /// Why the cluster does not do it yet.
+    #[error("{0}")]
     Busy(String),
     #[error(transparent)]
     Other(#[from] anyhow::Error),

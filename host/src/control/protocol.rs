@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::settings::InForce;
 use crate::wire::ids::{Generation, Slot, WorkerId};
@@ -245,8 +245,17 @@ pub(crate) struct LastReload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Scale {
+    #[serde(deserialize_with = "at_least_one")]
     Workers(NonZeroU32),
     By(i32),
+}
+
+/// Refuses 0 in plain words: serde would say that it expected a nonzero u32.
+fn at_least_one<'de, D: Deserializer<'de>>(number: D) -> Result<NonZeroU32, D::Error> {
+    // Larger numbers are over the limit anyway.
+    let number = i64::deserialize(number)?.clamp(0, u32::MAX.into());
+    let number = u32::try_from(number).ok().and_then(NonZeroU32::new);
+    number.ok_or_else(|| D::Error::custom("workers must be at least 1"))
 }
 
 /// What `POST /scale` answers: how many workers there were to be, and how many there are to be now.

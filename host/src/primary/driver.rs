@@ -307,7 +307,7 @@ impl<'a> Driver<'a> {
             News::FileChanged => self.file_changed = true,
             News::Compiled(answer) => self.compiled(answer),
             News::CompilationIsLate => {
-                self.end_change(ReloadResult::TimedOut, Some("it does not compile in time".into()))
+                self.end_change(ReloadResult::TimedOut, Some("it did not compile in time".into()))
             }
             News::ConfirmationIsLate => self.replace_unconfirmed(),
             News::Saved(saved) => self.saved(saved),
@@ -398,7 +398,7 @@ impl<'a> Driver<'a> {
             Haste::Drain | Haste::Now => tracing::info!("stopping"),
         }
         self.events.publish(&Happening::Stopping);
-        self.end_change(ReloadResult::Failed, Some("the cluster stops".into()));
+        self.end_change(ReloadResult::Failed, Some("the cluster is stopping".into()));
         self.tell(Event::ShutdownRequested(haste));
     }
 
@@ -420,8 +420,8 @@ impl<'a> Driver<'a> {
     }
 
     fn scale_by_signal(&mut self, by: i32) {
-        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = self.scale(Scale::By(by)) {
-            tracing::warn!("a signal asks for {by:+} workers: {reason}");
+        if let Err(refused) = self.scale(Scale::By(by)) {
+            tracing::warn!("a signal asks for {by:+} workers: {}", refused.reason());
         }
     }
 
@@ -432,10 +432,15 @@ impl<'a> Driver<'a> {
             Scale::By(by) => i64::from(from) + i64::from(by),
         };
         if to < 1 {
-            return Err(format!("{from} workers are running, and a cluster has at least one worker").into());
+            let running = if from == 1 { "1 worker is".into() } else { format!("{from} workers are") };
+            return Err(format!("{running} running, and a cluster has at least one worker").into());
         }
         let Some(to) = u32::try_from(to).ok().filter(|&to| to <= MAX_WORKERS) else {
-            return Err(format!("{to} workers are over the limit of {MAX_WORKERS}").into());
+            let reason = format!("{to} workers are over the limit of {MAX_WORKERS}");
+            return Err(match scale {
+                Scale::Workers(_) => Refused::Wrong(reason),
+                Scale::By(_) => Refused::Impossible(reason),
+            });
         };
         self.expect_calm()?;
         tracing::info!(from, to, "scaling");
@@ -447,10 +452,13 @@ impl<'a> Driver<'a> {
     /// One change at a time.
     fn expect_calm(&self) -> Refusable<()> {
         if self.change.is_some() || self.supervisor.reloading().is_some() {
-            return Err(Refused::Busy("a reload is under way; see `wasmcluster status`".into()));
+            return Err(Refused::Busy("a reload is in progress; see `wasmcluster status`".into()));
         }
-        if self.supervisor.is_booting() || self.supervisor.is_about_to_stop() {
-            return Err(format!("it is {} just now", self.state()).into());
+        if self.supervisor.is_about_to_stop() {
+            return Err(Refused::Impossible("the cluster is stopping".into()));
+        }
+        if self.supervisor.is_booting() {
+            return Err(Refused::Busy("the cluster is still starting; see `wasmcluster status`".into()));
         }
         Ok(())
     }
@@ -460,7 +468,7 @@ impl<'a> Driver<'a> {
     fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
         let config = match self.live.config.with(entries) {
             Ok(config) => config,
-            Err(reason) => return drop(done.send(Err(reason.into()))),
+            Err(reason) => return drop(done.send(Err(Refused::Wrong(reason)))),
         };
         let live = Revision { number: self.live.number + 1, config };
         match live.write() {

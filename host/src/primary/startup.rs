@@ -120,8 +120,8 @@ impl<'a> Startup<'a> {
 }
 
 fn refuse<T>(back: oneshot::Sender<Result<T, Refused>>, starting: &Starting) {
-    let _ =
-        back.send(Err(Refused::Busy(format!("it is still starting ({}); see `wasmcluster status`", starting.doing))));
+    let reason = format!("the cluster is still starting ({}); see `wasmcluster status`", starting.doing);
+    let _ = back.send(Err(Refused::Busy(reason)));
 }
 
 /// Who tells that a work takes long.

@@ -66,10 +66,20 @@ pub(crate) type Refusable<T> = Result<T, Refused>;
 /// Why something is not done.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// Another change is under way.
+    /// The cluster is starting, or another change is in progress.
     Busy(String),
-    /// It cannot be done, now or ever.
+    /// The request is wrong, whatever the cluster does.
+    Wrong(String),
+    /// The cluster cannot do it as it is now.
     Impossible(String),
+}
+
+impl Refused {
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Busy(reason) | Self::Wrong(reason) | Self::Impossible(reason) => reason,
+        }
+    }
 }
 
 impl From<String> for Refused {
@@ -258,11 +268,12 @@ impl CommandRefusal {
 
 impl From<Refused> for CommandRefusal {
     fn from(refused: Refused) -> Self {
-        let (error, busy) = match refused {
-            Refused::Busy(error) => (error, true),
-            Refused::Impossible(error) => (error, false),
+        let (status, error, busy) = match refused {
+            Refused::Busy(error) => (StatusCode::CONFLICT, error, true),
+            Refused::Wrong(error) => (StatusCode::BAD_REQUEST, error, false),
+            Refused::Impossible(error) => (StatusCode::CONFLICT, error, false),
         };
-        Self { status: StatusCode::CONFLICT, error, busy }
+        Self { status, error, busy }
     }
 }
 
@@ -274,8 +285,15 @@ async fn change<B: DeserializeOwned, A>(
 ) -> Result<A, CommandRefusal> {
     let bad = |error: String| CommandRefusal::new(StatusCode::BAD_REQUEST, error);
     let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
-    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {error}")))?;
+    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {}", reason(&error))))?;
     Ok(ask(queries, |back| query(body, back)).await??)
+}
+
+/// What is wrong with a body. The position is left out unless the JSON itself is broken.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).filter(|_| error.is_data()).map(str::to_owned).unwrap_or(text)
 }
 
 async fn ask<A>(
@@ -293,7 +311,8 @@ async fn ask<A>(
     match answered {
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
-            let error = format!("it was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
+            let error =
+                format!("the change was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
             Err(CommandRefusal::new(StatusCode::GATEWAY_TIMEOUT, error))
         }
     }

@@ -28,7 +28,7 @@ impl Driver<'_> {
     pub(crate) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         let (listener, lines) = Follower::new();
         if request.to.is_some() {
-            return Err("a reload takes no `to`".to_owned().into());
+            return Err(Refused::Wrong("a reload takes no `to`".into()));
         }
         let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
         self.begin_reload(request, wanted, listener.clone())?;
@@ -50,8 +50,8 @@ impl Driver<'_> {
 
     pub(crate) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest, wanted: Wanted) {
         let begun = self.begin_reload(request, wanted, Follower::default());
-        if let Err(Refused::Busy(reason) | Refused::Impossible(reason)) = begun {
-            tracing::warn!("{by} asks for a reload: {reason}");
+        if let Err(refused) = begun {
+            tracing::warn!("{by} asks for a reload: {}", refused.reason());
         }
     }
 
@@ -66,17 +66,17 @@ impl Driver<'_> {
     }
 
     fn begin_reload(&mut self, request: &ReloadRequest, wanted: Wanted, listener: Follower) -> Refusable<()> {
+        let source = match &request.app {
+            Some(app) if app.is_absolute() => app.clone(),
+            Some(app) => return Err(Refused::Wrong(format!("{} is not an absolute path", app.display()))),
+            None => self.generations.current().1.source.clone(),
+        };
         if request.force && self.supervisor.is_rolling_back() {
             // The old version may be what cannot be served any more; a fix must not have to wait for it.
             self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
         } else {
             self.expect_calm()?;
         }
-        let source = match &request.app {
-            Some(app) if app.is_absolute() => app.clone(),
-            Some(app) => return Err(format!("{} is not an absolute path", app.display()).into()),
-            None => self.generations.current().1.source.clone(),
-        };
         let ask = ToCompiler::Compile {
             source: source.clone(),
             store: self.settings.store.clone(),
@@ -101,10 +101,10 @@ impl Driver<'_> {
 
     /// Begins to bring back an earlier generation, as a new one.
     pub(crate) fn rollback(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
-        self.expect_calm()?;
         if request.app.is_some() || request.if_new {
-            return Err("a rollback takes neither `app` nor `if_new`".to_owned().into());
+            return Err(Refused::Wrong("a rollback takes neither `app` nor `if_new`".into()));
         }
+        self.expect_calm()?;
         let gates = Gates { served_before: true, ..request.gates(self.settings.max_error_increase) };
         let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Follower::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
