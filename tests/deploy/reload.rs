@@ -114,7 +114,7 @@ async fn open_connections_survive_a_reload() {
     let (mut idle, mut busy) = (Connection::open(cluster.address()).await, Connection::open(cluster.address()).await);
     assert_eq!(idle.get("/headers").await.unwrap().status, 200);
     let body = busy.begin("/drip?chunks=20&ms=50").await;
-    let reload = cluster.follow(&["reload"]);
+    let reload = cluster.follow(&["reload", "--json"]);
     // Both connections may be one worker's.
     until("all old workers drain", || (cluster.status()["generation"]["current"] == 2).then_some(()));
     let last = idle.get("/headers").await.unwrap();
@@ -122,6 +122,15 @@ async fn open_connections_survive_a_reload() {
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), 20 * "tick\n".len());
     drop((idle, busy));
     assert_eq!(reload.wait().code(), Some(0));
+    until("its output ends", || reload.stdout.ended().then_some(()));
+    let lines = reload.stdout.lines().into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    let drained: Vec<_> = lines
+        .filter(|line| line["phase"] == "draining")
+        .map(|line| (line["done"].as_u64().unwrap(), line["of"].as_u64().unwrap()))
+        .collect();
+    let of = drained[0].1;
+    assert!(of > 0 && drained[0].0 == 0 && drained.last() == Some(&(of, of)), "{drained:?}");
+    assert!(drained.is_sorted() && drained.iter().all(|it| it.1 == of), "{drained:?}");
 }
 
 /// What Node's documented rolling restart loses, with the same clients.

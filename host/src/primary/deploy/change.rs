@@ -171,6 +171,9 @@ pub(crate) struct Settled {
     pub(crate) result: ReloadResult,
     pub(crate) reason: Option<String>,
     pub(crate) listener: Follower,
+    /// Workers that had to drain when it was decided, and those of them that are still there.
+    pub(crate) to_drain: u32,
+    pub(crate) left: u32,
     /// Until when it waits to be written down; None once it is, or will not be.
     pub(crate) saved_by: Option<Instant>,
 }

@@ -326,15 +326,18 @@ impl Driver<'_> {
         if let Some(Change { listener, .. }) = self.change.take_if(|change| change.generation() == Some(generation)) {
             let is_saved = result != ReloadResult::Committed || self.saver.is_none();
             let saved_by = (!is_saved).then(|| Instant::now() + SAVED_WITHIN);
-            let settled = Settled { generation, result, reason, listener, saved_by };
-            let left = superfluous(&self.supervisor, &settled);
+            let mut settled = Settled { generation, result, reason, listener, to_drain: 0, left: 0, saved_by };
+            settled.left = superfluous(&self.supervisor, &settled);
+            settled.to_drain = settled.left;
+            let to_drain = settled.to_drain;
             self.settled.push(settled);
-            self.tell_reload(Some(generation), "draining", Some((0, left)), None);
+            self.tell_reload(Some(generation), "draining", Some((0, to_drain)), None);
         }
     }
 
     /// Ends the reloads that nothing is left to be done for.
     pub(crate) fn end_settled(&mut self) {
+        self.tell_drained();
         let stopping = self.supervisor.is_stopping();
         let over = |settled: &mut Settled| {
             settled.saved_by.is_none() && (stopping || superfluous(&self.supervisor, settled) == 0)
@@ -342,6 +345,21 @@ impl Driver<'_> {
         let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
         for Settled { generation, result, reason, listener, .. } in ended {
             self.end_reload(Some(generation), result, reason, &listener);
+        }
+    }
+
+    /// Tells how many workers have drained, if more have since it was last told.
+    fn tell_drained(&mut self) {
+        let mut drained = Vec::new();
+        for settled in &mut self.settled {
+            let left = superfluous(&self.supervisor, settled);
+            if left < settled.left {
+                settled.left = left;
+                drained.push((settled.generation, settled.to_drain - left, settled.to_drain));
+            }
+        }
+        for (generation, done, of) in drained {
+            self.tell_reload(Some(generation), "draining", Some((done, of)), None);
         }
     }
 
