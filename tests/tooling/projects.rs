@@ -10,6 +10,7 @@ use std::process::Command;
 use http_body_util::BodyExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use harness::client::{Connection, get};
 use harness::load::{Load, Reuse};
@@ -323,6 +324,10 @@ async fn a_folder_is_served_as_its_own_file_says() {
     write(project.path().join("src/mistake"), "");
     let ended = cluster.command(&["reload", text(project.path())]);
     refused(&ended, 3, &["refused, nothing was changed: cannot build", "its output is above"]);
+    let ended = cluster.command(&["reload", text(project.path()), "--json"]);
+    let line: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((ended.code, &line["event"], &line["result"]), (Some(3), &"reload_ended".into(), &"refused".into()));
+    assert!(line["generation"].is_null() && line["reason"].as_str().unwrap().starts_with("cannot build "), "{line}");
     assert_eq!(cluster.status()["generation"]["current"], 3);
 }
 

@@ -32,17 +32,6 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What cannot be built is not served, as what cannot be read.
-    pub(super) fn refuse(self) -> Self {
-        match self {
-            Self::Error(error) => {
-                let reason = Some(format!("{error:#}"));
-                Self::Reload(LastReload { generation: None, result: ReloadResult::Refused, reason })
-            }
-            other => other,
-        }
-    }
-
     /// What to tell the user, and the exit code.
     pub(super) fn report(&self) -> (String, u8) {
         match self {

@@ -16,7 +16,7 @@ use super::build::build_folder;
 use super::exit::Failure;
 use super::output::print;
 use super::running::{block_on, client};
-use crate::control::protocol::{GenerationStatus, LastReload, ReloadRequest, ReloadResult};
+use crate::control::protocol::{GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, line};
 use crate::os::files;
 use crate::settings::Span;
 use crate::wire::ids::short_digest;
@@ -35,13 +35,27 @@ pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
     };
     // What is built may turn out the same; a file is named by somebody who wants its workers anew.
     let if_new = folder.is_some() && !terms.force;
+    let show = terms.show();
     let app = match folder {
-        Some(folder) => Some(build_folder(&folder).map_err(Failure::refuse)?),
+        Some(folder) => Some(build_folder(&folder).map_err(|failure| refuse(failure, show))?),
         None => app,
     };
     let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
-    let (request, show) = (ReloadRequest { if_new, ..terms.request(app) }, terms.show());
+    let request = ReloadRequest { if_new, ..terms.request(app) };
     tell(block_on(async { Ok(follow(client.reload(&request).await?, show).await?) })?, show)
+}
+
+/// Refuses a folder that cannot be built, as the primary refuses a file that it cannot read. The primary is not asked then, so
+/// this prints the JSON line that it would send.
+fn refuse(failure: Failure, show: Show) -> Failure {
+    let Failure::Error(error) = failure else { return failure };
+    let reason = Some(format!("{error:#}"));
+    let result = ReloadResult::Refused;
+    if show == Show::Json {
+        // The exit code tells the result even if stdout is closed.
+        let _ = print(&line(&Happening::ReloadEnded { generation: None, result, reason: reason.clone() }));
+    }
+    Failure::Reload(LastReload { generation: None, result, reason })
 }
 
 impl TermsArgs {
