@@ -128,7 +128,7 @@ async fn a_compiled_store_is_used_by_those_who_cannot_write_to_it() {
     assert_eq!(said[1], text(&entry));
     assert!(said[2].contains("of native code, compiled in "), "{said:?}");
     let again = compile(&[text(&app), "-o", text(&store)]);
-    assert!(again.stdout.contains("it was there already"), "{again:?}");
+    assert!(again.stdout.contains("already in the store"), "{again:?}");
 
     // Readable by another user, writable by none.
     for path in [store.clone(), entry.clone(), entry.join("component.cwasm"), entry.join("manifest.json")] {

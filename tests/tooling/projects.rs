@@ -310,7 +310,7 @@ async fn a_folder_is_served_as_its_own_file_says() {
     let workers = cluster.ready();
     for args in [&["reload"][..], &["reload", text(project.path())]] {
         let reloaded = cluster.command(args);
-        let said = "unchanged: it is what generation 2 serves already\n";
+        let said = "unchanged: generation 2 serves this component already\n";
         assert_eq!((reloaded.code, reloaded.stdout.as_str()), (Some(0), said), "{args:?}: {reloaded:?}");
     }
     assert_eq!((cluster.ready(), builds(project.path())), (workers, 4));
@@ -499,13 +499,16 @@ fn new_writes_over_nothing() {
     let [taken, file, fresh] = ["taken", "file", "a/b/My Shop"].map(|name| folder.path().join(name));
     write(taken.join(".keep"), "");
     write(&file, "");
-    refused(&run(&["new", text(&taken)]), 1, &["cannot make a project in", "the folder is not empty"]);
+    refused(&run(&["new", text(&taken)]), 1, &["cannot create a project in", "the folder is not empty"]);
     refused(&run(&["new", text(&file)]), 1, &["a file of that name exists"]);
     refused(&run(&["new", text(&fresh), "--template", "cobol"]), 2, &["invalid value 'cobol'"]);
     assert!(!fresh.exists());
     let made = run(&["new", text(&fresh)]);
     assert_eq!(made.code, Some(0), "{made:?}");
-    assert!(made.stdout.contains("Made my-shop in") && made.stdout.contains("wasmcluster serve --watch ."), "{made:?}");
+    assert!(
+        made.stdout.contains("Created my-shop in") && made.stdout.contains("wasmcluster serve --watch ."),
+        "{made:?}"
+    );
     assert!(fs::read_to_string(fresh.join("Cargo.toml")).unwrap().contains("name = \"my-shop\""));
     assert_eq!(run(&["new", text(&fresh)]).code, Some(1));
 }

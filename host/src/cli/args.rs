@@ -107,7 +107,7 @@ pub(super) struct NewArgs {
     pub(super) template: Template,
 }
 
-/// What a project begins with.
+/// The template of a project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Template {
     /// Rust: one function that answers every request

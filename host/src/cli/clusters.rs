@@ -1,4 +1,4 @@
-//! `wasmcluster status --all`: the clusters that this user has, found by their control sockets.
+//! `wasmcluster status --all`: lists the clusters of this user, found by their control sockets.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,21 +14,21 @@ use crate::control::protocol::Status;
 use crate::primary::Holder;
 use crate::settings::paths;
 
-/// Far more clusters than one user has on a machine.
+/// Far more clusters than one user runs on a machine.
 const MAX_CLUSTERS: usize = 256;
-/// How long one may take to answer, before the list does without.
+/// How long a cluster may take to answer before it is listed as `no answer`.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Longest name in the list, in characters, and what is left of 80 for the addresses.
+/// Longest name in the list, in characters, and what a line of 80 leaves for the addresses.
 const MAX_NAME: usize = 18;
 const MAX_LISTEN: usize = 22;
 
-/// Prints a line for each cluster, or all that they say as JSON.
+/// Prints one line for each cluster, or the status of all of them as JSON.
 pub(super) async fn print(json: bool) -> anyhow::Result<()> {
     let mut asked = JoinSet::new();
     for socket in sockets() {
         asked.spawn(async move {
             let answer = tokio::time::timeout(PATIENCE, Client(socket.clone()).status()).await;
-            // Whatever it was, it is no cluster of ours if it refuses; a socket that nobody is behind is a leftover.
+            // A socket that refuses is not a cluster of ours, or a leftover that no process listens on.
             match answer {
                 Ok(Ok(status)) => Some((socket, Some(status))),
                 Ok(Err(_)) => None,
@@ -42,17 +42,17 @@ pub(super) async fn print(json: bool) -> anyhow::Result<()> {
     Ok(output::print(text.as_bytes())?)
 }
 
-/// A control socket, and what the cluster behind it says, if it does so in time.
+/// A control socket, and the status of its cluster if that answered in time.
 type Found = (PathBuf, Option<Status>);
 
-/// In the runtime folders, and wherever else a lock beside the state says.
+/// All sockets in the runtime folders, and those elsewhere that the locks in the state folder name.
 fn sockets() -> Vec<PathBuf> {
     let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let having = |end: &'static str| move |path: &PathBuf| path.extension().is_some_and(|extension| extension == end);
     let beside = paths::runtime_folders().into_iter().flat_map(|folder| entries(folder).filter(having("sock")));
     let locks = paths::default_state().into_iter().flat_map(|folder| entries(folder).filter(having("lock")));
     let elsewhere = locks.filter_map(|lock| Some(Holder::read(&lock)?.control));
-    // By their real paths, since one may be found in both ways.
+    // Keyed by real path: the same socket may be found both ways.
     let sockets = beside.chain(elsewhere).filter_map(|socket| Some((socket.canonicalize().ok()?, socket)));
     sockets.take(MAX_CLUSTERS).collect::<BTreeMap<_, _>>().into_values().collect()
 }
@@ -103,7 +103,7 @@ fn listen(urls: &[String]) -> String {
     }
 }
 
-/// At most so many characters, none of which does anything to the terminal: root sees what other users' processes say.
+/// At most `most` characters, without control characters: root sees text from other users' processes.
 fn short(text: &str, most: usize) -> String {
     let plain: Vec<char> = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     if plain.len() <= most {

@@ -1,4 +1,4 @@
-//! `wasmcluster compile`: has the native code of a component ready in a store before anybody serves it.
+//! `wasmcluster compile`: compiles a component into a store ahead of time.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -52,7 +52,7 @@ fn summary(prepared: &Prepared, begun: Instant) -> String {
         WasiHttp::V0_3 => "0.3",
     };
     let how = match cached {
-        true => "it was there already".into(),
+        true => "already in the store".into(),
         false => format!("compiled in {:.1} s", begun.elapsed().as_secs_f64()),
     };
     let (place, size) = (place.display(), ByteSize(*size).display().iec());

@@ -31,7 +31,7 @@ async fn get(client: &Client, key: Option<&str>) -> Result<(), CommandError> {
     Ok(print(text.as_bytes()).map_err(anyhow::Error::from)?)
 }
 
-/// Changes values, and waits until every worker goes by them.
+/// Changes values, and waits until every worker has confirmed them.
 async fn set(client: &Client, entries: Vec<(String, String)>) -> Result<(), CommandError> {
     let entries = entries.into_iter().collect();
     client.configure(&entries).await?;

@@ -12,7 +12,7 @@ pub(super) fn events(args: EventsArgs) -> Result<(), Failure> {
     Ok(block_on(follow(&client(args.cluster)))?)
 }
 
-/// Prints events as they come, until the primary ends or nobody reads them any more.
+/// Prints events as they come, until the primary ends or stdout is closed.
 async fn follow(client: &Client) -> Result<(), CommandError> {
     let mut lines = client.events().await?;
     while let Some(Ok(frame)) = lines.frame().await {

@@ -4,21 +4,21 @@ use crate::build::NoPlan;
 use crate::control::client::CommandError;
 use crate::control::protocol::{LastReload, ReloadResult};
 
-/// It was tried and failed.
+/// The command was tried and failed.
 const ERROR: u8 = 1;
 /// The command line or the configuration is wrong.
 pub(super) const USAGE: u8 = 2;
 /// The component cannot be served: nothing was changed.
 const REFUSED: u8 = 3;
-/// The new version did not stand a gate, and was rolled back.
+/// The new version failed a gate, and was rolled back.
 const ROLLED_BACK: u8 = 4;
-/// It took too long, and was rolled back.
+/// The change took too long, and was rolled back.
 const TIMED_OUT: u8 = 5;
-/// Another change is under way.
+/// The cluster is starting, or another change is in progress.
 const BUSY: u8 = 6;
-/// No server is running under that name.
+/// No cluster is running under that name.
 const NO_SERVER: u8 = 7;
-/// The new version is served, but a restart with `--resume` would start the one before it.
+/// The new version is served, but a restart with `--resume` would start the previous one.
 const UNSAVED: u8 = 8;
 
 /// How a command failed.
@@ -27,7 +27,7 @@ pub(super) enum Failure {
     Error(anyhow::Error),
     Command(CommandError),
     Reload(LastReload),
-    /// The component cannot be served, and nothing depends on it.
+    /// The component cannot be served; no cluster was asked to.
     Refused(anyhow::Error),
 }
 
@@ -73,17 +73,17 @@ impl From<NoPlan> for Failure {
     }
 }
 
-/// What to say of a reload that did not go well, and with which exit code.
+/// The message and the exit code of a reload that was not committed as asked.
 fn report_reload(ended: &LastReload) -> (String, u8) {
     let reason = ended.reason.as_deref().unwrap_or("no reason was given");
     match ended.result {
         ReloadResult::Refused => (format!("refused, nothing was changed: {reason}"), REFUSED),
         ReloadResult::RolledBack => (format!("rolled back: {reason}"), ROLLED_BACK),
-        ReloadResult::TimedOut => (format!("timed out, the old version is served: {reason}"), TIMED_OUT),
+        ReloadResult::TimedOut => (format!("timed out, the old version is still served: {reason}"), TIMED_OUT),
         ReloadResult::CommittedUnsaved => {
             let generation = ended.generation.map_or(0, |generation| generation.0);
-            let what = "what is kept for `serve --resume` is still the version before it";
-            (format!("generation {generation} is served, but {what}: {reason}"), UNSAVED)
+            let but = "could not be saved: `serve --resume` would start the previous version";
+            (format!("generation {generation} is served, but {but}: {reason}"), UNSAVED)
         }
         ReloadResult::Committed | ReloadResult::Unchanged | ReloadResult::Failed => {
             (format!("the reload failed: {reason}"), ERROR)

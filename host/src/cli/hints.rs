@@ -1,17 +1,18 @@
-//! What clap suggests for a mistake on the command line, and what it should not.
+//! Corrects what clap suggests for a mistake on the command line.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::settings::OTHER_WORDS;
 
-/// The same error with better advice: the flag that a common word stands for, and never to pass a flag as a file.
+/// The same error with a better suggestion: the flag that a common word stands for. Never suggests `-- --flag`, which would
+/// take the flag for a file.
 pub(super) fn improve(mut error: clap::Error) -> clap::Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
     let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else { return error };
     if !given.starts_with("--") {
-        // A short flag, or a value below zero: no file is called so.
+        // A short flag or a negative number: clap would suggest to pass it as a file.
         error.remove(ContextKind::Suggested);
         return error;
     }

@@ -18,13 +18,13 @@ use crate::settings::{InForce, Settings};
 use crate::wire::version::WasiHttp;
 use crate::worker;
 
-/// Prints what is known; an error if it could not be served.
+/// Prints the report. Fails if `serve` would refuse the component.
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
     let settings = built(settings(args.serve).map_err(Failure::Usage)?)?;
     Ok(report(&settings, args.json)?)
 }
 
-/// Of a folder, the component is built and takes its place.
+/// Builds the component if the app is a folder.
 fn built(settings: Settings) -> Result<Settings, Failure> {
     if !settings.app.is_dir() {
         return Ok(settings);
@@ -43,7 +43,7 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
     let Inspected { digest, surface, handler } =
         compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
-    // Without a handler, whatever any component may import.
+    // A component without a handler is checked against what either version may import; 0.3 provides both.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =
         surface.imports.iter().map(|name| Import { name: name.clone(), needs: grant(name, http).into() }).collect();
@@ -73,7 +73,7 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
     refusal.map_or(Ok(()), |refusal| Err(failed(&refusal)))
 }
 
-/// What `inspect --json` prints. Its shape is a contract: fields are added, none is taken away.
+/// What `inspect --json` prints. Its shape is a contract: fields are added, none is removed.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     schema: u32,
@@ -98,7 +98,7 @@ struct Import {
     needs: Needs,
 }
 
-/// As people and programs read it.
+/// A [`Grant`] as JSON has it.
 #[derive(Debug, Serialize)]
 struct Needs {
     /// `given`, `flag`, `denied` or `unknown`.
@@ -148,7 +148,7 @@ fn for_people(report: &Report<'_>) -> String {
     }
     text.push_str("\nLimits, by flag\n");
     list(&mut text, &limits.by_flag);
-    text.push_str("\nLimits that no flag changes (of an instance, unless they say otherwise)\n");
+    text.push_str("\nFixed limits (of an instance, unless the name says otherwise)\n");
     list(&mut text, &limits.fixed);
     text
 }

@@ -31,7 +31,7 @@ use crate::{build as builder, logging, worker};
 use args::{Cli, Command};
 use exit::Failure;
 
-/// How long a server that ends tries to say why.
+/// How long a server that failed tries to print why, before it ends anyway.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// The whole program.
@@ -42,17 +42,17 @@ pub fn main() -> ExitCode {
     let command = match Cli::try_parse().map_err(hints::improve) {
         Ok(cli) => cli.command,
         Err(error) => {
-            // Whoever closed our output does not want to read it.
+            // Nothing can be done if the output is closed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
         }
     };
-    // A server that has failed must end, though its terminal takes nothing any more: a service manager waits for that.
+    // A server that failed must end even if its terminal is stopped and takes no output: a service manager waits for it.
     let patience = if matches!(command, Command::Serve(_)) { TOLD_WITHIN } else { Duration::MAX };
     end(run(command), patience)
 }
 
-/// What a process that `serve` started does. These are no commands for people: nothing lists, completes or suggests them.
+/// Runs the role of a process that `serve` started. Roles are not commands: clap neither lists, completes nor suggests them.
 fn role() -> Option<anyhow::Result<()>> {
     match std::env::args_os().nth(1)?.to_str()? {
         "worker" => Some(worker::worker_main()),
@@ -80,12 +80,12 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Says what failed, which may take `patience`, and with which exit code the process ends.
+/// Prints what failed, for at most `patience`, and returns the exit code.
 fn end(ended: Result<(), Failure>, patience: Duration) -> ExitCode {
     let Err(failure) = ended else { return ExitCode::SUCCESS };
     let (message, code) = failure.report();
     let (told, is_told) = std::sync::mpsc::channel();
-    // A thread of its own, since a write to a terminal that is stopped blocks.
+    // On a thread of its own: a write to a stopped terminal blocks.
     std::thread::spawn(move || {
         logging::complain(&message);
         let _ = told.send(());

@@ -15,10 +15,10 @@ use super::exit::Failure;
 use super::output::print;
 use files::Part;
 
-/// Writes the project, and says what can be done with it.
+/// Writes the project, and prints the next steps.
 pub(super) fn new(args: &NewArgs) -> Result<(), Failure> {
     let NewArgs { folder, template } = args;
-    let of = || format!("cannot make a project in {}", folder.display());
+    let of = || format!("cannot create a project in {}", folder.display());
     expect_nothing(folder).with_context(of)?;
     let name = std::path::absolute(folder)?;
     let name = name_of(name.file_name().and_then(OsStr::to_str).unwrap_or_default());
@@ -27,7 +27,7 @@ pub(super) fn new(args: &NewArgs) -> Result<(), Failure> {
     }
     let test = template.test();
     let said = format!(
-        "Made {name} in {}. What to do next:\n\n  cd {}\n  {test}\n  wasmcluster serve --watch .\n",
+        "Created {name} in {}. Next steps:\n\n  cd {}\n  {test}\n  wasmcluster serve --watch .\n",
         folder.display(),
         for_a_shell(folder)
     );
@@ -46,7 +46,7 @@ impl Template {
         }
     }
 
-    /// What runs the project's test.
+    /// The command that runs the project's test.
     fn test(self) -> &'static str {
         match self {
             Self::Hello | Self::Axum | Self::Api | Self::Stream => "cargo test",
@@ -56,16 +56,16 @@ impl Template {
     }
 }
 
-/// The path as it can be pasted into a shell.
+/// The path, quoted for a shell where needed.
 fn for_a_shell(path: &Path) -> String {
     let path = path.display().to_string();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    // `cd -x` is a flag, and `cd -` goes back.
+    // `cd` takes `-x` for a flag and `-` for the previous folder.
     let path = if path.starts_with('-') { format!("./{path}") } else { path };
     if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
-/// Nothing of anybody's is written over.
+/// Fails unless the folder is empty or does not exist, so that nothing is overwritten.
 fn expect_nothing(folder: &Path) -> anyhow::Result<()> {
     match fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
@@ -86,7 +86,7 @@ fn fill_in(text: &str, name: &str) -> String {
     text.replace("{{name}}", name)
 }
 
-/// Names that cargo refuses for a package, and those that are taken in each project.
+/// Names that cargo refuses for a package, and those that every project already has.
 const TAKEN: [&str; 12] = [
     "alloc",
     "build",
@@ -102,7 +102,7 @@ const TAKEN: [&str; 12] = [
     "wasmcluster-guest-macros",
 ];
 
-/// The name of a package, for a folder that is called `folder`: lower case as is usual, and valid for cargo, npm and pip.
+/// The package's name, made from the folder's: lower case, and valid for cargo, npm and pip.
 fn name_of(folder: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
     let name: String = folder.chars().map(plain).collect();
@@ -116,7 +116,7 @@ fn name_of(folder: &str) -> String {
     }
 }
 
-/// Of Rust, among those words that can be names elsewhere.
+/// Whether it is a keyword of Rust, which cargo refuses.
 fn is_keyword(word: &str) -> bool {
     const KEYWORDS: &str = "abstract as async await become box break const continue crate do dyn else enum extern false \
                             final fn for gen if impl in let loop macro match mod move mut override priv pub ref return \

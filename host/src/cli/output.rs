@@ -2,17 +2,17 @@
 
 use std::io::{self, Write};
 
-/// Characters of a line, as a terminal has them.
+/// Characters in a line of a terminal.
 pub(super) const WIDTH: usize = 80;
 
-/// Writes to stdout, to the end.
+/// Writes all of it to stdout and flushes.
 pub(super) fn print(text: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text)?;
     stdout.flush()
 }
 
-/// Columns, each as wide as it has to be, and two spaces between them if a terminal is that wide.
+/// Lays out columns, with two spaces between them if that fits a terminal, else one.
 pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
@@ -24,7 +24,7 @@ pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; CO
     }
 }
 
-/// Items with commas between them, in lines that fit a terminal if each item does.
+/// Writes items separated by commas, broken into lines that fit a terminal.
 pub(super) fn wrap(text: &mut String, label: &str, items: &[String]) {
     let mut line = label.to_owned();
     for (index, item) in items.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `wasmcluster reload`: asks for a new version, shows how it goes, and waits until it is over. Ctrl-C ends the showing, not
+//! `wasmcluster reload`: asks for a new version, shows its progress, and waits for the result. Ctrl-C ends the command, not
 //! the reload.
 
 use std::io::{self, IsTerminal, Write};
@@ -27,13 +27,13 @@ const BAR: usize = 30;
 pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let ReloadArgs { app, terms, cluster } = args;
     let client = client(cluster);
-    // Nothing is built for a cluster that does not run.
+    // Asks for the status first, so that nothing is built for a cluster that does not run.
     let folder = match &app {
         Some(app) if !app.is_dir() => None,
         Some(folder) => block_on(client.status()).map(|_| Some(folder.clone()))?,
         None => block_on(client.status())?.generation.folder,
     };
-    // What is built may turn out the same; a file is named by somebody who wants its workers anew.
+    // A build may produce the same component again, which needs no new workers. Someone who names a file wants new workers.
     let if_new = folder.is_some() && !terms.force;
     let show = terms.show();
     let app = match folder {
@@ -74,26 +74,26 @@ impl TermsArgs {
     }
 }
 
-/// How it is shown.
+/// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Show {
-    /// A bar for each phase on a terminal, a line for each elsewhere.
+    /// A progress bar for each phase on a terminal, a line for each elsewhere.
     People,
-    /// The primary's own lines of JSON.
+    /// The primary's lines of JSON, unchanged.
     Json,
 }
 
-/// Says how it ended; what did not end well is a failure.
+/// Prints the result. Everything but `committed` and `unchanged` is a failure.
 pub(super) fn tell(ended: LastReload, show: Show) -> Result<(), Failure> {
     let generation = ended.generation.map_or(0, |generation| generation.0);
     let said = match (ended.result, &ended.reason) {
         (ReloadResult::Committed, None) => format!("generation {generation} is served\n"),
         (ReloadResult::Committed, Some(remark)) => format!("generation {generation} is served: {remark}\n"),
-        (ReloadResult::Unchanged, _) => format!("unchanged: it is what generation {generation} serves already\n"),
+        (ReloadResult::Unchanged, _) => format!("unchanged: generation {generation} serves this component already\n"),
         _ => return Err(Failure::Reload(ended)),
     };
     if show == Show::People {
-        // It is done, whoever reads that.
+        // The change is done even if stdout is closed.
         let _ = print(said.as_bytes());
     }
     Ok(())
@@ -103,7 +103,7 @@ pub(super) fn tell(ended: LastReload, show: Show) -> Result<(), Failure> {
 pub(super) fn served(generation: &GenerationStatus) -> String {
     let GenerationStatus { current, digest, source, first_served_ms, .. } = generation;
     let age = match first_served_ms {
-        // To the second.
+        // Whole seconds.
         Some(ms) => format!("first served {} ago", humantime::format_duration(Duration::from_secs(ms / 1000))),
         None => "first served before this server was started".into(),
     };
@@ -111,7 +111,7 @@ pub(super) fn served(generation: &GenerationStatus) -> String {
     format!("generation {current} is served: {} ({digest}), {age}\n", source.display())
 }
 
-/// Shows line after line, until the last.
+/// Shows each line as it comes, and returns the last.
 pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<LastReload> {
     let mut display = Display::new(show);
     let mut unread = Vec::new();
@@ -121,7 +121,7 @@ pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<La
         while let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = unread.drain(..=end).collect();
             if show == Show::Json {
-                // It goes on, whoever reads that, and its end is the exit code.
+                // The reload goes on even if stdout is closed; the exit code tells the result.
                 let _ = print(&line);
             }
             match serde_json::from_slice(&line).context("the primary's answer does not parse")? {
@@ -131,10 +131,10 @@ pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<La
             }
         }
     }
-    Err(anyhow!("the cluster ended during the reload; its log says why"))
+    Err(anyhow!("the cluster ended before the change was done; its log says why"))
 }
 
-/// What the primary tells of a reload; further fields are of no concern here.
+/// A line that the primary sends about a reload; fields that are not used here are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Told {
@@ -155,7 +155,7 @@ struct Phase {
 
 enum Display {
     Bar(ProgressBar),
-    /// With the phase that was shown last.
+    /// Holds the phase that was shown last.
     Lines(String),
     Nothing,
 }
@@ -183,7 +183,7 @@ impl Display {
                 bar.set_style(style(phase));
             }
             Self::Lines(last) if *last != phase.phase => {
-                // Whoever closed our standard error does not want to know.
+                // Nothing can be done if stderr is closed.
                 let _ = writeln!(io::stderr(), "{}", describe(phase));
                 last.clone_from(&phase.phase);
             }
@@ -193,7 +193,7 @@ impl Display {
 
     fn note(&self, text: &str) {
         let say = || {
-            // Whoever closed our standard error does not want to know.
+            // Nothing can be done if stderr is closed.
             let _ = writeln!(io::stderr(), "note: {text}");
         };
         match self {
@@ -212,7 +212,7 @@ impl Drop for Display {
     }
 }
 
-/// A bar of slots or workers, or of time, where either is known.
+/// A bar that counts slots or workers, or the time of the phase, if either is known.
 fn style(phase: &Phase) -> ProgressStyle {
     let template = match (phase.of, phase.lasts_ms) {
         (Some(1..), _) => "{spinner} {msg} [{bar:30}] {pos}/{len}",
@@ -222,7 +222,7 @@ fn style(phase: &Phase) -> ProgressStyle {
     let lasts = Duration::from_millis(phase.lasts_ms.unwrap_or(0).max(1));
     let time = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         let filled = (BAR as f64 * state.elapsed().div_duration_f64(lasts).min(1.0)) as usize;
-        // Writing to a terminal's line in memory cannot fail.
+        // Writing to memory cannot fail.
         let _ = write!(out, "{:BAR$}", "=".repeat(filled));
     };
     let style = ProgressStyle::with_template(template).expect("a template of ours");

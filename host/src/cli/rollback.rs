@@ -1,4 +1,4 @@
-//! `wasmcluster rollback`: brings an earlier version back, and shows how it goes as `reload` does.
+//! `wasmcluster rollback`: brings back an earlier version, and shows its progress as `reload` does.
 
 use super::args::RollbackArgs;
 use super::exit::Failure;
@@ -21,7 +21,7 @@ fn tell_what_is_served(ended: LastReload, client: &Client) -> Result<(), Failure
     if ended.result != ReloadResult::Committed {
         return Err(Failure::Reload(ended));
     }
-    // It is done, whether that can be told or not.
+    // The rollback is done even if this cannot be shown.
     if let Ok(status) = block_on(client.status()) {
         let _ = print(served(&status.generation).as_bytes());
     }

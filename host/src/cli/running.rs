@@ -6,7 +6,7 @@ use super::args::ClusterArgs;
 use crate::control::client::{Client, CommandError};
 use crate::settings::paths::control_path;
 
-/// The client of the cluster that was named; nothing is connected yet.
+/// The client of the named cluster. It connects with its first request.
 pub(super) fn client(cluster: ClusterArgs) -> Client {
     Client(control_path(&cluster.name, cluster.control))
 }

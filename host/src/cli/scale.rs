@@ -1,4 +1,4 @@
-//! `wasmcluster scale`: changes the number of workers, and waits until the change is done. Ctrl-C ends the waiting, not the
+//! `wasmcluster scale`: changes the number of workers, and waits until that is done. Ctrl-C ends the command, not the
 //! change.
 
 use std::num::NonZeroU32;
@@ -13,16 +13,17 @@ use super::output::print;
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{Scale, Scaled};
+use crate::settings::MAX_WORKERS;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long `scale` waits: workers that drain may take their time.
+/// How long `scale` waits: workers to be removed drain first.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn scale(args: ScaleArgs) -> Result<(), Failure> {
     Ok(block_on(change(&client(args.cluster), args.scale))?)
 }
 
-/// Changes the number of workers, waits until so many are ready and all others gone, and says what has changed.
+/// Changes the number of workers, waits until that many are ready and the others are gone, and prints the change.
 async fn change(client: &Client, scale: Scale) -> Result<(), CommandError> {
     let Scaled { from, to } = client.scale(scale).await?;
     let wanted = to as usize;
@@ -30,13 +31,13 @@ async fn change(client: &Client, scale: Scale) -> Result<(), CommandError> {
     loop {
         let status = client.status().await?;
         let ready = status.workers.iter().filter(|worker| worker.state == "ready").count();
-        // One that cannot be killed is nobody's worker any more.
+        // The cluster has replaced unkillable workers and does not wait for them.
         let all = status.workers.iter().filter(|worker| worker.state != "unkillable").count();
         if ready == wanted && all == wanted {
             let workers = if to == 1 { "worker" } else { "workers" };
             let said =
                 if from == to { format!("{to} {workers} already\n") } else { format!("{from} → {to} {workers}\n") };
-            // It is done, whoever reads that.
+            // The change is done even if stdout is closed.
             let _ = print(said.as_bytes());
             return Ok(());
         }
@@ -48,7 +49,7 @@ async fn change(client: &Client, scale: Scale) -> Result<(), CommandError> {
     }
 }
 
-/// What `scale` is given: `4`, `+1` or `-1`.
+/// Parses the argument of `scale`: `4`, `+1` or `-1`.
 impl FromStr for Scale {
     type Err = String;
 
@@ -61,7 +62,7 @@ impl FromStr for Scale {
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(expected.into());
         }
-        let number: i32 = text.parse().map_err(|_| "so many workers are over the limit")?;
+        let number: i32 = text.parse().map_err(|_| format!("that is over the limit of {MAX_WORKERS} workers"))?;
         match NonZeroU32::new(number.unsigned_abs()) {
             Some(_) if has_sign => Ok(Self::By(number)),
             Some(workers) => Ok(Self::Workers(workers)),

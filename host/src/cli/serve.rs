@@ -1,4 +1,4 @@
-//! `wasmcluster serve`: settings from flags and file, then the primary.
+//! `wasmcluster serve`: reads the settings from flags and file, then runs the primary.
 
 use std::path::PathBuf;
 
@@ -11,20 +11,20 @@ use crate::{logging, primary};
 /// Serves until the cluster is told to stop.
 pub(super) fn serve(args: ServeArgs) -> Result<(), Failure> {
     if std::process::id() == 1 {
-        // Process 1 ignores what it does not handle: what comes from now on is kept for when it does.
+        // The kernel drops signals that process 1 does not handle. Blocked, they wait until the primary handles them.
         primary::hold_signals()?;
     }
     logging::speak(args.options.log_format.unwrap_or_default());
     let settings = settings(args).map_err(Failure::Usage)?;
     logging::speak(settings.logging.format);
     if settings.app.is_dir() {
-        // What cannot be built is a mistake in the command line, told before anything is started.
+        // A folder that cannot be built is a usage error, found before anything is started.
         Plan::read(&settings.app)?;
     }
     primary::serve(settings).map_err(Failure::Error)
 }
 
-/// What the flags and the configuration file say together.
+/// Merges the flags with the configuration file.
 pub(super) fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
     let app = app_or_project(args.app)?;
     let (options, file) = match &args.config {
@@ -38,7 +38,7 @@ pub(super) fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
     Ok(Settings { file: Some(file), ..settings })
 }
 
-/// What was given, or the folder where we are if that is a project.
+/// The APP argument, or the current folder if that can be built.
 pub(super) fn app_or_project(app: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let Some(app) = app else {
         let here = PathBuf::from(".");

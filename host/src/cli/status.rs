@@ -1,4 +1,4 @@
-//! `wasmcluster status`: a table for people, or the primary's own JSON.
+//! `wasmcluster status`: a table, or the primary's JSON.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 use crate::wire::ids::short_digest;
 
-/// Metrics that the table shows; with `--json` there are all.
+/// Most metrics that the table shows; `--json` prints all.
 const MAX_METRICS: usize = 50;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -29,13 +29,13 @@ pub(super) fn status(args: StatusArgs) -> Result<(), Failure> {
     Ok(print(&status, args.json)?)
 }
 
-/// Waits until the cluster serves: a worker is ready. One that is not there may be about to start.
+/// Waits until a worker is ready. If no cluster is running, it may be about to start.
 async fn wait_ready(client: &Client, patience: Duration) -> Result<Status, CommandError> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(LOOK_EVERY);
         let Ok(seen) = tokio::time::timeout(left, client.status()).await else {
-            return Err(anyhow!("the cluster does not answer within {patience:?}; is its process stopped?").into());
+            return Err(anyhow!("the cluster did not answer within {patience:?}; is its process suspended?").into());
         };
         if let Ok(status) = &seen
             && status.serves()
@@ -47,7 +47,7 @@ async fn wait_ready(client: &Client, patience: Duration) -> Result<Status, Comma
         }
         if Instant::now() >= deadline {
             let state = seen?.state;
-            return Err(anyhow!("the cluster is {state}, and no worker is ready after {patience:?}").into());
+            return Err(anyhow!("the cluster is {state}; no worker is ready after {patience:?}").into());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -77,7 +77,7 @@ fn table(status: &Status) -> String {
     let digest = short_digest(&generation.digest);
     text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
-    // While there are two versions, it matters more who runs which.
+    // While two versions run, which worker runs which is more important than restarts.
     let is_mixed = status.workers.iter().any(|worker| worker.generation != generation.current);
     let last = if is_mixed { "GENERATION" } else { "RESTARTS" };
     let headings = ["SLOT", "WORKER", "PID", "STATE", "UPTIME", "REQUESTS", "ACTIVE", "CONNS", last, "MEMORY"];
@@ -127,7 +127,7 @@ fn table(status: &Status) -> String {
     text
 }
 
-/// What it does and for how long; a reload has a time of its own.
+/// The state of the cluster and since when, and the progress of a reload.
 fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status) -> String {
     let state = if reload.is_some() { "running" } else { state };
     let mut text = format!("{name}: {state} for {}, pid {pid}\n", duration(*uptime_ms));
@@ -143,7 +143,7 @@ fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status
     text
 }
 
-/// A number in at most eight characters.
+/// The number in at most eight characters.
 fn short(number: u64) -> String {
     let mut shown = number;
     for unit in ["", "k", "M", "G", "T"] {
@@ -155,7 +155,7 @@ fn short(number: u64) -> String {
     format!("{shown}P")
 }
 
-/// What guests count, if they do.
+/// Lists the metrics of guests, if there are any.
 fn list(text: &mut String, metrics: &[GuestMetric]) {
     if metrics.is_empty() {
         return;
@@ -180,7 +180,7 @@ fn list(text: &mut String, metrics: &[GuestMetric]) {
     text.push('\n');
 }
 
-/// As Prometheus writes it; a guest's text does nothing to the terminal.
+/// The series as Prometheus writes it. Quoting escapes control characters, so that guests cannot write to the terminal.
 fn named(GuestMetric { name, labels, .. }: &GuestMetric) -> String {
     let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value:?}")).collect();
     if labels.is_empty() { name.clone() } else { format!("{name}{{{}}}", labels.join(",")) }
@@ -189,7 +189,7 @@ fn named(GuestMetric { name, labels, .. }: &GuestMetric) -> String {
 fn describe(worker: &WorkerStatus) -> String {
     match (worker.retry_in_ms, worker.role.as_str()) {
         (Some(wait), _) => format!("{} {}", worker.state, duration(wait)),
-        // It takes over as soon as it is ready.
+        // A successor takes over as soon as it is ready, so its state says little.
         (None, "successor") => "successor".into(),
         (None, _) => worker.state.clone(),
     }
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::cli::output::WIDTH;
 
-    /// One with `workers`, in words of the control socket.
+    /// A status with `workers`, as the control socket sends it.
     fn status(reload: Value, workers: &[Value]) -> Status {
         let flags = ["header-timeout", "keep-alive-timeout", "max-body", "max-connections", "max-header-bytes"];
         let limits: Map<String, Value> = flags.map(|flag| (flag.to_owned(), json!("1234 MiB"))).into_iter().collect();

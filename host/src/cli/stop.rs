@@ -1,4 +1,4 @@
-//! `wasmcluster stop`: stops a cluster, and waits until its process is gone. Ctrl-C ends the waiting, not the stop.
+//! `wasmcluster stop`: stops a cluster, and waits until its process is gone. Ctrl-C ends the command, not the stop.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::control::client::{Client, CommandError};
 use crate::control::protocol::Stop;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long the last event may take when the process is gone that sent it.
+/// How long to wait for the last event once the primary is gone.
 const LAST_EVENT: Duration = Duration::from_secs(1);
 
 pub(super) fn stop(args: StopArgs) -> Result<(), Failure> {
     Ok(block_on(stop_and_tell(&client(args.cluster), args.now))?)
 }
 
-/// Stops the cluster, waits until it is gone, and says what it cut.
+/// Stops the cluster, waits until it is gone, and prints how many requests were cut.
 async fn stop_and_tell(client: &Client, now: bool) -> Result<(), CommandError> {
-    // It tells that as its last event. It has no room for another reader if eight others follow already.
+    // The last event has the number. Subscribing fails if there are eight readers already; then the number stays unknown.
     let cut = match client.events().await {
         Ok(events) => Some(tokio::spawn(requests_cut(events))),
         Err(_) => None,
@@ -38,7 +38,7 @@ async fn stop_and_tell(client: &Client, now: bool) -> Result<(), CommandError> {
         1 => writeln!(io::stderr(), "1 request was cut {why}"),
         cut => writeln!(io::stderr(), "{cut} requests were cut {why}"),
     };
-    // It has stopped, whoever reads that.
+    // The cluster has stopped even if stderr is closed.
     let _ = told;
     Ok(())
 }
@@ -48,7 +48,7 @@ async fn requests_cut(mut events: Incoming) -> u64 {
     let mut last = Vec::new();
     while let Some(Ok(frame)) = events.frame().await {
         last.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        // Only the last line is of interest.
+        // Keeps only the last line.
         let without_end = last.strip_suffix(b"\n").unwrap_or(&last);
         if let Some(end) = without_end.iter().rposition(|&byte| byte == b'\n') {
             last.drain(..=end);
@@ -58,7 +58,7 @@ async fn requests_cut(mut events: Incoming) -> u64 {
     last["requests_cut"].as_u64().unwrap_or(0)
 }
 
-/// Waits until that very process is gone: another may have its name by then, where something starts it again.
+/// Waits until the process that was asked is gone. A service manager may have started another under the same name by then.
 async fn stop_and_wait(client: &Client, now: bool) -> Result<(), CommandError> {
     let Some(primary) = client.stop(Stop { now }).await? else {
         return until_another_answers(client).await;
@@ -69,8 +69,8 @@ async fn stop_and_wait(client: &Client, now: bool) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// For a primary whose process cannot be seen, as that of a container from another: waits until nobody answers, or one that
-/// has begun later.
+/// For a primary whose process is not visible, such as one in another container: waits until no cluster answers, or one that
+/// started later.
 async fn until_another_answers(client: &Client) -> Result<(), CommandError> {
     let mut uptime = 0;
     loop {
@@ -78,7 +78,7 @@ async fn until_another_answers(client: &Client) -> Result<(), CommandError> {
             Err(CommandError::NoServer(_)) => return Ok(()),
             Ok(status) if status.uptime_ms < uptime => return Ok(()),
             Ok(status) => uptime = status.uptime_ms,
-            // It is about to end.
+            // The primary is about to end.
             Err(_) => {}
         }
         tokio::time::sleep(LOOK_EVERY).await;
