@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test quick fuzz check soak bench profile lint build guests hello install fmt clean
+.PHONY: help serve test quick fuzz check soak bench profile map lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=a
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
 profile: $(if $(BIN),,build) ## Where a request's microseconds go: a worker under load, sampled by perf (flags: ARGS="…")
 	scripts/profile $(ARGS)
+
+map: ## Draw the map of ARCHITECTURE.md anew, from the code
+	WASMCLUSTER_MAP=draw $(CARGO) test -q -p wasmcluster --lib layers::the_map_is_that_of_the_code
 
 lint: ## What check does before the tests
 	$(CARGO) fmt --all --check

@@ -1,11 +1,11 @@
-//! The tests that hold the house together: which folder may know which, that files of one folder go round in no circle, and
-//! that a name means one thing.
+//! The tests that hold the house together: which folder may know which, that files of one folder go round in no circle, that
+//! a name means one thing, and that ARCHITECTURE.md shows what is here.
 //!
 //! What counts is the code without its tests: these may know everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// From the ground up. A folder may use those below it; those of one floor do not know each other.
 const FLOORS: &[&[&str]] = &[
@@ -250,5 +250,110 @@ fn a_type_has_a_name_of_its_own() {
     assert!(twice.is_empty(), "{twice:#?}");
     for (name, reason) in ONE_NAME {
         assert!(places.get(*name).is_some_and(|of| of.len() > 1), "{name} ({reason}) is one type now");
+    }
+}
+
+fn architecture() -> PathBuf {
+    source().join("../../ARCHITECTURE.md")
+}
+
+/// The box of the picture that a module is in: its folder, or its room where the folder has some.
+fn box_of(module: &str) -> String {
+    let mut parts = module.split("::");
+    let folder = parts.next().unwrap();
+    let room = parts.next().filter(|_| ROOMS.iter().any(|(of, _)| *of == folder));
+    room.map_or_else(|| folder.to_owned(), |room| format!("{folder}_{room}"))
+}
+
+/// All boxes that can be reached from one by its arrows and those of others.
+fn reach<'a>(from: &'a str, arrows: &'a BTreeMap<String, BTreeSet<String>>) -> BTreeSet<&'a str> {
+    let (mut found, mut left) = (BTreeSet::new(), vec![from]);
+    while let Some(next) = left.pop() {
+        for used in arrows.get(next).into_iter().flatten() {
+            if found.insert(used.as_str()) {
+                left.push(used);
+            }
+        }
+    }
+    found
+}
+
+/// Folders and rooms, and who uses whom, in the language of mermaid. An arrow that follows from others is left out.
+fn picture() -> String {
+    let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for Module { name, uses, .. } in modules() {
+        let own = box_of(&name);
+        let folder = folder(&name).to_owned();
+        // A folder has its rooms, and uses what they use. What it has itself is there for its rooms.
+        let used = uses.iter().map(|used| box_of(used)).filter(|used| *used != own && *used != folder);
+        arrows.entry(own.clone()).or_default().extend(used);
+        if own != folder {
+            arrows.entry(folder).or_default().insert(own);
+        }
+    }
+    let mut lines = vec!["```mermaid".to_owned(), "flowchart TD".to_owned()];
+    for (folder, _) in ROOMS {
+        lines.push(format!("    subgraph {folder}"));
+        let rooms = arrows.keys().filter_map(|it| it.strip_prefix(*folder)?.strip_prefix('_'));
+        let rooms: Vec<String> = rooms.map(|room| format!("{folder}_{room}[{room}]")).collect();
+        lines.push(format!("        {}", rooms.join("; ")));
+        lines.push("    end".to_owned());
+    }
+    for (from, direct) in &arrows {
+        let is_implied = |to: &str| direct.iter().any(|other| other != to && reach(other, &arrows).contains(to));
+        let is_inside = |to: &str| folder_of_box(to) == from;
+        let drawn = direct.iter().map(String::as_str).filter(|to| !is_inside(to) && !is_implied(to));
+        let drawn: Vec<&str> = drawn.collect();
+        if !drawn.is_empty() {
+            lines.push(format!("    {from} --> {}", drawn.join(" & ")));
+        }
+    }
+    lines.push("```\n".to_owned());
+    lines.join("\n")
+}
+
+fn folder_of_box(name: &str) -> &str {
+    name.split('_').next().unwrap()
+}
+
+/// `make map` is this test with a variable, by which it puts the picture into the page instead of comparing: what draws and
+/// what compares cannot differ.
+#[test]
+fn the_map_is_that_of_the_code() {
+    let page = fs::read_to_string(architecture()).unwrap();
+    let (before, rest) = page.split_once("<!-- map -->\n").expect("the map begins somewhere");
+    let (map, after) = rest.split_once("<!-- /map -->").expect("the map ends somewhere");
+    let picture = picture();
+    if std::env::var_os("WASMCLUSTER_MAP").is_some() {
+        fs::write(architecture(), format!("{before}<!-- map -->\n{picture}<!-- /map -->{after}")).unwrap();
+    } else {
+        assert_eq!(map, picture, "ARCHITECTURE.md does not show this code: run `make map`");
+    }
+}
+
+/// The map says a folder once, and then the files in it.
+#[test]
+fn the_page_names_every_file_and_none_that_is_not_there() {
+    let page = fs::read_to_string(architecture()).unwrap();
+    let root = source().join("../..");
+    let (mut folder, mut named) = ("", BTreeSet::new());
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("- **`") {
+            folder = rest.split('`').next().unwrap();
+        } else if line.starts_with('#') {
+            folder = "";
+        }
+        for name in line.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs") || name.ends_with('/')) {
+            let paths =
+                [source().join(folder).join(name), source().join(name), root.join(folder).join(name), root.join(name)];
+            let path = paths.iter().find(|path| path.exists());
+            let path = path.unwrap_or_else(|| panic!("ARCHITECTURE.md names {name}, which is not there"));
+            named.insert(path.canonicalize().unwrap());
+        }
+    }
+    for Module { name, .. } in modules() {
+        let path = source().canonicalize().unwrap().join(name.replace("::", "/"));
+        let is_named = [path.with_extension("rs"), path.join("mod.rs"), path].iter().any(|path| named.contains(path));
+        assert!(is_named, "ARCHITECTURE.md does not say what {name} is for");
     }
 }

@@ -109,3 +109,13 @@ fn the_table_of_guests_is_true_and_whole() {
     assert_eq!(named, folders);
     assert!(paths > 100, "{paths}");
 }
+
+#[test]
+fn the_tests_that_hold_the_invariants_exist() {
+    let (_, page) = include_str!("../../ARCHITECTURE.md").split_once("\n## Invariants\n").unwrap();
+    let (invariants, _) = page.split_once("\n## ").unwrap();
+    // Other names between backquotes have fewer words.
+    let names = invariants.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 2);
+    let named: String = names.map(|name| format!("`{name}`")).collect();
+    assert!(tests_in(&named, &sources()) > 20, "{named}");
+}

@@ -39,7 +39,7 @@ impl Package {
     }
 }
 
-/// What a worker provides: all that [`crate::component::engine::linker`] defines.
+/// What a worker provides: all that the linker of `worker/guest/linker.rs` defines, where a test compares the two.
 #[rustfmt::skip]
 const PROVIDED: &[Package] = &[
     package("wasi:cli", "0.2", &[
