@@ -1,5 +1,5 @@
-//! The Unix edge: what the kernel offers, as types that the rest of the program can use without knowing how. Most of the
-//! crate's `unsafe` is here; ARCHITECTURE.md lists the rest.
+//! The Unix edge: what the kernel offers, as types that the rest of the program can use without knowing how. Most of
+//! the crate's `unsafe` is here; ARCHITECTURE.md lists the rest.
 
 pub(crate) mod blocking;
 pub(crate) mod cgroup;

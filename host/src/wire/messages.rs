@@ -28,8 +28,8 @@ impl Message for FromCompiler {
 /// What a primary tells a worker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// The first frame: who the worker is. Beside it come the descriptors that it begins with, in the order in which they are
-    /// named.
+    /// The first frame: who the worker is. Beside it come the descriptors that it begins with, in the order in which
+    /// they are named.
     Start { identity: Identity, inherited: Vec<Inherited> },
     /// Accept connections from now on.
     StartAccepting,
@@ -84,8 +84,9 @@ pub(crate) enum ToPrimary {
 /// What a primary asks of a compiler.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToCompiler {
-    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old entries
-    /// may be removed from there, but none of what clusters with the state folder `state` may want to start again.
+    /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old
+    /// entries may be removed from there, but none of what clusters with the state folder `state` may want to start
+    /// again.
     Compile { source: PathBuf, store: PathBuf, state: Option<PathBuf> },
     /// Find what was compiled before.
     Find { version: Version, store: PathBuf, state: Option<PathBuf> },

@@ -190,8 +190,8 @@ fn send(head: oneshot::Sender<Head>) -> impl FnOnce(Head) + Send + Sync + 'stati
     move |answer| drop(head.send(answer))
 }
 
-/// The first that is to serve a second request: there are guests that do not answer it, wait for ever, or trap. The request is one that
-/// may be repeated, and then goes to a fresh instance.
+/// The first that is to serve a second request: there are guests that do not answer it, wait for ever, or trap. The
+/// request is one that may be repeated, and then goes to a fresh instance.
 async fn try_v0_2<B>(
     stock: &Stock,
     live: Live,

@@ -193,11 +193,6 @@ impl Connection {
         self.current.borrow().clone()
     }
 
-    /// Nothing more is answered here: what was not handed over never will be.
-    pub(super) fn close(&self) {
-        drop((self.current.take(), self.earlier.take()));
-    }
-
     /// Requests that hyper has handed over.
     pub(super) fn requests(&self) -> u64 {
         self.requests.get()
@@ -214,8 +209,8 @@ impl Connection {
         self.current.borrow().as_ref().is_some_and(|it| it.is_cut())
     }
 
-    /// Whether a request is being answered, and nobody would be told that its client leaves: hyper does not read while it
-    /// has bytes of the next request, or while the guest does not take those of this one.
+    /// Whether a request is being answered, and nobody would be told that its client leaves: hyper does not read while
+    /// it has bytes of the next request, or while the guest does not take those of this one.
     pub(super) fn is_deaf(&self) -> bool {
         !self.listens.get() && self.is_busy()
     }

@@ -1,7 +1,8 @@
-//! One request and its answer, from the request's head until nobody works on it any more, whichever tasks that happens in.
+//! One request and its answer, from the request's head until nobody works on it any more, whichever tasks that happens
+//! in.
 //!
-//! It is shared by the connection, until the answer has been handed over, by the answer's body, and by the task in which a
-//! guest goes on behind its answer. A connection has one at a time (HTTP/1), or many.
+//! It is shared by the connection, until the answer has been handed over, by the answer's body, and by the task in
+//! which a guest goes on behind its answer. A connection has one at a time (HTTP/1), or many.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Deref;
@@ -124,8 +125,8 @@ impl Exchange {
         self.moved_at.set(Some(Instant::now()));
     }
 
-    /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version is judged by that, at the
-    /// head already: the answer's end may be hours away.
+    /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version
+    /// is judged by that, at the head already: the answer's end may be hours away.
     pub(super) fn weigh(&self, status: StatusCode) {
         self.stats.guest_answers.increment();
         if status.is_server_error() {

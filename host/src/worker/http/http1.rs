@@ -1,5 +1,5 @@
-//! HTTP/1.1 on one connection: hyper between the client's bytes and the exchanges, and what is learned on the way. When a
-//! head begins, when an answer has been handed over, when the client left: hyper keeps all of that to itself.
+//! HTTP/1.1 on one connection: hyper between the client's bytes and the exchanges, and what is learned on the way. When
+//! a head begins, when an answer has been handed over, when the client left: hyper keeps all of that to itself.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -67,15 +67,6 @@ impl Refusal {
     }
 }
 
-/// Closes a connection however its task ends: exchanges and their connection hold each other until then.
-struct Closed(Rc<Connection>);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
 impl Server {
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
     pub(crate) async fn serve(self: Rc<Self>, connection: Accepted, alive: mpsc::Sender<()>) {
@@ -101,7 +92,6 @@ impl Server {
             Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..self.timeouts },
         };
         let connection = Rc::new(Connection::new(self.started, timeouts, self.buffers.clone()));
-        let _closed = Closed(connection.clone());
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, connection, alive) = (self.clone(), connection.clone(), alive.clone());
@@ -201,8 +191,8 @@ impl Server {
         }
     }
 
-    /// Counts requests that came whole, and are dropped because their client left before they were begun. What was begun
-    /// counts itself.
+    /// Counts requests that came whole, and are dropped because their client left before they were begun. What was
+    /// begun counts itself.
     fn left(&self, connection: &Connection, unseen: u64) {
         if let Some(exchange) = connection.current() {
             log_of!(debug, &exchange, "its client left before the answer was handed over");
@@ -311,8 +301,8 @@ impl<S: Transport> Io<S> {
         self.framing.heads().saturating_sub(self.connection.requests())
     }
 
-    /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection that
-    /// is closed with bytes unread is reset, which can destroy an answer that the client has not read.
+    /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection
+    /// that is closed with bytes unread is reset, which can destroy an answer that the client has not read.
     pub(super) async fn linger(mut self) {
         if self.connection.ends_too_early() {
             self.stream.reset_at_close();
@@ -350,8 +340,8 @@ impl<S> Io<S> {
 }
 
 impl<S: Transport> Io<S> {
-    /// The client has closed its side. Hyper would drop what it is working on, if it knew: so it does not learn that before
-    /// everything is answered that came whole.
+    /// The client has closed its side. Hyper would drop what it is working on, if it knew: so it does not learn that
+    /// before everything is answered that came whole.
     fn ended(&self) -> Poll<io::Result<()>> {
         let is_owed = self.unseen() > 0 || self.connection.is_busy();
         if is_owed && self.framing.inside().is_none() && self.stream.side() != Side::Gone {
@@ -373,8 +363,8 @@ impl<S: Transport> Io<S> {
 }
 
 impl<S> Io<S> {
-    /// Escapes what `framing` found in the bytes behind the first `before`. What `buffer` has no room for then, comes with
-    /// the next read.
+    /// Escapes what `framing` found in the bytes behind the first `before`. What `buffer` has no room for then, comes
+    /// with the next read.
     fn escape(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
         let bytes = &buffer.filled()[before..];
         let mut escaped = Vec::with_capacity(bytes.len() + 2 * self.framing.odd().len());
