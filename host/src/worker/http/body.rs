@@ -283,7 +283,10 @@ impl Drop for Body {
         let is_sent = self.sent_on.is_some();
         match self.call.take() {
             // The client is gone: so is the guest, as soon as its call drops.
-            Some(call) if !self.is_complete() => drop(call),
+            Some(call) if !self.is_complete() => {
+                drop(call);
+                exchange.guest_is_done();
+            }
             Some(call) => {
                 self.frames = None;
                 tokio::task::spawn_local(outlive(call, exchange.clone()));
