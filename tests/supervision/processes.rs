@@ -208,6 +208,7 @@ fn a_worker_that_cannot_die_is_replaced_and_not_waited_for() {
     }
     cluster.signal(Signal::SIGTERM);
     until("the primary does not wait for it", || cluster.has_exited().then_some(()));
+    cluster.stderr.find(&format!("which are left behind: process {stuck}."));
     drop(freezer);
     assert_eq!(cluster.wait().code(), Some(0));
 }

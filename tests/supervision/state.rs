@@ -186,7 +186,12 @@ async fn a_state_folder_that_hangs_holds_up_nobody() {
 /// A pipe that nobody writes to stands for a file on a disk that hangs.
 #[test]
 fn a_state_that_cannot_be_read_at_the_start_holds_up_no_command() {
-    for stop in [true, false] {
+    enum End {
+        Command,
+        Signal,
+        ByItself,
+    }
+    for end in [End::Command, End::Signal, End::ByItself] {
         let setup = hello();
         let state = setup.folder.path().join("state");
         fs::create_dir(&state).unwrap();
@@ -194,13 +199,18 @@ fn a_state_that_cannot_be_read_at_the_start_holds_up_no_command() {
         let cluster = setup.args(&["--state-dir", "state", "--resume"]).launch();
         let doing = until("it answers", || {
             let ended = cluster.command(&["status", "--json"]);
-            serde_json::from_str::<Value>(&ended.stdout).ok()
+            let status = serde_json::from_str::<Value>(&ended.stdout).ok()?;
+            (status["starting"]["doing"] == "reading its state").then_some(status)
         });
         assert_eq!(doing["state"], "starting", "{doing}");
-        if stop {
-            assert_eq!(cluster.command(&["stop"]).code, Some(0));
-        } else {
-            cluster.signal(Signal::SIGTERM);
+        match end {
+            End::Command => assert_eq!(cluster.command(&["stop"]).code, Some(0)),
+            End::Signal => cluster.signal(Signal::SIGTERM),
+            End::ByItself => {
+                cluster.stderr.find("does not answer within 30s; mend its file system");
+                assert_eq!(cluster.wait().code(), Some(1));
+                continue;
+            }
         }
         assert!(cluster.wait().success());
     }

@@ -1,6 +1,6 @@
 //! The commands that talk to a running cluster, and the control socket that they talk over.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -31,6 +31,24 @@ async fn scaling_under_load_fails_no_request() {
     assert_eq!(status["totals"]["crashes"], 0);
     let slots: Vec<i64> = status["workers"].as_array().unwrap().iter().map(|w| w["slot"].as_i64().unwrap()).collect();
     assert_eq!(slots, [0, 1, 2]);
+}
+
+/// There are sixteen places for commands.
+#[test]
+fn who_says_nothing_makes_room_for_who_asks() {
+    let cluster = Setup::new(&guest("hello")).workers(1).start();
+    let socket = cluster.folder.path().join("wasmcluster/default.sock");
+    let connect = || std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    // It has begun to ask, and may take longer.
+    let mut slow = connect();
+    slow.write_all(b"POST /scale HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n").unwrap();
+    let silent: Vec<_> = (0..15).map(|_| connect()).collect();
+    assert_eq!(cluster.command(&["status"]).code, Some(0));
+    for mut stream in silent {
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it is closed");
+    }
+    slow.set_nonblocking(true).unwrap();
+    assert_eq!(slow.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "it came first, and is served");
 }
 
 #[test]

@@ -29,8 +29,7 @@ use wasmtime::Engine;
 use super::snapshot::snapshot;
 use crate::os::files::{self, Owner};
 use crate::os::memfd;
-use crate::wire::version::Compiled;
-use crate::wire::version::WasiHttp;
+use crate::wire::version::{Compiled, WasiHttp};
 
 /// Largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;

@@ -75,9 +75,12 @@ pub(crate) enum Owner {
 /// Fails if other users can write to the file: says why, and which command mends that.
 pub(crate) fn check_private(path: &Path, metadata: &Metadata, owner: Owner) -> anyhow::Result<()> {
     let (found, user, mode, path) = (metadata.uid(), geteuid().as_raw(), metadata.mode(), path.display());
-    let or_root = if owner == Owner::UsOrRoot { " or root" } else { "" };
+    let (is_owned, or_root) = match owner {
+        Owner::Us => (found == user, ""),
+        Owner::UsOrRoot => (is_ours_or_roots(metadata), " or root"),
+    };
     ensure!(
-        found == user || (owner == Owner::UsOrRoot && found == 0),
+        is_owned,
         "{path} belongs to user {found}; it must belong to user {user}{or_root}: run `chown {user} {path}`"
     );
     ensure!(mode & 0o022 == 0, "other users can write to {path} (mode {:o}): run `chmod go-w {path}`", mode & 0o7777);

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -21,6 +21,13 @@ pub(crate) fn constant(name: &CStr, contents: impl Read) -> io::Result<OwnedFd> 
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
+}
+
+/// What is in a file that others hold too: they share it and its offset, so it is opened anew. `max` bytes at most.
+pub(crate) fn read(fd: &OwnedFd, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A file of `len` zero bytes whose contents can change, but not its length.
@@ -46,7 +53,6 @@ fn create(name: &CStr) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::fd::AsRawFd;
 
     use super::*;
 
@@ -55,6 +61,9 @@ mod tests {
         let fd = constant(c"test", &b"contents"[..]).unwrap();
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         assert_eq!(std::fs::read(&path).unwrap(), b"contents");
+        for (max, part) in [(100, &b"contents"[..]), (100, b"contents"), (4, b"cont")] {
+            assert_eq!(read(&fd, max).unwrap(), part);
+        }
         let refused =
             |outcome: io::Result<()>| assert_eq!(outcome.unwrap_err().raw_os_error(), Some(Errno::EPERM as i32));
         let opened = || File::options().read(true).write(true).open(&path);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future;
 use std::io;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::deploy::change::{Answered, Change, Settled, Wanted};
+use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::Watch;
@@ -30,12 +30,13 @@ use super::supervisor::{
     Action, Answers, Degradation, Description, Ending, Event, Haste, Report, Role, Supervisor, Vitals, Waiting, Why,
     WorkerState,
 };
-use crate::control::protocol::Happening;
-use crate::control::protocol::{GenerationStatus, Starting, Status, Totals, WorkerStatus};
-use crate::control::protocol::{LastReload, ReloadRequest, ReloadResult};
-use crate::control::protocol::{Scale, Scaled};
+use crate::control::protocol::{
+    GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, Scale, Scaled, Starting, Status, Totals,
+    WorkerStatus,
+};
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
+use crate::os::files;
 use crate::os::listener::Listener;
 use crate::settings::{MAX_WORKERS, Settings};
 use crate::wire::channel::IpcError;
@@ -301,7 +302,7 @@ impl<'a> Driver<'a> {
             News::Signal(SignalRequest::Hangup) => self.stop(Haste::Drain),
             News::Signal(SignalRequest::Reload) => {
                 self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
-                self.tell_changed_settings(crate::primary::deploy::change::Follower::default());
+                self.tell_changed_settings(Follower::default());
             }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
@@ -406,10 +407,9 @@ impl<'a> Driver<'a> {
         let stuck: Vec<String> = self.workers.values().map(|running| running.process.pid().to_string()).collect();
         if !stuck.is_empty() {
             tracing::warn!(
-                "workers that do not die are left behind: {} {}. Until they do, they keep what they have, the addresses of the \
-                 cluster too",
-                if stuck.len() == 1 { "process" } else { "processes" },
-                stuck.join(", ")
+                "SIGKILL did not end some workers, which are left behind: process {}. They keep their memory and the cluster's \
+                 addresses until the kernel lets go of them",
+                stuck.join(", process ")
             );
         }
         match self.cut {
@@ -489,7 +489,7 @@ impl<'a> Driver<'a> {
         let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
         self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
-            if let Some(failure) = self.send(worker, &ToWorker::Configure) {
+            if let Some(failure) = self.send(worker, &ToWorker::Configure, &[self.live_file.as_fd()]) {
                 self.tell(failure);
             }
         }
@@ -568,9 +568,9 @@ impl<'a> Driver<'a> {
             {
                 return Some(Event::Exited { worker, how: "was not needed any more".into() });
             }
-            Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting),
+            Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting, &[]),
             Action::CloseListeners => self.listeners.clear(),
-            Action::SendDrain { worker } => return self.send(worker, &ToWorker::Drain),
+            Action::SendDrain { worker } => return self.send(worker, &ToWorker::Drain, &[]),
             Action::Abort { worker } => self.signal(worker, Signal::SIGABRT),
             Action::Kill { worker } => self.signal(worker, Signal::SIGKILL),
             Action::AnnounceServing => self.announce(),
@@ -689,10 +689,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    fn send(&mut self, worker: WorkerId, message: &ToWorker) -> Option<Event> {
-        // What all of them may need beside an order.
-        let live = [self.live_file.as_fd()];
-        let beside = if *message == ToWorker::Configure { &live[..] } else { &[] };
+    fn send(&self, worker: WorkerId, message: &ToWorker, beside: &[BorrowedFd<'_>]) -> Option<Event> {
         match self.workers.get(&worker)?.process.send(message, beside) {
             Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
             // It has just died, which is about to be noticed.
@@ -795,9 +792,11 @@ impl<'a> Driver<'a> {
                 source: deployment.source.clone(),
                 first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
                 // Not if another file was deployed by hand since.
-                folder: self.settings.folder.clone().filter(|_| {
-                    crate::os::files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)
-                }),
+                folder: self
+                    .settings
+                    .folder
+                    .clone()
+                    .filter(|_| files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)),
             },
             reload: self.change.as_ref().map(|_| self.reload_status()),
             last_reload: self.last_reload.clone(),
@@ -895,7 +894,9 @@ async fn builder_ended(builder: Option<&Builder>) -> String {
 fn reason_of(degradation: Degradation) -> &'static str {
     match degradation {
         Degradation::CrashStorm => "workers crash again and again",
-        Degradation::MissingWorkers => "a slot gets no worker that becomes ready, or those that it had do not die",
+        Degradation::MissingWorkers => {
+            "a slot has no working worker: those that it gets die before they are ready, or SIGKILL does not end them"
+        }
     }
 }
 

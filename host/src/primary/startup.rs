@@ -10,8 +10,7 @@ use super::desk::events::Events;
 use super::desk::socket::{Query, Refused};
 use super::fleet::output::Output;
 use super::signals::{SignalRequest, Signals};
-use crate::control::protocol::Happening;
-use crate::control::protocol::{GenerationStatus, Starting, Status, Totals};
+use crate::control::protocol::{GenerationStatus, Happening, Starting, Status, Totals};
 use crate::os::child::reap_orphans;
 use crate::settings::Settings;
 

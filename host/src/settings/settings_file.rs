@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DEFAULT_FILE;
+use crate::os::files;
 
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
@@ -25,7 +26,7 @@ pub(crate) struct SettingsFile {
 impl SettingsFile {
     /// The file as it is now. One that cannot be read has been complained of already.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        let path = crate::os::files::absolute(path)?;
+        let path = files::absolute(path)?;
         let table = read(&path).unwrap_or_default();
         Ok(Self { path, table, is_looked_at: Arc::default() })
     }

@@ -1,8 +1,7 @@
 //! Live configuration on its way to the workers: numbered revisions, each in a sealed file that all workers read.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +24,9 @@ impl Revision {
         memfd::constant(c"wasmcluster-live", &*serde_json::to_vec(self)?)
     }
 
-    /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.
+    /// Reads what [`Self::write`] wrote.
     pub(crate) fn read(fd: &OwnedFd) -> io::Result<Self> {
-        let mut bytes = Vec::new();
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        file.take(MAX_REVISION).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
+        Ok(serde_json::from_slice(&memfd::read(fd, MAX_REVISION)?)?)
     }
 }
 

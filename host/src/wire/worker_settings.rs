@@ -1,7 +1,5 @@
 //! What a worker runs with, as a sealed file that all workers of a generation read.
 
-use std::fs::File;
-use std::io::Read;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -74,13 +72,9 @@ impl WorkerSettings {
         Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
     }
 
-    /// Reads what [`Self::write`] wrote. Siblings share the file and its offset, so it is opened anew.
-    pub(crate) fn read(fd: OwnedFd) -> anyhow::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let mut bytes = Vec::new();
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        file.take(MAX_SETTINGS).read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes)?)
+    /// Reads what [`Self::write`] wrote.
+    pub(crate) fn read(fd: &OwnedFd) -> anyhow::Result<Self> {
+        Ok(serde_json::from_slice(&memfd::read(fd, MAX_SETTINGS)?)?)
     }
 }
 
@@ -120,10 +114,12 @@ mod tests {
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {
-            let read = WorkerSettings::read(fd.try_clone().unwrap()).unwrap();
+            let read = WorkerSettings::read(&fd.try_clone().unwrap()).unwrap();
             assert_eq!((read.http, read.granted), (settings.http, settings.granted.clone()));
             assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
             assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
+            assert_eq!((read.drain_timeout, read.reuse), (settings.drain_timeout, settings.reuse));
+            assert_eq!((read.logging.format, read.logging.colour), (LogFormat::Json, false));
         }
     }
 }

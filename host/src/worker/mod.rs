@@ -84,11 +84,12 @@ impl WorkerStart {
         };
         let stats = Page::open(&take(Inherited::Stats)?)?;
         stats.frames.increment();
-        let settings = WorkerSettings::read(take(Inherited::Settings)?)?;
+        let settings = WorkerSettings::read(&take(Inherited::Settings)?)?;
         let config = Revision::read(&take(Inherited::Live)?)?.config;
         let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
-        let listeners = std::iter::once(take(Inherited::Listener)?);
-        let listeners = listeners.chain(std::iter::from_fn(|| take(Inherited::Listener).ok())).collect();
+        let listeners = given.into_iter().filter(|(name, _)| *name == Inherited::Listener).map(|(_, fd)| fd);
+        let listeners: Vec<OwnedFd> = listeners.collect();
+        ensure!(!listeners.is_empty(), "the first frame came without a listener");
         Ok(Self { identity, config, stats, settings, artifact, log, listeners })
     }
 }

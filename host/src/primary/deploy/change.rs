@@ -12,12 +12,10 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::generations::Provenance;
-use crate::control::protocol::Happening;
-use crate::control::protocol::{ReloadRequest, ReloadResult, line};
+use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, line};
 use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess};
 use crate::primary::supervisor::Gates;
-use crate::settings::Percent;
-use crate::settings::Policy;
+use crate::settings::{Percent, Policy};
 use crate::wire::ids::Generation;
 use crate::wire::messages::ToCompiler;
 

@@ -9,9 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Driver;
-use crate::control::protocol::Happening;
-use crate::control::protocol::ReloadStatus;
-use crate::control::protocol::{LastReload, ReloadRequest, ReloadResult};
+use crate::control::protocol::{Happening, LastReload, ReloadRequest, ReloadResult, ReloadStatus};
 use crate::os::files;
 use crate::primary::deploy::change::{Answered, Change, ChangeStage, Compiling, Draft, Follower, Settled, Wanted};
 use crate::primary::deploy::generations::Provenance;

@@ -26,8 +26,7 @@ use crate::settings::Settings;
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
 use crate::wire::messages::{FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker};
 use crate::wire::stats::Page;
-use crate::wire::version::Compiled;
-use crate::wire::version::Version;
+use crate::wire::version::{Compiled, Version};
 use crate::wire::worker_settings::WorkerSettings;
 
 /// What it means, as a rule, that a compiler is killed which nobody here killed.

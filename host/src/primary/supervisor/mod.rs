@@ -767,8 +767,6 @@ impl Supervisor {
             return vec![Action::Report(Report::Left { worker, slot, how })];
         };
         let slot = gone.slot;
-        let is_stuck = self.unkillable.contains_key(&worker);
-        let stuck = self.unkillable.values().filter(|it| is_stuck && it.slot == slot).count() as u32;
         let reason = gone.last_words.unwrap_or(how);
         if gone.state == WorkerState::Draining || self.is_stopping() {
             return vec![Action::Report(Report::Left { worker, slot, how: reason })];
@@ -798,15 +796,7 @@ impl Supervisor {
                 self.backoff(slot)
             }
         };
-        // What does not die keeps its memory and its descriptors: the next is started later each time.
-        let wait = match stuck.checked_sub(2) {
-            Some(more) => {
-                let slot = self.slot_mut(slot);
-                slot.failures = slot.failures.max(MISSING_AFTER);
-                wait.max(doubled(STUCK_BACKOFF, more))
-            }
-            None => wait,
-        };
+        let wait = if self.unkillable.contains_key(&worker) { wait.max(self.stuck_backoff(slot)) } else { wait };
         if self.ever_ready {
             // It may never be complete now: what serves is announced without it.
             self.release_output_at = None;
@@ -901,6 +891,18 @@ impl Supervisor {
             Some((worker.slot, limit_reached(&self.policy.recycle, now, worker, vitals)?))
         })?;
         Some(self.surge(now, slot, self.current, why))
+    }
+
+    /// The wait of a slot which has a worker more that does not die. They keep their memory and their descriptors, so the
+    /// next is started later each time.
+    fn stuck_backoff(&mut self, slot: Slot) -> Duration {
+        let stuck = self.unkillable.values().filter(|it| it.slot == slot).count() as u32;
+        let Some(doublings) = stuck.checked_sub(2) else {
+            return Duration::ZERO;
+        };
+        let slot = self.slot_mut(slot);
+        slot.failures = slot.failures.max(MISSING_AFTER);
+        doubled(STUCK_BACKOFF, doublings)
     }
 
     /// The slot's next wait; counts one more failure.

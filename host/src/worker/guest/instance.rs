@@ -45,6 +45,7 @@ const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The component's instances, ready to be handed requests.
+#[derive(Clone)]
 pub(crate) enum Instances {
     V0_2(Rc<Stock>),
     V0_3(Rc<concurrent::SharedStock>),
@@ -79,16 +80,11 @@ impl Instances {
 
     /// Instantiates once and drops the instance.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
-        match self {
-            Self::V0_2(stock) => {
-                let stock = stock.clone();
-                self.run(Box::pin(async move { stock.fresh(Origin::default()).await.map(drop) })).await
-            }
-            Self::V0_3(stock) => {
-                let stock = stock.clone();
-                self.run(Box::pin(async move { stock.probe().await })).await
-            }
-        }
+        let guest: GuestFuture = match self.clone() {
+            Self::V0_2(stock) => Box::pin(async move { stock.fresh(Origin::default()).await.map(drop) }),
+            Self::V0_3(stock) => Box::pin(async move { stock.probe().await }),
+        };
+        self.run(guest).await
     }
 
     /// Drops instances that wait for too long.

@@ -227,6 +227,10 @@ impl Body {
 
     /// It is on its way: what is said of it from now on, its client learns.
     pub(super) fn send_on(&mut self, connection: Rc<Connection>, exchange: Rc<Exchange>) {
+        if self.exchange.is_none() {
+            // It is the server's own: if a guest was asked, that is over.
+            exchange.guest_is_done();
+        }
         (self.sent_on, self.exchange) = (Some(connection), Some(exchange));
     }
 
@@ -281,12 +285,9 @@ impl Drop for Body {
         let Some(exchange) = self.exchange.take() else { return };
         // One that was cut is on its way no more.
         let is_sent = self.sent_on.is_some();
-        match self.call.take() {
-            // The client is gone: so is the guest, as soon as its call drops.
-            Some(call) if !self.is_complete() => {
-                drop(call);
-                exchange.guest_is_done();
-            }
+        let is_complete = self.is_complete();
+        // If it is not complete, the client is gone: so is the guest, as soon as its call drops.
+        match self.call.take().filter(|_| is_complete) {
             Some(call) => {
                 self.frames = None;
                 tokio::task::spawn_local(outlive(call, exchange.clone()));

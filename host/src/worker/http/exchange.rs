@@ -7,6 +7,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, StatusCode, Version};
@@ -84,8 +85,9 @@ impl Exchange {
         })
     }
 
-    pub(super) fn in_flight(&self) -> &InFlight {
-        &self.in_flight
+    /// For those who may outlive it.
+    pub(super) fn asked(&self) -> Arc<Asked> {
+        self.in_flight.asked()
     }
 
     /// By when the head of its answer must be there.

@@ -110,7 +110,7 @@ impl Server {
         let method = request.method().clone();
         let (request, upload) = Upload::wrap(request, exchange.max_body);
         exchange.takes(place, upload);
-        let origin = Origin::new(exchange.in_flight().asked(), request.headers());
+        let origin = Origin::new(exchange.asked(), request.headers());
         let (head, call) = self.instances.call(request, authority, origin);
         drive(head, call, exchange, &method).await
     }
@@ -166,17 +166,12 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exch
         head.as_mut().poll(context).map(|head| Ok(Some(head)))
     });
     let Ok(Ok(head)) = tokio::time::timeout_at(deadline.into(), head).await else {
-        drop(call);
-        exchange.guest_is_done();
         return weighed(late(exchange), exchange);
     };
     let answer = match (ended, head) {
         (_, None) => too_large(exchange),
         // No guest had a part in it.
-        (Some(Err(Failure::Full)), _) => {
-            exchange.guest_is_done();
-            return busy(exchange);
-        }
+        (Some(Err(Failure::Full)), _) => return busy(exchange),
         (Some(Err(Failure::Trap(error))), head) => {
             exchange.trapped(&error);
             match head {
