@@ -42,7 +42,7 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
 
 fn default_store(app: PathBuf) -> anyhow::Result<PathBuf> {
     let options = Options::from_default_file(&app)?;
-    Ok(Settings::new(app, options)?.store)
+    Ok(Settings::new(app, &options)?.cluster.store)
 }
 
 fn summary(prepared: &Prepared, begun: Instant) -> String {

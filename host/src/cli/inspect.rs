@@ -25,21 +25,22 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
 }
 
 /// Builds the component if the app is a folder.
-fn built(settings: Settings) -> Result<Settings, Failure> {
-    if !settings.app.is_dir() {
+fn built(mut settings: Settings) -> Result<Settings, Failure> {
+    if !settings.application.app.is_dir() {
         return Ok(settings);
     }
-    Plan::read(&settings.app)?;
+    Plan::read(&settings.application.app)?;
     let relay = Relay::start()?;
-    let built = build::build_once(&settings.app, false)?;
+    let built = build::build_once(&settings.application.app, false)?;
     drop(relay);
     build::tell(&built.component);
-    let folder = files::absolute(&settings.app)?;
-    Ok(Settings { app: built.component, folder: Some(folder), ..settings })
+    let folder = files::absolute(&settings.application.app)?;
+    (settings.application.app, settings.application.folder) = (built.component, Some(folder));
+    Ok(settings)
 }
 
 fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let app = &settings.app;
+    let app = &settings.application.app;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
     let Inspected { digest, surface, handler } =
         compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
@@ -66,7 +67,7 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
         imports,
         exports: surface.exports,
         grants,
-        limits: settings.limits.in_force(),
+        limits: settings.application.limits.in_force(),
     };
     let text = if json { format!("{}\n", serde_json::to_string(&report)?) } else { for_people(&report) };
     print(text.as_bytes())?;

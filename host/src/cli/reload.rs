@@ -64,7 +64,7 @@ impl TermsArgs {
             app,
             timeout_ms: self.timeout.map(Span::as_millis),
             force: self.force,
-            max_error_increase: self.max_error_increase.map(|it| f64::from(it.thousandths()) / 10.0),
+            max_error_increase: self.max_error_increase,
             ..ReloadRequest::default()
         }
     }

@@ -16,10 +16,10 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), Failure> {
     }
     logging::speak(args.options.log_format.unwrap_or_default());
     let settings = settings(args).map_err(Failure::Usage)?;
-    logging::speak(settings.logging.format);
-    if settings.app.is_dir() {
+    logging::speak(settings.cluster.logging.format);
+    if settings.application.app.is_dir() {
         // A folder that cannot be built is a usage error, found before anything is started.
-        Plan::read(&settings.app)?;
+        Plan::read(&settings.application.app)?;
     }
     primary::serve(settings).map_err(Failure::Error)
 }
@@ -33,7 +33,8 @@ pub(super) fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
     };
     let options = args.options.or(options);
     let is_development = options.watch && app.is_dir();
-    let settings = Settings::new(app, if is_development { options.for_development() } else { options });
+    let options = if is_development { options.for_development() } else { options };
+    let settings = Settings::new(app, &options);
     let settings = settings.map_err(|error| file.locate(error))?;
     Ok(Settings { file: Some(file), ..settings })
 }

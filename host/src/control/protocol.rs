@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::settings::InForce;
+use crate::settings::{InForce, Percent};
 use crate::wire::ids::{Generation, Slot, WorkerId};
 use crate::wire::series::Labels;
 use crate::wire::stats::Snapshot;
@@ -207,7 +207,7 @@ pub(crate) struct ReloadRequest {
     pub(crate) force: bool,
     /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
     /// none.
-    pub(crate) max_error_increase: Option<f64>,
+    pub(crate) max_error_increase: Option<Percent>,
     /// Of a reload: do nothing if the component is what is served already.
     pub(crate) if_new: bool,
     /// Of a rollback: the generation to bring back; the one before if there is none.

@@ -37,11 +37,11 @@ const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the first compilation may take.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
+/// Serves `settings.application.app` until it is told to stop. An error means that it never served, or cannot any more.
 pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let signals = Signals::take()?;
     resources::raise_descriptor_limit();
-    settings.doubts.extend(resources::keep_within_descriptors(&mut settings.limits.max_connections));
+    settings.doubts.extend(resources::keep_within_descriptors(&mut settings.application.limits.max_connections));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = signals.listen()?;
@@ -51,7 +51,7 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
             control = off_the_loop(move || take_name(&name)) => control?,
             stopped = signals.until_stop() => return Ok(stopped?),
         };
-        let (output, volume) = Output::start(settings.logging, settings.live.log_level)?;
+        let (output, volume) = Output::start(settings.cluster.logging, settings.cluster.live.log_level)?;
         let served = async {
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries)?;
@@ -70,24 +70,24 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
 
 /// From a name to a driver at work; ends early if it is told to.
 async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, volume: Volume) -> anyhow::Result<()> {
-    let binding = bind_all(&settings.listen, settings.backlog, output);
+    let binding = bind_all(&settings.cluster.listen, settings.cluster.backlog, output);
     let Some(listeners) = startup.during(&settings, "binding its addresses", Shown::ByItself, binding).await? else {
         return Ok(());
     };
     startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
     let mut rebuild = None;
-    if settings.app.is_dir() {
-        let doing = format!("building {}", settings.app.display());
-        output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
-        let building = build_first(&settings.app, settings.watch, settings.logging.format);
+    if settings.application.app.is_dir() {
+        let doing = format!("building {}", settings.application.app.display());
+        output.say(LogLevel::Info, format_args!("Building {}…", settings.application.app.display()));
+        let building = build_first(&settings.application.app, settings.cluster.watch, settings.cluster.logging.format);
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
-        let folder = Some(files::absolute(&settings.app)?);
-        settings = Settings { app: built.component, folder, ..settings };
+        let folder = Some(files::absolute(&settings.application.app)?);
+        (settings.application.app, settings.application.folder) = (built.component, folder);
         rebuild = built.handover;
     }
     // From here on a change is seen, also one during the first compilation.
-    let watch = Watch::start(&settings, &files::absolute(&settings.app)?);
+    let watch = Watch::start(&settings, &files::absolute(&settings.application.app)?);
     let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
         return Ok(());
     };
@@ -110,13 +110,13 @@ fn size_of(path: &Path) -> String {
 
 /// Takes the cluster's name, once there is everything that a start needs of the machine.
 fn take_name(settings: &Settings) -> anyhow::Result<Control> {
-    let (state, control) = (settings.state_dir.as_deref(), &settings.control);
+    let (state, control) = (settings.cluster.state_dir.as_deref(), &settings.cluster.control);
     let itself = "/proc/self/exe";
     std::fs::metadata(itself).with_context(|| {
         format!("cannot start workers from {itself}: /proc is not mounted here; `mount -t proc proc /proc` does so")
     })?;
-    paths::prepare(&settings.store, state, control)?;
-    Control::bind(&settings.name, control, state)
+    paths::prepare(&settings.cluster.store, state, control)?;
+    Control::bind(&settings.cluster.name, control, state)
 }
 
 /// A name server may be silent, and the folder of a socket on a file system that hangs: that holds up nobody else.
@@ -159,7 +159,7 @@ async fn first(settings: &Settings) -> anyhow::Result<First> {
     match tokio::time::timeout(READ_PATIENCE, off_the_loop(move || first_request(&asked))).await {
         Ok(first) => first,
         Err(_) => {
-            let folder = settings.state_dir.clone().unwrap_or_default();
+            let folder = settings.cluster.state_dir.clone().unwrap_or_default();
             bail!(
                 "cannot resume: the state folder {} does not answer within {READ_PATIENCE:?}; mend its file system, choose \
                  another with --state-dir, or leave out --resume",
@@ -180,7 +180,10 @@ async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Gene
             Ok(Generations::new(generation, deployment, previous))
         }
         Ok(None) | Err(_) => {
-            bail!("cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}", settings.app.display())
+            bail!(
+                "cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}",
+                settings.application.app.display()
+            )
         }
     }
 }
@@ -195,22 +198,23 @@ struct First {
 
 /// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
 fn first_request(settings: &Settings) -> anyhow::Result<First> {
-    let (app, store, state) = (&settings.app, settings.store.clone(), settings.state_dir.as_deref());
-    if settings.resume
+    let (app, store, state) =
+        (&settings.application.app, settings.cluster.store.clone(), settings.cluster.state_dir.as_deref());
+    if settings.cluster.resume
         && let Some(folder) = state
         && let Some(Committed { generation, app: committed_app, current, previous, .. }) =
-            Committed::read(folder, &settings.name)?
+            Committed::read(folder, &settings.cluster.name)?
     {
         ensure!(
             files::is_same(&committed_app, &files::absolute(app)?),
             "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
-            settings.name,
+            settings.cluster.name,
             committed_app.display()
         );
         let source = current.source.clone();
-        let request = ToCompiler::Find { version: current, store, state: settings.state_dir.clone() };
+        let request = ToCompiler::Find { version: current, store, state: settings.cluster.state_dir.clone() };
         return Ok(First { generation, source, request, previous });
     }
-    let request = ToCompiler::Compile { source: app.clone(), store, state: settings.state_dir.clone() };
+    let request = ToCompiler::Compile { source: app.clone(), store, state: settings.cluster.state_dir.clone() };
     Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
 }

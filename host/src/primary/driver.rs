@@ -175,11 +175,12 @@ impl<'a> Driver<'a> {
     ) -> io::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
-        let saver = settings.state_dir.clone().map(|folder| Saver::start(folder, settings.name.clone(), saves));
+        let saver =
+            settings.cluster.state_dir.clone().map(|folder| Saver::start(folder, settings.cluster.name.clone(), saves));
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
         let (first, _) = generations.current();
-        let live = Revision { number: 0, config: settings.live };
+        let live = Revision { number: 0, config: settings.cluster.live };
         Ok(Self {
             settings,
             generations,
@@ -192,7 +193,7 @@ impl<'a> Driver<'a> {
             reconfigurations: Vec::new(),
             up_since,
             started: Instant::now(),
-            supervisor: Supervisor::new(settings.workers, first, settings.policy, fastrand::u64(..)),
+            supervisor: Supervisor::new(settings.cluster.workers, first, settings.cluster.policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
             to_spawn: VecDeque::new(),
             hears,
@@ -237,7 +238,7 @@ impl<'a> Driver<'a> {
                     return Ok(());
                 }
                 Some(Ending::BootFailed(reason)) => {
-                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.app.display()));
+                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.application.app.display()));
                 }
                 None => {}
             }
@@ -328,7 +329,7 @@ impl<'a> Driver<'a> {
 
     /// Errors are weighed as often, however long a worker may hang.
     fn read_every(&self) -> Duration {
-        (self.settings.policy.hang_timeout / READS_PER_HANG_TIMEOUT).min(LONGEST_BETWEEN_READS)
+        (self.settings.cluster.policy.hang_timeout / READS_PER_HANG_TIMEOUT).min(LONGEST_BETWEEN_READS)
     }
 
     fn vitals(&self, running: &Running) -> Vitals {
@@ -339,7 +340,7 @@ impl<'a> Driver<'a> {
             in_flight: process.stats.in_flight.get(),
             answers: Answers { all: process.stats.guest_answers.get(), errors: process.stats.guest_errors.get() },
             // Not read for nothing.
-            rss: self.settings.policy.recycle.max_rss.map_or(0, |_| process.rss()),
+            rss: self.settings.cluster.policy.recycle.max_rss.map_or(0, |_| process.rss()),
         }
     }
 
@@ -390,7 +391,7 @@ impl<'a> Driver<'a> {
         match haste {
             // Whoever kills before that cuts without a word.
             Haste::Drain if active > 0 => {
-                let time = humantime::format_duration(self.settings.policy.shutdown_timeout);
+                let time = humantime::format_duration(self.settings.cluster.policy.shutdown_timeout);
                 tracing::info!(
                     "stopping; {} to finish within --shutdown-timeout {time}",
                     requests(active, "has", "have")
@@ -706,11 +707,11 @@ impl<'a> Driver<'a> {
     }
 
     fn announce(&mut self) {
-        let format = self.settings.logging.format;
+        let format = self.settings.cluster.logging.format;
         self.output.announce(self.urls.iter().map(|url| announcement(format, url)).collect());
         self.events.publish(&Happening::Serving { listen: self.urls.clone() });
         self.save_commit();
-        let workers = self.settings.workers;
+        let workers = self.settings.cluster.workers;
         let (generation, deployment) = self.generations.current();
         let doing = if generation == Generation(1) { "serving" } else { "serving what was committed last:" };
         let (digest, source) = (&deployment.compiled.digest, deployment.source.display());
@@ -774,7 +775,7 @@ impl<'a> Driver<'a> {
         let (current, deployment) = self.generations.current();
         Status {
             schema: 1,
-            name: self.settings.name.clone(),
+            name: self.settings.cluster.name.clone(),
             pid: std::process::id(),
             state: self.state().into(),
             starting: self.supervisor.is_booting().then(|| Starting {
@@ -792,18 +793,16 @@ impl<'a> Driver<'a> {
                 source: deployment.source.clone(),
                 first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
                 // Not if another file was deployed by hand since.
-                folder: self
-                    .settings
-                    .folder
-                    .clone()
-                    .filter(|_| files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source)),
+                folder: self.settings.application.folder.clone().filter(|_| {
+                    files::absolute(&self.settings.application.app).is_ok_and(|app| app == deployment.source)
+                }),
             },
             reload: self.change.as_ref().map(|_| self.reload_status()),
             last_reload: self.last_reload.clone(),
             workers,
             totals: Totals::new(&totals, self.crashes, self.reloads),
             guest_metrics: metrics.list(),
-            limits: self.settings.limits.in_force(),
+            limits: self.settings.application.limits.in_force(),
         }
     }
 

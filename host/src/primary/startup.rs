@@ -75,7 +75,7 @@ impl<'a> Startup<'a> {
     fn answer(&mut self, query: Query, settings: &Settings, starting: Starting) -> std::ops::ControlFlow<()> {
         match query {
             Query::Status(back) => drop(back.send(self.status(settings, starting))),
-            Query::Config(back) => drop(back.send(settings.live)),
+            Query::Config(back) => drop(back.send(settings.cluster.live)),
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Stop(_, back) => {
                 drop(back.send(Ok(())));
@@ -91,7 +91,7 @@ impl<'a> Startup<'a> {
     fn status(&self, settings: &Settings, starting: Starting) -> Status {
         Status {
             schema: 1,
-            name: settings.name.clone(),
+            name: settings.cluster.name.clone(),
             pid: std::process::id(),
             state: "starting".into(),
             starting: Some(starting),
@@ -104,16 +104,16 @@ impl<'a> Startup<'a> {
                 candidate: None,
                 previous: None,
                 digest: String::new(),
-                source: settings.app.clone(),
+                source: settings.application.app.clone(),
                 first_served_ms: None,
-                folder: settings.folder.clone(),
+                folder: settings.application.folder.clone(),
             },
             reload: None,
             last_reload: None,
             workers: Vec::new(),
             totals: Totals::default(),
             guest_metrics: Vec::new(),
-            limits: settings.limits.in_force(),
+            limits: settings.application.limits.in_force(),
         }
     }
 }

@@ -36,7 +36,7 @@ fn queue(options: &Options, somaxconn: Option<u32>) -> Option<String> {
 
 /// Requests that may be cut although they are within their time.
 fn cuts(options: &Options, request_timeout: Duration) -> impl Iterator<Item = String> {
-    let of = move |flag: &str, what: &str, given: Option<super::Span>| {
+    let of = move |flag: &str, what: &str, given: Option<super::values::Span>| {
         let given = given.filter(|given| given.0 < request_timeout)?.0;
         let [given, allowed] = [given, request_timeout].map(humantime::format_duration);
         Some(format!(

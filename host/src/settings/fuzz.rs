@@ -1,9 +1,15 @@
 //! The file, and the values of flags.
 
+use std::path::Path;
 use std::time::Instant;
 
+use super::cluster::check_name;
+use super::policy::DRAIN_RESERVE;
+use super::values::{MAX_SPAN, Size, parse_variable};
 use super::*;
 use crate::fuzz;
+use crate::logging::LogLevel;
+use crate::os::listener::{ListenAddr, MAX_LISTENERS};
 use crate::wire::version::{Compiled, WasiHttp};
 use crate::wire::worker_settings::WorkerSettings;
 
@@ -11,7 +17,7 @@ use crate::wire::worker_settings::WorkerSettings;
 fn file() {
     // Or else the corpus leads nowhere.
     let everything = include_str!("../../../tests/corpora/config/everything.toml");
-    check(&Settings::new("app.wasm".into(), toml::from_str(everything).unwrap()).unwrap());
+    check(&Settings::new("app.wasm".into(), &toml::from_str(everything).unwrap()).unwrap());
 
     fuzz::text("config", |text| {
         let Ok(options) = file::parse(text) else { return };
@@ -19,7 +25,7 @@ fn file() {
         assert_eq!(options.clone().or(Options::default()), options);
         assert_eq!(Options::default().or(options.clone()), options);
         assert_eq!(options.clone().or(options.clone()), options);
-        if let Ok(settings) = Settings::new("app.wasm".into(), options) {
+        if let Ok(settings) = Settings::new("app.wasm".into(), &options) {
             check(&settings);
         }
     });
@@ -27,17 +33,18 @@ fn file() {
 
 /// Accepted means within all limits, and in a form that workers get.
 fn check(settings: &Settings) {
-    settings.limits.check().unwrap();
-    check_name(&settings.name).unwrap();
-    assert!((1..=MAX_WORKERS).contains(&settings.workers) && settings.backlog >= 1);
-    assert!((1..=MAX_LISTENERS).contains(&settings.listen.len()));
-    let policy = &settings.policy;
+    let Settings { cluster, application, .. } = settings;
+    let (policy, limits) = (&cluster.policy, &application.limits);
+    limits.check().unwrap();
+    check_name(&cluster.name).unwrap();
+    assert!((1..=MAX_WORKERS).contains(&cluster.workers) && cluster.backlog >= 1);
+    assert!((1..=MAX_LISTENERS).contains(&cluster.listen.len()));
     let times = [
-        settings.limits.request_timeout,
-        settings.limits.stream_timeout,
-        settings.limits.header_timeout,
-        settings.limits.keep_alive_timeout,
-        settings.drain_idle_grace,
+        limits.request_timeout,
+        limits.stream_timeout,
+        limits.header_timeout,
+        limits.keep_alive_timeout,
+        application.drain_idle_grace,
         policy.drain_timeout,
         policy.shutdown_delay,
         policy.shutdown_timeout,
@@ -49,7 +56,7 @@ fn check(settings: &Settings) {
     assert!(times.iter().all(|&time| time <= MAX_SPAN + DRAIN_RESERVE));
     assert!(Instant::now().checked_add(times.iter().sum()).is_some());
 
-    let in_force = settings.limits.in_force();
+    let in_force = limits.in_force();
     for (flag, value) in &in_force.by_flag {
         let is_value = value.parse::<Span>().is_ok() || value.parse::<Size>().is_ok() || value.parse::<u32>().is_ok();
         assert!(is_value, "--{flag} {value}");

@@ -1,11 +1,16 @@
 //! What one request, its guest and its worker may take: what flags say, and what is fixed.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::ensure;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use super::options::Options;
+use super::values::{Size, Span};
+use crate::os::resources::{Shares, memory_of_this_machine};
 
 /// Guests are interrupted no more often than this.
 const MIN_TIMEOUT: Duration = Duration::from_millis(10);
@@ -22,6 +27,9 @@ const MAX_HEADERS: usize = 32 * 1024;
 const MIN_MEMORY: usize = 64 * 1024;
 /// All that 32 bits can address.
 const MAX_MEMORY: usize = 4 * 1024 * 1024 * 1024;
+
+/// A machine too small for so many workers shall still serve: what instances may have by default, in bytes.
+const SMALLEST_SHARE: u64 = 16 << 20;
 
 /// Instances that may live at the same time in one worker, from its pool.
 pub(crate) const MAX_INSTANCES: u32 = 1000;
@@ -89,6 +97,31 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// What each of so many workers has.
+    pub(super) fn new(options: &Options, workers: u32) -> anyhow::Result<Self> {
+        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), Duration::from);
+        let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
+        let or_number = |number: Option<NonZeroU32>, default| number.map_or(default, |number| number.get() as usize);
+        // In whole MiB, for people.
+        let share = (Shares::of(memory_of_this_machine(), workers).worker >> 20 << 20).max(SMALLEST_SHARE);
+        let max_memory = or_bytes(options.max_memory, share.min(128 << 20));
+        let limits = Self {
+            request_timeout: request_timeout(options),
+            stream_timeout: or_seconds(options.stream_timeout, 60),
+            header_timeout: or_seconds(options.header_timeout, 10),
+            keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
+            max_in_flight: or_number(options.max_in_flight, 256),
+            max_connections: or_number(options.max_connections, 4096),
+            max_body: or_bytes(options.max_body, 64 << 20),
+            max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
+            max_headers: or_number(options.max_headers, 100),
+            max_memory: max_memory as usize,
+            max_worker_memory: or_bytes(options.max_worker_memory, share.max(max_memory)) as usize,
+        };
+        limits.check()?;
+        Ok(limits)
+    }
+
     pub(super) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.request_timeout >= MIN_TIMEOUT, "--request-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
@@ -154,6 +187,11 @@ impl Limits {
         let named = |(name, value): (&str, String)| (name.to_owned(), value);
         InForce { by_flag: by_flag.map(named).into(), fixed: fixed.map(named).into() }
     }
+}
+
+/// Drains and stops wait as long, or longer.
+pub(super) fn request_timeout(options: &Options) -> Duration {
+    options.request_timeout.map_or(Duration::from_secs(30), Duration::from)
 }
 
 /// The limits in force, as `status` and `inspect` show them.

@@ -34,3 +34,22 @@ impl LiveConfig {
         Ok(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_configuration_changes_as_a_whole_or_not_at_all() {
+        let with = |entries: &[(&str, &str)]| {
+            let entries = entries.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+            LiveConfig::default().with(&entries)
+        };
+        assert_eq!(with(&[]), Ok(LiveConfig::default()));
+        let changed = with(&[("wasmcluster.log-level", "debug")]).unwrap();
+        assert_eq!(changed.entries()["wasmcluster.log-level"], "debug");
+        assert!(with(&[("wasmcluster.log-level", "loud")]).unwrap_err().contains("expected off, error"));
+        let unknown = with(&[("greeting", "hello"), ("wasmcluster.log-level", "debug")]).unwrap_err();
+        assert!(unknown.contains("wasmcluster.log-level"), "{unknown}");
+    }
+}

@@ -29,8 +29,8 @@ impl Reuse {
         if component.can_hold_back {
             return Self { uses: 1, seats: 1 };
         }
-        let uses = settings.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
-        let seats = settings.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get);
+        let uses = settings.application.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
+        let seats = settings.application.max_instance_concurrent_reuse_count;
         Self { uses, seats }
     }
 }
@@ -54,14 +54,14 @@ impl WorkerSettings {
     pub(crate) fn new(settings: &Settings, component: &Compiled) -> Self {
         Self {
             http: component.http,
-            granted: settings.granted.clone(),
-            drain_timeout: settings.policy.drain_timeout,
-            drain_idle_grace: settings.drain_idle_grace,
-            health_path: settings.health_path.clone(),
-            limits: settings.limits,
+            granted: settings.application.granted.clone(),
+            drain_timeout: settings.cluster.policy.drain_timeout,
+            drain_idle_grace: settings.application.drain_idle_grace,
+            health_path: settings.application.health_path.clone(),
+            limits: settings.application.limits,
             reuse: Reuse::new(settings, component),
-            pin_cpus: settings.pin_cpus,
-            logging: settings.logging,
+            pin_cpus: settings.cluster.pin_cpus,
+            logging: settings.cluster.logging,
         }
     }
 

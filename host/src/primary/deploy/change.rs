@@ -27,7 +27,7 @@ const MAX_UNREAD: usize = 1024;
 impl ReloadRequest {
     /// What the candidate must stand, by the cluster's settings unless the request says otherwise.
     pub(crate) fn gates(&self, usual: Percent) -> Gates {
-        let increase = self.max_error_increase.map_or(usual, Percent::clamped);
+        let increase = self.max_error_increase.unwrap_or(usual);
         Gates { force: self.force, max_error_increase: increase.thousandths(), served_before: false }
     }
 

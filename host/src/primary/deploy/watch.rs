@@ -60,7 +60,7 @@ impl Watch {
     /// Watches the component's file if that is wanted, on a thread of its own: a file system that hangs must not stop the
     /// primary. What changes in the settings' file, it tells the log: that needs a restart.
     pub(crate) fn start(settings: &Settings, app: &Path) -> Self {
-        if !settings.watch {
+        if !settings.cluster.watch {
             return Self(None);
         }
         let (path, file) = (PathBuf::from(app), settings.file.clone());

@@ -30,7 +30,7 @@ impl Driver<'_> {
         }
         let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
         self.begin_reload(request, wanted, listener.clone())?;
-        if let Some(text) = request.doubt(&self.settings.policy) {
+        if let Some(text) = request.doubt(&self.settings.cluster.policy) {
             tracing::warn!("{text}");
             listener.tell(&Happening::Note { text });
         }
@@ -41,7 +41,7 @@ impl Driver<'_> {
     /// The file that is watched is the one that `serve` was given.
     pub(crate) fn reload_changed(&mut self) {
         // What has changed in the settings, the watch tells itself.
-        let app = files::absolute(&self.settings.app).ok();
+        let app = files::absolute(&self.settings.application.app).ok();
         let request = ReloadRequest { app, ..ReloadRequest::default() };
         self.reload_unasked("a change of the file", &request, Wanted::IfNew);
     }
@@ -77,12 +77,12 @@ impl Driver<'_> {
         }
         let ask = ToCompiler::Compile {
             source: source.clone(),
-            store: self.settings.store.clone(),
-            state: self.settings.state_dir.clone(),
+            store: self.settings.cluster.store.clone(),
+            state: self.settings.cluster.state_dir.clone(),
         };
         tracing::info!("reloading {}", source.display());
-        let gates = request.gates(self.settings.max_error_increase);
-        let Policy { min_ready, soak, .. } = self.settings.policy;
+        let gates = request.gates(self.settings.cluster.max_error_increase);
+        let Policy { min_ready, soak, .. } = self.settings.cluster.policy;
         let deadline = request.deadline(min_ready.saturating_add(soak));
         self.compile(&ask, ReloadPlan { source, gates, deadline, wanted, origin: Provenance::Compiled }, listener)
     }
@@ -103,7 +103,7 @@ impl Driver<'_> {
             return Err(Refused::Wrong("a rollback takes neither `app` nor `if_new`".into()));
         }
         self.expect_calm()?;
-        let gates = Gates { served_before: true, ..request.gates(self.settings.max_error_increase) };
+        let gates = Gates { served_before: true, ..request.gates(self.settings.cluster.max_error_increase) };
         let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Follower::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
@@ -113,7 +113,7 @@ impl Driver<'_> {
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to what was served before, {}", version.source.display());
             let (version, source) = (version.clone(), version.source.clone());
-            let (store, state) = (self.settings.store.clone(), self.settings.state_dir.clone());
+            let (store, state) = (self.settings.cluster.store.clone(), self.settings.cluster.state_dir.clone());
             let ask = ToCompiler::Find { version, store, state };
             let plan = ReloadPlan { source, gates, deadline, wanted: Wanted::Always, origin: Provenance::Remembered };
             self.compile(&ask, plan, listener)?;
@@ -256,7 +256,8 @@ impl Driver<'_> {
     /// Has it written down what is committed, for a primary that is to go on with it.
     pub(crate) fn save_commit(&self) {
         if let Some(saver) = &self.saver {
-            let app = files::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
+            let app = files::absolute(&self.settings.application.app)
+                .unwrap_or_else(|_| self.settings.application.app.clone());
             saver.save(self.generations.to_keep(app));
         }
     }
@@ -288,7 +289,7 @@ impl Driver<'_> {
     }
 
     pub(crate) fn saving_is_late(&mut self) {
-        let (now, folder) = (Instant::now(), self.settings.state_dir.clone().unwrap_or_default());
+        let (now, folder) = (Instant::now(), self.settings.cluster.state_dir.clone().unwrap_or_default());
         let reason = format!("state folder {}: nothing can be written within {SAVED_WITHIN:?}", folder.display());
         self.warn_unsaved(self.generations.current().0, &reason);
         self.give_up_saving(&reason, |settled| settled.saved_by.is_some_and(|deadline| deadline <= now));

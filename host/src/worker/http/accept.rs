@@ -338,8 +338,8 @@ mod tests {
     fn a_worker_that_is_full_leaves_connections_to_others() {
         let (page, fd) = Page::create().unwrap();
         let stats = Page::open(&fd).unwrap();
-        let options = toml::from_str("max-in-flight = 2\nmax-connections = 3").unwrap();
-        let limits = Settings::new("app.wasm".into(), options).unwrap().limits;
+        let options = &toml::from_str("max-in-flight = 2\nmax-connections = 3").unwrap();
+        let limits = Settings::new("app.wasm".into(), options).unwrap().application.limits;
         let gate = Gate::new(&limits, stats);
         let check = |state, patient| {
             assert_eq!(gate.state(), state);
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn an_executor_that_does_not_turn_gets_nothing_more() {
         let (_page, fd) = Page::create().unwrap();
-        let limits = Settings::new("app.wasm".into(), Default::default()).unwrap().limits;
+        let limits = Settings::new("app.wasm".into(), &Default::default()).unwrap().application.limits;
         let mut gate = Gate::new(&limits, Page::open(&fd).unwrap());
         gate.started = Instant::now().checked_sub(LAG * 10).unwrap();
         gate.handed_over(Admission::Serve);

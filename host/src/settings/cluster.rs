@@ -1,0 +1,107 @@
+//! The settings of a cluster: where it listens, how many workers it keeps and how it supervises them. They stay as they
+//! were at the start, whatever it serves.
+
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure};
+
+use super::options::Options;
+use super::paths::{self, control_path};
+use super::values::Percent;
+use super::{LiveConfig, Policy};
+use crate::logging::{LogFormat, Logging, colours};
+use crate::os::files;
+use crate::os::listener::{ListenAddr, MAX_LISTENERS};
+use crate::os::resources::workers_for_this_machine;
+
+/// More workers than any machine has cores are a typing error.
+pub(crate) const MAX_WORKERS: u32 = 1024;
+/// The name of a cluster that was given none.
+pub(crate) const DEFAULT_NAME: &str = "default";
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+const DEFAULT_BACKLOG: i32 = 1024;
+
+/// The settings of a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    pub(crate) listen: Vec<ListenAddr>,
+    pub(crate) backlog: i32,
+    pub(crate) workers: u32,
+    pub(crate) pin_cpus: bool,
+    pub(crate) name: String,
+    pub(crate) control: PathBuf,
+    pub(crate) store: PathBuf,
+    /// None if there is no place for it: then nothing is kept.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Start the version that was committed last, not the file as it is now.
+    pub(crate) resume: bool,
+    /// Reload when the file changes.
+    pub(crate) watch: bool,
+    pub(crate) policy: Policy,
+    /// By how much the share of errors of a new version may be above the old version's.
+    pub(crate) max_error_increase: Percent,
+    pub(crate) logging: Logging,
+    /// How it begins.
+    pub(crate) live: LiveConfig,
+}
+
+impl Cluster {
+    pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
+        let workers = options.workers.map_or_else(workers_for_this_machine, |workers| workers.get());
+        ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
+        let mut listen = options.listen.clone();
+        if listen.is_empty() {
+            listen.push(ListenAddr::Tcp(DEFAULT_ADDRESS.into()));
+        }
+        ensure!(
+            listen.len() <= MAX_LISTENERS,
+            "--listen is given {} times; the limit is {MAX_LISTENERS}",
+            listen.len()
+        );
+        let name = options.name.clone().unwrap_or_else(|| DEFAULT_NAME.into());
+        check_name(&name)?;
+        let state_dir = state_dir(options)?;
+        let format = options.log_format.unwrap_or_default();
+        Ok(Self {
+            listen,
+            backlog: options.backlog.map_or(DEFAULT_BACKLOG, |backlog| backlog.get().min(i32::MAX as u32) as i32),
+            workers,
+            pin_cpus: options.pin_cpus,
+            control: control_path(&name, options.control.clone()),
+            name,
+            store: store(options)?,
+            state_dir,
+            resume: options.resume,
+            watch: options.watch,
+            policy: Policy::new(options)?,
+            max_error_increase: options.max_error_increase.unwrap_or_default(),
+            logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
+            live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
+        })
+    }
+}
+
+pub(super) fn check_name(name: &str) -> anyhow::Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(plain) && !name.starts_with('.');
+    ensure!(good, "--name {name:?}: expected up to 64 letters, digits, '-', '_' or '.', not beginning with '.'");
+    Ok(())
+}
+
+fn state_dir(options: &Options) -> anyhow::Result<Option<PathBuf>> {
+    let folder = options.state_dir.clone().or_else(paths::default_state);
+    if options.resume && folder.is_none() {
+        bail!("this user has no home folder: name the folder to resume from with --state-dir or $STATE_DIRECTORY");
+    }
+    Ok(folder.as_deref().map(files::absolute).transpose()?)
+}
+
+fn store(options: &Options) -> anyhow::Result<PathBuf> {
+    match options.store.clone().or_else(paths::default_store) {
+        Some(folder) => Ok(files::absolute(&folder)?),
+        None => bail!(
+            "this user has no home folder: name a folder for compiled components with --store or $CACHE_DIRECTORY, and \
+             one for the state of the cluster with --state-dir or $STATE_DIRECTORY"
+        ),
+    }
+}

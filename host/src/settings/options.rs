@@ -1,0 +1,398 @@
+//! The flags of `serve` and the keys of the configuration file, which are the same: one field each, with its help, its form
+//! and the default as the help says it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use super::values::{HealthPath, Percent, Size, Span, count, parse_variable, variables};
+use super::{DEFAULT_FILE, file};
+use crate::grants::{AllowHost, DirGrant};
+use crate::logging::{LogFormat, LogLevel};
+use crate::os::files;
+use crate::os::listener::ListenAddr;
+
+/// Headings of `serve --help`.
+const CLUSTER: &str = "Cluster";
+const GRANTS: &str = "What guests may use";
+const TIMEOUTS: &str = "Timeouts";
+const LIMITS: &str = "Limits";
+const INSTANCES: &str = "Reuse of instances";
+const DRAIN: &str = "Drain and stop";
+const VERSIONS: &str = "Health and new versions";
+const RECYCLING: &str = "Replacement of old workers";
+const LOGGING: &str = "Logging";
+
+/// What may be said on the command line, in the file, or nowhere.
+trait Merge {
+    /// This, unless it is unsaid.
+    fn or(self, other: Self) -> Self;
+}
+
+impl<T> Merge for Option<T> {
+    fn or(self, other: Self) -> Self {
+        self.or(other)
+    }
+}
+
+impl<T> Merge for Vec<T> {
+    fn or(self, other: Self) -> Self {
+        if self.is_empty() { other } else { self }
+    }
+}
+
+impl Merge for bool {
+    fn or(self, other: Self) -> Self {
+        self || other
+    }
+}
+
+/// Defines the options, so that a new one is merged without being named a second time.
+macro_rules! options {
+    ($(#[$of_all:meta])* pub(crate) struct Options { $($(#[$of_one:meta])* pub(crate) $name:ident: $form:ty,)* }) => {
+        $(#[$of_all])*
+        pub(crate) struct Options { $($(#[$of_one])* pub(crate) $name: $form,)* }
+
+        impl Options {
+            fn first_said(self, other: Self) -> Self {
+                Self { $($name: Merge::or(self.$name, other.$name),)* }
+            }
+        }
+    };
+}
+
+options! {
+    /// Everything that flags and the file can say; `None` and empty mean unsaid.
+    #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+    pub(crate) struct Options {
+        /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
+        ///
+        /// Port 0 picks a free port. 127.0.0.1 is reachable from this machine only, 0.0.0.0 and [::] from everywhere.
+        #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
+        pub(crate) listen: Vec<ListenAddr>,
+
+        /// Number of worker processes [default: the CPUs this process may use, or fewer where memory is short]
+        #[arg(long, short, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
+        pub(crate) workers: Option<NonZeroU32>,
+
+        /// Pin each worker to one CPU
+        ///
+        /// This keeps caches warm on a machine with little else to do. A pinned worker cannot move away from other load on
+        /// its CPU, so do not run more workers than CPUs.
+        #[arg(long, help_heading = CLUSTER)]
+        pub(crate) pin_cpus: bool,
+
+        /// Connections that the kernel queues per address until a worker accepts them [default: 1024]
+        ///
+        /// The kernel caps it at net.core.somaxconn.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
+        pub(crate) backlog: Option<NonZeroU32>,
+
+        /// Name of this cluster, for the commands that talk to it [default: default]
+        #[arg(long, value_name = "NAME", help_heading = CLUSTER)]
+        pub(crate) name: Option<String>,
+
+        /// Path of the control socket [default: $WASMCLUSTER_CONTROL, or NAME.sock in the user's runtime folder]
+        #[arg(long, value_name = "PATH", help_heading = CLUSTER)]
+        pub(crate) control: Option<PathBuf>,
+
+        /// Folder for compiled components [default: $CACHE_DIRECTORY, or wasmcluster in $XDG_CACHE_HOME or ~/.cache]
+        #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
+        pub(crate) store: Option<PathBuf>,
+
+        /// Folder for state that outlives the cluster [default: $STATE_DIRECTORY, or wasmcluster in $XDG_STATE_HOME or ~/.local/state]
+        ///
+        /// It records which version was committed last, for --resume.
+        #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
+        pub(crate) state_dir: Option<PathBuf>,
+
+        /// Environment variable for guests; can be repeated
+        ///
+        /// In the configuration file, it is the table [env].
+        #[arg(long, value_name = "K=V", value_parser = parse_variable, help_heading = GRANTS)]
+        #[serde(deserialize_with = "variables")]
+        pub(crate) env: Vec<(String, String)>,
+
+        /// Environment variable to pass on from this process to guests; can be repeated
+        #[arg(long, value_name = "K", help_heading = GRANTS)]
+        pub(crate) env_inherit: Vec<String>,
+
+        /// Folder HOST that guests may open as GUEST; :ro makes it read-only; can be repeated
+        ///
+        /// For example --dir ./data::/data, or --dir ./static::/static:ro.
+        #[arg(long, value_name = "HOST::GUEST[:ro]", help_heading = GRANTS)]
+        pub(crate) dir: Vec<DirGrant>,
+
+        /// Host that guests may send requests to; can be repeated
+        ///
+        /// For example https://api.example.com, https://*.example.com for every name below it, http://10.1.2.3:8080 for
+        /// an address, http://10.0.0.0:8080/8 for a network. Port * stands for any port.
+        #[arg(long, value_name = "URL", help_heading = GRANTS)]
+        pub(crate) allow_host: Vec<AllowHost>,
+
+        /// Longest time from a request's headers to the headers of its response; past it, 504 [default: 30s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) request_timeout: Option<Span>,
+
+        /// Longest time without progress while a response body is sent; past it, the connection is cut [default: 60s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) stream_timeout: Option<Span>,
+
+        /// Longest time a client may take to send a request's headers; past it, 408 [default: 10s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) header_timeout: Option<Span>,
+
+        /// Longest time a connection may be idle before it is closed [default: 75s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) keep_alive_timeout: Option<Span>,
+
+        /// Longest time without a heartbeat before a worker is killed and replaced [default: 10s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) hang_timeout: Option<Span>,
+
+        /// Requests that a worker handles at the same time [default: 256]
+        ///
+        /// As many again may wait; more get 503.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_in_flight: Option<NonZeroU32>,
+
+        /// Connections that a worker keeps open [default: 4096]
+        ///
+        /// When one more arrives, the connection that has been idle longest is closed.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_connections: Option<NonZeroU32>,
+
+        /// Largest body of a request; a larger one gets 413 [default: 64MiB]
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) max_body: Option<Size>,
+
+        /// Largest size of a request's headers; more get 431 [default: 64KiB]
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) max_header_bytes: Option<Size>,
+
+        /// Largest number of header fields in a request; more get 431 [default: 100]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_headers: Option<NonZeroU32>,
+
+        /// Memory limit of one instance [default: 128MiB, or less where a worker has less]
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) max_memory: Option<Size>,
+
+        /// Memory limit of all instances of a worker together [default: its share of the machine's memory, or of the control group's]
+        ///
+        /// The default is 80 % of the memory of the machine or of the control group, less the compiler's share, divided by the
+        /// number of workers plus one.
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) max_worker_memory: Option<Size>,
+
+        /// Requests that an instance serves before it is dropped [default: 1 with WASI 0.2, 128 with 0.3]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
+        pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
+
+        /// Requests that an instance serves at the same time, with WASI 0.3 [default: 1]
+        ///
+        /// A trap in one of them ends all of them, and while one computes the others wait.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
+        pub(crate) max_instance_concurrent_reuse_count: Option<NonZeroU32>,
+
+        /// Time a draining worker has to finish its requests before it cuts them [default: 5s more than
+        /// --request-timeout]
+        #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+        pub(crate) drain_timeout: Option<Span>,
+
+        /// Time workers have to finish their requests when the cluster stops [default: 5s more than
+        /// --request-timeout; 9s as process 1 of a container]
+        ///
+        /// Requests that are left then are cut, and the log says how many. If Docker or Kubernetes kills the cluster earlier,
+        /// nothing is logged: give `docker stop` or Kubernetes a grace period longer than this plus --shutdown-delay.
+        #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+        pub(crate) shutdown_timeout: Option<Span>,
+
+        /// Time to keep serving after the cluster was told to stop, so that load balancers notice [default: 0s]
+        #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+        pub(crate) shutdown_delay: Option<Span>,
+
+        /// Time idle connections stay open after a drain began, for requests already on their way [default: 2s]
+        #[arg(long, value_name = "TIME", help_heading = DRAIN)]
+        pub(crate) drain_idle_grace: Option<Span>,
+
+        /// Path of the health check: a worker is ready once its component answers a GET with 2xx [default: no check]
+        #[arg(long, value_name = "PATH", help_heading = VERSIONS)]
+        pub(crate) health_path: Option<HealthPath>,
+
+        /// Time the first worker of a new version must stay healthy before it may serve [default: 1s]
+        #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
+        pub(crate) min_ready: Option<Span>,
+
+        /// Time a new version must do well in all workers before it is committed [default: 10s]
+        #[arg(long, value_name = "TIME", help_heading = VERSIONS)]
+        pub(crate) soak: Option<Span>,
+
+        /// Percentage points by which the error rate may rise before a new version is rolled back [default: 5]
+        ///
+        /// The new version's error rate (5xx, traps) is compared with that of the old version's latest responses, once the new
+        /// version has given 20 responses. 100 never rolls back.
+        #[arg(long, value_name = "PERCENT", help_heading = VERSIONS)]
+        pub(crate) max_error_increase: Option<Percent>,
+
+        /// Reload when the component's file changes; build a folder again when its sources change
+        ///
+        /// For a folder, --min-ready and --soak are 0s unless they are given, so that a rebuild shows at once.
+        #[arg(long, help_heading = VERSIONS)]
+        pub(crate) watch: bool,
+
+        /// Start the version that was committed last under this name, even if the file has changed since
+        #[arg(long, help_heading = VERSIONS)]
+        pub(crate) resume: bool,
+
+        /// Replace a worker after about this many requests [default: never]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, help_heading = RECYCLING)]
+        pub(crate) max_worker_requests: Option<NonZeroU64>,
+
+        /// Replace a worker at about this age [default: never]
+        #[arg(long, value_name = "TIME", help_heading = RECYCLING)]
+        pub(crate) max_worker_lifetime: Option<Span>,
+
+        /// Replace a worker when its resident memory has grown to about this size [default: never]
+        #[arg(long, value_name = "SIZE", help_heading = RECYCLING)]
+        pub(crate) max_worker_rss: Option<Size>,
+
+        /// Log level [default: info]
+        #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
+        pub(crate) log_level: Option<LogLevel>,
+
+        /// Log format [default: pretty]
+        #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
+        pub(crate) log_format: Option<LogFormat>,
+
+        /// Only in the file, and for the folder that it is in: the table [build]
+        #[arg(skip)]
+        pub(crate) build: Option<Recipe>,
+    }
+}
+
+/// How the component of a folder is made by other means than cargo.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// For `sh`, in the folder.
+    pub(crate) command: String,
+    /// What the command makes, as a path in the folder.
+    pub(crate) component: PathBuf,
+}
+
+impl Options {
+    /// What the file says that belongs to `app`: the default file in it, if it is a folder that has one, or else the one
+    /// in the current folder, if there is one.
+    pub(crate) fn from_default_file(app: &Path) -> anyhow::Result<Self> {
+        let files = [app.join(DEFAULT_FILE), DEFAULT_FILE.into()];
+        files.iter().find(|file| file.exists()).map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
+    }
+
+    pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let text = read_trusted(path).with_context(|| format!("cannot read {}", path.display()))?;
+        file::parse(&text).map_err(|reason| anyhow::anyhow!("{}, {reason}", path.display()))
+    }
+
+    /// These options for somebody who changes the sources and wants to see what comes of it: new versions are served at
+    /// once, unless it is said otherwise.
+    pub(crate) fn for_development(self) -> Self {
+        let at_once = Some(Span(Duration::ZERO));
+        Self { min_ready: self.min_ready.or(at_once), soak: self.soak.or(at_once), ..self }
+    }
+
+    /// These options, and from `other` what they leave unsaid; environment variables are merged by name.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let mut env: BTreeMap<String, String> = other.env.iter().cloned().collect();
+        env.extend(self.env.iter().cloned());
+        Self { env: env.into_iter().collect(), ..self.first_said(other) }
+    }
+}
+
+/// A file that others could have written is not gone by: it says what is run, and what it may do.
+fn read_trusted(path: &Path) -> anyhow::Result<String> {
+    let mut file = File::open(path)?;
+    files::check_trusted(&file.metadata()?)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Options, String> {
+        file::parse(text)
+    }
+
+    #[test]
+    fn the_file_says_what_the_flags_say() {
+        let options = parse(
+            r#"
+            listen = ["127.0.0.1:0", "unix:/run/app.sock"]
+            workers = 3
+            pin-cpus = true
+            log-level = "debug"
+            log-format = "json"
+            env-inherit = ["HOME"]
+            dir = ["./data::/data:ro"]
+            allow-host = ["https://api.example.com"]
+            [env]
+            GREETING = "hello"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(options.listen, ["127.0.0.1:0".parse().unwrap(), "unix:/run/app.sock".parse().unwrap()]);
+        assert_eq!((options.workers, options.pin_cpus), (NonZeroU32::new(3), true));
+        assert_eq!(
+            (options.env_inherit, options.dir),
+            (vec!["HOME".into()], vec!["./data::/data:ro".parse().unwrap()])
+        );
+        assert_eq!(options.allow_host, ["https://api.example.com".parse().unwrap()]);
+        assert_eq!(options.env, [("GREETING".into(), "hello".into())]);
+        assert_eq!((options.log_level, options.log_format), (Some(LogLevel::Debug), Some(LogFormat::Json)));
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_errors() {
+        for (text, message) in [
+            ("worker = 3", "unknown key `worker`"),
+            ("[build]\ncommand = \"make\"", "`component` is missing"),
+            ("[build]\ncommand = \"make\"\ncomponent = \"a.wasm\"\ncwd = \".\"", "unknown key `cwd`"),
+            ("workers = 0", "1 or more"),
+            ("workers = \"two\"", "write workers = 4"),
+            ("listen = [\"8080\"]", "expected HOST:PORT"),
+            ("[env]\n\"A=B\" = \"c\"", "cannot be the name of a variable"),
+            ("log-level = \"loud\"", "`loud` is not one of `off`"),
+            ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
+            ("hang-timeout = 10", "write hang-timeout = \"30s\""),
+            ("max-worker-rss = \"much\"", "write 64KiB"),
+            ("max-worker-requests = 0", "1 or more"),
+            ("health-path = \"health\"", "begins with /"),
+            ("allow-host = [\"api.example.com\"]", "expected a URL"),
+            ("dir = [\"data\"]", "expected HOST::GUEST"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = parse("listen = [\"a:1\"]\nworkers = 2\nname = \"file\"\n[env]\nA = \"1\"\nB = \"2\"").unwrap();
+        let flags = Options { workers: NonZeroU32::new(8), env: vec![("B".into(), "3".into())], ..Options::default() };
+        let merged = flags.or(file);
+        assert_eq!(merged.workers, NonZeroU32::new(8));
+        assert_eq!(merged.name.as_deref(), Some("file"));
+        assert_eq!(merged.listen, ["a:1".parse().unwrap()]);
+        assert_eq!(merged.env, [("A".into(), "1".into()), ("B".into(), "3".into())]);
+    }
+}
