@@ -29,6 +29,9 @@ async fn scaling_under_load_fails_no_request() {
     let status = cluster.status();
     assert_eq!(status["totals"]["requests"], answered, "what workers counted that are gone is not lost");
     assert_eq!(status["totals"]["crashes"], 0);
+    assert_eq!(status["totals"]["exits"], serde_json::json!({"scaled": 6}));
+    let of_the_version = &status["totals"]["by_generation"][0];
+    assert_eq!((&of_the_version["generation"], &of_the_version["requests"]), (&1.into(), &answered.into()));
     let slots: Vec<i64> = status["workers"].as_array().unwrap().iter().map(|w| w["slot"].as_i64().unwrap()).collect();
     assert_eq!(slots, [0, 1, 2]);
 }

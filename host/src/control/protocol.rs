@@ -1,6 +1,7 @@
 //! What commands and a primary say to each other over the control socket, and what `--json` prints of it. The shapes are a
 //! contract, which docs/reference.md tells: fields are added, none is taken away or given another meaning.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -139,6 +140,33 @@ pub(crate) struct Totals {
     #[serde(default)]
     pub(crate) metrics_dropped: u64,
     pub(crate) latency_ms: Latencies,
+    /// Workers that are gone, by why they left: `crashed`, or why they drained.
+    #[serde(default)]
+    pub(crate) exits: BTreeMap<String, u64>,
+    /// Reloads and rollbacks, by how they ended.
+    #[serde(default)]
+    pub(crate) reload_results: BTreeMap<ReloadResult, u64>,
+    /// The same sums for each of the latest generations.
+    #[serde(default)]
+    pub(crate) by_generation: Vec<GenerationTotals>,
+}
+
+/// What the workers of one generation counted; see [`Totals`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct GenerationTotals {
+    pub(crate) generation: Generation,
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) traps: u64,
+    pub(crate) timeouts: u64,
+    pub(crate) aborted: u64,
+}
+
+impl GenerationTotals {
+    pub(crate) fn new(generation: Generation, counted: &Snapshot) -> Self {
+        let Snapshot { requests, errors, traps, timeouts, aborted, .. } = *counted;
+        Self { generation, requests, errors, traps, timeouts, aborted }
+    }
 }
 
 /// From a request's head to the end of its answer, in milliseconds; at most a fourth too long. None before the first.
@@ -177,7 +205,8 @@ pub(crate) enum MetricValue {
 }
 
 impl Totals {
-    pub(crate) fn new(counted: &Snapshot, crashes: u64, reloads: u64) -> Self {
+    /// What workers counted; how they and reloads ended is not in it.
+    pub(crate) fn new(counted: &Snapshot) -> Self {
         let quantile = |part| counted.latency.quantile(part).map(|time: Duration| time.as_secs_f64() * 1000.0);
         Self {
             requests: counted.requests,
@@ -187,11 +216,10 @@ impl Totals {
             rejected: counted.rejected,
             refused: counted.refused,
             aborted: counted.aborted,
-            crashes,
-            reloads,
             lines_dropped: counted.lines_dropped,
             metrics_dropped: counted.metrics_dropped,
             latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
+            ..Self::default()
         }
     }
 }
@@ -215,7 +243,7 @@ pub(crate) struct ReloadRequest {
 }
 
 /// How a reload ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReloadResult {
     Committed,

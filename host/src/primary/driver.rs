@@ -20,32 +20,28 @@ use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::Watch;
 use super::desk::events::Events;
-use super::desk::guest_metrics::GuestMetrics;
+use super::desk::ledger::Ledger;
 use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
 use super::fleet::output::Output;
 use super::fleet::process::WorkerProcess;
 use super::signals::{SignalRequest, Signals};
 use super::supervisor::{
-    Action, Answers, Degradation, Description, Ending, Event, Haste, Report, Role, Supervisor, Vitals, Waiting, Why,
-    WorkerState,
+    Action, Answers, Degradation, Ending, Event, Haste, Report, Supervisor, Vitals, Why, WorkerState,
 };
-use crate::control::protocol::{
-    GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, Scale, Scaled, Starting, Status, Totals,
-    WorkerStatus,
-};
+use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, Scale, Scaled};
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
-use crate::os::files;
 use crate::os::listener::Listener;
 use crate::settings::{MAX_WORKERS, Settings};
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::wire::messages::{Identity, ToPrimary, ToWorker};
 use crate::wire::revisions::Revision;
-use crate::wire::stats::{Counter, Snapshot};
+use crate::wire::stats::Counter;
 
 mod deploying;
+mod status;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
@@ -63,6 +59,7 @@ const MAX_NAMED: usize = 16;
 /// A worker process as the driver knows it.
 struct Running {
     process: Arc<WorkerProcess>,
+    generation: Generation,
     since: Instant,
     listening: AbortHandle,
 }
@@ -134,21 +131,12 @@ pub(super) struct Driver<'a> {
     hears: mpsc::Sender<(WorkerId, Heard)>,
     heard: mpsc::Receiver<(WorkerId, Heard)>,
     events: Events,
-    /// What workers counted that are gone.
-    past: Snapshot,
-    past_metrics: GuestMetrics,
-    /// It was said that these are too many to keep all.
-    metrics_are_full: bool,
+    ledger: Ledger,
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
-    /// Requests that were cut since the cluster was told to stop.
-    cut: u64,
-    crashes: u64,
-    reloads: u64,
     change: Option<Change>,
     file_changed: bool,
     settled: Vec<Settled>,
-    last_reload: Option<LastReload>,
     /// Where the compiler's answer comes in.
     answers: mpsc::Sender<Answered>,
     answered: mpsc::Receiver<Answered>,
@@ -199,17 +187,11 @@ impl<'a> Driver<'a> {
             hears,
             heard,
             events,
-            past: Snapshot::default(),
-            past_metrics: GuestMetrics::default(),
-            metrics_are_full: false,
+            ledger: Ledger::default(),
             lost_requests: Vec::new(),
-            cut: 0,
-            crashes: 0,
-            reloads: 0,
             change: None,
             file_changed: false,
             settled: Vec::new(),
-            last_reload: None,
             answers,
             answered,
             saver: saver.transpose()?,
@@ -413,11 +395,11 @@ impl<'a> Driver<'a> {
                 stuck.join(", process ")
             );
         }
-        match self.cut {
+        match self.ledger.cut() {
             0 => tracing::info!("stopped"),
             cut => tracing::warn!("stopped; {} cut", requests(cut, "was", "were")),
         }
-        self.events.publish(&Happening::Stopped { requests_cut: self.cut });
+        self.events.publish(&Happening::Stopped { requests_cut: self.ledger.cut() });
     }
 
     fn scale_by_signal(&mut self, by: i32) {
@@ -534,16 +516,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn state(&self) -> &'static str {
-        match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
-            (_, true) => "stopping",
-            (true, _) => "starting",
-            _ if self.change.is_some() => "reloading",
-            _ if self.supervisor.degradation().is_some() => "degraded",
-            _ => "running",
-        }
-    }
-
     /// Tells the supervisor, and does what it says.
     fn tell(&mut self, event: Event) {
         let actions = self.supervisor.step(self.started.elapsed(), event);
@@ -590,6 +562,7 @@ impl<'a> Driver<'a> {
                 Happening::WorkerReady { worker }
             }
             Report::Draining { worker, why } => {
+                self.ledger.leaves(worker, why);
                 let reason = self.explain(why);
                 match why {
                     Why::MaxRequests | Why::MaxLifetime | Why::MaxRss => {
@@ -600,6 +573,7 @@ impl<'a> Driver<'a> {
                 Happening::WorkerDraining { worker, reason }
             }
             Report::Left { worker, slot, how } => {
+                self.ledger.left(worker);
                 let lost = std::mem::take(&mut self.lost_requests);
                 match named(&lost) {
                     None => tracing::debug!(worker = worker.0, slot = slot.0, "a worker left: {how}"),
@@ -615,7 +589,7 @@ impl<'a> Driver<'a> {
                 Happening::WorkerExited { worker, slot, reason: how, lost_requests: all(&lost) }
             }
             Report::Crashed { worker, slot, reason, retry_in } => {
-                self.crashes += 1;
+                self.ledger.crashed(worker);
                 let lost = std::mem::take(&mut self.lost_requests);
                 let (retry_ms, requests) = (retry_in.as_millis() as u64, named(&lost));
                 tracing::error!(worker = worker.0, slot = slot.0, retry_ms, requests, "a worker died: {reason}");
@@ -686,7 +660,7 @@ impl<'a> Driver<'a> {
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
         self.events.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
         let listening = tokio::spawn(listen(worker, process.clone(), self.hears.clone())).abort_handle();
-        self.workers.insert(worker, Running { process, since: Instant::now(), listening });
+        self.workers.insert(worker, Running { process, generation, since: Instant::now(), listening });
         Ok(())
     }
 
@@ -727,114 +701,21 @@ impl<'a> Driver<'a> {
         self.confirmed(worker, |_| true);
     }
 
-    /// Keeps what a worker counted; its gauges end with it, and what was in flight is lost.
+    /// Keeps what a worker counted, and names the requests that are lost with it.
     fn remember(&mut self, worker: WorkerId, gone: &Running) -> Vec<RequestId> {
         let counted = gone.process.stats.snapshot();
-        let lost = counted.in_flight;
         if self.supervisor.is_about_to_stop() {
-            self.cut = self.cut.saturating_add(lost);
+            self.ledger.lost_at_the_end(counted.in_flight);
         }
-        let (errors, aborted) = (counted.errors.saturating_add(lost), counted.aborted.saturating_add(lost));
-        self.past.add(&Snapshot { in_flight: 0, connections: 0, errors, aborted, ..counted });
-        let left_out = self.past_metrics.keep(gone.process.stats.metrics.read());
-        if left_out > 0 && !self.metrics_are_full {
-            self.metrics_are_full = true;
+        self.ledger.close(gone.generation, &counted);
+        if let Some(lost) = self.ledger.close_metrics(gone.process.stats.metrics.read()) {
             tracing::warn!(
-                "guests of workers that are gone had more series of metrics than there is room for: {left_out} of the \
-                 older ones are lost, and others may follow. Use labels with few values"
+                "guests of workers that are gone had more series of metrics than there is room for: {lost} of the older \
+                 ones are lost, and others may follow. Use labels with few values"
             );
         }
         let numbers = gone.process.stats.requests_in_flight.iter().map(Counter::get).filter(|&number| number > 0);
         numbers.map(|number| RequestId { worker, number }).collect()
-    }
-
-    fn status(&self) -> Status {
-        let (mut totals, mut metrics) = (self.past, GuestMetrics::default());
-        for running in self.workers.values().rev() {
-            totals.add(&running.process.stats.snapshot());
-            metrics.add(running.process.stats.metrics.read());
-        }
-        metrics.add(self.past_metrics.series());
-        let mut workers: Vec<WorkerStatus> = self.workers.keys().filter_map(|&id| self.worker_status(id)).collect();
-        workers.extend(self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
-            id: None,
-            slot: slot.0,
-            role: "incumbent".into(),
-            pid: None,
-            generation: generation.0,
-            state: "backoff".into(),
-            uptime_ms: 0,
-            retry_in_ms: Some((self.started + due).saturating_duration_since(Instant::now()).as_millis() as u64),
-            requests: 0,
-            in_flight: 0,
-            connections: 0,
-            restarts,
-            rss_bytes: 0,
-        }));
-        workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let (current, deployment) = self.generations.current();
-        Status {
-            schema: 1,
-            name: self.settings.cluster.name.clone(),
-            pid: std::process::id(),
-            state: self.state().into(),
-            starting: self.supervisor.is_booting().then(|| Starting {
-                doing: "starting workers".into(),
-                for_ms: self.started.elapsed().as_millis() as u64,
-            }),
-            degraded: self.supervisor.degradation().is_some(),
-            uptime_ms: self.up_since.elapsed().as_millis() as u64,
-            listen: self.urls.clone(),
-            generation: GenerationStatus {
-                current: current.0,
-                candidate: self.supervisor.reloading().map(|(candidate, _)| candidate.0),
-                previous: self.generations.previous().map(|(previous, _)| previous.0),
-                digest: deployment.compiled.digest.clone(),
-                source: deployment.source.clone(),
-                first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
-                // Not if another file was deployed by hand since.
-                folder: self.settings.application.folder.clone().filter(|_| {
-                    files::absolute(&self.settings.application.app).is_ok_and(|app| app == deployment.source)
-                }),
-            },
-            reload: self.change.as_ref().map(|_| self.reload_status()),
-            last_reload: self.last_reload.clone(),
-            workers,
-            totals: Totals::new(&totals, self.crashes, self.reloads),
-            guest_metrics: metrics.list(),
-            limits: self.settings.application.limits.in_force(),
-        }
-    }
-
-    fn worker_status(&self, id: WorkerId) -> Option<WorkerStatus> {
-        let Description { slot, generation, role, state, restarts } = self.supervisor.describe(id)?;
-        let running = self.workers.get(&id)?;
-        let stats = running.process.stats.snapshot();
-        Some(WorkerStatus {
-            id: Some(id.0),
-            slot: slot.0,
-            role: match role {
-                Role::Incumbent => "incumbent",
-                Role::Successor => "successor",
-            }
-            .into(),
-            pid: Some(running.process.pid().as_raw()),
-            generation: generation.0,
-            state: match state {
-                WorkerState::Starting => "starting",
-                WorkerState::Ready => "ready",
-                WorkerState::Draining => "draining",
-                WorkerState::Unkillable => "unkillable",
-            }
-            .into(),
-            uptime_ms: running.since.elapsed().as_millis() as u64,
-            retry_in_ms: None,
-            requests: stats.requests,
-            in_flight: stats.in_flight,
-            connections: stats.connections,
-            restarts,
-            rss_bytes: running.process.rss(),
-        })
     }
 }
 

@@ -8,9 +8,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::desk::events::Events;
 use super::desk::socket::{Query, Refused};
+use super::desk::status::of_start;
 use super::fleet::output::Output;
 use super::signals::{SignalRequest, Signals};
-use crate::control::protocol::{GenerationStatus, Happening, Starting, Status, Totals};
+use crate::control::protocol::{Happening, Starting};
 use crate::os::child::reap_orphans;
 use crate::settings::Settings;
 
@@ -74,7 +75,7 @@ impl<'a> Startup<'a> {
     /// Answers a command, which may have given up by now. Breaks off if it is to stop.
     fn answer(&mut self, query: Query, settings: &Settings, starting: Starting) -> std::ops::ControlFlow<()> {
         match query {
-            Query::Status(back) => drop(back.send(self.status(settings, starting))),
+            Query::Status(back) => drop(back.send(of_start(settings, &self.listen, self.started, Some(starting)))),
             Query::Config(back) => drop(back.send(settings.cluster.live)),
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Stop(_, back) => {
@@ -86,35 +87,6 @@ impl<'a> Startup<'a> {
             Query::Configure(_, back) => refuse(back, &starting),
         }
         std::ops::ControlFlow::Continue(())
-    }
-
-    fn status(&self, settings: &Settings, starting: Starting) -> Status {
-        Status {
-            schema: 1,
-            name: settings.cluster.name.clone(),
-            pid: std::process::id(),
-            state: "starting".into(),
-            starting: Some(starting),
-            degraded: false,
-            uptime_ms: self.started.elapsed().as_millis() as u64,
-            listen: self.listen.clone(),
-            // No number is 0: there is none yet.
-            generation: GenerationStatus {
-                current: 0,
-                candidate: None,
-                previous: None,
-                digest: String::new(),
-                source: settings.application.app.clone(),
-                first_served_ms: None,
-                folder: settings.application.folder.clone(),
-            },
-            reload: None,
-            last_reload: None,
-            workers: Vec::new(),
-            totals: Totals::default(),
-            guest_metrics: Vec::new(),
-            limits: settings.application.limits.in_force(),
-        }
     }
 }
 

@@ -220,9 +220,7 @@ impl Driver<'_> {
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
         self.events.publish(&happening);
         listener.tell(&happening);
-        if result != ReloadResult::Unchanged {
-            self.last_reload = Some(LastReload { generation, result, reason });
-        }
+        self.ledger.reloaded(LastReload { generation, result, reason });
     }
 
     pub(crate) fn reload_progresses(&mut self, candidate: Generation, progress: SwapProgress) {
@@ -240,7 +238,6 @@ impl Driver<'_> {
                 let same = self.generations.get(candidate).is_some_and(|deployment| self.serves(deployment));
                 let reason = same.then(|| "the component is the same as before, its workers are new".to_owned());
                 self.generations.commit(candidate);
-                self.reloads += 1;
                 self.save_commit();
                 self.tell_reload(some, "committed", None, None);
                 self.settle(candidate, ReloadResult::Committed, reason);
@@ -270,10 +267,7 @@ impl Driver<'_> {
                 }
                 if std::mem::take(&mut self.is_unsaved) {
                     tracing::info!("generation {generation} is written down now: --resume will start it");
-                    let last = self.last_reload.as_mut();
-                    if let Some(last) = last.filter(|last| last.result == ReloadResult::CommittedUnsaved) {
-                        (last.result, last.reason) = (ReloadResult::Committed, None);
-                    }
+                    self.ledger.saved();
                 }
             }
             Err(reason) => {

@@ -1,0 +1,37 @@
+//! What `status` says of a cluster that has no worker yet; the driver puts in what comes later.
+
+use std::time::Instant;
+
+use crate::control::protocol::{GenerationStatus, Starting, Status, Totals};
+use crate::settings::Settings;
+
+/// The status of a cluster that began at `since`, has these addresses, and deploys nothing yet.
+pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, starting: Option<Starting>) -> Status {
+    let application = &settings.application;
+    Status {
+        schema: 1,
+        name: settings.cluster.name.clone(),
+        pid: std::process::id(),
+        state: "starting".into(),
+        starting,
+        degraded: false,
+        uptime_ms: since.elapsed().as_millis() as u64,
+        listen: listen.to_owned(),
+        // No number is 0: there is none yet.
+        generation: GenerationStatus {
+            current: 0,
+            candidate: None,
+            previous: None,
+            digest: String::new(),
+            source: application.app.clone(),
+            first_served_ms: None,
+            folder: application.folder.clone(),
+        },
+        reload: None,
+        last_reload: None,
+        workers: Vec::new(),
+        totals: Totals::default(),
+        guest_metrics: Vec::new(),
+        limits: application.limits.in_force(),
+    }
+}

@@ -1,0 +1,116 @@
+//! The driver's answer to `status`: what the supervisor knows of each worker, what the workers' pages say, and the ledger.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::Driver;
+use crate::control::protocol::{GenerationStatus, Starting, Status, WorkerStatus};
+use crate::os::files;
+use crate::primary::desk::status::of_start;
+use crate::primary::supervisor::{Description, Role, Waiting, WorkerState};
+use crate::wire::ids::WorkerId;
+use crate::wire::stats::Snapshot;
+
+impl Driver<'_> {
+    pub(super) fn status(&self) -> Status {
+        // One look at each page, so that all that is shown agrees.
+        let sample: BTreeMap<WorkerId, Snapshot> =
+            self.workers.iter().map(|(&id, running)| (id, running.process.stats.snapshot())).collect();
+        let by_generation = sample.iter().map(|(id, counted)| (self.workers[id].generation, *counted));
+        let series = self.workers.values().rev().flat_map(|running| running.process.stats.metrics.read());
+        let starting = self
+            .supervisor
+            .is_booting()
+            .then(|| Starting { doing: "starting workers".into(), for_ms: self.started.elapsed().as_millis() as u64 });
+        Status {
+            state: self.state().into(),
+            degraded: self.supervisor.degradation().is_some(),
+            generation: self.generation_status(),
+            reload: self.change.as_ref().map(|_| self.reload_status()),
+            last_reload: self.ledger.last_reload().cloned(),
+            workers: self.worker_statuses(&sample),
+            totals: self.ledger.totals(by_generation),
+            guest_metrics: self.ledger.metrics(series).list(),
+            ..of_start(self.settings, &self.urls, self.up_since, starting)
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
+            (_, true) => "stopping",
+            (true, _) => "starting",
+            _ if self.change.is_some() => "reloading",
+            _ if self.supervisor.degradation().is_some() => "degraded",
+            _ => "running",
+        }
+    }
+
+    fn generation_status(&self) -> GenerationStatus {
+        let (current, deployment) = self.generations.current();
+        let application = &self.settings.application;
+        // Not if another file was deployed by hand since.
+        let is_built = files::absolute(&application.app).is_ok_and(|app| app == deployment.source);
+        GenerationStatus {
+            current: current.0,
+            candidate: self.supervisor.reloading().map(|(candidate, _)| candidate.0),
+            previous: self.generations.previous().map(|(previous, _)| previous.0),
+            digest: deployment.compiled.digest.clone(),
+            source: deployment.source.clone(),
+            first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
+            folder: application.folder.clone().filter(|_| is_built),
+        }
+    }
+
+    /// The workers, and the slots that wait for one.
+    fn worker_statuses(&self, sample: &BTreeMap<WorkerId, Snapshot>) -> Vec<WorkerStatus> {
+        let workers = sample.iter().filter_map(|(&id, counted)| self.worker_status(id, counted));
+        let waiting = self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
+            id: None,
+            slot: slot.0,
+            role: "incumbent".into(),
+            pid: None,
+            generation: generation.0,
+            state: "backoff".into(),
+            uptime_ms: 0,
+            retry_in_ms: Some((self.started + due).saturating_duration_since(Instant::now()).as_millis() as u64),
+            requests: 0,
+            in_flight: 0,
+            connections: 0,
+            restarts,
+            rss_bytes: 0,
+        });
+        let mut all: Vec<WorkerStatus> = workers.chain(waiting).collect();
+        all.sort_by_key(|worker| (worker.slot, worker.id));
+        all
+    }
+
+    fn worker_status(&self, id: WorkerId, counted: &Snapshot) -> Option<WorkerStatus> {
+        let Description { slot, generation, role, state, restarts } = self.supervisor.describe(id)?;
+        let running = self.workers.get(&id)?;
+        Some(WorkerStatus {
+            id: Some(id.0),
+            slot: slot.0,
+            role: match role {
+                Role::Incumbent => "incumbent",
+                Role::Successor => "successor",
+            }
+            .into(),
+            pid: Some(running.process.pid().as_raw()),
+            generation: generation.0,
+            state: match state {
+                WorkerState::Starting => "starting",
+                WorkerState::Ready => "ready",
+                WorkerState::Draining => "draining",
+                WorkerState::Unkillable => "unkillable",
+            }
+            .into(),
+            uptime_ms: running.since.elapsed().as_millis() as u64,
+            retry_in_ms: None,
+            requests: counted.requests,
+            in_flight: counted.in_flight,
+            connections: counted.connections,
+            restarts,
+            rss_bytes: running.process.rss(),
+        })
+    }
+}
