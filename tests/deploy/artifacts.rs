@@ -141,7 +141,7 @@ async fn a_compiled_store_is_used_by_those_who_cannot_write_to_it() {
     // What the store does not have is compiled, and not kept.
     if nix::unistd::geteuid().is_root() {
         let cluster = serve_as_another_user(&guest("whoami"), &store);
-        cluster.stderr.find("cannot be written to: each start compiles it again");
+        cluster.stderr.find("is not writable, so every start compiles it again");
         assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
         assert_eq!(entries(&store).len(), 1);
     }

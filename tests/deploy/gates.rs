@@ -157,7 +157,7 @@ fn a_worker_that_does_not_take_a_change_is_replaced() {
     let set = cluster.command(&["config", "set", "wasmcluster.log-level=debug"]);
     assert_eq!((set.code, set.stderr.as_str()), (Some(0), ""));
     cluster.replaced(0, stopped);
-    cluster.stderr.find("did not confirm a change of the configuration within 3s");
+    cluster.stderr.find("did not confirm a configuration change within 3s");
     assert_eq!(cluster.command(&["config", "get", "wasmcluster.log-level"]).stdout, "debug\n");
     let status = cluster.status();
     assert_eq!(status["totals"]["crashes"], 1, "{status}");
@@ -207,8 +207,8 @@ async fn rollbacks_go_back_through_history() {
         assert!(ended.stderr.contains(part), "{args:?}: {ended:?}");
     };
     refused(&[], "no version was served before this one");
-    refused(&["--to", "5"], "generation 5 is what is served");
-    refused(&["--to", "9"], "generation 9 is not known; those that are: 1 (/");
+    refused(&["--to", "5"], "generation 5 is already being served");
+    refused(&["--to", "9"], "generation 9 is not known; the known ones are 1 (/");
     rolls_back(&["--to", "3"], 6, &third);
     rolls_back(&[], 7, &second);
 

@@ -125,7 +125,7 @@ async fn what_does_not_finish_in_time_is_cut_and_named() {
     body.frame().await.unwrap().unwrap();
     kill(cluster.worker(0).unwrap(), Signal::SIGTERM).unwrap();
     assert!(body.collect().await.is_err(), "an answer that was cut is seen as cut");
-    let line = cluster.stderr.find("left with requests");
+    let line = cluster.stderr.find("and its requests were lost");
     assert!(line.contains("1-2") && !line.contains("1-1"), "{line}");
     let totals = &cluster.status()["totals"];
     assert_eq!((&totals["aborted"], &totals["crashes"]), (&1.into(), &0.into()));

@@ -209,7 +209,7 @@ async fn a_worker_that_hangs_is_replaced() {
     cluster.replaced(0, hung);
     assert!(is_gone(hung));
     assert_eq!(cluster.worker(1), other);
-    cluster.stderr.find("hung: its executor did not turn for 5s");
+    cluster.stderr.find("hung: its event loop made no progress for 5s");
     for _ in 0..10 {
         assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
     }

@@ -57,7 +57,7 @@ async fn what_is_removed_of_a_name_is_made_again_and_nobody_gets_the_name() {
     let ended = second(&cluster).args(&["--state-dir", text(state.path())]).run();
     refused(&ended, &["a cluster named 'default' is running already", "default.sock"]);
     reached(&cluster);
-    cluster.stderr.find("was removed, and is made again");
+    cluster.stderr.find("which had been removed");
 
     // Only the lock is gone: the socket answers, so it is no leftover, whatever state the other has.
     fs::remove_file(runtime(&cluster).join("default.sock.lock")).unwrap();
@@ -214,7 +214,7 @@ fn a_lock_that_another_user_made_is_no_cluster() {
     let (socket, lock) = (folder.path().join("x.sock"), folder.path().join("x.sock.lock"));
     fs::write(&lock, "{\"pid\":1,\"control\":\"\\u001b[2J\"}").unwrap();
     std::os::unix::fs::chown(&lock, Some(65_534), None).unwrap();
-    refused(&hello().args(&["--control", text(&socket)]).run(), &["x.sock.lock", "is not a file of yours"]);
+    refused(&hello().args(&["--control", text(&socket)]).run(), &["x.sock.lock", "is not a regular file of yours"]);
 }
 
 #[test]

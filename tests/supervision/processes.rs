@@ -389,7 +389,7 @@ fn a_first_compilation_is_told_and_can_be_stopped() {
     // One that dies is told, by whatever signal.
     for (signal, said) in [
         (35, "the compiler was killed by signal 35"),
-        (libc::SIGKILL, "the compiler was killed by SIGKILL, which the kernel does when memory runs out"),
+        (libc::SIGKILL, "the compiler was killed by SIGKILL, probably because memory ran out"),
     ] {
         let (cluster, compiler, _store) = compiling();
         send(compiler, signal);

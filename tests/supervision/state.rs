@@ -74,9 +74,9 @@ async fn a_reload_that_a_full_disk_does_not_take_says_so_and_the_old_state_is_in
     fs::remove_file(state.join("filler")).unwrap();
     let result = || (cluster.status()["last_reload"]["result"] == "committed").then_some(());
     until("it is written down", result);
-    cluster.stderr.find("generation 3 is written down now");
+    cluster.stderr.find("generation 3 is saved now");
     assert_eq!(committed().unwrap()["generation"], 3);
-    let told = cluster.stderr.lines().iter().filter(|line| line.contains("--resume will not know")).count();
+    let told = cluster.stderr.lines().iter().filter(|line| line.contains("so --resume would not start it")).count();
     assert_eq!(told, 1, "it is said once, however often it is tried");
 }
 
@@ -94,7 +94,7 @@ async fn a_full_store_keeps_nobody_from_serving() {
     let listen = format!("unix:{}", socket.display());
     let setup = hello().args(&["--store", "store", "--listen", &listen]);
     let cluster = setup.behind(&before, &format!("{mount}; exec \"$@\"")).start();
-    cluster.stderr.find("each start compiles it again");
+    cluster.stderr.find("every start compiles it again");
     assert_eq!(cluster.command(&["reload", text(&guest("whoami"))]).code, Some(0));
     assert_eq!(cluster.status()["generation"]["current"], 2);
 }
@@ -171,11 +171,11 @@ async fn a_state_folder_that_hangs_holds_up_nobody() {
     until("the first version is written down", || state.exists().then_some(()));
     let Some(stopped) = Stopped::thread(cluster.pid(), "state") else { return };
     let before = fs::read(&state).unwrap();
-    deployed_unsaved(&cluster, "whoami", 2, "nothing can be written within 5s");
+    deployed_unsaved(&cluster, "whoami", 2, "writing did not finish within 5s");
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
     // Nor does the next have to wait for the last.
     assert_eq!(cluster.command(&["scale", "2"]).code, Some(0));
-    deployed_unsaved(&cluster, "hello", 3, "nothing can be written within 5s");
+    deployed_unsaved(&cluster, "hello", 3, "writing did not finish within 5s");
     assert_eq!(fs::read(&state).unwrap(), before);
     cluster.signal(Signal::SIGTERM);
     stopped.ended();
@@ -207,7 +207,7 @@ fn a_state_that_cannot_be_read_at_the_start_holds_up_no_command() {
             End::Command => assert_eq!(cluster.command(&["stop"]).code, Some(0)),
             End::Signal => cluster.signal(Signal::SIGTERM),
             End::ByItself => {
-                cluster.stderr.find("does not answer within 30s; mend its file system");
+                cluster.stderr.find("did not answer within 30s; repair its file system");
                 assert_eq!(cluster.wait().code(), Some(1));
                 continue;
             }

@@ -131,7 +131,7 @@ fn a_wedged_worker_swallows_at_most_eight_connections() {
     let swallowed = swallowed.count();
     println!("{swallowed} of 60 connections were swallowed");
     assert!((1..=8).contains(&swallowed), "{swallowed}");
-    cluster.stderr.find("hung: its executor did not turn for 3s");
+    cluster.stderr.find("hung: its event loop made no progress for 3s");
     cluster.replaced(0, wedged);
 }
 
@@ -234,7 +234,7 @@ async fn recycling_by_requests_under_load_fails_none() {
     let cluster = Setup::new(&guest("hello")).args(&["--max-worker-requests", "300", "--hang-timeout", "2s"]).start();
     let load = Load::mixed(cluster.address(), [(4, Reuse::KeepAlive), (4, Reuse::No)]);
     until("both workers were recycled", || (ids(&cluster).iter().min() > Some(&2)).then_some(()));
-    cluster.stderr.find("recycled a worker: it has served --max-worker-requests");
+    cluster.stderr.find("recycled a worker: it has reached --max-worker-requests");
     let answered = load.end_well().await;
     until("no one drains", || (cluster.status()["workers"].as_array().unwrap().len() == 2).then_some(()));
     let status = cluster.status();

@@ -235,7 +235,7 @@ async fn series_of_workers_that_are_gone_are_bounded() {
     assert_eq!(cluster.status()["guest_metrics"].as_array().unwrap().len(), 1024);
     // The newest are there.
     assert_eq!(value(&cluster, "of_4_0"), 1);
-    cluster.stderr.find("had more series of metrics than there is room for");
+    cluster.stderr.find("no longer fit in memory");
     tell(&cluster, "/metric?name=z&count=1").await;
     assert_eq!(value(&cluster, "z"), 1);
 }

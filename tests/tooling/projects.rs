@@ -379,7 +379,7 @@ async fn the_cluster_survives_its_builder_and_another_may_stand_in() {
     let builder = builder(&cluster);
     let all = until("a build is at work", || Some(descendants(builder)).filter(|all| !all.is_empty()));
     kill(builder, Signal::SIGKILL).unwrap();
-    let said = cluster.stderr.find("changes are not built any more");
+    let said = cluster.stderr.find("changes are no longer built");
     assert!(said.contains("was killed by SIGKILL") && said.contains("wasmcluster build --watch"), "{said}");
     until("what it started is gone", || all.iter().all(|&pid| is_gone(pid)).then_some(()));
     fs::remove_file(project.path().join(".hold")).unwrap();

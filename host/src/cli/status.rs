@@ -138,7 +138,7 @@ fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status
         text.push_str(&format!("reloading{generation}, {lasts} so far: {phase}, {rolled} of {of} {slots}\n"));
     }
     if *degraded {
-        text.push_str("degraded: workers crash again and again, or do not start\n");
+        text.push_str("degraded: workers keep crashing, or do not start\n");
     }
     text
 }

@@ -26,7 +26,7 @@ pub(crate) struct Status {
     /// What is done before the first worker is ready.
     #[serde(default)]
     pub(crate) starting: Option<Starting>,
-    /// Whether workers crash again and again, or a slot's workers die before they are ready. The others serve on.
+    /// Whether workers keep crashing, or a slot's workers die before they are ready. The others serve on.
     pub(crate) degraded: bool,
     pub(crate) uptime_ms: u64,
     pub(crate) listen: Vec<String>,

@@ -113,7 +113,7 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
     let (state, control) = (settings.cluster.state_dir.as_deref(), &settings.cluster.control);
     let itself = "/proc/self/exe";
     std::fs::metadata(itself).with_context(|| {
-        format!("cannot start workers from {itself}: /proc is not mounted here; `mount -t proc proc /proc` does so")
+        format!("cannot start workers from {itself}: /proc is not mounted; run `mount -t proc proc /proc`")
     })?;
     paths::prepare(&settings.cluster.store, state, control)?;
     Control::bind(&settings.cluster.name, control, state)
@@ -161,8 +161,8 @@ async fn first(settings: &Settings) -> anyhow::Result<First> {
         Err(_) => {
             let folder = settings.cluster.state_dir.clone().unwrap_or_default();
             bail!(
-                "cannot resume: the state folder {} does not answer within {READ_PATIENCE:?}; mend its file system, choose \
-                 another with --state-dir, or leave out --resume",
+                "cannot resume: the state folder {} did not answer within {READ_PATIENCE:?}; repair its file system, \
+                 choose another with --state-dir, or leave out --resume",
                 folder.display()
             )
         }
@@ -181,7 +181,7 @@ async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Gene
         }
         Ok(None) | Err(_) => {
             bail!(
-                "cannot serve {}: it does not compile within {COMPILE_PATIENCE:?}",
+                "cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}",
                 settings.application.app.display()
             )
         }
@@ -207,7 +207,7 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
     {
         ensure!(
             files::is_same(&committed_app, &files::absolute(app)?),
-            "cannot resume: the cluster '{}' was started with {} last; give that one, or leave out --resume",
+            "cannot resume: the cluster '{}' was last started with {}; pass that path, or leave out --resume",
             settings.cluster.name,
             committed_app.display()
         );

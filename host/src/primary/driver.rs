@@ -390,8 +390,8 @@ impl<'a> Driver<'a> {
         let stuck: Vec<String> = self.workers.values().map(|running| running.process.pid().to_string()).collect();
         if !stuck.is_empty() {
             tracing::warn!(
-                "SIGKILL did not end some workers, which are left behind: process {}. They keep their memory and the cluster's \
-                 addresses until the kernel lets go of them",
+                "SIGKILL did not end some workers, which are left behind: process {}. They hold their memory and the \
+                 cluster's addresses until the kernel ends them",
                 stuck.join(", process ")
             );
         }
@@ -404,7 +404,7 @@ impl<'a> Driver<'a> {
 
     fn scale_by_signal(&mut self, by: i32) {
         if let Err(refused) = self.scale(Scale::By(by)) {
-            tracing::warn!("a signal asks for {by:+} workers: {}", refused.reason());
+            tracing::warn!("a signal asked for {by:+} workers, but {}", refused.reason());
         }
     }
 
@@ -457,7 +457,7 @@ impl<'a> Driver<'a> {
         match live.write() {
             Ok(file) => (self.live, self.live_file) = (live, file),
             Err(error) => {
-                return drop(done.send(Err(format!("the configuration cannot be handed out: {error}").into())));
+                return drop(done.send(Err(format!("cannot pass the configuration to the workers: {error}").into())));
             }
         }
         self.volume.set(config.log_level);
@@ -501,7 +501,7 @@ impl<'a> Driver<'a> {
             }
         }
         for worker in late {
-            let reason = format!("did not confirm a change of the configuration within {CONFIRMED_WITHIN:?}");
+            let reason = format!("did not confirm a configuration change within {CONFIRMED_WITHIN:?}");
             self.tell(Event::Misbehaved { worker, reason });
         }
         self.end_reconfigurations();
@@ -539,7 +539,7 @@ impl<'a> Driver<'a> {
             Action::SendDrain { worker } | Action::Abort { worker } | Action::Kill { worker }
                 if self.is_spared(worker) =>
             {
-                return Some(Event::Exited { worker, how: "was not needed any more".into() });
+                return Some(Event::Exited { worker, how: "was no longer needed".into() });
             }
             Action::StartAccepting { worker } => return self.send(worker, &ToWorker::StartAccepting, &[]),
             Action::CloseListeners => self.listeners.clear(),
@@ -568,7 +568,7 @@ impl<'a> Driver<'a> {
                     Why::MaxRequests | Why::MaxLifetime | Why::MaxRss => {
                         tracing::info!(worker = worker.0, "recycled a worker: {reason}");
                     }
-                    _ => tracing::debug!(worker = worker.0, "drains: {reason}"),
+                    _ => tracing::debug!(worker = worker.0, "a worker drains: {reason}"),
                 }
                 Happening::WorkerDraining { worker, reason }
             }
@@ -576,13 +576,13 @@ impl<'a> Driver<'a> {
                 self.ledger.left(worker);
                 let lost = std::mem::take(&mut self.lost_requests);
                 match named(&lost) {
-                    None => tracing::debug!(worker = worker.0, slot = slot.0, "a worker left: {how}"),
+                    None => tracing::debug!(worker = worker.0, slot = slot.0, "a worker {how}"),
                     requests => {
                         tracing::warn!(
                             worker = worker.0,
                             slot = slot.0,
                             requests,
-                            "a worker left with requests: {how}"
+                            "a worker {how}, and its requests were lost"
                         );
                     }
                 }
@@ -601,8 +601,8 @@ impl<'a> Driver<'a> {
                 tracing::error!(
                     worker = worker.0,
                     pid,
-                    "a worker does not die of SIGKILL: it waits in the kernel for a file system or a device. It is \
-                     replaced and no longer waited for"
+                    "a worker does not die of SIGKILL: it is blocked in the kernel, on a file system or a device. A \
+                     new worker takes its place"
                 );
                 self.confirmed(worker, |_| true);
                 Happening::WorkerUnkillable { worker, pid }
@@ -610,8 +610,8 @@ impl<'a> Driver<'a> {
             Report::Degraded(degradation) => {
                 let reason = degradation.map(reason_of);
                 match reason {
-                    Some(reason) => tracing::error!("the cluster is degraded: {reason}; the healthy workers go on"),
-                    None => tracing::info!("the cluster is not degraded any more"),
+                    Some(reason) => tracing::error!("the cluster is degraded: {reason}; healthy workers go on"),
+                    None => tracing::info!("the cluster is no longer degraded"),
                 }
                 Happening::Degraded { degraded: degradation.is_some(), reason }
             }
@@ -621,14 +621,14 @@ impl<'a> Driver<'a> {
 
     fn explain(&self, why: Why) -> String {
         match why {
-            Why::Asked => "it was told to, by SIGTERM".into(),
-            Why::Scaled => "there are to be fewer workers".into(),
-            Why::Stopping => "the cluster stops".into(),
-            Why::Reloaded => "a worker of the next version has taken its place".into(),
-            Why::RolledBack => "its version is not to be served".into(),
-            Why::MaxRequests => "it has served --max-worker-requests".into(),
-            Why::MaxLifetime => "it has lived for --max-worker-lifetime".into(),
-            Why::MaxRss => "its memory has grown to --max-worker-rss".into(),
+            Why::Asked => "it got a SIGTERM".into(),
+            Why::Scaled => "the cluster was scaled down".into(),
+            Why::Stopping => "the cluster is stopping".into(),
+            Why::Reloaded => "a worker of the new version has taken its place".into(),
+            Why::RolledBack => "its version was rolled back".into(),
+            Why::MaxRequests => "it has reached --max-worker-requests".into(),
+            Why::MaxLifetime => "it has reached --max-worker-lifetime".into(),
+            Why::MaxRss => "its memory has reached --max-worker-rss".into(),
         }
     }
 
@@ -669,7 +669,7 @@ impl<'a> Driver<'a> {
             Err(error @ IpcError::Full) => Some(Event::Misbehaved { worker, reason: error.to_string() }),
             // It has just died, which is about to be noticed.
             Err(IpcError::Io(error)) if matches!(error.kind(), BrokenPipe | ConnectionReset) => None,
-            Err(error) => Some(Event::Misbehaved { worker, reason: format!("cannot be told anything: {error}") }),
+            Err(error) => Some(Event::Misbehaved { worker, reason: format!("cannot be reached: {error}") }),
             Ok(()) => None,
         }
     }
@@ -687,7 +687,7 @@ impl<'a> Driver<'a> {
         self.save_commit();
         let workers = self.settings.cluster.workers;
         let (generation, deployment) = self.generations.current();
-        let doing = if generation == Generation(1) { "serving" } else { "serving what was committed last:" };
+        let doing = if generation == Generation(1) { "serving" } else { "serving the last committed version:" };
         let (digest, source) = (&deployment.compiled.digest, deployment.source.display());
         tracing::info!(workers, generation = generation.0, digest, "{doing} {source}");
     }
@@ -710,8 +710,8 @@ impl<'a> Driver<'a> {
         self.ledger.close(gone.generation, &counted);
         if let Some(lost) = self.ledger.close_metrics(gone.process.stats.metrics.read()) {
             tracing::warn!(
-                "guests of workers that are gone had more series of metrics than there is room for: {lost} of the older \
-                 ones are lost, and others may follow. Use labels with few values"
+                "the guest metrics of workers that have ended no longer fit in memory: {lost} of the older series \
+                 are lost, and more may follow. Use labels with few values"
             );
         }
         let numbers = gone.process.stats.requests_in_flight.iter().map(Counter::get).filter(|&number| number > 0);
@@ -773,9 +773,9 @@ async fn builder_ended(builder: Option<&Builder>) -> String {
 
 fn reason_of(degradation: Degradation) -> &'static str {
     match degradation {
-        Degradation::CrashStorm => "workers crash again and again",
+        Degradation::CrashStorm => "workers keep crashing",
         Degradation::MissingWorkers => {
-            "a slot has no working worker: those that it gets die before they are ready, or SIGKILL does not end them"
+            "a slot has no working worker: its workers die before they are ready, or SIGKILL does not end them"
         }
     }
 }

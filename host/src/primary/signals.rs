@@ -118,7 +118,7 @@ fn understand(number: u32, code: i32, hangup: Option<SignalRequest>) -> Option<S
     // The kernel's own codes are positive: a terminal that wants a background process to wait is no wish for workers.
     let by_process = code <= 0;
     let Ok(signal) = Signal::try_from(number as i32) else {
-        tracing::debug!("signal {number} means nothing here");
+        tracing::debug!("ignored signal {number}");
         return None;
     };
     match signal {
@@ -131,7 +131,7 @@ fn understand(number: u32, code: i32, hangup: Option<SignalRequest>) -> Option<S
         Signal::SIGTTOU if by_process => Some(SignalRequest::Shrink),
         // USR1 is what rotates logs elsewhere: there are none of ours yet.
         other => {
-            tracing::debug!("{other} means nothing here");
+            tracing::debug!("ignored {other}");
             None
         }
     }

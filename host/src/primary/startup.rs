@@ -52,7 +52,7 @@ impl<'a> Startup<'a> {
                     SignalRequest::Stop(_) | SignalRequest::Hangup => return Ok(self.stop()),
                     SignalRequest::LookAfterChildren => reap_orphans(),
                     SignalRequest::Grow | SignalRequest::Shrink | SignalRequest::Reload => {
-                        tracing::warn!("a signal is ignored: the cluster is still {doing}");
+                        tracing::warn!("ignored a signal: the cluster is still {doing}");
                     }
                 },
                 Some(query) = self.asked.recv() => {
@@ -66,7 +66,7 @@ impl<'a> Startup<'a> {
     }
 
     fn stop<T>(&mut self) -> Option<T> {
-        tracing::info!("stopped before it served");
+        tracing::info!("stopped before serving");
         self.events.publish(&Happening::Stopping);
         self.events.publish(&Happening::Stopped { requests_cut: 0 });
         None

@@ -45,8 +45,8 @@ impl ReloadRequest {
         let timeout = self.timeout_ms.map(Duration::from_millis).filter(|&it| it < min_ready.saturating_add(soak))?;
         let [timeout, min_ready, soak] = [timeout, min_ready, soak].map(humantime::format_duration);
         Some(format!(
-            "--timeout {timeout} is shorter than --min-ready {min_ready} and --soak {soak} together: a version that can be \
-             served will be rolled back"
+            "--timeout {timeout} is shorter than --min-ready {min_ready} and --soak {soak} together, so even a good \
+             version will be rolled back"
         ))
     }
 }

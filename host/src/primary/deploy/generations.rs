@@ -138,19 +138,19 @@ impl Generations {
     /// A generation to bring back, or why not.
     pub(crate) fn committed(&self, generation: Generation) -> Result<&Rc<Deployment>, String> {
         if generation == self.current {
-            return Err(format!("generation {generation} is what is served"));
+            return Err(format!("generation {generation} is already being served"));
         }
         let found = self.known.get(&generation).filter(|known| known.is_committed).map(|known| &known.deployment);
         found.ok_or_else(|| match self.others() {
-            Some(others) => format!("generation {generation} is not known; those that are: {others}"),
-            None => format!("generation {generation} is not known, nor is any other but the one that is served"),
+            Some(others) => format!("generation {generation} is not known; the known ones are {others}"),
+            None => format!("generation {generation} is not known; the only one is the one being served"),
         })
     }
 
     /// Why there is nothing to go back to.
     pub(crate) fn no_previous(&self) -> String {
         match self.others() {
-            Some(others) => format!("no version was served before this one; give --to one of {others}"),
+            Some(others) => format!("no version was served before this one; choose one with --to: {others}"),
             None => "no version was served before this one".into(),
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         // One that was not committed leaves no trace.
         deploy(&mut generations, Provenance::Compiled);
         generations.forget_others();
-        assert!(generations.committed(Generation(4)).unwrap_err().contains("not known; those that are: 1 ("));
+        assert!(generations.committed(Generation(4)).unwrap_err().contains("not known; the known ones are 1 ("));
         commit(&mut generations, Provenance::Kept(Generation(2)));
         assert_eq!((generations.current().0, previous(&generations)), (Generation(5), Some(1)));
         commit(&mut generations, Provenance::Kept(Generation(1)));

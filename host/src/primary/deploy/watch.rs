@@ -82,7 +82,7 @@ impl Watch {
             }
         });
         if let Err(error) = looking {
-            tracing::error!("the file is not watched: {error}");
+            tracing::error!("cannot watch the file: {error}");
         }
         Self(Some(changes))
     }

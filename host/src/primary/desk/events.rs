@@ -39,7 +39,7 @@ impl Events {
     pub(crate) fn subscribe(&mut self) -> Result<mpsc::Receiver<Bytes>, String> {
         self.readers.retain(|reader| !reader.lines.is_closed());
         if self.readers.len() >= MAX_READERS {
-            return Err(format!("{MAX_READERS} others follow the events already"));
+            return Err(format!("the events have {MAX_READERS} readers already, which is the limit"));
         }
         let (lines, receiver) = mpsc::channel(MAX_UNREAD);
         self.readers.push(Reader { lines, missed: 0 });

@@ -88,7 +88,7 @@ impl Lock {
             // any file.
             ensure!(
                 metadata.is_file() && metadata.nlink() <= 1 && metadata.uid() == geteuid().as_raw(),
-                "the lock {} is not a file of yours; remove it, or choose another --control or --state-dir",
+                "the lock {} is not a regular file of yours; remove it, or choose another --control or --state-dir",
                 path.display()
             );
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -110,7 +110,7 @@ impl Lock {
                 return Ok(Self { path: path.into(), _file: file, inode });
             }
         }
-        bail!("the lock {} is removed again and again", path.display())
+        bail!("the lock {} keeps being removed", path.display())
     }
 
     fn is_in_place(&self) -> bool {
@@ -133,7 +133,7 @@ fn note(mut file: &File, holder: &Holder) {
         file.write_all(&note)
     });
     if let Err(error) = written {
-        tracing::debug!("cannot note in the lock who has it: {error}");
+        tracing::debug!("cannot write the owner into the lock: {error}");
     }
 }
 
@@ -190,7 +190,7 @@ impl HeldFiles {
             match prepare().and_then(|()| Lock::take(&lock.path, name, holder)) {
                 Ok(taken) => {
                     *lock = taken;
-                    tracing::info!("{} was removed, and is made again", lock.path.display());
+                    tracing::info!("recreated {}, which had been removed", lock.path.display());
                 }
                 Err(error) => {
                     owns_socket &= !is_of_socket;
@@ -211,7 +211,7 @@ impl HeldFiles {
         paths::prepare_runtime(&self.socket)?;
         let (listener, bound) = listen(&self.name, &self.socket)?;
         self.bound = bound;
-        tracing::info!("the control socket {} was removed, and is made again", self.socket.display());
+        tracing::info!("recreated the control socket {}, which had been removed", self.socket.display());
         Ok(listener)
     }
 }
@@ -228,7 +228,7 @@ fn listen(name: &str, path: &Path) -> anyhow::Result<(UnixListener, Inode)> {
     match is_socket(path).then(|| behind(path)) {
         None | Some(Behind::Nobody) => {}
         Some(Behind::AnotherKind) => {
-            bail!("{}: another program's socket is at that path, and takes datagrams", of());
+            bail!("{}: another program has a datagram socket at that path", of());
         }
         Some(Behind::Listener) => bail!(
             "a cluster named '{name}' is running already (its control socket is {}). Give this one another --name, or \
@@ -308,8 +308,8 @@ fn keep(mut held: HeldFiles, alive: &mpsc::Receiver<Infallible>, changed: &watch
         let fault = done.err().map(|error| format!("{error:#}"));
         match &fault {
             Some(fault) if told.as_ref() != Some(fault) => tracing::warn!(
-                "commands may not reach this cluster, and its name is not protected: {fault}. It is tried again each \
-                 second; signals to process {} work",
+                "commands may not reach this cluster, and another cluster could take its name: {fault}. Retrying every \
+                 second; signals to process {} still work",
                 std::process::id()
             ),
             None if told.is_some() => tracing::info!("commands reach this cluster again"),

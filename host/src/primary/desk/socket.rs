@@ -157,7 +157,7 @@ async fn accept(
                     drop(place);
                 });
             }
-            Ok(_) => tracing::warn!("another user's process tried the control socket"),
+            Ok(_) => tracing::warn!("refused another user's process at the control socket"),
             Err(error) => {
                 tracing::warn!("control socket: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -211,7 +211,7 @@ async fn answer(
         (_, "/config") => Err(CommandRefusal::method("use GET or POST")),
         (_, "/status" | "/events") => Err(CommandRefusal::method("use GET")),
         (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(CommandRefusal::method("use POST")),
-        _ => Err(CommandRefusal::new(StatusCode::NOT_FOUND, format!("there are {PATHS}"))),
+        _ => Err(CommandRefusal::new(StatusCode::NOT_FOUND, format!("no such path; there are {PATHS}"))),
     };
     let (status, body) = match answered {
         Ok(body) => (StatusCode::OK, body),
@@ -285,7 +285,7 @@ async fn change<B: DeserializeOwned, A>(
 ) -> Result<A, CommandRefusal> {
     let bad = |error: String| CommandRefusal::new(StatusCode::BAD_REQUEST, error);
     let bytes = Limited::new(body, MAX_QUESTION).collect().await.map_err(|error| bad(error.to_string()))?.to_bytes();
-    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the body: {}", reason(&error))))?;
+    let body = serde_json::from_slice(&bytes).map_err(|error| bad(format!("invalid body: {}", reason(&error))))?;
     Ok(ask(queries, |back| query(body, back)).await??)
 }
 
@@ -300,7 +300,7 @@ async fn ask<A>(
     queries: &mpsc::Sender<Query>,
     query: impl FnOnce(oneshot::Sender<A>) -> Query,
 ) -> Result<A, CommandRefusal> {
-    let ending = || CommandRefusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is ending");
+    let ending = || CommandRefusal::new(StatusCode::SERVICE_UNAVAILABLE, "the primary is shutting down");
     let (back, mut answer) = oneshot::channel();
     queries.send(query(back)).await.map_err(|_| ending())?;
     let mut answered = tokio::time::timeout(DONE_WITHIN, &mut answer).await;
@@ -312,7 +312,7 @@ async fn ask<A>(
         Ok(answer) => answer.map_err(|_| ending()),
         Err(_) => {
             let error =
-                format!("the change was not done within {DONE_WITHIN:?}, and goes on; see `wasmcluster status`");
+                format!("the change did not finish within {DONE_WITHIN:?} and goes on; see `wasmcluster status`");
             Err(CommandRefusal::new(StatusCode::GATEWAY_TIMEOUT, error))
         }
     }

@@ -26,7 +26,7 @@ impl Driver<'_> {
     pub(crate) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         let (listener, lines) = Follower::new();
         if request.to.is_some() {
-            return Err(Refused::Wrong("a reload takes no `to`".into()));
+            return Err(Refused::Wrong("`to` is for a rollback; a reload does not take it".into()));
         }
         let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
         self.begin_reload(request, wanted, listener.clone())?;
@@ -43,13 +43,13 @@ impl Driver<'_> {
         // What has changed in the settings, the watch tells itself.
         let app = files::absolute(&self.settings.application.app).ok();
         let request = ReloadRequest { app, ..ReloadRequest::default() };
-        self.reload_unasked("a change of the file", &request, Wanted::IfNew);
+        self.reload_unasked("a file change", &request, Wanted::IfNew);
     }
 
     pub(crate) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest, wanted: Wanted) {
         let begun = self.begin_reload(request, wanted, Follower::default());
         if let Err(refused) = begun {
-            tracing::warn!("{by} asks for a reload: {}", refused.reason());
+            tracing::warn!("{by} asked for a reload, but {}", refused.reason());
         }
     }
 
@@ -71,7 +71,7 @@ impl Driver<'_> {
         };
         if request.force && self.supervisor.is_rolling_back() {
             // The old version may be what cannot be served any more; a fix must not have to wait for it.
-            self.end_change(ReloadResult::RolledBack, Some("another reload takes over".into()));
+            self.end_change(ReloadResult::RolledBack, Some("another reload replaced it".into()));
         } else {
             self.expect_calm()?;
         }
@@ -108,10 +108,10 @@ impl Driver<'_> {
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
-            tracing::info!("rolling back to what generation {target} was, {}", deployment.source.display());
+            tracing::info!("rolling back to generation {target}, {}", deployment.source.display());
             self.swap(deployment, Provenance::Kept(target), gates, deadline, listener, Instant::now());
         } else if let Some(version) = self.generations.remembered() {
-            tracing::info!("rolling back to what was served before, {}", version.source.display());
+            tracing::info!("rolling back to the version served before, {}", version.source.display());
             let (version, source) = (version.clone(), version.source.clone());
             let (store, state) = (self.settings.cluster.store.clone(), self.settings.cluster.state_dir.clone());
             let ask = ToCompiler::Find { version, store, state };
@@ -212,10 +212,10 @@ impl Driver<'_> {
                 tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
             }
             (ReloadResult::CommittedUnsaved, _) => {
-                tracing::warn!(generation = generation.map(|it| it.0), "the reload is done, but is not written down")
+                tracing::warn!(generation = generation.map(|it| it.0), "the reload is done, but could not be saved")
             }
-            (ReloadResult::Unchanged, _) => tracing::info!("the file is what is served already"),
-            (_, reason) => tracing::error!("the reload was not done: {}", reason.as_deref().unwrap_or("no reason")),
+            (ReloadResult::Unchanged, _) => tracing::info!("unchanged: this component is already being served"),
+            (_, reason) => tracing::error!("the reload failed: {}", reason.as_deref().unwrap_or("no reason")),
         }
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
         self.events.publish(&happening);
@@ -266,7 +266,7 @@ impl Driver<'_> {
                     settled.saved_by = None;
                 }
                 if std::mem::take(&mut self.is_unsaved) {
-                    tracing::info!("generation {generation} is written down now: --resume will start it");
+                    tracing::info!("generation {generation} is saved now: --resume will start it");
                     self.ledger.saved();
                 }
             }
@@ -284,7 +284,7 @@ impl Driver<'_> {
 
     pub(crate) fn saving_is_late(&mut self) {
         let (now, folder) = (Instant::now(), self.settings.cluster.state_dir.clone().unwrap_or_default());
-        let reason = format!("state folder {}: nothing can be written within {SAVED_WITHIN:?}", folder.display());
+        let reason = format!("state folder {}: writing did not finish within {SAVED_WITHIN:?}", folder.display());
         self.warn_unsaved(self.generations.current().0, &reason);
         self.give_up_saving(&reason, |settled| settled.saved_by.is_some_and(|deadline| deadline <= now));
         self.end_settled();
@@ -296,7 +296,7 @@ impl Driver<'_> {
         while let Ok(saved) = self.saved.try_recv() {
             self.saved(saved);
         }
-        self.give_up_saving("the cluster was stopped first", |_| true);
+        self.give_up_saving("the cluster stopped before it was saved", |_| true);
         self.end_settled();
     }
 
@@ -310,7 +310,7 @@ impl Driver<'_> {
 
     fn warn_unsaved(&mut self, generation: Generation, reason: &str) {
         if !std::mem::replace(&mut self.is_unsaved, true) {
-            tracing::warn!("--resume will not know of generation {generation}: {reason}. It is tried again");
+            tracing::warn!("generation {generation} is not saved, so --resume would not start it: {reason}. Retrying");
         }
     }
 

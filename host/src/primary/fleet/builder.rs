@@ -31,13 +31,13 @@ impl Builder {
             let life = pipes.stdin.take().ok_or_else(|| io::Error::other("it has no standard input"))?;
             Ok(Self { child, folder: handover.folder().into(), _life: life })
         });
-        started.inspect_err(|error| tracing::error!("changes are not built: cannot start the builder: {error}")).ok()
+        started.inspect_err(|error| tracing::error!("cannot start the builder, so changes are not built: {error}")).ok()
     }
 
     /// It has ended, which it never should, and with it what it started.
     pub(crate) fn ended(self, how: &str) {
         let folder = self.folder.display();
-        tracing::warn!("the builder {how}: changes are not built any more; run `wasmcluster build --watch {folder}`");
+        tracing::warn!("the builder {how}, so changes are no longer built; run `wasmcluster build --watch {folder}`");
     }
 }
 

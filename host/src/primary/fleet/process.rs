@@ -30,8 +30,8 @@ use crate::wire::version::{Compiled, Version};
 use crate::wire::worker_settings::WorkerSettings;
 
 /// What it means, as a rule, that a compiler is killed which nobody here killed.
-const MEMORY_HINT: &str = ", which the kernel does when memory runs out. Allow the machine or its container more, or \
-                           compile the component elsewhere with `wasmcluster compile`";
+const MEMORY_HINT: &str = ", probably because memory ran out. Give the machine or its container more memory, or \
+                           compile the component on another machine with `wasmcluster compile`";
 
 /// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
 #[derive(Debug)]
@@ -61,8 +61,8 @@ impl Deployment {
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         if !compiled.kept {
             tracing::warn!(
-                "the store has no code of this component for this machine and cannot be written to: each start \
-                 compiles it again"
+                "the artifact store has no native code of this component for this machine and is not writable, so \
+                 every start compiles it again"
             );
         }
         let settings = WorkerSettings::new(settings, &compiled).write()?;
@@ -217,7 +217,7 @@ impl CompilerProcess {
                 }
                 CompilerAnswer::Failed(self.child.end().await)
             }
-            Err(error) => CompilerAnswer::Failed(format!("gave an answer that makes no sense: {error}")),
+            Err(error) => CompilerAnswer::Failed(format!("gave an invalid answer: {error}")),
         }
     }
 

@@ -113,8 +113,8 @@ impl Trial {
         let percent = |share: f64| 100.0 * share;
         (after > before + (f64::from(increase) / 1000.0).max(chance)).then(|| {
             format!(
-                "{:.1} % of its {} answers were errors, {:.1} % of the old version's; --max-error-increase allows {} points \
-                 more, and `reload --force` ignores errors",
+                "{:.1} % of its {} answers were errors, against {:.1} % of the old version's; --max-error-increase \
+                 allows {} points more, and `reload --force` ignores errors",
                 percent(after),
                 self.answers.all,
                 percent(before),

@@ -864,7 +864,7 @@ impl Supervisor {
                     actions.push(Action::Kill { worker: id });
                 }
             } else if now.saturating_sub(worker.beat_at) >= hang_timeout && worker.last_words.is_none() {
-                worker.last_words = Some(format!("hung: its executor did not turn for {hang_timeout:?}"));
+                worker.last_words = Some(format!("hung: its event loop made no progress for {hang_timeout:?}"));
                 worker.kill_by(now + ABORT_GRACE);
                 actions.push(Action::Abort { worker: id });
             }
