@@ -27,9 +27,10 @@ const MAX_LABEL: usize = 63;
 
 const NO_SCHEME: &str =
     "expected a URL with http:// or https://; write https://api.example.com or http://127.0.0.1:3000";
-const NOT_A_PATH: &str = "a path or query cannot be granted: after host and port only the length of a network may \
-                          follow; write https://api.example.com, or http://10.0.0.0:8080/8 for a network";
-const WILDCARD: &str = "* can only be the whole first label, with two or more behind it; write https://*.example.com";
+const NOT_A_PATH: &str = "a path or query cannot be granted; only the prefix length of a network may follow host and \
+                          port: write https://api.example.com, or http://10.0.0.0:8080/8 for a network";
+const WILDCARD: &str = "* must be the whole first label, with at least two labels after it; write \
+                        https://*.example.com";
 
 /// The schemes of outbound requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,13 +323,13 @@ fn parse_name(text: &str) -> Result<String, &'static str> {
     if name.is_empty() {
         Err("the host is missing")
     } else if !name.is_ascii() {
-        Err("a name with other letters than a to z is written in punycode; write http://xn--mnchen-3ya.example")
+        Err("a name with letters other than a to z must be in punycode; write http://xn--mnchen-3ya.example")
     } else if name.len() > MAX_NAME || name.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
         Err("a name has at most 253 bytes, and 1 to 63 between its dots")
     } else if !name.bytes().all(|byte| byte == b'.' || in_label(byte)) {
         Err("a name consists of letters, digits, - and _")
     } else if ends_in_number(&name) {
-        Err("an address is written like 127.0.0.1: four decimal numbers without leading zeros")
+        Err("an IPv4 address must be four decimal numbers without leading zeros, like 127.0.0.1")
     } else {
         Ok(name)
     }
@@ -433,7 +434,7 @@ mod tests {
         check("http://x.example/8 http://10.0.0.0/a http://10.0.0.0/8/ http://10.0.0.0/+8", "a path");
         check("http://10.0.0.0/8:8080", "http://10.0.0.0:8080/8 for a network");
         check("http:// http:/// http://:80 http://. http://*.", "the host is missing");
-        check("http://* http://*:* http://*.com http://*.localhost http://*.com.", "two or more behind");
+        check("http://* http://*:* http://*.com http://*.localhost http://*.com.", "at least two labels");
         check("http://a*.x.example http://a.*.example http://*.*.example http://**.x.example", "first label");
         check("http://x.example: http://x.example:0 http://x.example:65536 http://x.example:+80", "1 to 65535");
         check("http://x.example:http http://x.example:-1 http://x.example:8*", "1 to 65535");

@@ -228,7 +228,7 @@ fn changed_settings_are_told_by_reload_and_watch() {
     let reloaded = cluster.command(&["reload"]);
     assert_eq!((reloaded.code, reloaded.stderr.contains("note:")), (Some(0), false), "{reloaded:?}");
     std::fs::write(&file, "max-headers = 60\n[env]\nGREETING = \"hi\"\n").unwrap();
-    let told = "wasmcluster.toml has changed ([env], max-headers); that takes effect when the cluster is started again";
+    let told = "wasmcluster.toml has changed ([env], max-headers); restart the cluster to apply this";
     cluster.stderr.find(told);
     let reloaded = cluster.command(&["reload"]);
     assert!(reloaded.stderr.contains(&format!("{told}\n")), "{reloaded:?}");

@@ -197,7 +197,12 @@ fn versions_that_cannot_be_served_are_refused() {
     let pipe = folder.join("pipe.wasm");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     refused(&cluster, &[text(&pipe)], 3, "it is not a regular file");
-    refused(&cluster, &[text(&fixture("traps-at-start.wat"))], 4, "the canary failed: the component fails while");
+    refused(
+        &cluster,
+        &[text(&fixture("traps-at-start.wat"))],
+        4,
+        "the canary failed: cannot instantiate the component",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -281,10 +281,10 @@ async fn guests_that_want_too_much_do_not_get_it() {
 async fn what_the_host_keeps_for_a_guest_counts_as_its_memory() {
     const STOPPED: &str = "the guest was stopped: its header fields and requests take up ";
     let cases = [
-        (&[][..], "/keep-fields", "8MiB is the limit"),
-        (&[], "/keep-requests", "8MiB is the limit"),
-        (&["--max-memory", "4MiB"], "/keep-fields", "with its own memory more than --max-memory 4MiB"),
-        (&["--max-memory", "4MiB", "--max-worker-memory", "4MiB"], "/keep-fields", "more than --max-memory 4MiB"),
+        (&[][..], "/keep-fields", "and the limit is 8MiB"),
+        (&[], "/keep-requests", "and the limit is 8MiB"),
+        (&["--max-memory", "4MiB"], "/keep-fields", "together with its own memory is over --max-memory 4MiB"),
+        (&["--max-memory", "4MiB", "--max-worker-memory", "4MiB"], "/keep-fields", "is over --max-memory 4MiB"),
     ];
     for name in GUESTS {
         for (args, path, why) in cases {

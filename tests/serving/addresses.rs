@@ -41,8 +41,9 @@ fn an_address_that_is_said_twice_is_named_as_such() {
     let [one, two] = ["127.0.0.1", "0.0.0.0"].map(|address| format!("{address}:{port}"));
     let ended = serve(&[&one, &two]).run();
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    let expected =
-        format!("cannot listen on {two}: this cluster does so already, on http://{one}. Leave one of the two out");
+    let expected = format!(
+        "cannot listen on {two}: this cluster already listens there, on http://{one}. Leave one of the two out"
+    );
     assert!(ended.stderr.contains(&expected), "{ended:?}");
 }
 
@@ -92,7 +93,7 @@ async fn a_socket_has_the_mode_and_the_group_of_its_address() {
     }
     cluster.stderr.find("Serving HTTP on unix:open.sock");
     for (address, code, part) in [
-        ("unix:a.sock?mode=rw", 2, "'rw' is not the mode of a socket; write it in octal digits, as 0660"),
+        ("unix:a.sock?mode=rw", 2, "'rw' is not a valid socket mode; write three or four octal digits, such as 0660"),
         ("unix:a.sock?owner=me", 2, "'owner=me' is neither mode=MODE nor group=GROUP"),
         ("unix:a.sock?group=no-such-group", 1, "there is no group no-such-group"),
     ] {

@@ -162,7 +162,7 @@ async fn who_is_late_is_told_by_what_the_guest_waits_for() {
             assert_eq!(answer.get(9..13), Some(status), "{name} {path} {body}: {answer}");
         }
         assert_eq!((totals(&cluster, "errors"), totals(&cluster, "timeouts")), (2, 3));
-        cluster.stderr.find("which its client owes");
+        cluster.stderr.find("waiting for the client to send the rest");
     }
 }
 
@@ -261,7 +261,11 @@ async fn every_refusal_is_counted_and_logged() {
         (head("/\u{e9}", "").replace('\u{e9}', "\u{1}"), "400 ", "a control character"),
         (head("/a", &format!("x: {}\r\n", "y".repeat(70_000))), "431 ", "too many bytes or fields"),
         (head("/a", "content-length: 11\r\n"), "413 ", "see --max-body"),
-        ("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n".to_owned(), "501 ", "this is no proxy"),
+        (
+            "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n".to_owned(),
+            "501 ",
+            "this server is not a proxy",
+        ),
     ];
     for (number, (bytes, status, why)) in refusals.iter().enumerate() {
         let answer = exchange(&cluster, bytes.as_bytes(), Then::Wait).await;
@@ -366,7 +370,7 @@ async fn a_low_limit_of_open_files_leaves_nobody_unanswered() {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     setup.command = command;
     let cluster = setup.start();
-    cluster.stderr.find("a worker takes 150 connections at most, not the 4096 of --max-connections");
+    cluster.stderr.find("a worker takes at most 150 connections, not 4096 as --max-connections says");
     assert_eq!(cluster.status()["limits"]["max-connections"], "150");
     let mut idle = Vec::new();
     for _ in 0..300 {

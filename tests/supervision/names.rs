@@ -296,8 +296,7 @@ fn a_command_needs_no_variables_at_all() {
 fn folders_that_cannot_be_made_are_named_in_one_message() {
     let setup = hello().args(&["--store", "file/a", "--state-dir", "file/b", "--control", "file/c/x.sock"]);
     fs::write(setup.folder.path().join("file"), "").unwrap();
-    let parts =
-        ["no place for 3 of the folders", "--store", "--state-dir", "--control", "$CACHE_DIRECTORY", "read-only"];
+    let parts = ["cannot use 3 of the folders", "--store", "--state-dir", "--control", "$CACHE_DIRECTORY", "read-only"];
     let ended = setup.run();
     refused(&ended, &parts);
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");

@@ -341,7 +341,7 @@ fn pinned_workers_have_the_cpu_of_their_slot() {
             assert_eq!(pinned(slot), cpu_of(slot), "slot {slot} of {allowed:?}, again");
         }
         assert_eq!(cpus_of_primary(&cluster), allowed);
-        assert!(!cluster.stderr.lines().iter().any(|line| line.contains("cannot bind")));
+        assert!(!cluster.stderr.lines().iter().any(|line| line.contains("cannot pin")));
     }
 }
 

@@ -141,7 +141,7 @@ fn native_code() {
     let entry = std::fs::read_dir(folder.path().join("store")).unwrap().next().unwrap().unwrap();
     let native = std::fs::read(entry.path().join("component.cwasm")).unwrap();
     drop(cluster);
-    check_file("native.cwasm", &native, &["precompiled native code; give the component"]);
+    check_file("native.cwasm", &native, &["precompiled native code; pass the component"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn names_that_other_files_have() {
         std::fs::write(&path, "precious").unwrap();
         let cluster = setup.launch();
         assert_eq!(cluster.wait().code(), Some(1));
-        cluster.stderr.find("a file of that name exists, and is no socket");
+        cluster.stderr.find("a file exists there and is not a socket");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
     }
 }
@@ -160,7 +160,7 @@ fn names_that_other_files_have() {
 #[test]
 fn a_component_that_traps_while_it_is_instantiated() {
     let ended = outcome(Setup::new(&fixture("traps-at-start.wat")));
-    check(&ended, 1, &["cannot serve", "fails while it is instantiated", "unreachable"]);
+    check(&ended, 1, &["cannot serve", "cannot instantiate the component", "unreachable"]);
 }
 
 /// It is given five seconds, the least that there is.

@@ -156,7 +156,7 @@ fn limits_are_named_by_their_flags_and_units() {
     let ended = Setup::new(&guest("hello")).args(&args).run();
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let said = &ended.stderr;
-    assert!(said.contains("of memory to begin with, and --max-memory is 64KiB") && !said.contains("pages"), "{said}");
+    assert!(said.contains("of memory to start, but --max-memory is 64KiB") && !said.contains("pages"), "{said}");
 }
 
 #[test]

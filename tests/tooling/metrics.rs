@@ -247,12 +247,12 @@ async fn metrics_that_break_a_rule_are_dropped() {
         let worker = cluster.worker(0);
         tell(&cluster, "/metric?name=good&count=1").await;
         let bad = [
-            ("its name is not one", "/metric?name=not+a+name&count=1"),
-            ("its name is not one", "/metric?name=&count=1"),
-            ("its name is not one", "/metric?name=wasmcluster_requests_total&count=1"),
-            ("its name is not one", "/metric?name=good_count&count=1"),
-            ("its labels", "/metric?name=good&label=le&value=1&count=1"),
-            ("its labels", "/metric?name=good&label=a-b&value=1&count=1"),
+            ("its name is not valid", "/metric?name=not+a+name&count=1"),
+            ("its name is not valid", "/metric?name=&count=1"),
+            ("its name is not valid", "/metric?name=wasmcluster_requests_total&count=1"),
+            ("its name is not valid", "/metric?name=good_count&count=1"),
+            ("labels", "/metric?name=good&label=le&value=1&count=1"),
+            ("labels", "/metric?name=good&label=a-b&value=1&count=1"),
             ("its value", "/metric?name=queue&set=NaN"),
             ("its value", "/metric?name=queue&add=inf"),
             ("its value", "/metric?name=seconds&observe=-1"),

@@ -167,12 +167,16 @@ fn a_crate_that_no_guest_can_have_is_answered_with_what_it_can() {
     let failed = run(&["build", text(&folder)]);
     let last = failed.stderr.lines().last().unwrap();
     assert_eq!((failed.code, failed.stdout.as_str()), (Some(1), ""), "{}", failed.stderr);
-    assert!(last.contains("`tokio` cannot be part of a guest") && last.contains("time::sleep"), "{last}");
+    assert!(last.contains("`tokio` does not work in a guest") && last.contains("time::sleep"), "{last}");
     // Without the features that need a system, it is no hindrance, and a mistake is only a mistake.
     fs::write(folder.join("Cargo.toml"), with("tokio = { version = \"1\", features = [\"sync\"] }")).unwrap();
     fs::write(folder.join("src/lib.rs"), "compile_error!(\"a mistake\");").unwrap();
     let failed = run(&["build", text(&folder)]);
-    assert!(failed.stderr.contains("a mistake") && !failed.stderr.contains("part of a guest"), "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains("a mistake") && !failed.stderr.contains("does not work in a guest"),
+        "{}",
+        failed.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -358,7 +362,7 @@ async fn a_save_during_a_build_makes_another_build() {
     write(folder.join("src/mistake"), "");
     save(folder, "hello");
     let said = cluster.stderr.find("error: cannot build");
-    assert!(said.ends_with("; the version that was built before is still served"), "{said}");
+    assert!(said.ends_with("; the previous build is still served"), "{said}");
     fs::remove_file(folder.join("src/mistake")).unwrap();
     answer_becomes(&cluster, HELLO).await;
     // What is written anew as it was is no change.
@@ -451,7 +455,7 @@ fn what_cannot_be_built_says_why() {
     refused(&ended, 1, &["exit status: 3", "its output is above"]);
     assert!(ended.stderr.starts_with("no\n"), "{}", ended.stderr);
     project("[build]\ncommand = \"true\"\ncomponent = \"app.wasm\"\n");
-    refused(&build(), 1, &["`true` succeeded, but did not make", "app.wasm"]);
+    refused(&build(), 1, &["`true` succeeded, but did not create", "app.wasm"]);
     refused(&run(&["serve", text(folder.path()), "--listen", "127.0.0.1:0"]), 1, &["`true` succeeded"]);
 }
 

@@ -10,12 +10,12 @@ enum When {
 }
 use When::{Always, NotCompiled};
 
-const TASKS: &str = "a guest has no threads and no sockets of its own, and the SDK runs its handler: it has `time::sleep`, \
-                     `time::timeout` and `fetch`. Of tokio, the features sync, macros and io-util work, with \
-                     default-features = false";
-const FETCH: &str = "it calls a browser's JavaScript when it is built for WebAssembly. To send requests there is the SDK's `fetch`: \
+const TASKS: &str = "a guest has no threads or sockets of its own, and the SDK runs its handler. Use the SDK's \
+                     `time::sleep`, `time::timeout` and `fetch`. Of tokio, only the features sync, macros and io-util \
+                     work, with default-features = false";
+const FETCH: &str = "built for WebAssembly, it calls a browser's JavaScript. Send requests with the SDK's `fetch`: \
                      `fetch::get(\"https://…\").await?`, with `serve --allow-host https://…`";
-const TLS: &str = "a guest needs no TLS of its own: the server does it for the SDK's `fetch` of https:// URLs";
+const TLS: &str = "a guest needs no TLS library: the SDK's `fetch` takes https:// URLs, and the server does the TLS";
 
 /// Who comes first is told: it is what the others are there for.
 const HINTS: [(&str, When, &str); 9] = [
@@ -38,7 +38,7 @@ pub(super) fn hint<'a>(tree: &str, compiled: impl Iterator<Item = &'a str>) -> O
     let is_compiled = |package: &str| compiled.iter().any(|library| library.replace('_', "-") == package);
     let (package, _, hint) =
         HINTS.iter().find(|(package, when, _)| is_there(package) && (*when == Always || !is_compiled(package)))?;
-    Some(format!("`{package}` cannot be part of a guest: {hint}"))
+    Some(format!("`{package}` does not work in a guest: {hint}"))
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn crates_that_cannot_work_are_named_with_what_does() {
         let tree = "app v0.1.0 (/app)\nbytes v1.0.0\ntokio v1.48.0\nbytes v1.0.0 (*)\n";
-        check(tree, &["bytes"], Some("`tokio` cannot be part of a guest: a guest has no threads"));
+        check(tree, &["bytes"], Some("`tokio` does not work in a guest: a guest has no threads"));
         // The mistake is in the guest itself.
         check(tree, &["bytes", "tokio"], None);
         check("app v0.1.0 (/app)\ntokio-util v1.0.0\n", &[], None);
@@ -65,7 +65,7 @@ mod tests {
         check(
             tree,
             &["js_sys", "reqwest", "wasm_bindgen"],
-            Some("`reqwest` cannot be part of a guest: it calls a browser"),
+            Some("`reqwest` does not work in a guest: built for WebAssembly"),
         );
         check("openssl-sys v0.9.0", &["openssl_sys"], None);
         check("openssl-sys v0.9.0", &[], Some("https://"));

@@ -68,7 +68,7 @@ fn follow(folder: &Path, recipe: &Recipe) -> anyhow::Result<PathBuf> {
     let component = folder.join(component);
     ensure!(
         component.is_file(),
-        "`{command}` succeeded, but did not make {}, which is the component according to [build] in wasmcluster.toml",
+        "`{command}` succeeded, but did not create {}, the component that [build] in wasmcluster.toml names",
         component.display()
     );
     Ok(component)

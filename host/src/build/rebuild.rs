@@ -82,7 +82,7 @@ pub(crate) fn build_once(folder: &Path, watch: bool) -> anyhow::Result<Built> {
 pub(crate) fn watch(folder: &Path, mut sources: Sources, mut built: Option<u64>) -> anyhow::Result<Infallible> {
     let bell = Bell::new();
     // A primary has it built anew, and serves what was built before.
-    let instead = if built.is_some() { "; the version that was built before is still served" } else { "" };
+    let instead = if built.is_some() { "; the previous build is still served" } else { "" };
     loop {
         // Taken before the build: what is saved while it runs differs from it, and is built next.
         built = Some(next_change(&mut sources, &bell, built)?);

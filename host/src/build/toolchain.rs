@@ -43,7 +43,7 @@ impl Toolchain {
         }
         let refusal = match add_target(folder) {
             Ok(()) if sysroot(Self::Default, folder).as_deref().is_ok_and(has_target) => return Ok(Self::Default),
-            Ok(()) => "rustup has it for another toolchain only".to_owned(),
+            Ok(()) => "rustup added it to another toolchain".to_owned(),
             Err(refusal) => refusal,
         };
         bail!(
@@ -103,7 +103,7 @@ fn add_target(folder: &Path) -> Result<(), String> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let reason = said.lines().find_map(|line| line.strip_prefix("error: ")).or(said.lines().last());
-    let reason = reason.unwrap_or("without a word");
+    let reason = reason.unwrap_or("no output");
     Err(format!("{command} failed: {reason}"))
 }
 

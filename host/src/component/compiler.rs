@@ -76,8 +76,8 @@ fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> 
         (sha256(&bytes) == *digest).then_some(bytes)
     });
     let bytes = bytes.context(
-        "the version that is wanted back is not in the store any more, and the file is another now; leave out --resume to \
-         serve the file as it is",
+        "this version is no longer in the store, and the file has changed since; leave out --resume to serve the file \
+         as it is",
     )?;
     compile_bytes(&bytes, source, &store, state, links)
 }
@@ -129,7 +129,7 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers, links: Lin
     let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None, links));
     let found = found.map_err(Unprepared::Refused)?;
     if found.entry.is_none() {
-        let reason = found.unkept.unwrap_or_else(|| "it cannot be written to".into());
+        let reason = found.unkept.unwrap_or_else(|| "it is not writable".into());
         return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
     }
     let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();

@@ -25,11 +25,11 @@ pub(super) fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
         })?;
     let before = file.metadata()?;
     if before.is_dir() {
-        bail!("it is a folder; give the component that `wasmcluster build` makes of it");
+        bail!("it is a folder; pass the component that `wasmcluster build` makes of it");
     }
     ensure!(before.is_file(), "it is not a regular file");
     let [length, limit] = [before.len(), MAX_COMPONENT].map(|bytes| ByteSize(bytes).display().iec());
-    ensure!(before.len() <= MAX_COMPONENT, "it has {length}; the limit is {limit}");
+    ensure!(before.len() <= MAX_COMPONENT, "its size is {length}; the limit is {limit}");
     let mut bytes = Vec::new();
     (&file).take(MAX_COMPONENT + 1).read_to_end(&mut bytes)?;
     let after = file.metadata()?;

@@ -272,7 +272,7 @@ impl Store {
 
     fn remove_unused(&self, entry: &Path, pinned: &[String]) -> anyhow::Result<()> {
         let (manifest, file) = read_manifest::<Named>(entry)?;
-        ensure!(!pinned.contains(&manifest.digest), "its component is the last that some cluster served");
+        ensure!(!pinned.contains(&manifest.digest), "a cluster may still resume its component");
         // Whoever may need it holds it open, with a shared lock; this one ends with the file.
         file.try_lock().context("it is in use")?;
         let draft = self.draft()?;
@@ -312,7 +312,7 @@ fn read_entry(entry: &Path) -> anyhow::Result<StoredArtifact> {
 fn read_manifest<M: DeserializeOwned>(entry: &Path) -> anyhow::Result<(M, File)> {
     let file = open_trusted(&entry.join(MANIFEST))?;
     // Whoever may read it can lock it, and must not be waited for.
-    file.try_lock_shared().context("somebody has locked it")?;
+    file.try_lock_shared().context("another process has locked it")?;
     let mut bytes = Vec::new();
     (&file).take(MAX_MANIFEST).read_to_end(&mut bytes)?;
     Ok((serde_json::from_slice(&bytes)?, file))

@@ -80,7 +80,7 @@ pub(crate) enum Unservable {
          `cargo build --target wasm32-wasip2`, or wrap the module with `wasm-tools component new`"
     )]
     CoreModule,
-    #[error("it is precompiled native code; give the component it was made from")]
+    #[error("it is precompiled native code; pass the component it was made from")]
     Precompiled,
     #[error(
         "it is a component, but exports no HTTP handler (neither wasi:http/incoming-handler@0.2 nor \
@@ -89,13 +89,13 @@ pub(crate) enum Unservable {
     )]
     NoHandler(Vec<String>),
     #[error(
-        "it imports {0}, the handler to pass requests on to, as middleware does. Compose it with a handler first: \
-         `wac plug MIDDLEWARE --plug HANDLER -o app.wasm`"
+        "it imports {0}, the handler that middleware passes requests on to. Compose it with a handler first: `wac plug \
+         MIDDLEWARE --plug HANDLER -o app.wasm`"
     )]
     Middleware(String),
     #[error("{}", unknown(.0, *.1))]
     UnknownImports(Vec<String>, WasiHttp),
-    #[error("one of its imports, or its handler, does not fit: {0}")]
+    #[error("one of its imports, or its handler, does not have the expected type: {0}")]
     Unfit(String),
     #[error("it is not a valid component: {0}")]
     Invalid(String),
@@ -119,7 +119,7 @@ fn unknown(imports: &[String], http: WasiHttp) -> String {
     }
     if imports.iter().any(|import| !provided(http).any(|package| is_of(import, package))) {
         let packages: Vec<String> = provided(http).map(|it| format!("{}@{}", it.name, it.version)).collect();
-        text.push_str(&format!(". What exports a handler of wasi:http@{http} may import {}", packages.join(", ")));
+        text.push_str(&format!(". A component for wasi:http@{http} may import {}", packages.join(", ")));
     }
     text
 }

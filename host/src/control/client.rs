@@ -163,7 +163,7 @@ impl Client {
 
 /// Fails for paths that are not UTF-8, which JSON cannot express.
 fn body_of(request: &ReloadRequest) -> anyhow::Result<Bytes> {
-    Ok(serde_json::to_vec(request).context("the path cannot be sent")?.into())
+    Ok(serde_json::to_vec(request).context("the path is not UTF-8")?.into())
 }
 
 async fn in_time<T, E: Into<CommandError>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {

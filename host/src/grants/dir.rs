@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-const FORM: &str = "write ./data::/data, or ./data::/data:ro to forbid writing";
+const FORM: &str = "write ./data::/data, or ./data::/data:ro for read-only access";
 
 /// One `--dir HOST::GUEST[:ro]`.
 ///
@@ -41,7 +41,7 @@ impl FromStr for DirGrant {
             None => (rest, Access::ReadWrite),
         };
         if host.is_empty() || host.contains('\0') {
-            return Err(format!("the host's folder is missing or has a NUL in its name; {FORM}"));
+            return Err(format!("the host's folder is missing or contains a NUL; {FORM}"));
         }
         check_guest(guest)?;
         Ok(Self { host: host.into(), guest: guest.into(), access })
@@ -51,11 +51,11 @@ impl FromStr for DirGrant {
 /// Guests find a folder by the text of its path, so each has one spelling.
 fn check_guest(path: &str) -> Result<(), String> {
     let Some(names) = path.strip_prefix('/') else {
-        return Err(format!("the guest's path begins with /; {FORM}"));
+        return Err(format!("the guest's path must begin with /; {FORM}"));
     };
     let wrong = |name: &str| matches!(name, "" | "." | "..") || name.contains('\0');
     if !names.is_empty() && names.split('/').any(wrong) {
-        return Err("the guest's path cannot have . or .., a doubled or last /, or a NUL".into());
+        return Err("the guest's path must not contain . or .., a double or trailing /, or a NUL".into());
     }
     // A slip like `:RO` must not become part of a name, and the folder open for writing.
     match names.rsplit('/').next().and_then(|last| last.split_once(':')) {
@@ -68,7 +68,7 @@ fn check_guest(path: &str) -> Result<(), String> {
 pub(crate) fn check_dirs(dirs: &[DirGrant]) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     match dirs.iter().find(|dir| !seen.insert(&dir.guest)) {
-        Some(dir) => Err(format!("--dir {dir}: another folder is at {} already", dir.guest)),
+        Some(dir) => Err(format!("--dir {dir}: another folder is already at {}", dir.guest)),
         None => Ok(()),
     }
 }
@@ -138,10 +138,10 @@ mod tests {
             check(text, "the host's folder is missing");
         }
         for text in ["a::", "a::data", "a::./data", "a:: /data", "a::/data::ro", "a:::ro"] {
-            check(text, "begins with /");
+            check(text, "must begin with /");
         }
         for text in ["a:://", "a::/b/", "a::/b//c", "a::/.", "a::/b/../c", "a::/..:ro", "a::/b/:ro", "a::/b\0"] {
-            check(text, "cannot have");
+            check(text, "must not contain");
         }
         for text in ["a::/b:RO", "a::/b:rw", "a::/b:readonly", "a::/b:ro:ro", "a::/b:ro ", "a::/b:"] {
             check(text, "unknown option");
@@ -156,7 +156,7 @@ mod tests {
         };
         check(&[], None);
         check(&["a::/x", "a::/y", "b::/x/y"], None);
-        check(&["a::/x", "b::/y", "c::/x:ro"], Some("--dir c::/x:ro: another folder is at /x already"));
+        check(&["a::/x", "b::/y", "c::/x:ro"], Some("--dir c::/x:ro: another folder is already at /x"));
     }
 
     proptest! {

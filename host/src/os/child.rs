@@ -150,7 +150,7 @@ fn reap(pid: Pid, fd: &OwnedFd) -> String {
             let end = wait(libc::P_PIDFD, id, libc::WEXITED | libc::WNOHANG).ok().flatten();
             end.map_or_else(|| "has ended".into(), |end| end.how)
         }
-        Err(errno) => format!("has ended, but something else was told how ({errno})"),
+        Err(errno) => format!("has ended; its exit status is not known ({errno})"),
     }
 }
 

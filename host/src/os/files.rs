@@ -94,11 +94,8 @@ pub(crate) fn is_ours_or_roots(metadata: &Metadata) -> bool {
 /// A file that says what is run must not be another user's to write: neither by owner nor by mode.
 pub(crate) fn check_trusted(metadata: &Metadata) -> anyhow::Result<()> {
     let (owner, mode) = (metadata.uid(), metadata.mode());
-    let fix = "it says what is run, so it must be yours or root's, and writable by nobody else: chown or chmod it";
-    ensure!(
-        is_ours_or_roots(metadata) || Some(owner) == invoker(),
-        "it belongs to user {owner}, who could change it; {fix}"
-    );
+    let fix = "it decides what is run, so it must be yours or root's, and writable by nobody else: run chown or chmod";
+    ensure!(is_ours_or_roots(metadata) || Some(owner) == invoker(), "it belongs to user {owner}; {fix}");
     let by_group = mode & 0o020 != 0 && !is_group_of_one(owner, metadata.gid());
     ensure!(mode & 0o002 == 0 && !by_group, "other users can write to it (mode {:o}); {fix}", mode & 0o7777);
     Ok(())

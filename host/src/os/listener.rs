@@ -104,7 +104,7 @@ impl fmt::Display for ListenAddr {
 pub(crate) enum BindError {
     #[error("cannot listen on {0}: the address is in use. Stop the other server, or choose another with --listen")]
     InUse(ListenAddr),
-    #[error("cannot listen on {0}: this cluster does so already, on {1}. Leave one of the two out")]
+    #[error("cannot listen on {0}: this cluster already listens there, on {1}. Leave one of the two out")]
     Twice(ListenAddr, String),
     #[error("cannot listen on {0} addresses; the limit is {MAX_LISTENERS}")]
     TooMany(usize),
@@ -312,7 +312,7 @@ fn listen(socket: SockRef<'_>, backlog: i32) -> io::Result<()> {
 pub(crate) fn remove_socket(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file of that name exists, and is no socket")),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file exists there and is not a socket")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

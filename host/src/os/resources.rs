@@ -41,8 +41,8 @@ pub(crate) fn keep_within_descriptors(max_connections: &mut usize) -> Option<Str
     }
     *max_connections = there;
     Some(format!(
-        "a worker takes {there} connections at most, not the {wanted} of --max-connections: it may open {hard} files; \
-         raise that limit (ulimit -Hn, or LimitNOFILE= in systemd)"
+        "a worker takes at most {there} connections, not {wanted} as --max-connections says: it may open only {hard} \
+         files; raise that limit (ulimit -Hn, or LimitNOFILE= in systemd)"
     ))
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn restrain_compiler() {
         .map_err(std::io::Error::from)
         .and_then(|()| std::fs::write("/proc/self/oom_score_adj", "1000"));
     if let Err(error) = restrained {
-        tracing::debug!("cannot restrain the compiler: {error}");
+        tracing::debug!("cannot limit the compiler's memory: {error}");
     }
 }
 
@@ -87,7 +87,9 @@ pub(crate) fn restrain_worker() {
     if inherited < WORKER_OOM_SCORE
         && let Err(error) = std::fs::write(path, WORKER_OOM_SCORE.to_string())
     {
-        tracing::debug!("cannot go before the primary when there is no memory left: {error}");
+        tracing::debug!(
+            "cannot set oom_score_adj, so the kernel may end the primary first when memory runs out: {error}"
+        );
     }
 }
 
@@ -133,8 +135,8 @@ impl Shares {
 pub(crate) fn warn_of_surroundings() {
     if Allowance::of_this_process().ends_as_one {
         tracing::warn!(
-            "memory.oom.group is set for this control group: without memory the kernel ends the whole cluster, not the one \
-             process that took it. Under systemd, OOMPolicy=continue leaves it off"
+            "memory.oom.group is set for this control group: when memory runs out, the kernel kills the whole cluster \
+             instead of one process. Under systemd, set OOMPolicy=continue"
         );
     }
 }

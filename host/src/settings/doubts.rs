@@ -19,8 +19,8 @@ pub(super) fn of(options: &Options, workers: u32, request_timeout: Duration) -> 
 fn pinning(workers: u32, cpus: Option<u32>) -> Option<String> {
     let cpus = cpus.filter(|&cpus| workers > cpus)?;
     Some(format!(
-        "--pin-cpus with --workers {workers}, but this process may use {cpus} {}: workers share a CPU and cannot move away; \
-         use at most {cpus}, or leave out --pin-cpus",
+        "--pin-cpus with --workers {workers}, but this process may use {cpus} {}, so some workers share a CPU and \
+         cannot move to another; use at most {cpus}, or leave out --pin-cpus",
         if cpus == 1 { "CPU" } else { "CPUs" }
     ))
 }
@@ -28,9 +28,7 @@ fn pinning(workers: u32, cpus: Option<u32>) -> Option<String> {
 fn queue(options: &Options, somaxconn: Option<u32>) -> Option<String> {
     let (backlog, somaxconn) = (options.backlog?.get(), somaxconn?);
     (backlog > somaxconn).then(|| {
-        format!(
-            "--backlog {backlog} is more than the kernel allows, which makes it {somaxconn}; raise net.core.somaxconn"
-        )
+        format!("--backlog {backlog} is over the kernel's limit, so {somaxconn} is used; raise net.core.somaxconn")
     })
 }
 
@@ -40,7 +38,8 @@ fn cuts(options: &Options, request_timeout: Duration) -> impl Iterator<Item = St
         let given = given.filter(|given| given.0 < request_timeout)?.0;
         let [given, allowed] = [given, request_timeout].map(humantime::format_duration);
         Some(format!(
-            "{flag} {given} is shorter than --request-timeout {allowed}: {what} may cut requests that are in time"
+            "{flag} {given} is shorter than --request-timeout {allowed}, so {what} may cut requests that still have \
+             time"
         ))
     };
     let drain = of("--drain-timeout", "a reload", options.drain_timeout);

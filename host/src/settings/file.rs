@@ -78,7 +78,7 @@ fn explain(message: &str, place: &Place<'_>) -> String {
         return format!("`{found}` is missing; write {}", example(found).unwrap_or_else(|| format!("{found} = …")));
     }
     if message.starts_with("duplicate key") {
-        return "this key is there already".into();
+        return "this key is set twice".into();
     }
     if place.line.trim_start().starts_with("[[") {
         let name = place.line.trim().trim_matches(['[', ']']);
@@ -109,7 +109,7 @@ fn explain(message: &str, place: &Place<'_>) -> String {
 fn unknown_table(name: &str) -> String {
     match name {
         "environment" | "vars" | "variables" => format!("unknown table [{name}]; did you mean [env]?"),
-        _ => format!("unknown table [{name}]; there are [env] and [build], and all other keys stand above them"),
+        _ => format!("unknown table [{name}]; the tables are [env] and [build], and all other keys go above them"),
     }
 }
 
@@ -117,7 +117,7 @@ fn unknown(key: &str, keys: &[&str]) -> String {
     match meant(key, keys) {
         Some(meant) => format!("unknown key `{key}`; did you mean `{meant}`?"),
         // Those of [build] are few.
-        None if keys.len() < 4 => format!("unknown key `{key}`; there are {}", keys.join(", ")),
+        None if keys.len() < 4 => format!("unknown key `{key}`; the keys are {}", keys.join(", ")),
         None => format!("unknown key `{key}`; the keys are the flags of `wasmcluster serve --help`"),
     }
 }
@@ -226,7 +226,7 @@ mod tests {
                 "line 3: the values of [env] are strings; write workers = \"…\", or put the key above [env]\n  3 | workers = 4",
             ),
             ("[[env]]\nA = 1", "line 1: this is a list of tables; write [env]\n  1 | [[env]]"),
-            ("[server]\nworkers = 2", "line 1: unknown table [server]; there are [env] and [build]"),
+            ("[server]\nworkers = 2", "line 1: unknown table [server]; the tables are [env] and [build]"),
             ("[environment]\nA = \"1\"", "line 1: unknown table [environment]; did you mean [env]?"),
             ("[build]\ncommand = [\"npm\"]", "line 2: `command` takes a string; write command = \"npm run build\""),
             ("workers =", "line 1: `workers` has no value; write workers = 4"),

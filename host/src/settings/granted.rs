@@ -30,7 +30,7 @@ impl Granted {
                 bail!("--env-inherit takes only a name; write --env {name}={value}");
             }
             let value = std::env::var(name).map_err(|error| {
-                anyhow::anyhow!("--env-inherit {name}: {error}; set it, or say its value with --env {name}=VALUE")
+                anyhow::anyhow!("--env-inherit {name}: {error}; set it, or give its value with --env {name}=VALUE")
             })?;
             variables.insert(name.clone(), value);
         }

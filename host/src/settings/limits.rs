@@ -140,7 +140,7 @@ impl Limits {
         ensure!(self.max_memory <= MAX_MEMORY, "--max-memory must be at most 4GiB");
         ensure!(
             self.max_worker_memory >= self.max_memory,
-            "--max-worker-memory {} is less than --max-memory {}, what one instance may have",
+            "--max-worker-memory {} is less than --max-memory {}, the limit of one instance",
             size(self.max_worker_memory),
             size(self.max_memory)
         );

@@ -370,7 +370,7 @@ mod tests {
             ("workers = 0", "1 or more"),
             ("workers = \"two\"", "write workers = 4"),
             ("listen = [\"8080\"]", "expected HOST:PORT"),
-            ("[env]\n\"A=B\" = \"c\"", "cannot be the name of a variable"),
+            ("[env]\n\"A=B\" = \"c\"", "is not a valid name for a variable"),
             ("log-level = \"loud\"", "`loud` is not one of `off`"),
             ("hang-timeout = \"soon\"", "write 500ms, 30s or 2m"),
             ("hang-timeout = 10", "write hang-timeout = \"30s\""),

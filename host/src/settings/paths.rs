@@ -123,8 +123,8 @@ pub(crate) fn prepare(store: &Path, state: Option<&Path>, control: &Path) -> any
         [] => Ok(()),
         [fault] => bail!("{fault}"),
         faults => bail!(
-            "there is no place for {} of the folders that are needed: {}. Where the root is read-only, mount something \
-             writable for each",
+            "cannot use {} of the folders that wasmcluster needs: {}. If the root file system is read-only, mount \
+             something writable for each",
             faults.len(),
             faults.join("; ")
         ),

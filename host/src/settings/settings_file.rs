@@ -63,13 +63,13 @@ impl SettingsFile {
 
     /// What in the file has changed since, if anything has that needs a restart.
     pub(crate) fn changes(&self) -> Option<String> {
-        let needs = "that takes effect when the cluster is started again";
+        let needs = "restart the cluster to apply this";
         match read(&self.path) {
             Ok(now) => {
                 let keys = changed_keys(&self.table, &now).join(", ");
                 (!keys.is_empty()).then(|| format!("{} has changed ({keys}); {needs}", self.path.display()))
             }
-            Err(reason) => Some(format!("{} has changed, and cannot be read: {reason}; {needs}", self.path.display())),
+            Err(reason) => Some(format!("{} has changed and cannot be read: {reason}; {needs}", self.path.display())),
         }
     }
 

@@ -182,8 +182,8 @@ pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
 fn check_variable(name: &str, value: &str) -> Result<(), String> {
     match name {
         "" => Err("the variable has no name".into()),
-        _ if name.contains(['=', '\0']) => Err(format!("{name:?} cannot be the name of a variable")),
-        _ if value.contains('\0') => Err(format!("the value of {name} has a NUL byte in it")),
+        _ if name.contains(['=', '\0']) => Err(format!("{name:?} is not a valid name for a variable")),
+        _ if value.contains('\0') => Err(format!("the value of {name} contains a NUL byte")),
         _ => Ok(()),
     }
 }

@@ -39,7 +39,7 @@ pub(crate) trait Message: DeserializeOwned {
 /// Why a frame could not be sent or understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IpcError {
-    #[error("does not take its orders: its queue is full")]
+    #[error("does not read its messages: its queue is full")]
     Full,
     #[error("a frame of {0} bytes is over the limit of {MAX_FRAME}")]
     TooLong(usize),

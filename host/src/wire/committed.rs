@@ -65,7 +65,7 @@ impl Committed {
     fn parse(path: &Path, file: &File) -> anyhow::Result<Self> {
         let metadata = file.metadata()?;
         files::check_private(path, &metadata, Owner::Us)?;
-        ensure!(metadata.is_file() && metadata.len() <= MAX_FILE, "it is no file of ours");
+        ensure!(metadata.is_file() && metadata.len() <= MAX_FILE, "it was not written by wasmcluster");
         let mut bytes = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut bytes)?;
         // Read first: another schema may have other fields.

@@ -126,24 +126,24 @@ impl Update {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
     #[error(
-        "its name is not one that Prometheus takes. Name it with letters, digits, `_` and `:`, {MAX_METRIC_TEXT} at most, \
-         without a digit or `{RESERVED}` in front, and without `_bucket`, `_count` or `_sum` at the end, which are parts of \
+        "its name is not valid in Prometheus. Use letters, digits, `_` and `:`, {MAX_METRIC_TEXT} at most, without a \
+         digit or `{RESERVED}` at the start, and without `_bucket`, `_count` or `_sum` at the end, which are parts of \
          histograms"
     )]
     Name,
     #[error(
-        "its labels are too many, or one is there twice, too long, or has a name that Prometheus does not take. Give it \
-         {MAX_LABELS} at most, names and values of {MAX_METRIC_TEXT} bytes at most, and names of letters, digits and `_`, \
-         without a digit or `__` in front, and not `le`"
+        "it has too many labels, or one that is repeated, too long, or not valid in Prometheus. Use at most \
+         {MAX_LABELS} labels, names and values of at most {MAX_METRIC_TEXT} bytes, and names of letters, digits and \
+         `_`, without a digit or `__` at the start, and not `le`"
     )]
     Labels,
-    #[error("its value is infinite or no number, or negative in a histogram. Look at how the guest comes by it")]
+    #[error("its value is infinite or NaN, or negative in a histogram. Check how the guest computes it")]
     Value,
-    #[error("its name has another kind of series already. Give it a name of its own")]
+    #[error("its name is already in use for another kind of metric. Choose another name")]
     Kind,
     #[error(
-        "this worker's guests have {MAX_SERIES} series already, and get no more of them. Use labels with few values: no \
-         paths, no users, no numbers of requests"
+        "this worker's guests have {MAX_SERIES} series already, which is the limit. Use labels with few values: no \
+         paths, users or request ids"
     )]
     TooMany,
 }

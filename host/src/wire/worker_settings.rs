@@ -68,7 +68,10 @@ impl WorkerSettings {
     /// As a sealed file, to be handed to every worker of a generation.
     pub(crate) fn write(&self) -> anyhow::Result<OwnedFd> {
         let bytes = serde_json::to_vec(self)?;
-        ensure!(bytes.len() as u64 <= MAX_SETTINGS, "the environment for the guests is over {MAX_SETTINGS} bytes");
+        ensure!(
+            bytes.len() as u64 <= MAX_SETTINGS,
+            "the environment variables for guests take more than {MAX_SETTINGS} bytes"
+        );
         Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
     }
 

@@ -132,12 +132,7 @@ fn log_panics() {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("without a message");
         let thread = thread.name().unwrap_or("unnamed");
-        tracing::error!(
-            thread,
-            place,
-            "a panic in the worker, which is a fault of wasmcluster's: {}",
-            one_line(message)
-        );
+        tracing::error!(thread, place, "a panic in the worker, which is a bug in wasmcluster: {}", one_line(message));
     }));
 }
 
@@ -202,7 +197,7 @@ async fn load(
         Instances::load(settings, &artifact, identity, epoch, stats).context("cannot load the component")?;
     let patience = settings.limits.request_timeout.clamp(MIN_LOAD_PATIENCE, MAX_LOAD_PATIENCE);
     let probed = tokio::time::timeout(patience, instances.probe()).await;
-    let probed = probed.map_err(|_| anyhow!("the component is not instantiated within {patience:?}"))?;
+    let probed = probed.map_err(|_| anyhow!("the component was not instantiated within {patience:?}"))?;
     probed.map_err(|error| {
         let reason = match error {
             Failure::Full => "there is not enough memory for one instance; see --max-worker-memory".into(),
@@ -210,7 +205,7 @@ async fn load(
             Failure::Trap(error) => guest::quota::explain(&format!("{error:#}"), &settings.limits)
                 .unwrap_or_else(|| several_lines(&format!("{error:?}")).to_string()),
         };
-        anyhow!("the component fails while it is instantiated: {}", reason.trim_end())
+        anyhow!("cannot instantiate the component: {}", reason.trim_end())
     })?;
     if let Some(path) = &settings.health_path {
         instances.check_health(path).await.map_err(anyhow::Error::msg)?;
@@ -360,6 +355,6 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap();
         assert_eq!(line["level"], "ERROR", "{line}");
         assert_eq!(line["worker"], 7, "{line}");
-        assert!(line["message"].as_str().unwrap().contains("fault of wasmcluster's: two\\nlines"), "{line}");
+        assert!(line["message"].as_str().unwrap().contains("bug in wasmcluster: two\\nlines"), "{line}");
     }
 }

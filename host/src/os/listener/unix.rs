@@ -46,7 +46,7 @@ impl UnixAddr {
                 }
             };
             if !is_new {
-                return Err(format!("'{option}' is said twice"));
+                return Err(format!("'{option}' is given twice"));
             }
         }
         Ok(address)
@@ -60,7 +60,7 @@ impl UnixAddr {
 fn parse_mode(text: &str) -> Result<u32, String> {
     let is_octal = (3..=4).contains(&text.len()) && text.chars().all(|digit| digit.is_digit(8));
     let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| is_octal && mode <= 0o777);
-    mode.ok_or_else(|| format!("'{text}' is not the mode of a socket; write it in octal digits, as 0660"))
+    mode.ok_or_else(|| format!("'{text}' is not a valid socket mode; write three or four octal digits, such as 0660"))
 }
 
 pub(super) fn bind(address: &UnixAddr, backlog: i32) -> io::Result<Listener> {
@@ -85,7 +85,7 @@ pub(super) fn bind(address: &UnixAddr, backlog: i32) -> io::Result<Listener> {
     };
     if let Some((name, group)) = group {
         lchown(path, None, Some(group)).map_err(|error| {
-            let to_whom = "only root and the members of a group can give it a file";
+            let to_whom = "only root and members of the group may do that";
             io::Error::other(format!("cannot give it to the group {name}: {error}; {to_whom}"))
         })?;
     }
@@ -131,11 +131,11 @@ mod tests {
             ("a?", "'' is neither"),
             ("a?user=www", "'user=www' is neither"),
             ("a?group=", "'group=' is neither"),
-            ("a?mode=rw", "'rw' is not the mode"),
-            ("a?mode=0999", "'0999' is not the mode"),
-            ("a?mode=4755", "'4755' is not the mode"),
-            ("a?mode=+660", "'+660' is not the mode"),
-            ("a?mode=0660&mode=0666", "said twice"),
+            ("a?mode=rw", "'rw' is not a valid"),
+            ("a?mode=0999", "'0999' is not a valid"),
+            ("a?mode=4755", "'4755' is not a valid"),
+            ("a?mode=+660", "'+660' is not a valid"),
+            ("a?mode=0660&mode=0666", "given twice"),
         ] {
             let said = UnixAddr::parse(text).unwrap_err();
             assert!(said.contains(error), "{text}: {said}");

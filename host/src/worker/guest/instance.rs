@@ -233,7 +233,7 @@ where
     drop(answering);
     if let Err(Failure::Trap(error)) = ended {
         let error = format!("{error:?}");
-        tracing::debug!("a guest trapped in an instance that had served a request: {}", several_lines(&error));
+        tracing::debug!("a guest trapped in a reused instance: {}", several_lines(&error));
     }
     let request = again.map(|()| Empty::<Bytes>::new().map_err(|never| -> Error { match never {} }));
     let is_answered = Arc::new(AtomicBool::new(false));

@@ -44,7 +44,7 @@ impl Metrics {
             if !known.said.contains(&fault) {
                 known.said.push(fault);
                 let name: String = name.chars().take(MAX_NAMED).collect();
-                tracing::warn!("a guest's metric {name:?} is dropped: {fault} (said once; `status` counts them)");
+                tracing::warn!("a guest's metric {name:?} is dropped: {fault} (logged once; `status` counts them)");
             }
         }
     }

@@ -219,12 +219,12 @@ impl Hooks {
             (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
             (Err(_), _) => {
                 let what = format!("more than {MAX_OUTBOUND_PER_REQUEST} outbound requests at a time for one request");
-                notices.denied(self.origin.request.as_deref(), what, "no flag grants that");
+                notices.denied(self.origin.request.as_deref(), what, "no flag raises this limit");
                 Err(Error::ConnectionLimitReached)
             }
             (_, Err(_)) => {
                 let what = format!("more than {MAX_OUTBOUND} outbound requests at a time in one worker");
-                notices.denied(self.origin.request.as_deref(), what, "more workers can have more");
+                notices.denied(self.origin.request.as_deref(), what, "more workers raise the total");
                 Err(Error::ConnectionLimitReached)
             }
         }
@@ -330,10 +330,10 @@ impl OutboundExchange {
     fn not_connected(&self, error: &io::Error) -> Error {
         let hint = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
             // Each connection takes a port, for a minute after its end if this side closed it.
-            Errno::EADDRNOTAVAIL => "no local port is free for one more (net.ipv4.ip_local_port_range)",
-            Errno::EMFILE => "this worker has no descriptor left (ulimit -n)",
-            Errno::ENFILE => "this machine has no descriptor left (fs.file-max)",
-            Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => "the kernel has no memory for it",
+            Errno::EADDRNOTAVAIL => "no local port is free (net.ipv4.ip_local_port_range)",
+            Errno::EMFILE => "this worker has no file descriptors left (ulimit -n)",
+            Errno::ENFILE => "this machine has no file descriptors left (fs.file-max)",
+            Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => "the kernel has no memory left for sockets",
             Errno::EACCES | Errno::EPERM => {
                 let message = "an outbound connection was refused by this machine's own rules (firewall, sandbox)";
                 self.world.outbound.notices.tell(self.asked.as_deref(), format!("{message}: {error}"));
@@ -372,8 +372,8 @@ impl OutboundExchange {
         if permitted.is_empty() {
             let Some(&address) = denied.first() else { return Err(Error::DestinationNotFound) };
             let range = special(address).unwrap_or("other");
-            let what = format!("a request to a granted host whose address {address} is special ({range})");
-            let remedy = format!("grant it with {} beside the name", self.destination.at(address).flag());
+            let what = format!("a request to a granted host with the special address {address} ({range})");
+            let remedy = format!("grant the address too, with {}", self.destination.at(address).flag());
             self.world.outbound.notices.denied(self.asked.as_deref(), what, remedy);
             return Err(Error::DestinationIpProhibited);
         }

@@ -24,11 +24,11 @@ pub(crate) fn explain(error: &str, limits: &Limits) -> Option<String> {
     let memory = amount("memory minimum size of ").map(|pages| pages.saturating_mul(PAGE));
     if let Some(bytes) = memory.or_else(|| amount("memory has a minimum byte size of ")) {
         let (needed, max) = (size(bytes), size(limits.max_memory));
-        return Some(format!("it needs {needed} of memory to begin with, and --max-memory is {max}"));
+        return Some(format!("it needs {needed} of memory to start, but --max-memory is {max}"));
     }
     let entries = amount("table minimum size of ").or_else(|| amount("minimum element size of "))?;
     Some(match entries > MAX_TABLE_ELEMENTS as u64 {
-        true => format!("it needs a table of {entries} functions to begin with, and the limit is {MAX_TABLE_ELEMENTS}"),
+        true => format!("it needs a table of {entries} functions to start, but the limit is {MAX_TABLE_ELEMENTS}"),
         false => format!("its table of {entries} functions does not fit into --max-memory {}", size(limits.max_memory)),
     })
 }

@@ -175,7 +175,7 @@ impl Stock {
         if live.uses == 1 {
             live.handles = handles;
         } else if handles > live.handles {
-            tracing::debug!(handles, before = live.handles, "an instance is not used again: it keeps what it was lent");
+            tracing::debug!(handles, before = live.handles, "an instance is not reused: it leaks handles");
             return;
         }
         live.idle_since = Instant::now();
@@ -201,15 +201,15 @@ impl Stock {
     pub(crate) fn failed_trial(&self) {
         let failed = self.failed_trials.get() + 1;
         self.failed_trials.set(failed);
-        tracing::debug!(failed, "a request was not answered by an instance that had served one, but by a fresh one");
+        tracing::debug!(failed, "a reused instance did not answer a request; a fresh one did");
         // Others that were tried at the same time may have succeeded.
         if failed < MAX_FAILED_TRIALS || self.is_proven.get() {
             return;
         }
         if self.max_uses.replace(1) > 1 {
             tracing::warn!(
-                "the component does not answer a second request in the same instance; from now on each request gets a \
-                 fresh one"
+                "the component does not answer a second request in the same instance; from now on every request gets a \
+                 fresh instance"
             );
         }
         self.idle.borrow_mut().clear();

@@ -71,13 +71,13 @@ impl Guest {
         let held = handles::measure(&mut self.table);
         let limit = self.world.max_memory;
         let why = if held > MAX_HELD {
-            format!("and {} is the limit", size(MAX_HELD))
+            format!("and the limit is {}", size(MAX_HELD))
         } else if self.quota.hold(held) {
             return;
         } else if self.quota.is_starved() {
-            "for which --max-worker-memory leaves no room".to_owned()
+            "and --max-worker-memory leaves no room for that".to_owned()
         } else {
-            format!("with its own memory more than --max-memory {}", size(limit))
+            format!("which together with its own memory is over --max-memory {}", size(limit))
         };
         let held = size(held);
         self.stopped =

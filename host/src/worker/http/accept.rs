@@ -257,7 +257,9 @@ fn accept_all(
                 Some(Errno::EINTR | Errno::EAGAIN | Errno::ECONNABORTED) => {}
                 _ => {
                     if said_at.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
-                        tracing::warn!("cannot accept a connection: {error}; an idle one makes room, if there is any");
+                        tracing::warn!(
+                            "cannot accept a connection: {error}; closing an idle one to make room, if there is one"
+                        );
                         said_at = Some(Instant::now());
                     }
                     gate.exhausted.notify_one();

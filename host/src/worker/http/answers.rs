@@ -32,7 +32,7 @@ pub(super) fn late(exchange: &Exchange) -> Answer {
     exchange.judge(Verdict::Late);
     let limit = exchange.limit;
     if exchange.upload_is(UploadProgress::Awaited) {
-        let why = "the guest waits for the rest of the request's body, which its client owes";
+        let why = "the guest is waiting for the client to send the rest of the request's body";
         log_of!(warn, exchange, "no answer within {limit:?}: {why}; see --request-timeout");
         return closing(plain(StatusCode::REQUEST_TIMEOUT, "the request took too long", exchange));
     }

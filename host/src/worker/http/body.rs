@@ -310,7 +310,12 @@ async fn outlive(mut call: Call, exchange: Rc<Exchange>) {
         Ok(_) => {}
         Err(_) => {
             exchange.judge(Verdict::Late);
-            log_of!(warn, &exchange, "the guest was ended {:?} after its answer", exchange.limit);
+            log_of!(
+                warn,
+                &exchange,
+                "the guest was stopped {:?} after its answer; see --request-timeout",
+                exchange.limit
+            );
         }
     }
     drop(call);

@@ -184,7 +184,7 @@ impl Exchange {
     /// Nothing has moved for too long.
     pub(super) fn stalled(&self, limit: Duration) {
         self.judge(Verdict::Late);
-        log_of!(warn, self, "an answer was cut: nothing moved for {limit:?}; see --stream-timeout");
+        log_of!(warn, self, "an answer was cut: no data moved for {limit:?}; see --stream-timeout");
     }
 
     pub(super) fn trapped(&self, error: &wasmtime::Error) {

@@ -81,15 +81,15 @@ impl Server {
             return refused(StatusCode::BAD_REQUEST, text, text);
         };
         if request.method() == Method::CONNECT {
-            return refused(StatusCode::NOT_IMPLEMENTED, "this is no proxy", "this is no proxy");
+            return refused(StatusCode::NOT_IMPLEMENTED, "this server is not a proxy", "this server is not a proxy");
         }
         if asks_for_websocket(request.headers()) {
-            return refused(StatusCode::NOT_IMPLEMENTED, "WebSocket is not served here", "a WebSocket");
+            return refused(StatusCode::NOT_IMPLEMENTED, "WebSocket is not supported", "a WebSocket");
         }
         if loops(request.headers()) > MAX_LOOPS {
             exchange.judge(Verdict::Refused);
-            log_of!(warn, exchange, "refused: it came through servers like this {MAX_LOOPS} times");
-            return Err(Box::new(plain(StatusCode::LOOP_DETECTED, "the request goes round in circles", exchange)));
+            log_of!(warn, exchange, "refused: a loop, it has passed through wasmcluster more than {MAX_LOOPS} times");
+            return Err(Box::new(plain(StatusCode::LOOP_DETECTED, "the request is in a loop", exchange)));
         }
         if request.body().size_hint().lower() > self.limits.max_body {
             return Err(Box::new(too_large(exchange)));
@@ -190,7 +190,7 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exch
             internal_error(exchange)
         }
         (_, Some(Err(_))) => {
-            log_of!(warn, exchange, "the guest gave up its chance to answer without setting a response");
+            log_of!(warn, exchange, "the guest dropped its response-outparam without setting a response");
             internal_error(exchange)
         }
     };

@@ -11,7 +11,7 @@ pub(super) fn has_no_body(method: &Method, status: StatusCode) -> bool {
 /// Mends what is wrong with the head of a guest's answer and harmless. An error is what would change where the answer ends.
 pub(super) fn repair(head: &mut http::response::Parts, is_empty: bool) -> Result<(), &'static str> {
     if head.status.is_informational() {
-        return Err("its status is informational, and says that another follows");
+        return Err("its status is informational (1xx), not final");
     }
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
     let (Some(first), is_one) = (lengths.next(), lengths.next().is_none()) else { return Ok(()) };
@@ -29,7 +29,7 @@ pub(super) fn repair(head: &mut http::response::Parts, is_empty: bool) -> Result
         }
     };
     if length > 0 && is_empty && head.status != StatusCode::NOT_MODIFIED {
-        return Err("its body is empty, and its content-length says otherwise");
+        return Err("its body is empty, but its content-length is not 0");
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ pub(super) fn content_length(headers: &HeaderMap) -> Result<u64, &'static str> {
         let digits = str::from_utf8(digits.trim_ascii()).ok()?;
         if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
     });
-    let first = lengths.next().flatten().ok_or("its content-length is no number")?;
+    let first = lengths.next().flatten().ok_or("its content-length is not a number")?;
     let is_same = lengths.all(|length| length == Some(first));
     if is_same { Ok(first) } else { Err("it has more than one content-length, and they differ") }
 }

@@ -195,10 +195,10 @@ impl Server {
     /// begun counts itself.
     fn left(&self, connection: &Connection, unseen: u64) {
         if let Some(exchange) = connection.current() {
-            log_of!(debug, &exchange, "its client left before the answer was handed over");
+            log_of!(debug, &exchange, "its client disconnected before the answer was sent");
         }
         if unseen > 0 && connection.has_client_left() {
-            tracing::debug!("a client left before {unseen} of its requests were begun");
+            tracing::debug!("a client disconnected before {unseen} of its requests were started");
             (0..unseen).for_each(|_| Outcome::UNSEEN.count(self.stats));
         }
     }
@@ -212,7 +212,7 @@ impl Server {
             // The client is told so instead.
             Err(_) if connection.can_answer_anew() => ConnectionEvent::Malformed,
             Err(error) if error.is_parse() => {
-                tracing::debug!("a client is refused: {error}");
+                tracing::debug!("refused a request: {error}");
                 Outcome::of_no_request(Verdict::Refused).count(self.stats);
                 // It was answered, and that is not to be destroyed by a reset.
                 if connection.has_client_left() { ConnectionEvent::ClientLeft } else { ConnectionEvent::Shut }
@@ -439,7 +439,7 @@ impl<S: Transport> AsyncRead for Io<S> {
             }
             Err(Bad { good, part, violation }) => {
                 let line = if part == MessagePart::Head { quoted(&bytes[good..]) } else { String::new() };
-                tracing::debug!("a client is refused: {violation} {line}");
+                tracing::debug!("refused a request: {violation} {line}");
                 *refusal = Some(match violation {
                     Violation::HeadTooLarge => Refusal::TooLarge,
                     _ => Refusal::Malformed,

@@ -91,8 +91,8 @@ impl Server {
         if awaited == Awaited::RestOfHead {
             let max = self.limits.max_connections;
             self.say(format_args!(
-                "there are {max} connections and none is idle, so clients are answered 408 whose heads have taken longest; see \
-                 --max-connections and --header-timeout"
+                "all {max} connections are in use, so those that have waited longest for a request's head get a 408; \
+                 see --max-connections and --header-timeout"
             ));
         }
     }
@@ -102,8 +102,8 @@ impl Server {
         while self.buffers.is_exceeded() && self.evict_first(Connection::holding_since).is_some() {
             let max = ByteSize::b(self.buffers.max() as u64);
             self.say(format_args!(
-                "connections held more than {max} for requests that have not come whole, so those are ended that have taken \
-                 longest; see --header-timeout and --max-header-bytes"
+                "incomplete requests held more than {max} of memory, so the connections that took longest were closed; \
+                 see --header-timeout and --max-header-bytes"
             ));
         }
     }

@@ -103,8 +103,8 @@ impl Guardian {
                 // A primary that does not read it is gone, which is heard next.
                 let _ = self.primary.send(&ToPrimary::Configured { revision: number }, &[]);
             }
-            Some(Err(error)) => tracing::error!("a change of the configuration cannot be read: {error}"),
-            None => tracing::error!("a change of the configuration came without what is to be"),
+            Some(Err(error)) => tracing::error!("cannot read a configuration change: {error}"),
+            None => tracing::error!("a configuration change came without the new configuration"),
         }
     }
 
@@ -138,7 +138,7 @@ impl Guardian {
             Ok(Received::Nothing) => FromPrimary::Nothing,
             Ok(Received::Closed) => FromPrimary::PrimaryLost,
             Err(error) => {
-                tracing::error!("the primary's words make no sense: {error}");
+                tracing::error!("got an invalid message from the primary: {error}");
                 FromPrimary::PrimaryLost
             }
         }

@@ -13,8 +13,8 @@ const THIS: Pid = Pid::from_raw(0);
 /// that, so control groups and `taskset` are respected. A worker that cannot be bound serves all the same.
 pub(crate) fn pin(slot: Slot) {
     match bind(slot) {
-        Ok(cpu) => tracing::debug!(cpu, "bound to a CPU"),
-        Err(errno) => tracing::warn!("--pin-cpus: cannot bind this worker to a CPU, it goes on unbound: {errno}"),
+        Ok(cpu) => tracing::debug!(cpu, "pinned to a CPU"),
+        Err(errno) => tracing::warn!("--pin-cpus: cannot pin this worker to a CPU, so it runs on any: {errno}"),
     }
 }
 

@@ -47,14 +47,14 @@ async fn connector() -> io::Result<TlsConnector> {
     // Some hundred files, on most machines.
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await?;
     for error in &found.errors {
-        tracing::debug!("a trusted certificate cannot be read: {error}");
+        tracing::debug!("cannot read a trusted certificate: {error}");
     }
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         tracing::warn!(
-            "this machine trusts no certificate, so no https request can be sent; install ca-certificates or set \
-             SSL_CERT_FILE"
+            "this machine has no trusted certificates, so guests cannot send https requests; install ca-certificates \
+             or set SSL_CERT_FILE"
         );
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
