@@ -35,7 +35,7 @@ impl<T: DeserializeOwned> Json<T> {
         let status = body.blame(StatusCode::BAD_REQUEST);
         match serde_json::from_slice(&body.bytes(limit).await?) {
             Ok(value) => Ok(Self(value)),
-            Err(error) => Err(Error::new(status, format!("the body is not the JSON expected: {error}"))),
+            Err(error) => Err(Error::new(status, format!("the body is not the expected JSON: {error}"))),
         }
     }
 }

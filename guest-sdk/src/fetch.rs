@@ -95,7 +95,7 @@ pub struct Fetch {
 
 impl Fetch {
     fn new(method: Method, uri: impl TryInto<Uri>) -> Self {
-        let request = uri.try_into().map_err(|_| FetchError::Invalid("its URI is none".into())).map(|uri| {
+        let request = uri.try_into().map_err(|_| FetchError::Invalid("its URI is not valid".into())).map(|uri| {
             let mut request = Request::new(Body::empty());
             (*request.method_mut(), *request.uri_mut()) = (method, uri);
             request
@@ -111,7 +111,7 @@ impl Fetch {
     /// Adds a header.
     pub fn header(self, name: impl TryInto<HeaderName>, value: impl TryInto<HeaderValue>) -> Self {
         self.change(|mut request| {
-            let invalid = || FetchError::Invalid("one of its headers is not HTTP's".into());
+            let invalid = || FetchError::Invalid("one of its headers is not valid".into());
             let (name, value) = (name.try_into().map_err(|_| invalid())?, value.try_into().map_err(|_| invalid())?);
             request.headers_mut().append(name, value);
             Ok(request)
@@ -148,7 +148,7 @@ impl Fetch {
         let mut request = self.request?;
         let uri = request.uri();
         if uri.authority().is_none() || uri.scheme().is_none() {
-            return Err(FetchError::Invalid(format!("its URI must be absolute, and is {uri:?}")));
+            return Err(FetchError::Invalid(format!("its URI must be absolute, but is {uri:?}")));
         }
         hop_by_hop(request.headers_mut());
         let sending = host::fetch(request, self.idle_timeout);
@@ -202,7 +202,7 @@ impl fmt::Display for FetchError {
         match self {
             Self::Invalid(reason) => write!(f, "the request cannot be sent: {reason}"),
             Self::Denied(place) => {
-                write!(f, "the server does not let the guest send requests to {place}; --allow-host {place} does")
+                write!(f, "the server does not allow requests to {place}; grant them with --allow-host {place}")
             }
             Self::TimedOut => f.write_str("the request took too long"),
             Self::Failed(reason) => write!(f, "the request failed: {reason}"),
@@ -231,9 +231,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_sent_says_why() {
-        check(get("a b"), "the request cannot be sent: its URI is none");
-        check(get("/path"), "the request cannot be sent: its URI must be absolute, and is /path");
-        check(get("http://h/").header("a b", "1"), "the request cannot be sent: one of its headers is not HTTP's");
+        check(get("a b"), "the request cannot be sent: its URI is not valid");
+        check(get("/path"), "the request cannot be sent: its URI must be absolute, but is /path");
+        check(get("http://h/").header("a b", "1"), "the request cannot be sent: one of its headers is not valid");
     }
 
     #[test]

@@ -37,8 +37,8 @@
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
 compile_error!(
-    "the features `p2` and `p3` of wasmcluster-guest exclude each other: \
-     for WASI 0.3 say `default-features = false, features = [\"p3\"]`"
+    "the features `p2` and `p3` of wasmcluster-guest are mutually exclusive: for WASI 0.3 write `default-features = \
+     false, features = [\"p3\"]`"
 );
 #[cfg(all(target_arch = "wasm32", not(any(feature = "p2", feature = "p3"))))]
 compile_error!("wasmcluster-guest needs one of its features `p2` (the default) and `p3`");
@@ -112,7 +112,7 @@ pub mod __private {
 
     /// What a function without arguments may return to [`main`](crate::main).
     #[diagnostic::on_unimplemented(
-        message = "`{Self}` is no application",
+        message = "`{Self}` is not an application",
         note = "a function without arguments returns an `axum::Router`: this needs the feature `axum` of wasmcluster-guest",
         note = "a handler is `async` and takes the request: `async fn handle(request: Request) -> …`"
     )]

@@ -18,7 +18,7 @@ use crate::{Body, Error, Response};
 /// assert_eq!(moved.into_response().headers()["location"], "/there");
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be answered with",
+    message = "`{Self}` cannot be returned from a handler",
     note = "a handler returns a `Response`, text, bytes, `Json`, a `StatusCode`, a tuple `(StatusCode, T)`, `([(name, value); N], T)` \
             or `(StatusCode, [(name, value); N], T)`, or a `Result` of these"
 )]
@@ -154,7 +154,7 @@ where
         let mut response = self.1.into_response();
         for (name, value) in self.0 {
             let (Ok(name), Ok(value)) = (name.try_into(), value.try_into()) else {
-                return Error::from("a header of the response is not HTTP's").into_response();
+                return Error::from("a header of the response is not valid").into_response();
             };
             response.headers_mut().insert(name, value);
         }

@@ -274,7 +274,7 @@ fn a_canary_must_stay_well() {
     let before = cluster.ready();
     let reloaded = cluster.reload(&[]);
     assert_eq!(reloaded.code, Some(4), "{reloaded:?}");
-    assert!(reloaded.stderr.contains("a first worker must stay healthy for 60s"), "{}", reloaded.stderr);
+    assert!(reloaded.stderr.contains("a first worker must stay healthy for 1m"), "{}", reloaded.stderr);
     assert!(reloaded.stderr.contains("was answered 503"), "{}", reloaded.stderr);
     assert_eq!(cluster.ready(), before);
 }

@@ -123,7 +123,7 @@ async fn json_is_read_and_answered(name: &str) {
     for wrong in ["", "{", r#"{"numbers":1}"#, r#"{"numbers":[1]"#, "[]"] {
         let refused = post(&cluster, "/json", wrong).await;
         assert_eq!(refused.status, 400, "{wrong}");
-        assert!(refused.text().starts_with("the body is not the JSON expected: "), "{}", refused.text());
+        assert!(refused.text().starts_with("the body is not the expected JSON: "), "{}", refused.text());
     }
     let large = format!(r#"{{"numbers":[{}1]}}"#, "1,".repeat(64));
     check(&post(&cluster, "/json", large).await, 413, "the body is larger than 64 bytes\n");
@@ -154,7 +154,7 @@ async fn errors_are_told_to_whom_they_concern(name: &str) {
     check(&answer("/conflict").await, 409, "taken already\n");
     check(&answer("/unavailable").await, 503, "Service Unavailable\n");
     check(&answer("/forbidden-header").await, 500, "Internal Server Error\n");
-    cluster.stderr.find("the host does not take its headers");
+    cluster.stderr.find("the host refused its headers");
     assert!(!cluster.stderr.lines().iter().any(|line| line.contains("taken already")));
     assert_eq!(cluster.status()["totals"]["traps"], 0);
 }
@@ -349,7 +349,7 @@ async fn requests_are_sent(name: &str) {
     check(&answer(&format!("/post-json?url=http://{upstream}/echo")).await, 200, "7");
     // A server's bad answer is not the client's fault.
     check(&answer(&format!("/post-json?url=http://{upstream}/missing")).await, 502, "Bad Gateway\n");
-    cluster.stderr.find("the body is not the JSON expected");
+    cluster.stderr.find("the body is not the expected JSON");
     check(&answer(&format!("/fetch-text?url=http://{upstream}/missing")).await, 200, "nothing here");
     check(&answer(&format!("/fetch-text?url=http://{upstream}/head?{}", "x".repeat(99))).await, 502, "Bad Gateway\n");
 }
@@ -390,7 +390,7 @@ async fn what_cannot_be_fetched_says_why(name: &str) {
         "{denied}"
     );
     assert!(outcome("/relative").await.starts_with("invalid: the request cannot be sent: its URI must be absolute"));
-    assert!(outcome("a%20b").await.starts_with("invalid: the request cannot be sent: its URI is none"));
+    assert!(outcome("a%20b").await.starts_with("invalid: the request cannot be sent: its URI is not valid"));
     let granted = self::cluster(name, &["--allow-host", &format!("http://{nowhere}")]);
     let refused = get(granted.address(), &format!("/outcome?url=http://{nowhere}/")).await.unwrap();
     assert!(refused.text().starts_with("failed: the request failed: connection-refused"), "{}", refused.text());

@@ -35,7 +35,7 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
     }
     let function = Function::read(item.clone()).ok_or_else(|| {
         let first = item.clone().into_iter().take(1).collect();
-        Error::new(first, "`#[wasmcluster_guest::main]` stands on a function")
+        Error::new(first, "`#[wasmcluster_guest::main]` belongs on a function")
     })?;
     let name = &function.name;
     let answer = match kind(&function)? {
@@ -90,7 +90,7 @@ fn kind(function: &Function) -> Result<Kind> {
     }
     match (is_async, &arguments[..]) {
         (_, [first, ..]) if function::is_receiver(first) => {
-            Err(Error::new(first.clone(), "this is a function on its own, not a method"))
+            Err(Error::new(first.clone(), "this must be a free function, not a method"))
         }
         (true, [argument]) => Ok(Kind::Handler { argument: first_span(argument), output: first_span(output) }),
         (true, _) => Err(Error::new(name.to_token_stream(), "a handler takes one argument, the request")),
@@ -139,16 +139,16 @@ mod tests {
         refused("", "fn handle(_: Request) -> Response {}", "a handler must be `async`");
         refused("", "async fn handle() -> Response {}", one_argument);
         refused("", "async fn handle(a: A, b: B) -> Response {}", one_argument);
-        refused("", "async fn handle(&self) -> Response {}", "this is a function on its own, not a method");
+        refused("", "async fn handle(&self) -> Response {}", "this must be a free function, not a method");
         refused("", "async fn handle<T>(_: T) -> Response {}", "this function cannot be generic");
         refused("", "fn app() {}", application);
         refused("", "fn app() -> impl Sized {}", application);
-        refused("", "async fn handle(self: Box<Self>) -> Response {}", "this is a function on its own, not a method");
+        refused("", "async fn handle(self: Box<Self>) -> Response {}", "this must be a free function, not a method");
         refused("", "async fn handle(_: A) -> B where A: C {}", "this function cannot be generic");
-        refused("", "fn app() -> Router;", "`#[wasmcluster_guest::main]` stands on a function");
-        refused("", "impl App { fn app() -> Router {} }", "`#[wasmcluster_guest::main]` stands on a function");
-        refused("", "const APP: fn() -> Router = { app };", "`#[wasmcluster_guest::main]` stands on a function");
-        refused("", "struct App;", "`#[wasmcluster_guest::main]` stands on a function");
+        refused("", "fn app() -> Router;", "`#[wasmcluster_guest::main]` belongs on a function");
+        refused("", "impl App { fn app() -> Router {} }", "`#[wasmcluster_guest::main]` belongs on a function");
+        refused("", "const APP: fn() -> Router = { app };", "`#[wasmcluster_guest::main]` belongs on a function");
+        refused("", "struct App;", "`#[wasmcluster_guest::main]` belongs on a function");
     }
 
     #[test]

@@ -70,7 +70,7 @@ where
         Ok(fields) => fields,
         Err(error) => {
             // A response of our own, whose head is known to be good.
-            response = Error::from(format!("the host does not take its headers: {error:?}")).into_response();
+            response = Error::from(format!("the host refused its headers: {error:?}")).into_response();
             finish_response(&mut response);
             self::fields(response.headers()).expect("the host takes two plain headers")
         }
@@ -214,7 +214,7 @@ pub(crate) fn fetch(
 async fn send(request: Request, idle_timeout: Option<Duration>) -> Result<Response, FetchError> {
     let (mut parts, body) = request.into_parts();
     finish_request(&mut parts.headers, &body);
-    let refused = |what: &str| FetchError::Invalid(format!("the host does not take its {what}"));
+    let refused = |what: &str| FetchError::Invalid(format!("the host refused its {what}"));
     let fields = fields(&parts.headers).map_err(|error| FetchError::Invalid(format!("its headers: {error:?}")))?;
     let options = idle_timeout.map(|timeout| {
         let options = RequestOptions::new();
@@ -230,7 +230,7 @@ async fn send(request: Request, idle_timeout: Option<Duration>) -> Result<Respon
     outgoing.set_path_with_query(parts.uri.path_and_query().map(|it| it.as_str())).map_err(|()| refused("path"))?;
     match client::send(outgoing).await {
         Ok(response) => incoming_response(response, parts.method == Method::HEAD)
-            .ok_or_else(|| FetchError::Failed("the response's head is not HTTP".into())),
+            .ok_or_else(|| FetchError::Failed("the response's head is not valid HTTP".into())),
         Err(ErrorCode::HttpRequestDenied) => Err(FetchError::Denied(place(&parts.uri))),
         Err(ErrorCode::ConnectionTimeout | ErrorCode::HttpResponseTimeout | ErrorCode::ConnectionReadTimeout) => {
             Err(FetchError::TimedOut)

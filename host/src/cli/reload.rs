@@ -233,7 +233,7 @@ fn describe(phase: &Phase) -> String {
     let generation = phase.generation.map_or_else(String::new, |generation| format!("generation {generation}: "));
     let lasts = match phase.lasts_ms {
         None | Some(0) => String::new(),
-        Some(ms) => format!(" for {:?}", Duration::from_millis(ms)),
+        Some(ms) => format!(" for {}", humantime::format_duration(Duration::from_millis(ms))),
     };
     let what = match phase.phase.as_str() {
         "compiling" => "compiling".to_owned(),
@@ -244,7 +244,7 @@ fn describe(phase: &Phase) -> String {
         "soaking" => format!("all slots have it; watching{lasts}"),
         "committed" => "committed".to_owned(),
         "rolling_back" => format!("rolling back: {}", phase.reason.as_deref().unwrap_or("no reason")),
-        "draining" => "waiting for workers that drain".to_owned(),
+        "draining" => "waiting for workers to drain".to_owned(),
         other => other.to_owned(),
     };
     format!("{generation}{what}")
@@ -259,6 +259,8 @@ mod tests {
         let line = br#"{"time":"t","event":"reload","generation":2,"phase":"canary","lasts_ms":1000,"new_field":1}"#;
         let Ok(Told::Reload(phase)) = serde_json::from_slice(line) else { panic!() };
         assert_eq!(describe(&phase), "generation 2: a first worker must stay healthy for 1s");
+        let hour = Phase { phase: "soaking".into(), lasts_ms: Some(3_600_000), ..phase };
+        assert_eq!(describe(&hour), "generation 2: all slots have it; watching for 1h");
         let line = br#"{"time":"t","event":"reload_ended","generation":null,"result":"refused","reason":"no"}"#;
         let Ok(Told::ReloadEnded(ended)) = serde_json::from_slice(line) else { panic!() };
         assert_eq!(

@@ -204,7 +204,7 @@ fn poll_trailers(
         return Poll::Ready(match result {
             Ok(Ok(None)) | Err(()) => Ok(None),
             Ok(Ok(Some(fields))) => {
-                header_map(fields.entries()).map(Some).ok_or_else(|| Error::from("the trailers are not HTTP"))
+                header_map(fields.entries()).map(Some).ok_or_else(|| Error::from("the trailers are not valid HTTP"))
             }
             Ok(Err(code)) => Err(format!("reading the trailers: {}", code::name(code)).into()),
         });

@@ -32,7 +32,7 @@ pub(super) async fn send<R: IntoResponse>(method: &Method, mut response: Respons
         Ok(outgoing) => outgoing,
         Err(error) => {
             // A response of our own, whose head is known to be good.
-            response = Error::from(format!("the host does not take its headers: {error:?}")).into_response();
+            response = Error::from(format!("the host refused its headers: {error:?}")).into_response();
             finish_response(&mut response);
             head(&response).expect("the host takes two plain headers")
         }
@@ -64,7 +64,7 @@ fn fields(headers: &HeaderMap) -> Result<Fields, HeaderError> {
 pub(crate) async fn fetch(request: Request, idle_timeout: Option<Duration>) -> Result<Response, FetchError> {
     let (mut parts, source) = request.into_parts();
     finish_request(&mut parts.headers, &source);
-    let refused = |what: &str| FetchError::Invalid(format!("the host does not take its {what}"));
+    let refused = |what: &str| FetchError::Invalid(format!("the host refused its {what}"));
     let fields = fields(&parts.headers).map_err(|error| FetchError::Invalid(format!("its headers: {error:?}")))?;
     let outgoing = OutgoingRequest::new(fields);
     outgoing.set_method(&method(&parts.method)).map_err(|()| refused("method"))?;
@@ -96,7 +96,7 @@ pub(crate) async fn fetch(request: Request, idle_timeout: Option<Duration>) -> R
     };
     drop(waiter);
     incoming::response(incoming, parts.method == Method::HEAD)
-        .ok_or_else(|| FetchError::Failed("the response's head is not HTTP".into()))
+        .ok_or_else(|| FetchError::Failed("the response's head is not valid HTTP".into()))
 }
 
 fn failure(code: ErrorCode, uri: &http::Uri) -> FetchError {
