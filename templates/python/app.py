@@ -1,4 +1,4 @@
-"""Connects the handler to wasi:http. The modules that it imports are made by componentize-py."""
+"""Connects the handler to wasi:http. componentize-py generates the modules that it imports."""
 
 from componentize_py_types import Ok
 from wit_world import exports

@@ -1,4 +1,4 @@
-# Makes dist/app.wasm. The compiler goes into .venv/, the first time and when requirements.txt changes.
+# Builds dist/app.wasm. Installs the compiler into .venv/ the first time, and again when requirements.txt changes.
 set -eu
 
 if ! cmp -s requirements.txt .venv/installed; then

@@ -1,4 +1,4 @@
-"""What is answered. Nothing here belongs to WebAssembly, so that the test calls it as it is."""
+"""The handler. It uses nothing of WebAssembly, so the test can call it directly."""
 
 
 def handle(method: str, path: str) -> tuple[int, str]:
@@ -6,5 +6,5 @@ def handle(method: str, path: str) -> tuple[int, str]:
     if path != "/":
         return 404, f"There is nothing at {path}\n"
     if method not in ("GET", "HEAD"):
-        return 405, "Only GET is answered here\n"
+        return 405, "Use GET\n"
     return 200, "Hello from Python!\n"

@@ -1,4 +1,4 @@
-//! A JSON API: POST /count counts the words and characters of a text. All that goes wrong is told as JSON too.
+//! A JSON API: POST /count counts the words and characters of a text. Errors are JSON too.
 
 use serde::{Deserialize, Serialize};
 use wasmcluster_guest::axum::extract::rejection::JsonRejection;
@@ -7,8 +7,8 @@ use wasmcluster_guest::axum::response::{IntoResponse, Response};
 use wasmcluster_guest::axum::routing::{get, post};
 use wasmcluster_guest::axum::{Json, Router};
 
-// Called for each instance, which by default serves one request: a counter in axum's `State` would
-// count to 1 for ever. README.md says what to do instead.
+// Called once per instance. By default an instance serves one request, so a counter in axum's
+// `State` never passes 1. README.md says what to do instead.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new()
@@ -17,7 +17,7 @@ fn app() -> Router {
         .fallback(async || {
             Refusal(
                 StatusCode::NOT_FOUND,
-                "there is POST /count and GET /health".into(),
+                "no such route; there are POST /count and GET /health".into(),
             )
         })
 }
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_counted_and_mistakes_are_told() {
+    fn texts_are_counted_and_errors_are_json() {
         check(
             "/count",
             r#"{"text":"two words"}"#,
@@ -87,6 +87,6 @@ mod tests {
         );
         check("/count", r#"{"text":1}"#, 422, r#"{"error":"#);
         check("/count", "{", 400, r#"{"error":"#);
-        check("/", "", 404, r#"{"error":"there is POST /count"#);
+        check("/", "", 404, r#"{"error":"no such route"#);
     }
 }

@@ -4,8 +4,8 @@ use wasmcluster_guest::axum::Router;
 use wasmcluster_guest::axum::extract::Path;
 use wasmcluster_guest::axum::routing::get;
 
-// Called for each instance, which by default serves one request: a counter in axum's `State` would
-// count to 1 for ever. README.md says what to do instead.
+// Called once per instance. By default an instance serves one request, so a counter in axum's
+// `State` never passes 1. README.md says what to do instead.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new()

@@ -1,5 +1,5 @@
-// What is answered. Nothing here belongs to WebAssembly: Request, Response and URL are those of the
-// web, which Node has too, so the test calls it as it is.
+// The handler. It uses only Request, Response and URL of the web platform, which Node has too, so the
+// test can call it without WebAssembly.
 
 export async function handle(request) {
     const { pathname } = new URL(request.url);

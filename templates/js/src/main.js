@@ -1,4 +1,4 @@
-// Where the component begins: it hands each request to the handler.
+// The entry point of the component: passes each request to the handler.
 
 import { handle } from './handler.js';
 

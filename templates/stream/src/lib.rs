@@ -9,7 +9,7 @@ use wasmcluster_guest::{Request, Response, time};
 async fn handle(_: Request) -> Response {
     sse::respond(|mut events| async move {
         for number in (1..=10).rev() {
-            // Waits until the client has taken the event before; when it leaves, this function is dropped.
+            // Waits until the client has taken the previous event. When the client leaves, this future is dropped.
             events
                 .send(Event::data(number.to_string()).name("count"))
                 .await?;
@@ -25,7 +25,7 @@ mod tests {
 
     use super::*;
 
-    /// Time is virtual here: it takes no ten seconds.
+    /// Time is virtual in tests, so this does not take ten seconds.
     #[test]
     fn counts_to_the_end() {
         let answer = testing::call(handle, Request::default());
