@@ -23,43 +23,43 @@ test: guests ## Run every test
 	CARGO="$(CARGO)" scripts/test
 
 # Only the guests that it needs.
-quick: ## The units and one test of each suite, in minutes
+quick: ## Run the unit tests and one test of each suite, in minutes
 	scripts/build-guests hello scenarios whoami hostile-p2 hostile-p3
 	CARGO="$(CARGO)" scripts/test --quick
 
-check: lint test ## Everything CI runs: formatting, clippy, documentation, tests
+check: lint test ## Run everything that CI runs: formatting, clippy, documentation, tests
 
-soak: guests ## Misdeeds of all kinds beside good traffic, for minutes (SOAK_SECONDS=120)
+soak: guests ## Send hostile and good traffic together for minutes (SOAK_SECONDS=120)
 	$(CARGO) test -p wasmcluster --test safety soak -- --ignored --nocapture
 
-fuzz: ## Look for input that breaks something, FUZZ_SECONDS (30) for each target
+fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	scripts/fuzz
 
 # It takes twenty minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
 # Guests in Python and JavaScript that could not be built are left out, which the table says.
-bench: guests build ## Ours beside others, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
+bench: guests build ## Compare with other servers, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
 	$(CARGO) run --release -p wasmcluster-bench
 
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
-profile: $(if $(BIN),,build) ## Where a request's microseconds go: a worker under load, sampled by perf (flags: ARGS="…")
+profile: $(if $(BIN),,build) ## Profile a worker under load with perf: where the time of a request goes (flags: ARGS="…")
 	scripts/profile $(ARGS)
 
-map: ## Draw the map of ARCHITECTURE.md anew, from the code
+map: ## Redraw the map in ARCHITECTURE.md from the code
 	WASMCLUSTER_MAP=draw $(CARGO) test -q -p wasmcluster --lib layers::the_map_is_that_of_the_code
 
-lint: ## What check does before the tests
+lint: ## Run what check does before the tests
 	$(CARGO) fmt --all --check
 	rustfmt --check --edition 2024 templates/*/src/*.rs
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/build-guests --clippy
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --workspace
 
-build: ## Build the server, optimised; its debug information is in a file beside it
+build: ## Build the optimised server, with its debug information in a file beside it
 	$(CARGO) build --release -p wasmcluster
 	scripts/separate-debug $(TARGET)/release/wasmcluster
 
-guests: ## Build all guests: examples/ and tests/guests/; those in Python and JavaScript if that is possible
+guests: ## Build all guests: examples/ and tests/guests/, and those in Python and JavaScript if possible
 	scripts/build-guests
 	-scripts/build-foreign-guests
 
