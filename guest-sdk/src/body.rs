@@ -168,8 +168,8 @@ impl From<Vec<u8>> for Body {
     }
 }
 
-/// A body ended before it was complete: an [`Error`] as a [`std::error::Error`], which is what other crates want of a
-/// body's.
+/// The error of a body that ended before it was complete: an [`Error`] as a [`std::error::Error`], which other crates
+/// require.
 ///
 /// ```
 /// fn is_error<E: std::error::Error>() {}

@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use crate::{IntoResponse, Response};
 
-/// What a handler returns unless it says otherwise.
+/// The usual result of a handler.
 ///
 /// ```
 /// fn number(text: &str) -> wasmcluster_guest::Result<u32> {
@@ -19,8 +19,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Any error. Everything that implements [`std::error::Error`] converts into it with `?`, and so do strings.
 ///
-/// A handler that returns it answers with status 500 and a body that tells nothing; the error with its sources goes to
-/// stderr as one line. One that the client made has another status, and then its text is what the client reads:
+/// A handler that returns it answers with status 500 and a body that reveals nothing; the error with its sources goes to
+/// stderr as one line. Give an error that the client caused another status, and the client gets its text:
 ///
 /// ```
 /// use wasmcluster_guest::http::StatusCode;
@@ -42,12 +42,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error that is answered with this status. Below 500, its text goes to the client and not to stderr.
+    /// An error whose answer has this status. Below 500, its text goes to the client and not to stderr.
     pub fn new(status: StatusCode, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { status, inner: error.into() }
     }
 
-    /// The status that it is answered with.
+    /// The status of its answer.
     pub fn status(&self) -> StatusCode {
         self.status
     }

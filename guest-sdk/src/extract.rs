@@ -1,4 +1,4 @@
-//! What handlers read from requests as values of their own types.
+//! Values of a handler's own types, read from requests.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::response::typed;
 use crate::{Body, Error, IntoResponse, Request, Response, Result};
 
-/// A value as JSON: read from a body, or answered with.
+/// A value as JSON, read from a body or returned as an answer.
 ///
 /// ```
 /// # use wasmcluster_guest::testing;
@@ -29,7 +29,7 @@ impl<T: DeserializeOwned> Json<T> {
     /// # Errors
     ///
     /// Those of [`Body::bytes`]; one with status 400 when the body is not JSON that makes a `T`, or 502 where the body is
-    /// that of a response which was [fetched](crate::fetch). The content-type is not looked at.
+    /// that of a response which was [fetched](crate::fetch). The content type is ignored.
     pub async fn read(message: impl HasBody, limit: usize) -> Result<Self> {
         let body = message.body();
         let status = body.blame(StatusCode::BAD_REQUEST);
@@ -72,7 +72,7 @@ impl HasBody for Response {
     }
 }
 
-/// JSON with status 200; a 500 if the value has none, as a map with keys that are no strings.
+/// JSON with status 200, or a 500 if the value cannot be JSON, such as a map whose keys are not strings.
 impl<T: Serialize> IntoResponse for Json<T> {
     const IS_KNOWN: bool = true;
 
@@ -108,11 +108,11 @@ impl<T: Serialize> IntoResponse for Json<T> {
 pub struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> Query<T> {
-    /// The query of `request`; none is as good as an empty one.
+    /// The query of `request`. A missing query counts as an empty one.
     ///
     /// # Errors
     ///
-    /// One with status 400 when the query makes no `T`.
+    /// One with status 400 when the query is not a `T`.
     pub fn of<B>(request: &Request<B>) -> Result<Self> {
         form(request.uri().query().unwrap_or_default(), "the query").map(Self)
     }
@@ -120,8 +120,8 @@ impl<T: DeserializeOwned> Query<T> {
 
 /// The parts of a request's path that a pattern names, decoded.
 ///
-/// A pattern is a path, as axum writes it: `{name}` stands for one segment, `{*name}` at its end for all that are left,
-/// one at least. `T` is a struct with fields of these names, or a map.
+/// A pattern is a path as in axum: `{name}` stands for one segment, `{*name}` at the end for all that are left, at least
+/// one. `T` is a struct with fields of these names, or a map.
 ///
 /// ```
 /// use serde::Deserialize;
@@ -150,11 +150,11 @@ impl<T: DeserializeOwned> Query<T> {
 pub struct Path<T>(pub T);
 
 impl<T: DeserializeOwned> Path<T> {
-    /// What `pattern` names in the path of `request`; `None` if the path is another.
+    /// What `pattern` names in the path of `request`; `None` if the path does not match.
     ///
     /// # Errors
     ///
-    /// One with status 400 when the path fits, but what it names makes no `T`.
+    /// One with status 400 when the path matches, but its values are not a `T`.
     pub fn of<B>(pattern: &str, request: &Request<B>) -> Result<Option<Self>> {
         match captures(pattern, request.uri().path()) {
             Some(captures) => form(&captures, "the path").map(|value| Some(Self(value))),

@@ -1,6 +1,7 @@
 //! Requests to other servers.
 //!
-//! A guest may send requests only where the server lets it: `wasmcluster serve --allow-host https://example.com app.wasm`.
+//! A guest may send requests only where the server allows them:
+//! `wasmcluster serve --allow-host https://example.com app.wasm`.
 
 mod hop_by_hop;
 
@@ -55,7 +56,7 @@ pub fn post(uri: impl TryInto<Uri>) -> Fetch {
     Fetch::new(Method::POST, uri)
 }
 
-/// Begins a request of any kind, with the absolute URI where it is to go.
+/// Begins a request with any method, to an absolute URI.
 ///
 /// ```
 /// # use wasmcluster_guest::{Request, Response, Result, fetch, testing::Host};
@@ -72,7 +73,7 @@ pub fn request<B: Into<Body>>(request: Request<B>) -> Fetch {
     Fetch { request: Ok(request.map(Into::into)), timeout: None, idle_timeout: None }
 }
 
-/// A request that is sent when it is awaited. Its response comes as soon as the head is here; both bodies stream.
+/// A request that is sent when it is awaited. The response is ready as soon as its head has arrived; both bodies stream.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -132,13 +133,13 @@ impl Fetch {
         })
     }
 
-    /// How long it may take until the head of the response is here. Without one, the server's own limits hold.
+    /// How long the head of the response may take. Without it, the server's limits apply.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How long the response's body may then be silent.
+    /// How long the response's body may pause between chunks.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
         self
@@ -187,13 +188,13 @@ impl IntoFuture for Fetch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The request is none that could be sent.
+    /// The request is not valid, and was not sent.
     Invalid(String),
-    /// The server does not let its guests send requests there.
+    /// The server does not allow requests there.
     Denied(String),
-    /// It took longer than it was given, or than the server lets it.
+    /// It took longer than its timeout, or than the server allows.
     TimedOut,
-    /// It was sent, or tried to be, and failed: the name of what went wrong, as WASI calls it.
+    /// It failed: the name of the error in WASI.
     Failed(String),
 }
 

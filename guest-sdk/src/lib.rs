@@ -28,8 +28,8 @@
 //!
 //! # Tests
 //!
-//! Compiled for any other machine than WebAssembly, a handler can be called like the function that it is, without a
-//! server: see [`testing`].
+//! On any target other than WebAssembly, a handler can be called like any function, without a server: see
+//! [`testing`].
 //!
 //! Files: `body` is the body of either direction, `response`, `extract` and `error` are what handlers take and return,
 //! `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
@@ -71,8 +71,8 @@ pub use wasmcluster_guest_macros::main;
 #[cfg(feature = "axum")]
 pub use axum;
 
-/// A request as the handler gets it, in the shape that servers of hyper and axum give it: `uri()` is path and query, and
-/// who was asked is the header `host`. Of the scheme nothing is known: guests are behind the server.
+/// A request as the handler gets it, in the shape of hyper and axum servers: `uri()` is path and query, and the authority
+/// is in the header `host`. The scheme is not known, since guests are behind the server.
 ///
 /// ```
 /// let request = wasmcluster_guest::Request::get("/").body("text".into()).unwrap();
@@ -105,7 +105,7 @@ pub mod __private {
         made_of: PhantomData<R>,
     }
 
-    /// What the host is to be answered.
+    /// What the host gets as the answer.
     pub fn answer<R: IntoResponse>(answer: R) -> Answer<R> {
         Answer { response: answer.into_response(), made_of: PhantomData }
     }

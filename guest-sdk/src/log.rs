@@ -1,7 +1,7 @@
 //! Logging through the [`log`](https://docs.rs/log) crate, and through `tracing` with its feature `log`, to stderr.
 //!
-//! Call [`init`] where the guest begins. Each record is one line, `LEVEL target: message`, which the server marks with
-//! the worker that it came from.
+//! Call [`init`] at the start of the guest. Each record is one line, `LEVEL target: message`, to which the server adds the
+//! worker that wrote it.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
@@ -35,7 +35,7 @@ fn wanted() -> LevelFilter {
     })
 }
 
-/// Sends records to stderr from now on, if nothing else takes them yet. The guest's environment variable `LOG_LEVEL` says
+/// Sends records to stderr from now on, unless another logger is set. The guest's environment variable `LOG_LEVEL` says
 /// which: `error`, `warn`, `info` (the default), `debug`, `trace` or `off`.
 ///
 /// ```

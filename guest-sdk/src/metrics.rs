@@ -1,5 +1,5 @@
-//! Counters, gauges and histograms that outlive their instance: the interface `wasmcluster:worker/metrics`, which no
-//! standard covers. `wasmcluster status` shows them, for all workers together.
+//! Counters, gauges and histograms that outlive their instance: the interface `wasmcluster:worker/metrics`, which is
+//! not part of a standard. `wasmcluster status` shows them for all workers together.
 //!
 //! ```
 //! use wasmcluster_guest::metrics;
@@ -9,18 +9,18 @@
 //! metrics::histogram("seconds").record(0.2);
 //! ```
 //!
-//! Nothing here fails. What breaks a rule is dropped, and the host's log says why: a name that Prometheus would not take, a
-//! value that is no finite number, more than 8 labels, texts of more than 128 bytes, more than 256 series in a worker. So
-//! labels are for what has few values: no paths, no users, no numbers of requests.
+//! Nothing here fails. Updates that break a rule are dropped, and the host's log says why: a name that is not valid in
+//! Prometheus, NaN and infinities, more than 8 labels, texts of more than 128 bytes, more than 256 series in a worker. So
+//! use labels with few values: no paths, users or request ids.
 //!
-//! A guest that keeps metrics runs on wasmcluster only. One that does not has no trace of this in its component. In native
-//! tests, [`testing::metrics`](crate::testing::metrics) has what the host would be told.
+//! A guest that keeps metrics runs only on wasmcluster. The component of any other guest has no trace of this interface. In
+//! native tests, [`testing::metrics`](crate::testing::metrics) returns the updates that the host would get.
 
 use std::time::Duration;
 
 use crate::host;
 
-/// A number that only grows: what happened, how often. The host's sum is over all workers that ever lived.
+/// A number that only grows, such as a count of events. The host sums it over all workers, ended ones included.
 ///
 /// ```
 /// wasmcluster_guest::metrics::counter("orders_total").with("kind", "book").add(1);
@@ -29,7 +29,7 @@ pub fn counter(name: impl Into<String>) -> Counter {
     Counter(Series::new(name))
 }
 
-/// A number that goes up and down. Each worker has its own; the host shows the sum over those that live.
+/// A number that goes up and down. Each worker has its own; the host shows the sum over running workers.
 ///
 /// ```
 /// wasmcluster_guest::metrics::gauge("queue").add(-1.0);
@@ -38,7 +38,7 @@ pub fn gauge(name: impl Into<String>) -> Gauge {
     Gauge(Series::new(name))
 }
 
-/// How values are spread: how many fell into each of the host's buckets, and their sum. The buckets are for times in
+/// The distribution of values: how many fell into each of the host's buckets, and their sum. The buckets are for times in
 /// seconds, from 0.1 ms to 10 s.
 ///
 /// ```
@@ -54,16 +54,16 @@ pub fn histogram(name: impl Into<String>) -> Histogram {
 
 /// See [`counter`].
 #[derive(Clone, Debug)]
-#[must_use = "it counts nothing until it is told to"]
+#[must_use = "it counts nothing until `add` is called"]
 pub struct Counter(Series);
 
 impl Counter {
-    /// The one with this label beside those that it has.
+    /// Adds a label.
     pub fn with(self, label: impl Into<String>, value: impl Into<String>) -> Self {
         Self(self.0.with(label, value))
     }
 
-    /// Counts so many more. 0 makes the counter known, with what it has.
+    /// Adds to the counter. Adding 0 makes a new counter known.
     pub fn add(&self, by: u64) {
         self.0.update(Update::Count(by));
     }
@@ -71,21 +71,21 @@ impl Counter {
 
 /// See [`gauge`].
 #[derive(Clone, Debug)]
-#[must_use = "it keeps nothing until it is told to"]
+#[must_use = "it keeps nothing until `set` or `add` is called"]
 pub struct Gauge(Series);
 
 impl Gauge {
-    /// The one with this label beside those that it has.
+    /// Adds a label.
     pub fn with(self, label: impl Into<String>, value: impl Into<String>) -> Self {
         Self(self.0.with(label, value))
     }
 
-    /// Makes it this number.
+    /// Sets it to this number.
     pub fn set(&self, value: f64) {
         self.0.update(Update::SetGauge(value));
     }
 
-    /// Makes it larger, or smaller by a negative number. What was added by a handler that trapped stays.
+    /// Adds a number, which may be negative. What a handler added before it trapped stays.
     pub fn add(&self, by: f64) {
         self.0.update(Update::AddGauge(by));
     }
@@ -93,21 +93,21 @@ impl Gauge {
 
 /// See [`histogram`].
 #[derive(Clone, Debug)]
-#[must_use = "it records nothing until it is told to"]
+#[must_use = "it records nothing until `record` is called"]
 pub struct Histogram(Series);
 
 impl Histogram {
-    /// The one with this label beside those that it has.
+    /// Adds a label.
     pub fn with(self, label: impl Into<String>, value: impl Into<String>) -> Self {
         Self(self.0.with(label, value))
     }
 
-    /// Takes one more value, which is not negative.
+    /// Records a value, which must not be negative.
     pub fn record(&self, value: f64) {
         self.0.update(Update::Observe(value));
     }
 
-    /// Takes one more time, in seconds.
+    /// Records a time, in seconds.
     pub fn record_time(&self, time: Duration) {
         self.record(time.as_secs_f64());
     }

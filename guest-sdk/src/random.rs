@@ -15,7 +15,7 @@ pub fn fill(bytes: &mut [u8]) {
     }
 }
 
-/// A number from all there are.
+/// A random number from the full range.
 ///
 /// ```
 /// assert_ne!(wasmcluster_guest::random::u64(), wasmcluster_guest::random::u64());

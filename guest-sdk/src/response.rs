@@ -1,4 +1,4 @@
-//! What a handler may return besides a response.
+//! What a handler may return instead of a response.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::{Body, Error, Response};
 
-/// Whatever becomes a response.
+/// Anything that converts into a response.
 ///
 /// ```
 /// use wasmcluster_guest::http::{StatusCode, header};
@@ -83,7 +83,7 @@ impl IntoResponse for Vec<u8> {
     }
 }
 
-/// A body of unsaid type, with status 200.
+/// A body without a content type, with status 200.
 impl IntoResponse for Body {
     fn into_response(self) -> Response {
         Response::new(self)
@@ -141,7 +141,7 @@ impl<T: IntoResponse> IntoResponse for (HeaderMap, T) {
     }
 }
 
-/// The same with these headers, which replace those of the same name. One that is not HTTP's makes it a 500.
+/// The same with these headers, which replace those of the same name. An invalid header makes it a 500.
 impl<N, V, T, const COUNT: usize> IntoResponse for ([(N, V); COUNT], T)
 where
     N: TryInto<HeaderName>,
@@ -174,7 +174,7 @@ where
     }
 }
 
-/// An error becomes status 500 with a body that tells nothing of it, and a line on stderr that does, unless it is an
+/// An error becomes status 500 with a body that does not reveal it, and a line on stderr that does, unless it is an
 /// [`Error`] with another status.
 impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
     const IS_KNOWN: bool = T::IS_KNOWN;

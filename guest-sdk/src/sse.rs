@@ -68,7 +68,7 @@ impl Events {
         self.0.write(event.text()).await
     }
 
-    /// Sends a line that clients pass over. One in each `--stream-timeout` at least keeps a silent stream alive.
+    /// Sends a line that clients ignore. At least one per `--stream-timeout` keeps a silent stream alive.
     ///
     /// # Errors
     ///
@@ -98,21 +98,21 @@ impl Event {
         Self { data: data.into(), ..Self::default() }
     }
 
-    /// Of this type, which a client listens for; without one it is a `message`. Line ends in it are left out.
+    /// Sets the type, which a client listens for; without one it is a `message`. Line ends in it are left out.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// With this id, which a client that connects again sends as `last-event-id`. Line ends in it are left out.
+    /// Sets the id, which a client sends as `last-event-id` when it reconnects. Line ends in it are left out.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
     }
 
-    /// After this time, in milliseconds, a client whose connection has ended is to connect again.
+    /// The time, in milliseconds, after which a client reconnects when its connection has ended.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry = Some(after);

@@ -13,8 +13,8 @@
 //! assert_eq!(answer.text(), "Hello, /me!\n");
 //! ```
 //!
-//! Time is virtual: a handler that sleeps for an hour answers at once. Requests that it sends go where
-//! [`Host::on_fetch`] says, and nowhere without it. What it logs goes to stderr.
+//! Time is virtual: a handler that sleeps for an hour answers at once. Requests that it sends go to the function given to
+//! [`Host::on_fetch`], and fail without one. What it logs goes to stderr.
 
 mod answer;
 
@@ -80,12 +80,12 @@ pub struct Host {
 type Answering = Pin<Box<dyn Future<Output = Response>>>;
 
 impl Host {
-    /// One that answers no requests, and is the only worker of its cluster.
+    /// A host that answers no requests, and is the only worker of its cluster.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Answers the requests that guests send.
+    /// Sets the function that answers the requests of guests.
     #[must_use]
     pub fn on_fetch<A, F>(mut self, answer: A) -> Self
     where
@@ -99,7 +99,7 @@ impl Host {
         self
     }
 
-    /// Is this worker.
+    /// Sets the worker that guests see.
     #[must_use]
     pub fn with_worker(mut self, worker: Worker) -> Self {
         self.worker = Some(worker);
@@ -109,8 +109,8 @@ impl Host {
     /// Calls what `#[wasmcluster_guest::main]` takes: a handler, or a function that returns an application. Reads the
     /// response to its end.
     ///
-    /// The request has the shape that it has when it is served: the authority of its URI becomes the header `host`
-    /// (`localhost` without one), and the length of its body is said.
+    /// The request has the same shape as when it is served: the authority of its URI becomes the header `host` (`localhost`
+    /// without one), and the length of its body is declared.
     ///
     /// # Panics
     ///
@@ -187,7 +187,7 @@ where
     }
 }
 
-/// Takes what this thread's [`metrics`](mod@crate::metrics) were told since the last call, up to 100,000 updates.
+/// Takes the updates of this thread's [`metrics`](mod@crate::metrics) since the last call, up to 100,000.
 ///
 /// ```
 /// use wasmcluster_guest::metrics::{self, Update};
@@ -211,6 +211,6 @@ pub struct Metric {
     pub name: String,
     /// In the order in which they were given.
     pub labels: Vec<(String, String)>,
-    /// What it was told.
+    /// The update.
     pub update: Update,
 }

@@ -1,4 +1,4 @@
-//! Time passing, by the host's monotonic clock. What time it is, the standard library tells.
+//! Timers, by the host's monotonic clock. For the time of day, use the standard library.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -50,7 +50,7 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Outp
     .await
 }
 
-/// Something took longer than it was given.
+/// Something took longer than its timeout.
 ///
 /// ```
 /// assert_eq!(wasmcluster_guest::time::Elapsed.to_string(), "it took too long");

@@ -1,6 +1,7 @@
-//! Which worker process answers: the interface `wasmcluster:worker/identity`, which no standard covers.
+//! Which worker process answers: the interface `wasmcluster:worker/identity`, which is not part of a
+//! standard.
 //!
-//! A guest that calls [`current`] runs on wasmcluster only. One that does not has no trace of it in its component.
+//! A guest that calls [`current`] runs only on wasmcluster. The component of any other guest has no trace of it.
 
 use crate::host;
 

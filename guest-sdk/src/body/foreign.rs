@@ -12,7 +12,7 @@ use super::{Body, BodyError, Kind};
 use crate::{Error, Result};
 
 impl Body {
-    /// Whatever another crate calls a body, with its trailers.
+    /// A body of another crate, with its trailers.
     ///
     /// ```
     /// # use wasmcluster_guest::Body;

@@ -112,7 +112,7 @@ impl Body {
     }
 }
 
-/// A body was longer than the handler was ready to read.
+/// A body was longer than the limit of the handler.
 ///
 /// ```
 /// use wasmcluster_guest::TooLarge;
@@ -120,7 +120,7 @@ impl Body {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLarge {
-    /// How many bytes would have been read.
+    /// The limit, in bytes.
     pub limit: usize,
 }
 

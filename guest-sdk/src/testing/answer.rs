@@ -84,12 +84,12 @@ impl Answer {
         serde_json::from_slice(&self.body).expect("the body is the JSON expected")
     }
 
-    /// What came behind its body.
+    /// Its trailers.
     pub fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.as_ref()
     }
 
-    /// Whether its body came to its end; a client sees if it did not.
+    /// Whether its body is complete. A client sees if it is not.
     pub fn is_whole(&self) -> bool {
         self.cut.is_none()
     }
