@@ -27,12 +27,29 @@ const ROOMS: &[(&str, &[&[&str]])] = &[
 /// What the primary must not link: all of `component` compiles or looks at components.
 const NOT_OF_THE_PRIMARY: &str = "component";
 
+/// What decides and does nothing else: it is tested in virtual time, by properties and by simulation.
+const PURE: &[&str] = &[
+    "primary::supervisor",
+    "primary::supervisor::errors",
+    "primary::supervisor::swap",
+    "primary::desk::ledger",
+    "worker::http::drain",
+    "worker::http::framing",
+    "grants",
+    "grants::address",
+    "settings::values",
+];
+/// What would be I/O or a clock.
+const IMPURE: &[&str] = &["tokio", "nix::", "libc", "std::io", "std::fs", "Instant", "SystemTime", "unsafe", "async "];
+
 /// A file of the crate: its module, as `worker::http::accept`, and the modules that it uses.
 struct Module {
     name: String,
     uses: BTreeSet<String>,
     /// The types that it declares.
     types: Vec<String>,
+    /// Without comments and tests.
+    code: String,
 }
 
 fn source() -> &'static Path {
@@ -69,9 +86,11 @@ fn modules() -> Vec<Module> {
     let module = |(name, path): (&String, &&std::path::PathBuf)| {
         let text = fs::read_to_string(path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let is_comment = |line: &&str| line.trim_start().starts_with("//");
         let uses = paths(code, name).into_iter().filter_map(|path| module_of(&path, &known)).collect();
         let types = code.lines().filter_map(declared).map(str::to_owned).collect();
-        Module { name: name.clone(), uses, types }
+        let code = code.lines().filter(|line| !is_comment(line)).collect::<Vec<_>>().join("\n");
+        Module { name: name.clone(), uses, types, code }
     };
     named.iter().map(module).collect()
 }
@@ -227,6 +246,17 @@ fn uses_are_read_as_written() {
     let code = "use crate::a::{b, c::{D, e}};\nuse super::f::g;\n// crate::not::this\nlet x = crate::h::i(1);";
     let expected = ["a::b", "a::c::D", "a::c::e", "h::i", "k::f::g"];
     assert_eq!(paths(code, "k::l"), expected);
+}
+
+#[test]
+fn what_decides_is_pure() {
+    let modules = modules();
+    for pure in PURE {
+        let module = modules.iter().find(|module| module.name == *pure).unwrap_or_else(|| panic!("no module {pure}"));
+        for foreign in IMPURE {
+            assert!(!module.code.contains(foreign), "{pure} mentions {foreign:?}");
+        }
+    }
 }
 
 /// Types of one name that mean the same in several places, or nothing outside of theirs.

@@ -180,10 +180,7 @@ async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Gene
             Ok(Generations::new(generation, deployment, previous))
         }
         Ok(None) | Err(_) => {
-            bail!(
-                "cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}",
-                settings.application.app.display()
-            )
+            bail!("cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}", settings.application.app.display())
         }
     }
 }

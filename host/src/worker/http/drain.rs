@@ -372,16 +372,6 @@ mod tests {
         check(&[(1000, DrainBegan, Serve, Some(3000)), (2000, DrainBegan, Serve, Some(3000))]);
     }
 
-    /// Policies that did I/O or read a clock could not be tested like this.
-    #[test]
-    fn the_machine_is_pure() {
-        let source = include_str!("drain.rs");
-        let code = source.split_once("#[cfg(test)]").unwrap().0;
-        for foreign in ["tokio", "nix::", "libc", "std::io", "Instant", "SystemTime", "unsafe", "async "] {
-            assert!(!code.contains(foreign), "drain.rs mentions {foreign:?}");
-        }
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
