@@ -16,33 +16,30 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import wire
-from peer import Peer, Unmet
+from peer import Peer, Skip, Unmet
 
 CASES = []
 
 
 class Case:
-    def __init__(self, run, section, sentence, needs):
-        self.run, self.section, self.sentence, self.needs = run, section, sentence, needs
+    def __init__(self, run, section, sentence, needs, floods):
+        self.run, self.section, self.sentence, self.needs, self.floods = run, section, sentence, needs, floods
         self.name = run.__name__
 
     def __str__(self):
         return f"{self.section} {self.name}: {self.sentence}"
 
 
-def case(section, sentence, needs=()):
-    """Registers a case. `needs` are the routes (routes.py) without which it is skipped."""
+def case(section, sentence, needs=(), floods=False):
+    """Registers a case. `needs` are the routes (routes.py) without which it is skipped. One that `floods` the server
+    runs when those that do not are through."""
 
     def register(run):
         assert all(run.__name__ != other.name for other in CASES), run.__name__
-        CASES.append(Case(run, section, sentence, (needs,) if isinstance(needs, str) else needs))
+        CASES.append(Case(run, section, sentence, (needs,) if isinstance(needs, str) else needs, floods))
         return run
 
     return register
-
-
-class Skip(Exception):
-    """The case cannot be tried on this server."""
 
 
 class Server:
@@ -93,6 +90,10 @@ class Target:
         self.header_timeout = header_timeout
 
 
+# Why a case may have passed that would fail if the server's GOAWAY had not been lost with the connection.
+CLOSED_WITHOUT_A_WORD = "a connection ended without GOAWAY"
+
+
 class Outcome:
     def __init__(self, case, verdict, why, seconds):
         self.case, self.verdict, self.why, self.seconds = case, verdict, why, seconds
@@ -107,6 +108,8 @@ def run_case(case, target):
     verdict, why = "passed", ""
     try:
         case.run(server)
+        if any(peer.closed and not peer.goaways for peer in server.peers):
+            why = CLOSED_WITHOUT_A_WORD
     except Skip as skip:
         verdict, why = "skipped", str(skip)
     except Unmet as unmet:
@@ -120,7 +123,14 @@ def run_case(case, target):
     return Outcome(case, verdict, why, time.monotonic() - start)
 
 
+# So many floods at a time leave a server and this program time for others.
+FLOODS_AT_ONCE = 3
+
+
 def run_all(cases, target, jobs):
-    """The outcomes, as they come. The cases that wait for timeouts are named last, and begin first."""
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda case: run_case(case, target), reversed(cases))
+    """The outcomes. Cases that wait for timeouts are named last, and begin first."""
+    calm = [case for case in reversed(cases) if not case.floods]
+    floods = [case for case in cases if case.floods]
+    for group, at_once in ((calm, jobs), (floods, min(jobs, FLOODS_AT_ONCE))):
+        with ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(lambda case: run_case(case, target), group)

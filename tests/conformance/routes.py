@@ -16,8 +16,18 @@ LARGE = 300_000
 
 
 class Routes:
-    def __init__(self, large=None, echo=None, trailers=None, count=None, ignore=None, never=None, head=None,
-                 no_content=None, not_modified=None):
+    def __init__(
+        self,
+        large=None,
+        echo=None,
+        trailers=None,
+        count=None,
+        ignore=None,
+        never=None,
+        head=None,
+        no_content=None,
+        not_modified=None,
+    ):
         self.large, self.echo, self.trailers, self.count = large, echo, trailers, count
         self.ignore, self.never, self.head = ignore, never, head
         self.no_content, self.not_modified = no_content, not_modified

@@ -10,9 +10,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 # Frame types.
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-FRAME_NAMES = (
-    "DATA HEADERS PRIORITY RST_STREAM SETTINGS PUSH_PROMISE PING GOAWAY WINDOW_UPDATE CONTINUATION".split()
-)
+FRAME_NAMES = "DATA HEADERS PRIORITY RST_STREAM SETTINGS PUSH_PROMISE PING GOAWAY WINDOW_UPDATE CONTINUATION".split()
 # No extension has it.
 UNKNOWN_TYPE = 0xBB
 
@@ -111,8 +109,8 @@ def window_update(stream, increment):
     return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", increment))
 
 
-# Header blocks. Literals that leave the dynamic table alone are all that most cases need: a block of them means the same
-# on every stream, and can be sent thousands of times.
+# Header blocks. Literals that leave the dynamic table alone are all that most cases need: a block of them means the
+# same on every stream, and can be sent thousands of times.
 
 
 def as_block(fields):

@@ -1,7 +1,8 @@
 """RFC 9113 sections 4.1, 4.2 and 5.5: the form and the size of frames, and what is unknown."""
 
 import wire
-from case import Skip, case
+from case import case
+from peer import Skip
 from wire import DEFAULT_FRAME_SIZE, FRAME_SIZE_ERROR, PROTOCOL_ERROR, frame
 
 # More than this is not sent to see whether it is too much.
@@ -25,11 +26,11 @@ def unknown_type(server):
 
 @case("4.1", "a frame of an unknown type is ignored, on an open stream")
 def unknown_type_on_a_stream(server):
-    peer = server.connect_held()
-    peer.send(frame(wire.UNKNOWN_TYPE, 0xFF, 1, b"what is this"))
-    peer.expect_alive()
-    peer.allow(1, 65_535)
-    peer.expect_answer()
+    peer = server.connect()
+    peer.request(1, server.routes.count or "/", method="POST", end=False)
+    peer.send(frame(wire.UNKNOWN_TYPE, 0xFF, 1, b"what is this") + wire.data(1, b"body", end=True))
+    # A server without a place for bodies may refuse the method.
+    peer.expect_answer(status=200 if server.routes.count else None)
 
 
 @case("4.1", "flags that a frame's type does not have are ignored: PING")
@@ -79,7 +80,7 @@ def largest_data(server):
     peer.check_that(body.strip() == b"16384", f"a count of 16384, not {body}")
 
 
-@case("4.2", "HEADERS of 16384 bytes is taken, or refused with an answer")
+@case("4.2", "HEADERS of 16384 bytes is taken, or its stream refused")
 def largest_headers(server):
     peer = server.connect()
     block = wire.as_block(peer.fields())
@@ -92,8 +93,10 @@ def largest_headers(server):
     assert len(block) == DEFAULT_FRAME_SIZE, len(block)
     peer.stream(1)
     peer.send(wire.headers(1, block))
-    stream = peer.expect_answer(status=None)
-    peer.check_that(stream.status in (200, 400, 431), "200, 400 or 431")
+    stream = peer.stream(1)
+    peer.must(lambda: stream.is_over, "an answer or RST_STREAM")
+    peer.check_that(stream.status in (None, 200, 400, 431), "200, 400 or 431")
+    peer.expect_ignored(3)
 
 
 @case("4.2", "DATA that is too large is a FRAME_SIZE_ERROR")
@@ -143,5 +146,7 @@ def frames_of_the_server_are_bounded(server):
 def unknown_type_in_a_block(server):
     peer = server.connect()
     fields = peer.fields()
-    peer.send(wire.headers(1, fields[:2], complete=False), frame(wire.UNKNOWN_TYPE, 0, 1), wire.continuation(1, fields[2:]))
+    peer.send(
+        wire.headers(1, fields[:2], complete=False), frame(wire.UNKNOWN_TYPE, 0, 1), wire.continuation(1, fields[2:])
+    )
     peer.expect_connection_error(PROTOCOL_ERROR)

@@ -7,7 +7,8 @@ that costs it next to nothing: then it still answers. Whichever it is, others ar
 import time
 
 import wire
-from case import Skip, case
+from case import case
+from peer import Skip
 from wire import ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, INTERNAL_ERROR, PROTOCOL_ERROR, data, literal, window_update
 
 # A flood has so many frames, in pieces of so many.
@@ -60,31 +61,32 @@ def expect_calmed(server, peer, make, *codes):
 # Floods.
 
 
-@case("HOSTILE 28", "streams that are opened and reset at once, by the thousand, end in ENHANCE_YOUR_CALM")
+@case("HOSTILE 28", "streams that are opened and reset at once, by the thousand, end in ENHANCE_YOUR_CALM", floods=True)
 def rapid_reset(server):
     peer = server.connect()
     block = wire.as_block(peer.fields(server.routes.never or "/"))
     expect_calmed(server, peer, lambda n: wire.headers(2 * n + 1, block) + wire.rst_stream(2 * n + 1))
 
 
-@case("HOSTILE 28", "streams that the server has to reset, by the thousand, end in ENHANCE_YOUR_CALM")
+@case("HOSTILE 28", "streams that the server has to reset, by the thousand, end in ENHANCE_YOUR_CALM", floods=True)
 def made_to_reset(server):
     peer = server.connect()
     block = wire.as_block(peer.fields(server.routes.never or "/"))
     # The first of them may be an error of the connection already.
     over = wire.MAX_WINDOW
-    make = lambda n: wire.headers(2 * n + 1, block) + window_update(2 * n + 1, over)  # noqa: E731
-    expect_calmed(server, peer, make, FLOW_CONTROL_ERROR)
+    expect_calmed(
+        server, peer, lambda n: wire.headers(2 * n + 1, block) + window_update(2 * n + 1, over), FLOW_CONTROL_ERROR
+    )
 
 
-@case("10.5", "malformed requests by the thousand are bounded")
+@case("10.5", "malformed requests by the thousand are bounded", floods=True)
 def flood_of_malformed_requests(server):
     peer = server.connect()
     block = wire.as_block(peer.fields(extra=[("X-UPPER", "1")]))
     expect_bounded(server, peer, lambda n: wire.headers(2 * n + 1, block))
 
 
-@case("HOSTILE 29", "empty CONTINUATION frames without end are an error of the connection")
+@case("HOSTILE 29", "empty CONTINUATION frames without end are an error of the connection", floods=True)
 def flood_of_empty_continuation(server):
     peer = server.connect()
     peer.send(wire.headers(1, peer.fields(), complete=False))
@@ -93,7 +95,9 @@ def flood_of_empty_continuation(server):
     server.expect_others_served()
 
 
-@case("HOSTILE 29", "CONTINUATION frames full of fields without end are an error of the connection, or 431")
+@case(
+    "HOSTILE 29", "CONTINUATION frames full of fields without end are an error of the connection, or 431", floods=True
+)
 def flood_of_continuation(server):
     peer = server.connect()
     stream = peer.stream(1)
@@ -106,7 +110,7 @@ def flood_of_continuation(server):
     server.expect_others_served()
 
 
-@case("HOSTILE 29", "a block of a few bytes that expands to megabytes is refused")
+@case("HOSTILE 29", "a block of a few bytes that expands to megabytes is refused", floods=True)
 def header_bomb(server):
     peer = server.connect()
     peer.quiet(0.1)
@@ -138,7 +142,7 @@ def header_list_over_the_limit(server):
     server.expect_others_served()
 
 
-@case("HOSTILE 29", "changing the table's size by the thousand within a block is bounded")
+@case("HOSTILE 29", "changing the table's size by the thousand within a block is bounded", floods=True)
 def flood_of_table_sizes(server):
     peer = server.connect()
     peer.stream(1)
@@ -148,34 +152,34 @@ def flood_of_table_sizes(server):
     server.expect_others_served()
 
 
-@case("HOSTILE 30", "a flood of SETTINGS is bounded")
+@case("HOSTILE 30", "a flood of SETTINGS is bounded", floods=True)
 def flood_of_settings(server):
     expect_bounded(server, server.connect(), lambda n: wire.settings([(wire.MAX_FRAME_SIZE, 16_384 + n % 2)]))
 
 
-@case("HOSTILE 30", "a flood of PING is bounded")
+@case("HOSTILE 30", "a flood of PING is bounded", floods=True)
 def flood_of_pings(server):
     expect_bounded(server, server.connect(), lambda n: wire.ping())
 
 
-@case("HOSTILE 30", "a flood of PRIORITY is bounded")
+@case("HOSTILE 30", "a flood of PRIORITY is bounded", floods=True)
 def flood_of_priorities(server):
     expect_bounded(server, server.connect(), lambda n: wire.priority(2 * n + 1, 2 * n + 3))
 
 
-@case("HOSTILE 30", "a flood of WINDOW_UPDATE is bounded")
+@case("HOSTILE 30", "a flood of WINDOW_UPDATE is bounded", floods=True)
 def flood_of_window_updates(server):
     expect_bounded(server, server.connect(), lambda n: window_update(0, 1))
 
 
-@case("HOSTILE 30", "a flood of empty DATA is bounded", needs="count")
+@case("HOSTILE 30", "a flood of empty DATA is bounded", needs="count", floods=True)
 def flood_of_empty_data(server):
     peer = server.connect()
     peer.request(1, server.routes.count, method="POST", end=False)
     expect_bounded(server, peer, lambda n: data(1))
 
 
-@case("HOSTILE 30", "a flood of DATA that is all padding is bounded", needs="count")
+@case("HOSTILE 30", "a flood of DATA that is all padding is bounded", needs="count", floods=True)
 def flood_of_padding(server):
     peer = server.connect()
     peer.request(1, server.routes.count, method="POST", end=False)
@@ -184,12 +188,12 @@ def flood_of_padding(server):
     expect_bounded(server, peer, lambda n: data(1, padding=0), min(room, FRAMES))
 
 
-@case("10.5", "a flood of frames of an unknown type is bounded")
+@case("10.5", "a flood of frames of an unknown type is bounded", floods=True)
 def flood_of_unknown_frames(server):
     expect_bounded(server, server.connect(), lambda n: wire.frame(wire.UNKNOWN_TYPE, n % 256, 0, b"what"))
 
 
-@case("10.5", "a flood of RST_STREAM on a closed stream is bounded")
+@case("10.5", "a flood of RST_STREAM on a closed stream is bounded", floods=True)
 def flood_of_resets_of_one_stream(server):
     peer = server.connect()
     peer.request(1)
@@ -197,7 +201,7 @@ def flood_of_resets_of_one_stream(server):
     expect_bounded(server, peer, lambda n: wire.rst_stream(1), codes=(*FLOOD_CODES, wire.STREAM_CLOSED))
 
 
-@case("10.5", "windows that open byte by byte for many answers are bounded")
+@case("10.5", "windows that open byte by byte for many answers are bounded", floods=True)
 def tiny_windows(server):
     peer = server.connect({wire.INITIAL_WINDOW_SIZE: 0})
     for number in range(1, 21, 2):

@@ -3,7 +3,8 @@
 import struct
 
 import wire
-from case import Skip, case
+from case import case
+from peer import Skip
 from routes import LARGE
 from wire import PROTOCOL_ERROR, REFUSED_STREAM, STREAM_CLOSED, frame
 
@@ -275,6 +276,18 @@ def interleaved_uploads(server):
     peer.send(wire.data(1, end=True))
     peer.expect_answer(1, body=b"a" * 5000)
     peer.expect_answer(3, body=b"b" * 5000)
+
+
+@case("8.1", "a body is sent back while the rest of it is still to come", needs="echo")
+def echo_while_uploading(server):
+    peer = server.connect()
+    peer.request(1, server.routes.echo, method="POST", end=False)
+    stream = peer.stream(1)
+    for turn in range(1, 11):
+        peer.send(wire.data(1, b"%09d\n" % turn))
+        peer.must(lambda: len(stream.body) == 10 * turn, f"{10 * turn} bytes of the body")
+    peer.send(wire.data(1, end=True))
+    peer.expect_answer(1)
 
 
 @case("5", "two large answers at once come whole", needs="large")
