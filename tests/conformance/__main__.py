@@ -1,4 +1,4 @@
-"""Runs the conformance cases against a server, over clear text with prior knowledge.
+"""Runs the conformance cases against a server, over clear text with prior knowledge or over TLS.
 
     python3 tests/conformance http2 HOST:PORT [--case FILTER] [--jobs N] [--list] [--header-timeout S]
 
@@ -30,6 +30,7 @@ def arguments():
         help="seconds until the server gives up a head that does not come; "
         "without it, cases that wait for that are skipped",
     )
+    parser.add_argument("--tls", action="store_true", help="speak TLS, with ALPN, instead of clear text")
     parser.add_argument("--known", help="a file with cases that are known to fail, and how: see known-h2.txt")
     parser.add_argument("--verbose", action="store_true", help="a line for each case")
     given = parser.parse_args()
@@ -60,7 +61,7 @@ def main():
     unknown = set(known) - {case.name for case in CASES}
     if unknown:
         sys.exit(f"conformance: {given.known} names no case: {', '.join(sorted(unknown))}")
-    target = Target(given.address, ROUTES[given.routes], given.header_timeout)
+    target = Target(given.address, ROUTES[given.routes], given.header_timeout, given.tls)
     counts = {"passed": 0, "failed": 0, "skipped": 0, "known": 0}
     start = time.monotonic()
     for outcome in run_all(cases, target, given.jobs):

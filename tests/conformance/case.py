@@ -51,7 +51,7 @@ class Server:
         self.peers = []
 
     def connect(self, settings=(), greet=True):
-        peer = Peer(self.target.address, self.target.authority, settings, greet)
+        peer = Peer(self.target.address, self.target.authority, settings, greet, self.target.tls)
         self.peers.append(peer)
         return peer
 
@@ -82,12 +82,13 @@ class Server:
 class Target:
     """Where the server is, and what is known of it."""
 
-    def __init__(self, address, routes, header_timeout):
+    def __init__(self, address, routes, header_timeout, tls=False):
         host, _, port = address.rpartition(":")
         self.address = (host.strip("[]"), int(port))
         self.authority = address
         self.routes = routes
         self.header_timeout = header_timeout
+        self.tls = tls
 
 
 # Why a case may have passed that would fail if the server's GOAWAY had not been lost with the connection.

@@ -7,6 +7,7 @@ heads, in every case. What else should have come is for the cases to say, with t
 """
 
 import socket
+import ssl
 import struct
 import time
 
@@ -77,12 +78,26 @@ def change_windows(streams, change):
         stream.window += change
 
 
+def tls_context():
+    """TLS with ALPN. Who the server is does not matter here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
 class Peer:
-    def __init__(self, address, authority, settings=(), greet=True):
+    def __init__(self, address, authority, settings=(), greet=True, tls=False):
         """Connects. With `greet` it sends the preface and `settings`, and waits for those of the server."""
         self.authority = authority
+        self.scheme = "https" if tls else "http"
         self.socket = socket.create_connection(address, timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.socket = tls_context().wrap_socket(self.socket, server_hostname=address[0])
+            if self.socket.selected_alpn_protocol() != "h2":
+                raise Unmet("h2 by ALPN (3.2)", self.socket.selected_alpn_protocol() or "no protocol")
         self.buffer = bytearray()
         self.decoder = hpack.Decoder()
         self.block = None  # The stream, flags and bytes of a header block under way.
@@ -147,7 +162,7 @@ class Peer:
 
     def fields(self, path="/", method="GET", extra=(), without=(), **pseudo):
         """The fields of a request: `scheme=""` sets a pseudo-header field, `without=[":path"]` leaves one out."""
-        values = {"method": method, "scheme": "http", "authority": self.authority, "path": path, **pseudo}
+        values = {"method": method, "scheme": self.scheme, "authority": self.authority, "path": path, **pseudo}
         fields = [(f":{name}", value) for name, value in values.items() if f":{name}" not in without]
         return fields + list(extra)
 
@@ -181,7 +196,7 @@ class Peer:
         self.socket.settimeout(max(seconds, 0.001))
         try:
             got = self.socket.recv(65_536)
-        except socket.timeout:
+        except (socket.timeout, ssl.SSLWantReadError):
             return
         except OSError:
             got = b""
