@@ -169,6 +169,23 @@ options! {
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_connections: Option<NonZeroU32>,
 
+        /// Requests that an HTTP/2 connection may have open at the same time [default: 128]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_streams: Option<NonZeroU32>,
+
+        /// Requests after which a connection is closed, so that clients spread over all workers again [default: 10000]
+        ///
+        /// It is closed without failing a request, as in a drain. Each connection draws its own number, up to a fifth
+        /// lower.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, help_heading = LIMITS)]
+        pub(crate) max_connection_requests: Option<NonZeroU64>,
+
+        /// Age at which a connection is closed, so that clients spread over all workers again [default: 1h]
+        ///
+        /// Requests in progress are finished first. Each connection draws its own age, up to a fifth lower.
+        #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+        pub(crate) max_connection_age: Option<Span>,
+
         /// Largest body of a request; a larger one gets 413 [default: 64MiB]
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
         pub(crate) max_body: Option<Size>,

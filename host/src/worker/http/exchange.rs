@@ -40,6 +40,9 @@ pub(super) struct Exchange {
     /// All of the answer has been given to hyper.
     is_whole: Cell<bool>,
     is_cut: Cell<bool>,
+    /// Parts of the answer that wait for the connection, and whether one of them was thrown away (HTTP/2).
+    queued: Cell<usize>,
+    is_lost: Cell<bool>,
     status: Cell<Option<StatusCode>>,
     verdict: Cell<Verdict>,
     /// Its guest's failure is counted.
@@ -78,6 +81,8 @@ impl Exchange {
             moved_at: Cell::new(None),
             is_whole: Cell::new(false),
             is_cut: Cell::new(false),
+            queued: Cell::new(0),
+            is_lost: Cell::new(false),
             status: Cell::new(None),
             verdict: Cell::new(Verdict::Answered),
             is_blamed: Cell::new(false),
@@ -179,6 +184,27 @@ impl Exchange {
 
     pub(super) fn cut(&self) {
         self.is_cut.set(true);
+    }
+
+    /// A part of the answer waits for the connection.
+    pub(super) fn queued(&self) {
+        self.queued.set(self.queued.get() + 1);
+    }
+
+    /// It waits no more: it went out, or was thrown away.
+    pub(super) fn unqueued(&self, is_sent: bool) {
+        self.queued.set(self.queued.get() - 1);
+        if !is_sent {
+            self.is_lost.set(true);
+        }
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.queued.get() > 0
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.get()
     }
 
     /// Nothing has moved for too long.

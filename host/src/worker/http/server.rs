@@ -56,7 +56,8 @@ impl Server {
     ) -> Self {
         let limits = settings.limits;
         let (keep_alive, header) = (limits.keep_alive_timeout, limits.header_timeout);
-        let timeouts = Timeouts { keep_alive, grace: settings.drain_idle_grace, header };
+        let (grace, age) = (settings.drain_idle_grace, limits.max_connection_age);
+        let timeouts = Timeouts { keep_alive, grace, header, age };
         let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
         Self {
             instances,

@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use wasmtime_wasi_http::Error;
 
 /// How far it has come.
@@ -36,19 +35,19 @@ impl UploadState {
     }
 }
 
-/// The body.
+/// The body, as `B` brings it.
 #[derive(Debug)]
-pub(crate) struct Upload {
-    body: Incoming,
+pub(crate) struct Upload<B> {
+    body: B,
     /// Bytes that may still come.
     left: u64,
     max: u64,
     state: Option<Arc<AtomicU8>>,
 }
 
-impl Upload {
+impl<B: Body> Upload<B> {
     /// Bounds the body of `request` to `max` bytes.
-    pub(crate) fn wrap(request: Request<Incoming>, max: u64) -> (Request<Self>, UploadState) {
+    pub(crate) fn wrap(request: Request<B>, max: u64) -> (Request<Self>, UploadState) {
         let is_there = !request.body().is_end_stream();
         let state = is_there.then(|| Arc::new(AtomicU8::new(UploadProgress::Expected as u8)));
         let known = UploadState(state.clone());
@@ -64,7 +63,7 @@ impl Upload {
     }
 }
 
-impl Body for Upload {
+impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
     type Data = Bytes;
     type Error = Error;
 
