@@ -82,6 +82,8 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Without a byte, while an answer's body is under way.
     pub(crate) stream_timeout: Duration,
+    /// Bytes a second that a client must send or take while it is waited for; 0 is any.
+    pub(crate) min_rate: u64,
     /// From the first byte of a request's head to its last.
     pub(crate) header_timeout: Duration,
     /// Of a connection, before the first byte of the next request.
@@ -117,6 +119,7 @@ impl Limits {
         let limits = Self {
             request_timeout: request_timeout(options),
             stream_timeout: or_seconds(options.stream_timeout, 60),
+            min_rate: or_bytes(options.min_rate, 1),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
             max_in_flight: or_number(options.max_in_flight, 256),
@@ -178,6 +181,7 @@ impl Limits {
             ("max-memory", size(self.max_memory)),
             ("max-streams", self.max_streams.to_string()),
             ("max-worker-memory", size(self.max_worker_memory)),
+            ("min-rate", size(self.min_rate)),
             ("request-timeout", time(self.request_timeout)),
             ("stream-timeout", time(self.stream_timeout)),
         ];

@@ -145,6 +145,13 @@ options! {
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) stream_timeout: Option<Span>,
 
+        /// Bytes per second that a client must send or take while it is waited for; 0 for any [default: 1B]
+        ///
+        /// A client that is slower is cut once it has been waited for as long as --stream-timeout in all. Each byte that it
+        /// moves buys time back.
+        #[arg(long, value_name = "SIZE", help_heading = TIMEOUTS)]
+        pub(crate) min_rate: Option<Size>,
+
         /// Longest time a client may take to send a request's headers; past it, 408 [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) header_timeout: Option<Span>,

@@ -101,6 +101,7 @@ mod tests {
             limits: Limits {
                 request_timeout: Duration::from_secs(1),
                 stream_timeout: Duration::from_secs(2),
+                min_rate: 15,
                 header_timeout: Duration::from_secs(8),
                 keep_alive_timeout: Duration::from_secs(9),
                 max_in_flight: 7,

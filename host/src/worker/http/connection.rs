@@ -232,6 +232,7 @@ impl Connection {
 
     /// The answer of a stream is whole, and waits to be flushed.
     pub(super) fn finish(&self, exchange: Rc<Exchange>) {
+        exchange.waits_for_client();
         self.earlier.borrow_mut().push(exchange);
         self.wake();
     }
@@ -313,8 +314,17 @@ impl Connection {
         }
     }
 
+    /// The client has yet to take what was written before.
+    pub(super) fn waits_for_client(&self) {
+        if let Some(exchange) = &*self.current.borrow() {
+            exchange.waits_for_client();
+        }
+    }
+
     pub(super) fn wrote(&self, bytes: usize) {
-        self.moved();
+        if let Some(exchange) = &*self.current.borrow() {
+            exchange.took(bytes);
+        }
         if bytes > 0 {
             self.has_written.set(true);
         }
@@ -346,11 +356,11 @@ impl Connection {
         }
     }
 
-    /// When a byte last moved of answers that are whole, and that the client has yet to take (HTTP/2).
-    pub(super) fn waits_since(&self) -> Option<(Rc<Exchange>, Instant)> {
+    /// When answers are given up that are whole, and that the client has yet to take (HTTP/2); one of them.
+    pub(super) fn stalls_at(&self) -> Option<(Rc<Exchange>, Instant)> {
         let earlier = self.earlier.borrow();
-        let moved = earlier.iter().filter_map(|exchange| Some((exchange, exchange.moved_at()?)));
-        moved.max_by_key(|(_, at)| *at).map(|(exchange, at)| (exchange.clone(), at))
+        let stalls = earlier.iter().filter_map(|exchange| Some((exchange, exchange.stalls_at()?)));
+        stalls.max_by_key(|(_, at)| *at).map(|(exchange, at)| (exchange.clone(), at))
     }
 
     /// All that hyper had was written.

@@ -128,7 +128,7 @@ impl Server {
             return busy(exchange);
         };
         let method = request.method().clone();
-        let (request, upload) = Upload::wrap(request, exchange.max_body);
+        let (request, upload) = Upload::wrap(request, exchange.max_body, self.pace());
         exchange.takes(place, upload);
         let origin = Origin::new(exchange.asked(), request.headers());
         let (head, call) = self.instances.call(request, authority, origin);

@@ -161,12 +161,11 @@ impl Server {
             if connection.duty() != Duty::Serve {
                 return Poll::Ready(());
             }
-            if let Some(moved_at) = connection.moved_at()
-                && stall.poll(moved_at + self.limits.stream_timeout, context).is_ready()
+            if let Some(exchange) = connection.current()
+                && let Some(at) = exchange.stalls_at()
+                && stall.poll(at, context).is_ready()
             {
-                if let Some(exchange) = connection.current() {
-                    exchange.stalled(self.limits.stream_timeout);
-                }
+                exchange.stalled();
                 connection.step(ConnectionEvent::ClientLeft);
                 return Poll::Ready(());
             }
@@ -360,6 +359,14 @@ impl<S: Transport> Io<S> {
         }
     }
 
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(written) => self.connection.wrote(*written.as_ref().unwrap_or(&0)),
+            Poll::Pending => self.connection.waits_for_client(),
+        }
+        written
+    }
+
     /// Looks whether the client is there.
     fn look(&self) {
         match self.stream.side() {
@@ -477,9 +484,8 @@ impl<S: Transport> AsyncRead for Io<S> {
 impl<S: Transport> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.turn.poll(bytes.len()));
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
-        self.connection.wrote(*written.as_ref().unwrap_or(&0));
-        Poll::Ready(written)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -488,9 +494,8 @@ impl<S: Transport> AsyncWrite for Io<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.turn.poll(slices.iter().map(|slice| slice.len()).sum()));
-        let written = ready!(poll_write_together(Pin::new(&mut self.stream), context, slices));
-        self.connection.wrote(*written.as_ref().unwrap_or(&0));
-        Poll::Ready(written)
+        let written = poll_write_together(Pin::new(&mut self.stream), context, slices);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

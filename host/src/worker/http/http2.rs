@@ -136,10 +136,10 @@ impl Server {
                 }
             }
             while let Poll::Ready(Some(_)) = streams.poll_join_next(context) {}
-            if let Some((exchange, moved_at)) = connection.waits_since()
-                && stall.poll(moved_at + self.limits.stream_timeout, context).is_ready()
+            if let Some((exchange, at)) = connection.stalls_at()
+                && stall.poll(at, context).is_ready()
             {
-                exchange.stalled(self.limits.stream_timeout);
+                exchange.stalled();
                 connection.step(ConnectionEvent::ClientLeft);
             }
             if connection.is_spare() {

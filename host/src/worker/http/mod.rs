@@ -15,6 +15,7 @@ mod http1;
 mod http2;
 mod outbox;
 mod outcome;
+mod pace;
 pub(crate) mod server;
 mod stream;
 mod timer;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
@@ -127,13 +127,12 @@ impl Stream {
         exchange: &Rc<Exchange>,
         inflow: &Inflow,
     ) -> Delivery {
-        let limit = self.server.limits.stream_timeout;
         let mut stall = Timer::default();
         let (mut waiting, mut is_last) = (Bytes::new(), false);
         poll_fn(|context| {
             let polled = poll_send(&mut body, send, exchange, &mut waiting, &mut is_last, context);
-            if polled.is_pending() && is_stalled(exchange, inflow, limit, &mut stall, context) {
-                exchange.stalled(limit);
+            if polled.is_pending() && is_stalled(exchange, inflow, &mut stall, context) {
+                exchange.stalled();
                 return Poll::Ready(Delivery::Cut);
             }
             polled
@@ -165,9 +164,13 @@ fn poll_send(
         if !waiting.is_empty() {
             // It tells only of capacity that is new.
             let capacity = match send.capacity() {
-                0 => match ready!(send.poll_capacity(context)) {
-                    Some(Ok(capacity)) => capacity,
-                    Some(Err(_)) | None => return Poll::Ready(Delivery::Reset),
+                0 => match send.poll_capacity(context) {
+                    Poll::Ready(Some(Ok(capacity))) => capacity,
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Delivery::Reset),
+                    Poll::Pending => {
+                        exchange.waits_for_client();
+                        return Poll::Pending;
+                    }
                 },
                 capacity => capacity,
             };
@@ -204,24 +207,12 @@ fn poll_send(
     }
 }
 
-/// Whether no byte has moved for too long, either way.
-fn is_stalled(
-    exchange: &Exchange,
-    inflow: &Inflow,
-    limit: Duration,
-    timer: &mut Timer,
-    context: &mut Context<'_>,
-) -> bool {
-    while let Some(moved_at) = exchange.moved_at() {
-        if timer.poll(moved_at + limit, context).is_pending() {
-            return false;
-        }
-        if !inflow.has_moved() {
-            return true;
-        }
+/// Whether too little has moved for too long, either way.
+fn is_stalled(exchange: &Exchange, inflow: &Inflow, timer: &mut Timer, context: &mut Context<'_>) -> bool {
+    if inflow.has_moved() {
         exchange.moved();
     }
-    false
+    exchange.stalls_at().is_some_and(|at| timer.poll(at, context).is_ready())
 }
 
 /// What every answer has, and none may have, over HTTP/2 (RFC 9113, section 8.2.2).
@@ -409,7 +400,7 @@ impl Buf for Piece {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.exchange.moved();
+        self.exchange.took(count);
     }
 }
 
