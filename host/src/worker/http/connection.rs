@@ -234,7 +234,6 @@ impl Connection {
     pub(super) fn finish(&self, exchange: Rc<Exchange>) {
         exchange.waits_for_client();
         self.earlier.borrow_mut().push(exchange);
-        self.wake();
     }
 
     /// A stream has ended.
@@ -246,7 +245,6 @@ impl Connection {
             if self.owes.get() {
                 self.step(ConnectionEvent::HeadBegan);
             }
-            self.wake();
         }
     }
 

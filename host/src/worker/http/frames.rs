@@ -89,6 +89,8 @@ pub(super) struct Frames {
     has_begun: bool,
     /// A request's head has begun, and goes on in the next frame.
     inside_head: bool,
+    /// Bytes of the head that came last, or is coming.
+    held: usize,
     for_nothing: Credit,
     beside_answers: Credit,
 }
@@ -103,6 +105,7 @@ impl Frames {
             rest: 0,
             has_begun: false,
             inside_head: false,
+            held: 0,
             for_nothing: Credit::new(now),
             beside_answers: Credit::new(now),
         }
@@ -142,6 +145,11 @@ impl Frames {
         self.preface > 0 || self.known > 0 || self.rest > 0 || self.inside_head
     }
 
+    /// Bytes of a request's head that the library keeps until it is whole.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
     /// The head of a frame is whole.
     fn frame(&mut self, now: FrameTime) -> Result<(), Abuse> {
         let [high, middle, low, kind, flags, ..] = self.head;
@@ -163,6 +171,11 @@ impl Frames {
         if !has_its_size {
             return Err(Abuse::WrongSize);
         }
+        self.held = match kind {
+            HEADERS => length,
+            CONTINUATION => self.held + length,
+            _ => 0,
+        };
         if matches!(kind, HEADERS | CONTINUATION) {
             self.inside_head = flags & END_HEADERS == 0;
         }
@@ -289,6 +302,9 @@ mod tests {
         check(&frame(HEADERS, 0, 3), true);
         check(&frame(CONTINUATION, 0, 3), true);
         check(&frame(CONTINUATION, END_HEADERS, 3), false);
+        assert_eq!(frames.held(), 9);
+        frames.follow(Duration::ZERO, &frame(PING, 0, 8)).unwrap();
+        assert_eq!(frames.held(), 0);
     }
 
     proptest! {

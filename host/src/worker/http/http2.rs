@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::accept::Admission;
+use super::buffers::FREE;
 use super::connection::{Connection, linger};
 use super::drain::{ConnectionEvent, Duty};
 use super::frames::{Abuse, Frames, MAX_FRAME};
@@ -135,7 +136,8 @@ impl Server {
                     Poll::Pending => break,
                 }
             }
-            while let Poll::Ready(Some(_)) = streams.poll_join_next(context) {}
+            // Their ends need not wake this task: it is polled for every stream that comes.
+            while streams.try_join_next().is_some() {}
             if let Some((exchange, at)) = connection.stalls_at()
                 && stall.poll(at, context).is_ready()
             {
@@ -265,6 +267,7 @@ impl<S: Transport> FrameIo<S> {
             self.shared.abuse.set(Some(abuse));
         }
         self.connection.owes(self.frames.is_inside());
+        self.connection.holds(self.frames.held().saturating_sub(FREE));
     }
 
     /// The client has closed its side. h2 would drop all streams, if it knew: so it does not learn that before they are

@@ -145,6 +145,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if !self.is_whole {
             self.connection.closed();
+            // It may be idle now, and has a deadline.
+            self.connection.wake();
         }
     }
 }
