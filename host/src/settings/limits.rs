@@ -21,6 +21,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
 /// Each takes a descriptor, of which a process has a million at most on most machines.
 const MAX_CONNECTIONS: usize = 1_000_000;
+/// Each has a connection.
+const MAX_HANDSHAKES: usize = MAX_CONNECTIONS;
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
 /// A page of WebAssembly's: no guest has less.
@@ -82,10 +84,14 @@ pub(crate) struct Limits {
     pub(crate) header_timeout: Duration,
     /// Of a connection, before the first byte of the next request.
     pub(crate) keep_alive_timeout: Duration,
+    /// From a connection's beginning to the end of its TLS handshake.
+    pub(crate) tls_handshake_timeout: Duration,
     /// Requests of one worker; as many again wait.
     pub(crate) max_in_flight: usize,
     /// Connections of one worker.
     pub(crate) max_connections: usize,
+    /// TLS handshakes of one worker at the same time; the others wait.
+    pub(crate) max_handshakes: usize,
     /// In bytes, as the next.
     pub(crate) max_body: u64,
     pub(crate) max_header_bytes: usize,
@@ -110,8 +116,10 @@ impl Limits {
             stream_timeout: or_seconds(options.stream_timeout, 60),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
+            tls_handshake_timeout: or_seconds(options.tls_handshake_timeout, 10),
             max_in_flight: or_number(options.max_in_flight, 256),
             max_connections: or_number(options.max_connections, 4096),
+            max_handshakes: or_number(options.max_handshakes, 64),
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
             max_headers: or_number(options.max_headers, 100),
@@ -127,10 +135,12 @@ impl Limits {
         ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.header_timeout >= MIN_TIMEOUT, "--header-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.keep_alive_timeout >= MIN_TIMEOUT, "--keep-alive-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.tls_handshake_timeout >= MIN_TIMEOUT, "--tls-handshake-timeout must be at least {MIN_TIMEOUT:?}");
         let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
         ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
+        ensure!(self.max_handshakes <= MAX_HANDSHAKES, "--max-handshakes must be at most {MAX_HANDSHAKES}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
         ensure!(
             self.max_memory >= MIN_MEMORY,
@@ -156,6 +166,7 @@ impl Limits {
             ("keep-alive-timeout", time(self.keep_alive_timeout)),
             ("max-body", size(self.max_body)),
             ("max-connections", self.max_connections.to_string()),
+            ("max-handshakes", self.max_handshakes.to_string()),
             ("max-header-bytes", size(self.max_header_bytes)),
             ("max-headers", self.max_headers.to_string()),
             ("max-in-flight", self.max_in_flight.to_string()),
@@ -163,6 +174,7 @@ impl Limits {
             ("max-worker-memory", size(self.max_worker_memory)),
             ("request-timeout", time(self.request_timeout)),
             ("stream-timeout", time(self.stream_timeout)),
+            ("tls-handshake-timeout", time(self.tls_handshake_timeout)),
         ];
         let fixed = [
             ("core-instances", MAX_CORE_INSTANCES.to_string()),

@@ -105,6 +105,8 @@ mod tests {
                 keep_alive_timeout: Duration::from_secs(9),
                 max_in_flight: 7,
                 max_connections: 10,
+                tls_handshake_timeout: Duration::from_secs(13),
+                max_handshakes: 14,
                 max_body: 3,
                 max_header_bytes: 4,
                 max_headers: 5,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::buffers::{Buffers, Share};
 use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
+use super::peer::Peer;
 
 /// How long a connection may be silent in the beginning, when others want its place.
 const CHANCE: Duration = Duration::from_secs(1);
@@ -15,6 +16,8 @@ const CHANCE: Duration = Duration::from_secs(1);
 /// What is known of a connection, shared by its stream, its answers and its task.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Who is at the other end.
+    peer: Peer,
     /// Where the machine's time begins.
     epoch: Instant,
     machine: RefCell<Lifecycle>,
@@ -46,9 +49,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts, buffers: Rc<Buffers>) -> Self {
+    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts, buffers: Rc<Buffers>, peer: Peer) -> Self {
         let machine = RefCell::new(Lifecycle::new(epoch.elapsed(), timeouts));
         Self {
+            peer,
             epoch,
             machine,
             current: RefCell::new(None),
@@ -65,6 +69,10 @@ impl Connection {
             share: Share::of(buffers),
             waker: RefCell::new(None),
         }
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     pub(super) fn step(&self, event: ConnectionEvent) {

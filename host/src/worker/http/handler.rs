@@ -29,6 +29,7 @@ use super::outcome::Verdict;
 use super::server::Server;
 use super::upload::{Upload, UploadProgress};
 use crate::logging::one_line;
+use crate::os::listener::Security;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops};
 use crate::worker::requests::{REQUEST_ID, log_of};
@@ -46,7 +47,7 @@ impl Server {
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
         let answer = match self.admit(&mut request, &exchange) {
-            Ok(authority) => self.serve_request(request, authority, &exchange).await,
+            Ok(authority) => self.serve_request(request, connection.peer().security, authority, &exchange).await,
             Err(answer) => *answer,
         };
         finish(answer, exchange, connection)
@@ -64,6 +65,7 @@ impl Server {
     }
 
     fn begin(&self, request: &mut Request<Incoming>, connection: &Connection, alive: mpsc::Sender<()>) -> Rc<Exchange> {
+        connection.peer().introduce(request.headers_mut());
         let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
         exchange
@@ -103,7 +105,13 @@ impl Server {
         Ok(authority)
     }
 
-    async fn serve_request(&self, request: Request<Incoming>, authority: Authority, exchange: &Rc<Exchange>) -> Answer {
+    async fn serve_request(
+        &self,
+        request: Request<Incoming>,
+        security: Security,
+        authority: Authority,
+        exchange: &Rc<Exchange>,
+    ) -> Answer {
         let Some(place) = self.place(exchange.deadline()).await else {
             return busy(exchange);
         };
@@ -111,7 +119,7 @@ impl Server {
         let (request, upload) = Upload::wrap(request, exchange.max_body);
         exchange.takes(place, upload);
         let origin = Origin::new(exchange.asked(), request.headers());
-        let (head, call) = self.instances.call(request, authority, origin);
+        let (head, call) = self.instances.call(request, security, authority, origin);
         drive(head, call, exchange, &method).await
     }
 }

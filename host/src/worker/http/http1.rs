@@ -23,6 +23,7 @@ use super::drain::{ConnectionEvent, Duty, Timeouts};
 use super::framing::{Bad, Framing, MessagePart, Violation};
 use super::outbox::{MAX_SHORT, Outbox};
 use super::outcome::{Outcome, Verdict};
+use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::transport::{Side, Transport};
 use crate::worker::Phase;
@@ -74,16 +75,26 @@ impl Server {
         let admission = connection.admission;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
-            Ok(AcceptedStream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
-            Ok(AcceptedStream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
+            Ok(AcceptedStream::Tcp(stream)) => self.clone().serve_stream(stream, Peer::CLEAR, admission, alive).await,
+            Ok(AcceptedStream::Unix(stream)) => self.clone().serve_stream(stream, Peer::CLEAR, admission, alive).await,
+            // Boxed, so that other connections do not carry its size.
+            Ok(AcceptedStream::Tls(stream)) => match &self.handshakes {
+                Some(handshakes) => Box::pin(self.clone().serve_tls(stream, handshakes, admission, alive)).await,
+                None => tracing::error!("a worker without a certificate has an https listener: a bug in wasmcluster"),
+            },
             // The client reset it while it was queued.
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
         drop(held);
     }
 
-    async fn serve_stream<S>(self: Rc<Self>, stream: S, admission: Admission, alive: mpsc::Sender<()>)
-    where
+    pub(super) async fn serve_stream<S>(
+        self: Rc<Self>,
+        stream: S,
+        peer: Peer,
+        admission: Admission,
+        alive: mpsc::Sender<()>,
+    ) where
         S: Transport,
     {
         let timeouts = match admission {
@@ -91,7 +102,7 @@ impl Server {
             // It has been queued for long: its request is there, or it has none.
             Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..self.timeouts },
         };
-        let connection = Rc::new(Connection::new(self.started, timeouts, self.buffers.clone()));
+        let connection = Rc::new(Connection::new(self.started, timeouts, self.buffers.clone(), peer));
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, connection, alive) = (self.clone(), connection.clone(), alive.clone());
@@ -308,7 +319,11 @@ impl<S: Transport> Io<S> {
             self.stream.reset_at_close();
             return;
         }
-        if self.connection.duty() == Duty::Close || self.stream.shutdown().await.is_err() {
+        let Some(until) = self.connection.next_deadline().filter(|_| self.connection.duty() == Duty::Linger) else {
+            return;
+        };
+        // Over TLS it waits for the client to take the end of the session.
+        if !matches!(tokio::time::timeout_at(until.into(), self.stream.shutdown()).await, Ok(Ok(()))) {
             return;
         }
         // Until the client is gone, nothing is kept for it.

@@ -15,6 +15,7 @@ use super::buffers::Buffers;
 use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
 use super::outbox::Outbox;
+use super::tls::Handshakes;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
@@ -36,6 +37,8 @@ pub(crate) struct Server {
     pub(crate) gate: Arc<Gate>,
     pub(crate) outbox: Rc<Outbox>,
     pub(super) buffers: Rc<Buffers>,
+    /// None if no listener speaks TLS.
+    pub(super) handshakes: Option<Handshakes>,
     /// When it was said last that connections make room.
     said_at: Cell<Option<Instant>>,
     /// By the order in which they came.
@@ -52,6 +55,7 @@ impl Server {
         phases: watch::Receiver<Phase>,
         settings: &WorkerSettings,
         gate: Arc<Gate>,
+        handshakes: Option<Handshakes>,
         stats: &'static Stats,
     ) -> Self {
         let limits = settings.limits;
@@ -69,6 +73,7 @@ impl Server {
             gate,
             outbox: Rc::default(),
             buffers: Rc::new(Buffers::new(&limits)),
+            handshakes,
             said_at: Cell::new(None),
             connections: RefCell::default(),
             last_connection: Cell::new(0),
