@@ -132,7 +132,7 @@ options! {
         #[arg(long, value_name = "FILE", help_heading = TLS)]
         pub(crate) tls_client_ca: Option<PathBuf>,
 
-        /// Whether clients need a certificate, given --tls-client-ca [default: required]
+        /// Whether clients need a certificate, [default: required with --tls-client-ca]
         #[arg(long, value_name = "WHETHER", help_heading = TLS)]
         pub(crate) tls_client_auth: Option<ClientAuth>,
 

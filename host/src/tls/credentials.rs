@@ -67,7 +67,7 @@ impl Configs {
         let (usual, resolver) = server_config(material)?;
         let for_address = |(address, number)| {
             let mut config = usual.clone();
-            config.cert_resolver = Arc::new(Resolver { usual: number, ..resolver.clone() });
+            config.cert_resolver = Arc::new(CertificateResolver { unnamed: number, ..resolver.clone() });
             (address, Arc::new(config))
         };
         let by_address = resolver.names.addresses().map(for_address).collect();
@@ -77,30 +77,35 @@ impl Configs {
 
 /// The certificate that a client gets.
 #[derive(Clone, Debug)]
-pub(super) struct Resolver {
+pub(super) struct CertificateResolver {
     keys: Arc<[Arc<CertifiedKey>]>,
     names: Arc<Names>,
-    /// For clients that name nothing, or what no certificate has: they are told by the certificate that they are wrong here.
-    usual: usize,
+    /// For clients that name nothing. Those that name what no certificate has get the first: it tells them that they are
+    /// wrong here.
+    unnamed: usize,
 }
 
-impl ResolvesServerCert for Resolver {
+impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let found = hello.server_name().map_or(&[][..], |name| self.names.find(name));
+        let found = match hello.server_name() {
+            Some(name) => self.names.find(name),
+            None => &[self.unnamed],
+        };
         let keys = || found.iter().filter_map(|&number| self.keys.get(number));
         // A name may have a certificate for each kind of key.
         let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
-        keys().find(fits).or_else(|| keys().next()).or_else(|| self.keys.get(self.usual)).cloned()
+        keys().find(fits).or_else(|| keys().next()).or_else(|| self.keys.first()).cloned()
     }
 }
 
 /// What rustls is to do, and how it finds certificates.
-pub(super) fn server_config(material: &Material) -> anyhow::Result<(ServerConfig, Resolver)> {
+pub(super) fn server_config(material: &Material) -> anyhow::Result<(ServerConfig, CertificateResolver)> {
     let pairs =
         material.pairs.iter().map(|(cert, key)| Pair::new(pair::chain(cert.as_bytes())?, pair::key(key.as_bytes())?));
     let pairs = pairs.collect::<anyhow::Result<Vec<_>>>()?;
     let names = Arc::new(Names::new(pairs.iter().map(|pair| &pair.names[..])));
-    let resolver = Resolver { keys: pairs.into_iter().map(|pair| pair.certified).collect(), names, usual: 0 };
+    let resolver =
+        CertificateResolver { keys: pairs.into_iter().map(|pair| pair.certified).collect(), names, unnamed: 0 };
     let config = ServerConfig::builder_with_provider(PROVIDER.clone()).with_safe_default_protocol_versions()?;
     let config = match &material.client {
         None => config.with_no_client_auth(),

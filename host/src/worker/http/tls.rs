@@ -1,17 +1,20 @@
 //! TLS on a stream: the handshake, with a bound on how many are under way, and what is read and written behind it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustls::ServerConnection;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -20,6 +23,8 @@ use crate::tls::credentials::Credentials;
 
 /// The first byte of every TLS connection: a record of the kind "handshake" (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 0x16;
+/// How long a handshake may take at least, when others want its place.
+const CHANCE: Duration = Duration::from_secs(1);
 /// Encrypted bytes of a connection that wait for the kernel. Rustls would keep 64 KiB.
 const MAX_OUTGOING: usize = 32 * 1024;
 
@@ -29,6 +34,8 @@ pub(crate) struct Handshakes {
     credentials: Arc<Credentials>,
     /// One for each that may be under way.
     places: Semaphore,
+    /// Those that are under way, by their beginning. Notified, one gives its place to another.
+    begun: RefCell<VecDeque<(Instant, Weak<Notify>)>>,
     /// Held while a signature is made, and until everybody else had a turn behind it. A flood of handshakes then adds one
     /// signature to the time of each request, not as many as there are places.
     turn: Semaphore,
@@ -36,7 +43,36 @@ pub(crate) struct Handshakes {
 
 impl Handshakes {
     pub(crate) fn new(credentials: Arc<Credentials>, max: usize) -> Self {
-        Self { credentials, places: Semaphore::new(max), turn: Semaphore::new(1) }
+        Self { credentials, places: Semaphore::new(max), begun: RefCell::default(), turn: Semaphore::new(1) }
+    }
+
+    /// A place among those that are under way, and what tells to give it up. The longer one waits for its client, the sooner
+    /// it makes room for others: else a few clients that go no further would keep everybody out.
+    async fn place(&self) -> (SemaphorePermit<'_>, Rc<Notify>) {
+        let mut place = pin!(self.places.acquire());
+        let place = loop {
+            tokio::select! {
+                biased;
+                place = &mut place => break place.expect("the places are never closed"),
+                () = tokio::time::sleep(self.makes_room_in()) => {
+                    if let Some((_, longest)) = self.begun.borrow_mut().pop_front() {
+                        longest.upgrade().inspect(|it| it.notify_one());
+                    }
+                }
+            }
+        };
+        let given_up = Rc::new(Notify::new());
+        self.begun.borrow_mut().push_back((Instant::now(), Rc::downgrade(&given_up)));
+        (place, given_up)
+    }
+
+    /// When the one that has taken longest has had its chance.
+    fn makes_room_in(&self) -> Duration {
+        let mut begun = self.begun.borrow_mut();
+        while begun.front().is_some_and(|(_, it)| it.strong_count() == 0) {
+            begun.pop_front();
+        }
+        begun.front().map_or(CHANCE, |(since, _)| CHANCE.saturating_sub(since.elapsed()))
     }
 }
 
@@ -74,8 +110,7 @@ pub(super) async fn negotiate(
     }
     let address = stream.local_addr()?.ip().to_canonical();
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    // Neither semaphore is ever closed.
-    let _place = handshakes.places.acquire().await;
+    let (_place, given_up) = handshakes.place().await;
     let turn = handshakes.turn.acquire().await;
     let config = handshakes.credentials.config(address);
     // This signs, and the first poll sends what was signed.
@@ -83,9 +118,13 @@ pub(super) async fn negotiate(
     let accepted = poll_fn(|context| Poll::Ready(Pin::new(&mut accepting).poll(context))).await;
     tokio::task::yield_now().await;
     drop(turn);
-    match accepted {
-        Poll::Ready(accepted) => Ok(SecureStream(accepted?)),
-        Poll::Pending => Ok(SecureStream(accepting.await?)),
+    if let Poll::Ready(accepted) = accepted {
+        return Ok(SecureStream(accepted?));
+    }
+    tokio::select! {
+        biased;
+        accepted = accepting => Ok(SecureStream(accepted?)),
+        () = given_up.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it made room for another").into()),
     }
 }
 
