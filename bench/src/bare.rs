@@ -6,10 +6,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::contenders::{CONTENT_TYPE_OF_HELLO, HELLO};
 
@@ -24,10 +24,21 @@ pub(crate) fn serve() -> Result<()> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            // Clients that go away are not of interest.
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
+            tokio::spawn(connection(stream));
         }
     })
+}
+
+/// Serves a connection, over HTTP/2 if its client begins with that. Clients that go away are not of interest.
+async fn connection(stream: TcpStream) {
+    let mut first = [0; 3];
+    let length = stream.peek(&mut first).await.unwrap_or_default();
+    let (is_http2, stream) = (first[..length] == *b"PRI", TokioIo::new(stream));
+    let _ = if is_http2 {
+        http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service_fn(answer)).await
+    } else {
+        http1::Builder::new().serve_connection(stream, service_fn(answer)).await
+    };
 }
 
 /// hyper adds `content-length` and `date`.

@@ -24,6 +24,9 @@ pub(crate) enum Load {
     KeepAlive,
     /// The same, with a connection for each request.
     ConnectionEach,
+    /// The server on one CPU, 32 requests of HTTP/2 at a time from another: all on one connection, or each on its own.
+    OneConnection,
+    Http2,
     /// Two workers on two CPUs, and the load on the same two, with twice as many connections.
     TwoWorkers,
 }
@@ -110,6 +113,26 @@ pub(crate) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        key: "h2",
+        title: "HTTP/2 in clear text, 32 connections with a stream each, one core for the server",
+        load: Load::Http2,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "h2-one",
+        title: "HTTP/2 in clear text, one connection with 32 streams, one core for the server",
+        load: Load::OneConnection,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
+        ],
+    },
+    Group {
         key: "two",
         title: "Two workers on two cores, 64 keep-alive connections from the same two cores",
         load: Load::TwoWorkers,
@@ -154,6 +177,8 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("p3", "0.3 guest, default reuse / `wasmtime serve` likewise", "ours-default", "wasmtime-default", 1.5, 2.2),
     ratio("p3", "0.3 guest, fresh instance / `wasmtime serve` likewise", "ours-fresh", "wasmtime-fresh", 3.0, 4.0),
     ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 3.0, 4.0),
+    ratio("h2", "HTTP/2, 32 connections, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
+    ratio("h2-one", "HTTP/2, one connection, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
     ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
     ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),

@@ -150,6 +150,11 @@ fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
 /// Requests per second, as `wrk` counts them.
 fn measure(bench: &Bench, load: Load, address: SocketAddr, time: Duration) -> Result<f64> {
     let cpus = if load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.load() };
+    match load {
+        Load::Http2 => return h2load(address, cpus, time, CONNECTIONS, 1),
+        Load::OneConnection => return h2load(address, cpus, time, 1, CONNECTIONS),
+        Load::KeepAlive | Load::ConnectionEach | Load::TwoWorkers => {}
+    }
     let extra: &[&str] = if load == Load::ConnectionEach { &["-H", "Connection: close"] } else { &[] };
     wrk(address, "/", cpus, time, extra)
 }
@@ -159,6 +164,25 @@ pub(crate) fn wrk(address: SocketAddr, path: &str, cpus: &[usize], time: Duratio
     command.args(["-t", &cpus.len().to_string(), "-c", &(CONNECTIONS * cpus.len()).to_string()]);
     command.args(["-d", &format!("{}s", time.as_secs())]).args(extra).arg(format!("http://{address}{path}"));
     rate(&output(&mut command, cpus)?)
+}
+
+/// Requests per second over HTTP/2, as `h2load` counts them.
+fn h2load(address: SocketAddr, cpus: &[usize], time: Duration, connections: usize, streams: usize) -> Result<f64> {
+    let mut command = Command::new("h2load");
+    command.args(["-t", "1", "-c", &connections.to_string(), "-m", &streams.to_string()]);
+    command.args(["-D", &time.as_secs().to_string(), &format!("http://{address}/")]);
+    h2_rate(&output(&mut command, cpus).context("h2load, on Debian in nghttp2-client")?)
+}
+
+/// The figure in what `h2load` printed. Requests that failed make it worthless.
+fn h2_rate(text: &str) -> Result<f64> {
+    let line = text.lines().find(|line| line.starts_with("requests:")).unwrap_or_default();
+    if !line.contains(" 0 failed, 0 errored, 0 timeout") {
+        bail!("{}", if line.is_empty() { text.trim() } else { line });
+    }
+    let line = text.lines().find_map(|line| line.strip_prefix("finished in ")).context("h2load did not finish")?;
+    let rate = line.split(", ").find_map(|part| part.strip_suffix(" req/s")).and_then(|rate| rate.parse().ok());
+    rate.filter(|rate| *rate > 0.0).with_context(|| format!("no answer came: {line}"))
 }
 
 /// The figure in what `wrk` printed. An answer that is not 2xx, or none, makes it worthless.
@@ -175,6 +199,19 @@ fn rate(text: &str) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_h2load_prints() {
+        let text = |failed| {
+            format!(
+                "finished in 3.00s, 45234.33 req/s, 5.39MB/s\nrequests: 135703 total, 135735 started, 135703 done, 135703 \
+                 succeeded, {failed} failed, 0 errored, 0 timeout\n"
+            )
+        };
+        assert_eq!(h2_rate(&text(0)).unwrap(), 45234.33);
+        h2_rate(&text(1)).unwrap_err();
+        h2_rate("").unwrap_err();
+    }
 
     #[test]
     fn what_wrk_prints() {

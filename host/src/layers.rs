@@ -34,6 +34,7 @@ const PURE: &[&str] = &[
     "primary::supervisor::swap",
     "primary::desk::ledger",
     "worker::http::drain",
+    "worker::http::frames",
     "worker::http::framing",
     "grants",
     "grants::address",

@@ -542,6 +542,46 @@ async fn a_client_that_reads_slowly_is_not_cut_off() {
     }
 }
 
+/// Something moves all the time, but too little: no silence would ever end it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_drips_is_cut_either_way() {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let cluster = serve("hostile_p2", &["--stream-timeout", "2s", "--min-rate", "100KiB"]);
+    let downloads = async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(8 * 1024).unwrap();
+        let mut stream = socket.connect(cluster.address()).await.unwrap();
+        stream.write_all(request("/endless").as_bytes()).await.unwrap();
+        let (mut answer, mut piece) = (Vec::new(), [0; 2048]);
+        while let Ok(length @ 1..) = stream.read(&mut piece).await {
+            answer.extend_from_slice(&piece[..length]);
+            tokio::time::sleep(PAUSE).await;
+        }
+        judge(&cluster, "/endless", Cut, &answer);
+    };
+    let uploads = async {
+        let mut stream = TcpStream::connect(cluster.address()).await.unwrap();
+        let head = "POST /echo HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let mut answer = Vec::new();
+        let dripping = async {
+            while writer.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            _ = reader.read_to_end(&mut answer) => {}
+            () = dripping => {}
+        }
+        judge(&cluster, "/echo", Cut, &answer);
+    };
+    soon(async { tokio::join!(downloads, uploads) }).await;
+    assert_eq!(cluster.status()["totals"]["timeouts"], 2);
+    cluster.stderr.find("its client is too slow; see --min-rate");
+    Idle::of(&cluster);
+}
+
 /// Sends a body without end to `path` until that is not wanted any more; what comes back.
 async fn send_for_ever(address: SocketAddr, path: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();

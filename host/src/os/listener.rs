@@ -450,7 +450,7 @@ mod tests {
         let free = bind(&["127.0.0.1:0"]).unwrap()[0].address().unwrap().port();
         for (one, two) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")] {
             let error = bind(&[&format!("{one}:{free}"), &format!("{two}:{free}")]).unwrap_err();
-            let parts = [format!("on {two}:{free}"), format!("already, on http://{one}:{free}")];
+            let parts = [format!("on {two}:{free}"), format!("already listens there, on http://{one}:{free}")];
             assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
         }
         let folder = tempfile::tempdir().unwrap();

@@ -44,6 +44,7 @@ fn check(settings: &Settings) {
         limits.stream_timeout,
         limits.header_timeout,
         limits.keep_alive_timeout,
+        limits.max_connection_age,
         application.drain_idle_grace,
         policy.drain_timeout,
         policy.shutdown_delay,

@@ -1,7 +1,7 @@
 //! What one request, its guest and its worker may take: what flags say, and what is fixed.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -23,6 +23,10 @@ const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
 const MAX_CONNECTIONS: usize = 1_000_000;
 /// Each has a connection.
 const MAX_HANDSHAKES: usize = MAX_CONNECTIONS;
+/// More do not make a connection faster, and each may hold a window's bytes.
+const MAX_STREAMS: usize = 10_000;
+/// Connections that live shorter would do little but begin.
+const MIN_AGE: Duration = Duration::from_secs(1);
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
 /// A page of WebAssembly's: no guest has less.
@@ -80,6 +84,8 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Without a byte, while an answer's body is under way.
     pub(crate) stream_timeout: Duration,
+    /// Bytes a second that a client must send or take while it is waited for; 0 is any.
+    pub(crate) min_rate: u64,
     /// From the first byte of a request's head to its last.
     pub(crate) header_timeout: Duration,
     /// Of a connection, before the first byte of the next request.
@@ -92,6 +98,11 @@ pub(crate) struct Limits {
     pub(crate) max_connections: usize,
     /// TLS handshakes of one worker at the same time; the others wait.
     pub(crate) max_handshakes: usize,
+    /// Of one connection, at the same time (HTTP/2).
+    pub(crate) max_streams: usize,
+    /// Of a connection, before it is closed between requests.
+    pub(crate) max_connection_requests: u64,
+    pub(crate) max_connection_age: Duration,
     /// In bytes, as the next.
     pub(crate) max_body: u64,
     pub(crate) max_header_bytes: usize,
@@ -114,12 +125,16 @@ impl Limits {
         let limits = Self {
             request_timeout: request_timeout(options),
             stream_timeout: or_seconds(options.stream_timeout, 60),
+            min_rate: or_bytes(options.min_rate, 1),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
             tls_handshake_timeout: or_seconds(options.tls_handshake_timeout, 10),
             max_in_flight: or_number(options.max_in_flight, 256),
             max_connections: or_number(options.max_connections, 4096),
             max_handshakes: or_number(options.max_handshakes, 64),
+            max_streams: or_number(options.max_streams, 128),
+            max_connection_requests: options.max_connection_requests.map_or(10_000, NonZeroU64::get),
+            max_connection_age: or_seconds(options.max_connection_age, 60 * 60),
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
             max_headers: or_number(options.max_headers, 100),
@@ -141,6 +156,8 @@ impl Limits {
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
         ensure!(self.max_handshakes <= MAX_HANDSHAKES, "--max-handshakes must be at most {MAX_HANDSHAKES}");
+        ensure!(self.max_streams <= MAX_STREAMS, "--max-streams must be at most {MAX_STREAMS}");
+        ensure!(self.max_connection_age >= MIN_AGE, "--max-connection-age must be at least {MIN_AGE:?}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
         ensure!(
             self.max_memory >= MIN_MEMORY,
@@ -165,13 +182,17 @@ impl Limits {
             ("header-timeout", time(self.header_timeout)),
             ("keep-alive-timeout", time(self.keep_alive_timeout)),
             ("max-body", size(self.max_body)),
+            ("max-connection-age", time(self.max_connection_age)),
+            ("max-connection-requests", self.max_connection_requests.to_string()),
             ("max-connections", self.max_connections.to_string()),
             ("max-handshakes", self.max_handshakes.to_string()),
             ("max-header-bytes", size(self.max_header_bytes)),
             ("max-headers", self.max_headers.to_string()),
             ("max-in-flight", self.max_in_flight.to_string()),
             ("max-memory", size(self.max_memory)),
+            ("max-streams", self.max_streams.to_string()),
             ("max-worker-memory", size(self.max_worker_memory)),
+            ("min-rate", size(self.min_rate)),
             ("request-timeout", time(self.request_timeout)),
             ("stream-timeout", time(self.stream_timeout)),
             ("tls-handshake-timeout", time(self.tls_handshake_timeout)),

@@ -168,6 +168,13 @@ options! {
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) stream_timeout: Option<Span>,
 
+        /// Bytes per second that a client must send or take while it is waited for; 0 for any [default: 1B]
+        ///
+        /// A client that is slower is cut once it has been waited for as long as --stream-timeout in all. Each byte that it
+        /// moves buys time back.
+        #[arg(long, value_name = "SIZE", help_heading = TIMEOUTS)]
+        pub(crate) min_rate: Option<Size>,
+
         /// Longest time a client may take to send a request's headers; past it, 408 [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) header_timeout: Option<Span>,
@@ -199,6 +206,23 @@ options! {
         /// TLS handshakes that a worker is in at the same time; more wait [default: 64]
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_handshakes: Option<NonZeroU32>,
+
+        /// Requests that an HTTP/2 connection may have open at the same time [default: 128]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_streams: Option<NonZeroU32>,
+
+        /// Requests after which a connection is closed, so that clients spread over all workers again [default: 10000]
+        ///
+        /// It is closed without failing a request, as in a drain. Each connection draws its own number, up to a fifth
+        /// lower.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>, help_heading = LIMITS)]
+        pub(crate) max_connection_requests: Option<NonZeroU64>,
+
+        /// Age at which a connection is closed, so that clients spread over all workers again [default: 1h]
+        ///
+        /// Requests in progress are finished first. Each connection draws its own age, up to a fifth lower.
+        #[arg(long, value_name = "TIME", help_heading = LIMITS)]
+        pub(crate) max_connection_age: Option<Span>,
 
         /// Largest body of a request; a larger one gets 413 [default: 64MiB]
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]

@@ -22,10 +22,12 @@ use crate::settings::ClientAuth;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
+    Http2,
 }
 
 /// What clients may choose by ALPN (RFC 7301), the best first. One that chooses nothing gets [`Protocol::Http1`].
-pub(crate) const PROTOCOLS: [(&[u8], Protocol); 2] = [(b"http/1.1", Protocol::Http1), (b"http/1.0", Protocol::Http1)];
+pub(crate) const PROTOCOLS: [(&[u8], Protocol); 3] =
+    [(b"h2", Protocol::Http2), (b"http/1.1", Protocol::Http1), (b"http/1.0", Protocol::Http1)];
 
 /// What a worker speaks TLS with, shared by the thread that hears of something new and the connections.
 #[derive(Debug)]

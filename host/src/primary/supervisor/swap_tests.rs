@@ -308,9 +308,9 @@ fn judge(old: Event, candidate: Event, gates: Gates, reason: Option<&str>) {
 fn a_version_with_more_errors_is_rolled_back() {
     let well = || answers(&[(1, 500, 0), (2, 500, 0)]);
     let usual = Gates::default();
-    let always = "100.0 % of its 20 answers were errors, 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
+    let always = "100.0 % of its 20 answers were errors, against 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
     judge(well(), answers(&[(3, 10, 10), (4, 10, 10)]), usual, Some(always));
-    let a_tenth = "10.0 % of its 100 answers were errors, 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
+    let a_tenth = "10.0 % of its 100 answers were errors, against 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
     judge(well(), answers(&[(3, 90, 9), (4, 10, 1)]), usual, Some(a_tenth));
     judge(well(), answers(&[(3, 90, 5), (4, 10, 0)]), usual, None);
     // Of one that was never asked for anything, nothing is known.
@@ -325,7 +325,7 @@ fn a_version_that_is_no_worse_stays() {
     let bad = || answers(&[(1, 500, 60), (2, 500, 40)]);
     judge(bad(), answers(&[(3, 100, 10), (4, 100, 10)]), Gates::default(), None);
     judge(bad(), answers(&[(3, 100, 15), (4, 100, 14)]), Gates::default(), None);
-    let worse = "30.0 % of its 200 answers were errors, 10.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
+    let worse = "30.0 % of its 200 answers were errors, against 10.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
     judge(bad(), answers(&[(3, 100, 30), (4, 100, 30)]), Gates::default(), Some(worse));
     judge(answers(&[(1, 500, 500), (2, 500, 500)]), answers(&[(3, 100, 100)]), Gates::default(), None);
 }
@@ -357,7 +357,7 @@ fn errors_of_both_versions_are_nobody_s_fault() {
 /// Requests that are stuck are no answers yet: the soak waits for them, as long as a request may take.
 #[test]
 fn a_version_that_never_answers_is_not_committed() {
-    let reason = "100.0 % of its 30 answers were errors, 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
+    let reason = "100.0 % of its 30 answers were errors, against 0.0 % of the old version's; --max-error-increase allows 5 points more, and `reload --force` ignores errors";
     let back = format!("RollingBack(Gate({reason:?}), 2), spawn 5 in 0");
     let mut script = soaking_after(answers(&[(1, 500, 0), (2, 500, 0)]), Gates::default());
     script.extend([

@@ -216,6 +216,16 @@ impl Body {
         self.remaining.is_none_or(|remaining| remaining == 0)
     }
 
+    /// Whether all of it was taken: what its guest still does, its client does not wait for.
+    pub(super) fn is_sent(&self) -> bool {
+        http_body::Body::is_end_stream(self) || self.is_complete()
+    }
+
+    /// What it answers, once it is on its way.
+    pub(super) fn exchange(&self) -> Option<Rc<Exchange>> {
+        self.exchange.clone()
+    }
+
     /// Whether nothing more of it is to be sent.
     fn is_complete(&self) -> bool {
         self.gathered.is_empty() && (self.frames.is_none() || self.remaining == Some(0))

@@ -5,11 +5,16 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::buffers::{Buffers, Share};
 use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
 use super::peer::Peer;
+use super::transport::Transport;
 
+/// Bytes of a client that nobody wants any more, read at a time.
+const DISCARDED: usize = 4 * 1024;
 /// How long a connection may be silent in the beginning, when others want its place.
 const CHANCE: Duration = Duration::from_secs(1);
 
@@ -23,8 +28,14 @@ pub(super) struct Connection {
     machine: RefCell<Lifecycle>,
     /// What is being answered, until the answer has been handed over.
     current: RefCell<Option<Rc<Exchange>>>,
-    /// Exchanges before it whose answers are whole and wait to be flushed.
+    /// Exchanges whose answers are whole and wait to be flushed: those before it, or any of HTTP/2.
     earlier: RefCell<Vec<Rc<Exchange>>>,
+    /// Streams of HTTP/2 that are open; `None` while HTTP/1 is spoken.
+    streams: Cell<Option<usize>>,
+    /// The client has begun a frame, or a head, and has yet to send the rest (HTTP/2).
+    owes: Cell<bool>,
+    /// After so many requests it is closed as if its worker drained.
+    max_requests: u64,
     /// Requests that hyper has handed over.
     requests: Cell<u64>,
     /// Requests to be answered before the client is told that what follows makes no sense.
@@ -49,7 +60,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts, buffers: Rc<Buffers>, peer: Peer) -> Self {
+    pub(super) fn new(
+        epoch: Instant,
+        timeouts: drain::Timeouts,
+        max_requests: u64,
+        buffers: Rc<Buffers>,
+        peer: Peer,
+    ) -> Self {
         let machine = RefCell::new(Lifecycle::new(epoch.elapsed(), timeouts));
         Self {
             peer,
@@ -57,6 +74,9 @@ impl Connection {
             machine,
             current: RefCell::new(None),
             earlier: RefCell::default(),
+            streams: Cell::new(None),
+            owes: Cell::new(false),
+            max_requests,
             requests: Cell::new(0),
             good: Cell::new(None),
             has_upload: Cell::new(false),
@@ -75,8 +95,13 @@ impl Connection {
         &self.peer
     }
 
+    /// Since the worker began.
+    pub(super) fn now(&self) -> drain::Time {
+        self.epoch.elapsed()
+    }
+
     pub(super) fn step(&self, event: ConnectionEvent) {
-        self.machine.borrow_mut().step(self.epoch.elapsed(), event);
+        self.machine.borrow_mut().step(self.now(), event);
         self.settle();
     }
 
@@ -182,6 +207,12 @@ impl Connection {
     pub(super) fn begin(&self, exchange: Rc<Exchange>, has_upload: bool) {
         self.has_upload.set(has_upload);
         self.requests.set(self.requests.get() + 1);
+        if self.requests.get() >= self.max_requests {
+            self.step(ConnectionEvent::DrainBegan);
+        }
+        if self.streams.get().is_some() {
+            return;
+        }
         if let Some(last) = self.current.replace(Some(exchange)) {
             // It may have been read together with the one before, and the kernel has yet to take that one's answer.
             if last.is_whole() {
@@ -189,6 +220,60 @@ impl Connection {
             }
         }
         self.step(ConnectionEvent::RequestBegan);
+    }
+
+    /// From now on HTTP/2 is spoken.
+    pub(super) fn speaks_http2(&self) {
+        self.streams.set(Some(0));
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.streams.get().is_some()
+    }
+
+    /// The client owes the rest of a frame or a head, or not.
+    pub(super) fn owes(&self, owes: bool) {
+        if self.owes.replace(owes) != owes && !self.is_busy() {
+            self.step(if owes { ConnectionEvent::HeadBegan } else { ConnectionEvent::HeadEnded });
+        }
+    }
+
+    /// A stream was opened.
+    pub(super) fn opened(&self) {
+        self.streams.set(Some(self.streams.get().unwrap_or_default() + 1));
+        self.step(ConnectionEvent::RequestBegan);
+    }
+
+    /// The answer of a stream is whole, and waits to be flushed.
+    pub(super) fn finish(&self, exchange: Rc<Exchange>) {
+        exchange.waits_for_client();
+        self.earlier.borrow_mut().push(exchange);
+        self.wake();
+    }
+
+    /// A stream has ended.
+    pub(super) fn closed(&self) {
+        let left = self.streams.get().unwrap_or_default().saturating_sub(1);
+        self.streams.set(Some(left));
+        if left == 0 {
+            self.step(ConnectionEvent::Answered);
+            if self.owes.get() {
+                self.step(ConnectionEvent::HeadBegan);
+            }
+            self.wake();
+        }
+    }
+
+    /// Answers have gone out, or were thrown away.
+    fn flushed_streams(&self) {
+        let gone: Vec<_> = self.earlier.borrow_mut().extract_if(.., |exchange| !exchange.waits()).collect();
+        for exchange in gone {
+            exchange.rests();
+            if !exchange.is_lost() {
+                exchange.handed_over();
+            }
+            self.closed();
+        }
     }
 
     /// The head of an answer is there; its body may take longer.
@@ -243,8 +328,17 @@ impl Connection {
         }
     }
 
+    /// The client has yet to take what was written before.
+    pub(super) fn waits_for_client(&self) {
+        if let Some(exchange) = &*self.current.borrow() {
+            exchange.waits_for_client();
+        }
+    }
+
     pub(super) fn wrote(&self, bytes: usize) {
-        self.moved();
+        if let Some(exchange) = &*self.current.borrow() {
+            exchange.took(bytes);
+        }
         if bytes > 0 {
             self.has_written.set(true);
         }
@@ -276,8 +370,18 @@ impl Connection {
         }
     }
 
+    /// When answers are given up that are whole, and that the client has yet to take (HTTP/2); one of them.
+    pub(super) fn stalls_at(&self) -> Option<(Rc<Exchange>, Instant)> {
+        let earlier = self.earlier.borrow();
+        let stalls = earlier.iter().filter_map(|exchange| Some((exchange, exchange.stalls_at()?)));
+        stalls.max_by_key(|(_, at)| *at).map(|(exchange, at)| (exchange.clone(), at))
+    }
+
     /// All that hyper had was written.
     pub(super) fn flushed(&self) {
+        if self.is_http2() {
+            return self.flushed_streams();
+        }
         self.unsent.set(0);
         self.has_written.set(false);
         for exchange in self.earlier.take() {
@@ -303,5 +407,30 @@ impl Connection {
         if let Some(exchange) = exchange {
             exchange.handed_over();
         }
+    }
+}
+
+/// Shuts our side, if that was not done, and reads what still comes for as long as that is the connection's duty. One that
+/// is closed with bytes unread is reset, which can destroy an answer that the client has not read.
+pub(super) async fn linger<S: Transport>(mut stream: S, connection: &Connection) {
+    if connection.ends_too_early() {
+        stream.reset_at_close();
+        return;
+    }
+    let Some(until) = connection.next_deadline().filter(|_| connection.duty() == Duty::Linger) else { return };
+    // Over TLS it waits for the client to take the end of the session.
+    if !matches!(tokio::time::timeout_at(until.into(), stream.shutdown()).await, Ok(Ok(()))) {
+        return;
+    }
+    let mut discarded = vec![0; DISCARDED];
+    while let Some(deadline) = connection.next_deadline() {
+        let event = tokio::select! {
+            read = stream.read(&mut discarded) => match read {
+                Ok(0) | Err(_) => ConnectionEvent::ClientLeft,
+                Ok(_) => continue,
+            },
+            () = tokio::time::sleep_until(deadline.into()) => ConnectionEvent::DeadlinePassed,
+        };
+        connection.step(event);
     }
 }

@@ -37,6 +37,8 @@ const HALF_OPEN: Duration = Duration::from_secs(1);
 pub(crate) enum ConnectionEvent {
     /// Bytes came in that begin a request, or go on with its head.
     HeadBegan,
+    /// What had begun was no request's head, and is whole (HTTP/2).
+    HeadEnded,
     /// What came in makes no sense, and it is its turn to be answered.
     Malformed,
     /// The head of a request is there.
@@ -68,6 +70,8 @@ enum LifecycleState {
     },
     Head {
         since: Time,
+        /// Since when it was idle before: what is no request does not make it less so.
+        idle: Time,
     },
     /// The client is to be told that its head took too long, or made no sense.
     Refused,
@@ -107,6 +111,8 @@ pub(crate) struct Timeouts {
     pub(crate) grace: Duration,
     /// From the first byte of a head to its last.
     pub(crate) header: Duration,
+    /// How old it may become, before it is treated as if its worker drained.
+    pub(crate) age: Duration,
 }
 
 /// The machine of one connection.
@@ -114,6 +120,8 @@ pub(crate) struct Timeouts {
 pub(crate) struct Lifecycle {
     state: LifecycleState,
     timeouts: Timeouts,
+    /// When it is old.
+    retires: Time,
     drain_began: Option<Time>,
     /// When the client closed its side, or a byte moved after that.
     client_shut: Option<Time>,
@@ -122,11 +130,15 @@ pub(crate) struct Lifecycle {
 impl Lifecycle {
     /// A connection that was accepted at `now`.
     pub(crate) fn new(now: Time, timeouts: Timeouts) -> Self {
-        Self { state: LifecycleState::Idle { since: now }, timeouts, drain_began: None, client_shut: None }
+        let retires = now + timeouts.age;
+        Self { state: LifecycleState::Idle { since: now }, timeouts, retires, drain_began: None, client_shut: None }
     }
 
     /// Takes note of what happened at `now`.
     pub(crate) fn step(&mut self, now: Time, event: ConnectionEvent) {
+        if now >= self.retires || event == ConnectionEvent::DrainBegan {
+            self.drain_began.get_or_insert(now);
+        }
         let is_due = event == ConnectionEvent::DeadlinePassed && self.next_deadline().is_some_and(|at| at <= now);
         let half_closed = LifecycleState::HalfClosed { until: now + LINGER };
         self.state = match (self.state, event) {
@@ -140,7 +152,10 @@ impl Lifecycle {
             (LifecycleState::Refused, _) => LifecycleState::Refused,
             (_, ConnectionEvent::Malformed) => LifecycleState::Refused,
             (_, ConnectionEvent::RequestBegan) => LifecycleState::Busy,
-            (LifecycleState::Idle { .. }, ConnectionEvent::HeadBegan) => LifecycleState::Head { since: now },
+            (LifecycleState::Idle { since }, ConnectionEvent::HeadBegan) => {
+                LifecycleState::Head { since: now, idle: since }
+            }
+            (LifecycleState::Head { idle, .. }, ConnectionEvent::HeadEnded) => LifecycleState::Idle { since: idle },
             (LifecycleState::Idle { .. }, ConnectionEvent::BodyCame)
             | (LifecycleState::Busy, ConnectionEvent::Answered) => LifecycleState::Idle { since: now },
             (LifecycleState::Idle { .. }, _) if is_due => half_closed,
@@ -154,9 +169,6 @@ impl Lifecycle {
                 self.client_shut = self.client_shut.map(|_| now);
             }
             _ => {}
-        }
-        if event == ConnectionEvent::DrainBegan {
-            self.drain_began.get_or_insert(now);
         }
     }
 
@@ -174,7 +186,7 @@ impl Lifecycle {
     pub(crate) fn awaited(&self) -> Option<(Awaited, Time)> {
         match self.state {
             LifecycleState::Idle { since } => Some((Awaited::Request, since)),
-            LifecycleState::Head { since } => Some((Awaited::RestOfHead, since)),
+            LifecycleState::Head { since, .. } => Some((Awaited::RestOfHead, since)),
             _ => None,
         }
     }
@@ -196,14 +208,19 @@ impl Lifecycle {
 
     /// When to send [`ConnectionEvent::DeadlinePassed`], if at all.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let Timeouts { keep_alive, grace, header } = self.timeouts;
-        match (self.state, self.drain_began) {
+        let Timeouts { keep_alive, grace, header, .. } = self.timeouts;
+        let deadline = match (self.state, self.drain_began) {
             (LifecycleState::Idle { since }, Some(began)) => Some((since.max(began) + grace).min(since + keep_alive)),
             (LifecycleState::Idle { since }, None) => Some(since + keep_alive),
-            (LifecycleState::Head { since }, _) => Some(since + header),
+            (LifecycleState::Head { since, .. }, _) => Some(since + header),
             (LifecycleState::HalfClosed { until }, _) => Some(until),
             (LifecycleState::Busy, _) => self.client_shut.map(|since| since + HALF_OPEN),
-            (LifecycleState::Refused | LifecycleState::Closed, _) => None,
+            (LifecycleState::Refused | LifecycleState::Closed, _) => return None,
+        };
+        if self.drain_began.is_some() {
+            deadline
+        } else {
+            Some(deadline.map_or(self.retires, |at| at.min(self.retires)))
         }
     }
 }
@@ -218,6 +235,7 @@ mod tests {
         keep_alive: Duration::from_secs(75),
         grace: Duration::from_secs(2),
         header: Duration::from_secs(10),
+        age: Duration::from_secs(3600),
     };
 
     fn ms(milliseconds: u64) -> Time {
@@ -230,13 +248,14 @@ mod tests {
         for &(at, event, duty, deadline) in script {
             connection.step(ms(at), event);
             assert_eq!(connection.duty(), duty, "at {at} ms, after {event:?}");
-            assert_eq!(connection.next_deadline(), deadline.map(ms), "at {at} ms, after {event:?}");
+            let next = connection.next_deadline().filter(|&at| at != TIMEOUTS.age);
+            assert_eq!(next, deadline.map(ms), "at {at} ms, after {event:?}");
         }
     }
 
     use ConnectionEvent::{
         AnswerMoved, Answered, BodyCame, ClientLeft, ClientShut, DeadlinePassed, DrainBegan, Evicted, HeadBegan,
-        Malformed, RequestBegan, Shut,
+        HeadEnded, Malformed, RequestBegan, Shut,
     };
     use Duty::{Close, Linger, Refuse, Serve};
 
@@ -256,6 +275,33 @@ mod tests {
             (75_100, ClientLeft, Close, None),
         ]);
         check(&[(5, RequestBegan, Serve, None), (9, Shut, Linger, Some(1009)), (10, ClientLeft, Close, None)]);
+    }
+
+    #[test]
+    fn an_old_connection_ends_as_in_a_drain() {
+        let age = TIMEOUTS.age.as_millis() as u64;
+        check(&[
+            (age - 10_000, RequestBegan, Serve, None),
+            (age - 9000, Answered, Serve, None),
+            (age, DeadlinePassed, Serve, Some(age + 2000)),
+            (age + 2000, DeadlinePassed, Linger, Some(age + 3000)),
+        ]);
+        check(&[
+            (age - 10_000, RequestBegan, Serve, None),
+            (age, DeadlinePassed, Serve, None),
+            (age + 9000, Answered, Serve, Some(age + 11_000)),
+        ]);
+    }
+
+    #[test]
+    fn what_is_no_request_does_not_keep_a_connection() {
+        check(&[
+            (5, HeadBegan, Serve, Some(10_005)),
+            (7, HeadEnded, Serve, Some(75_000)),
+            (60_000, HeadBegan, Serve, Some(70_000)),
+            (60_000, HeadEnded, Serve, Some(75_000)),
+            (75_000, DeadlinePassed, Linger, Some(76_000)),
+        ]);
     }
 
     #[test]
@@ -377,10 +423,10 @@ mod tests {
 
         /// Whatever happens: no deadline lies far ahead, nothing reopens, and a drain ends unless a request is busy.
         #[test]
-        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..12_usize), 0..40)) {
+        fn a_drain_ends(script in prop::collection::vec((0..3000_u64, 0..13_usize), 0..40)) {
             let all = [
                 HeadBegan, RequestBegan, Answered, Shut, ClientLeft, DrainBegan, DeadlinePassed, BodyCame, Malformed, Evicted,
-                AnswerMoved, ClientShut,
+                AnswerMoved, ClientShut, HeadEnded,
             ];
             let mut connection = Lifecycle::new(ms(0), TIMEOUTS);
             let (mut now, mut furthest) = (0, Serve as usize);
@@ -390,7 +436,8 @@ mod tests {
                 let duty = connection.duty() as usize;
                 prop_assert!(duty >= furthest, "it reopened");
                 furthest = duty;
-                prop_assert!(connection.next_deadline().is_none_or(|at| at <= ms(now) + TIMEOUTS.keep_alive));
+                let near = ms(now) + TIMEOUTS.keep_alive;
+                prop_assert!(connection.next_deadline().is_none_or(|at| at <= near || at == TIMEOUTS.age));
             }
             connection.step(ms(now), DrainBegan);
             let mut turns = 0;

@@ -14,6 +14,7 @@ use http::{Request, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::outcome::{End, Outcome, Verdict};
+use super::pace::Pace;
 use super::upload::{UploadProgress, UploadState};
 use crate::logging::several_lines;
 use crate::settings::Limits;
@@ -37,9 +38,16 @@ pub(super) struct Exchange {
     _alive: mpsc::Sender<()>,
     /// When a byte last moved, while the answer's body is under way.
     moved_at: Cell<Option<Instant>>,
+    /// How long nothing may move.
+    stream_limit: Duration,
+    /// Of the client, as it takes the answer.
+    pace: Pace,
     /// All of the answer has been given to hyper.
     is_whole: Cell<bool>,
     is_cut: Cell<bool>,
+    /// Parts of the answer that wait for the connection, and whether one of them was thrown away (HTTP/2).
+    queued: Cell<usize>,
+    is_lost: Cell<bool>,
     status: Cell<Option<StatusCode>>,
     verdict: Cell<Verdict>,
     /// Its guest's failure is counted.
@@ -76,8 +84,12 @@ impl Exchange {
             place: RefCell::new(None),
             _alive: alive,
             moved_at: Cell::new(None),
+            stream_limit: limits.stream_timeout,
+            pace: Pace::new(limits.min_rate, limits.stream_timeout),
             is_whole: Cell::new(false),
             is_cut: Cell::new(false),
+            queued: Cell::new(0),
+            is_lost: Cell::new(false),
             status: Cell::new(None),
             verdict: Cell::new(Verdict::Answered),
             is_blamed: Cell::new(false),
@@ -154,6 +166,24 @@ impl Exchange {
         }
     }
 
+    /// The client is waited for, which has yet to take what was written.
+    pub(super) fn waits_for_client(&self) {
+        self.pace.waits();
+    }
+
+    /// The client has taken so many bytes.
+    pub(super) fn took(&self, bytes: usize) {
+        self.pace.came(bytes);
+        self.moved();
+    }
+
+    /// When it is cut, if nothing moves until then.
+    pub(super) fn stalls_at(&self) -> Option<Instant> {
+        let silent = self.moved_at.get()? + self.stream_limit;
+        let slow = self.pace.deadline().into_iter().chain(self.upload.get().and_then(UploadState::deadline));
+        Some(slow.fold(silent, Instant::min))
+    }
+
     /// Nothing of it is to move any more.
     pub(super) fn rests(&self) {
         self.moved_at.set(None);
@@ -181,10 +211,36 @@ impl Exchange {
         self.is_cut.set(true);
     }
 
-    /// Nothing has moved for too long.
-    pub(super) fn stalled(&self, limit: Duration) {
+    /// A part of the answer waits for the connection.
+    pub(super) fn queued(&self) {
+        self.queued.set(self.queued.get() + 1);
+    }
+
+    /// It waits no more: it went out, or was thrown away.
+    pub(super) fn unqueued(&self, is_sent: bool) {
+        self.queued.set(self.queued.get() - 1);
+        if !is_sent {
+            self.is_lost.set(true);
+        }
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.queued.get() > 0
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.get()
+    }
+
+    /// Nothing has moved for too long, or too little.
+    pub(super) fn stalled(&self) {
         self.judge(Verdict::Late);
-        log_of!(warn, self, "an answer was cut: no data moved for {limit:?}; see --stream-timeout");
+        let limit = self.stream_limit;
+        if self.moved_at.get().is_some_and(|at| at.elapsed() >= limit) {
+            log_of!(warn, self, "an answer was cut: no data moved for {limit:?}; see --stream-timeout");
+        } else {
+            log_of!(warn, self, "an answer was cut: its client is too slow; see --min-rate and --stream-timeout");
+        }
     }
 
     pub(super) fn trapped(&self, error: &wasmtime::Error) {

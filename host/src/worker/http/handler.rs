@@ -15,8 +15,8 @@ use bytes::Bytes;
 use http::header::{HOST, UPGRADE};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::{Body as _, Incoming};
 use tokio::sync::{mpsc, oneshot};
 use wasmtime_wasi_http::Error;
 
@@ -37,11 +37,16 @@ use crate::worker::requests::{REQUEST_ID, log_of};
 /// What a request of HTTP/1.0 is addressed to if it does not say.
 const NO_HOST: &str = "localhost";
 
+/// The body of a request, whichever protocol brings it.
+pub(super) trait Incoming: HttpBody<Data = Bytes> + Send + Unpin + 'static {}
+
+impl<B: HttpBody<Data = Bytes> + Send + Unpin + 'static> Incoming for B {}
+
 impl Server {
     /// Answers a request, with the help of a guest if it is one for a guest.
-    pub(super) async fn answer(
+    pub(super) async fn answer<B: Incoming>(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<B>,
         connection: Rc<Connection>,
         alive: mpsc::Sender<()>,
     ) -> Answer {
@@ -54,9 +59,9 @@ impl Server {
     }
 
     /// Tells the client to come again, and to go.
-    pub(super) fn refuse(
+    pub(super) fn refuse<B: Incoming>(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<B>,
         connection: Rc<Connection>,
         alive: mpsc::Sender<()>,
     ) -> Answer {
@@ -64,7 +69,12 @@ impl Server {
         finish(closing(busy(&exchange)), exchange, connection)
     }
 
-    fn begin(&self, request: &mut Request<Incoming>, connection: &Connection, alive: mpsc::Sender<()>) -> Rc<Exchange> {
+    fn begin<B: Incoming>(
+        &self,
+        request: &mut Request<B>,
+        connection: &Connection,
+        alive: mpsc::Sender<()>,
+    ) -> Rc<Exchange> {
         connection.peer().introduce(request.headers_mut());
         let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
@@ -72,7 +82,7 @@ impl Server {
     }
 
     /// Whom the request is addressed to; or what it is answered without a guest.
-    fn admit(&self, request: &mut Request<Incoming>, exchange: &Exchange) -> Result<Authority, Box<Answer>> {
+    fn admit<B: Incoming>(&self, request: &mut Request<B>, exchange: &Exchange) -> Result<Authority, Box<Answer>> {
         let refused = |status, text: &str, why: &str| {
             exchange.judge(Verdict::Refused);
             log_of!(debug, exchange, "refused: {why}");
@@ -82,6 +92,11 @@ impl Server {
             let text = "the request needs exactly one valid Host header";
             return refused(StatusCode::BAD_REQUEST, text, text);
         };
+        if request.version() == Version::HTTP_2
+            && let Err((status, text)) = check_http2(request, self.limits.max_headers)
+        {
+            return refused(status, text, text);
+        }
         if request.method() == Method::CONNECT {
             return refused(StatusCode::NOT_IMPLEMENTED, "this server is not a proxy", "this server is not a proxy");
         }
@@ -105,9 +120,9 @@ impl Server {
         Ok(authority)
     }
 
-    async fn serve_request(
+    async fn serve_request<B: Incoming>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         security: Security,
         authority: Authority,
         exchange: &Rc<Exchange>,
@@ -116,7 +131,7 @@ impl Server {
             return busy(exchange);
         };
         let method = request.method().clone();
-        let (request, upload) = Upload::wrap(request, exchange.max_body);
+        let (request, upload) = Upload::wrap(request, exchange.max_body, self.pace());
         exchange.takes(place, upload);
         let origin = Origin::new(exchange.asked(), request.headers());
         let (head, call) = self.instances.call(request, security, authority, origin);
@@ -139,6 +154,9 @@ fn finish(answer: Answer, exchange: Rc<Exchange>, connection: Rc<Connection>) ->
 /// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in
 /// absolute form overrides it. HTTP/1.0 knows neither.
 fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    if request.version() == Version::HTTP_2 {
+        return authority_http2(request);
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok()?.parse().ok()?,
@@ -146,6 +164,50 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
         _ => return None,
     };
     Some(request.uri().authority().cloned().unwrap_or(host))
+}
+
+/// Over HTTP/2 it is a pseudo-header. A Host beside it must say the same (RFC 9113, section 8.3.1).
+fn authority_http2<B>(request: &Request<B>) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Some(host.to_str().ok()?.parse::<Authority>().ok()?),
+        (None, _) => None,
+        (Some(_), Some(_)) => return None,
+    };
+    // Without user and password, which are for nobody here, and with a port that is one.
+    let is_plain = |named: &&Authority| !named.as_str().contains('@') && named.port_u16().is_some() == has_port(named);
+    let named = request.uri().authority().filter(is_plain);
+    match (named, host) {
+        (Some(named), Some(host)) if *named != host => None,
+        (Some(named), _) => Some(named.clone()),
+        (None, host) => host.filter(|_| request.uri().authority().is_none()),
+    }
+}
+
+/// Whether anything stands behind the host.
+fn has_port(authority: &Authority) -> bool {
+    authority.as_str().len() > authority.host().len()
+}
+
+/// What h2 lets pass, and framing does not over HTTP/1.1 (RFC 9113, sections 8.2.1 and 8.3.1).
+fn check_http2<B>(request: &Request<B>, max_headers: usize) -> Result<(), (StatusCode, &'static str)> {
+    if request.headers().len() > max_headers {
+        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request has too many header fields"));
+    }
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    let is_path = path.starts_with('/') || (path == "*" && request.method() == Method::OPTIONS);
+    if !is_path && request.method() != Method::CONNECT {
+        return Err((StatusCode::BAD_REQUEST, "the request needs a path"));
+    }
+    if request.headers().keys().any(|name| name.as_str().contains('"')) {
+        return Err((StatusCode::BAD_REQUEST, "a header field has a quote in its name"));
+    }
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let has_blanks = |value: &HeaderValue| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last());
+    if request.headers().values().any(has_blanks) {
+        return Err((StatusCode::BAD_REQUEST, "a header field begins or ends with a blank"));
+    }
+    Ok(())
 }
 
 /// A guest's time is over.

@@ -54,9 +54,7 @@ impl Server {
             }
         };
         let peer = Peer::verified(stream.session().peer_certificates());
-        match protocol {
-            Protocol::Http1 => self.serve_stream(stream, peer, admission, alive).await,
-        }
+        self.serve_stream(stream, protocol, peer, admission, alive).await;
     }
 
     /// Ends with the handshake, or when it is due to end, or the connection has to make room.
@@ -72,7 +70,7 @@ impl Server {
         };
         // Idle to its end, so that one deadline is over all of it; in a drain it has the grace of an idle connection.
         let timeouts = Timeouts { keep_alive: within, header: within, ..self.timeouts };
-        let connection = Rc::new(Connection::new(self.started, timeouts, self.buffers.clone(), Peer::CLEAR));
+        let connection = Rc::new(Connection::new(self.started, timeouts, 1, self.buffers.clone(), Peer::CLEAR));
         let _listed = (admission == Admission::Serve).then(|| Listed::new(self, connection.clone()));
         self.make_room();
         let has_begun = Cell::new(false);

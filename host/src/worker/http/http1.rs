@@ -3,42 +3,42 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep_until};
 
 use super::accept::{Accepted, AcceptedStream, Admission};
 use super::buffers::FREE;
-use super::connection::Connection;
+use super::connection::{Connection, linger};
 use super::drain::{ConnectionEvent, Duty, Timeouts};
+use super::frames::PREFACE;
 use super::framing::{Bad, Framing, MessagePart, Violation};
-use super::outbox::{MAX_SHORT, Outbox};
+use super::outbox::Turn;
 use super::outcome::{Outcome, Verdict};
 use super::peer::Peer;
 use super::server::{Listed, Server};
-use super::transport::{Side, Transport};
+use super::timer::{Beat, Timer};
+use super::transport::{Side, Transport, poll_write_together};
+use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
 use crate::worker::requests::log_of;
 
 /// Header fields that hyper reads unless it is told otherwise.
 const HYPER_HEADERS: usize = 100;
 /// How often it is looked whether the client is there, where its leaving would not be noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a client that is to come again may take to ask.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// So short an answer is put together before it is written: to copy it costs less than `writev` takes for its parts.
-const PUT_TOGETHER: usize = 1024;
-/// Bytes of a client that nobody wants any more, read at a time.
-const DISCARDED: usize = 4 * 1024;
+/// How much earlier than it may a connection retires, at most.
+const RETIRES_WITHIN: f64 = 0.2;
 /// Bytes of a request line that are logged when it is refused.
 const MAX_QUOTED: usize = 128;
 
@@ -75,8 +75,12 @@ impl Server {
         let admission = connection.admission;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
-            Ok(AcceptedStream::Tcp(stream)) => self.clone().serve_stream(stream, Peer::CLEAR, admission, alive).await,
-            Ok(AcceptedStream::Unix(stream)) => self.clone().serve_stream(stream, Peer::CLEAR, admission, alive).await,
+            Ok(AcceptedStream::Tcp(stream)) => {
+                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+            }
+            Ok(AcceptedStream::Unix(stream)) => {
+                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+            }
             // Boxed, so that other connections do not carry its size.
             Ok(AcceptedStream::Tls(stream)) => match &self.handshakes {
                 Some(handshakes) => Box::pin(self.clone().serve_tls(stream, handshakes, admission, alive)).await,
@@ -91,18 +95,53 @@ impl Server {
     pub(super) async fn serve_stream<S>(
         self: Rc<Self>,
         stream: S,
+        protocol: Protocol,
         peer: Peer,
         admission: Admission,
         alive: mpsc::Sender<()>,
     ) where
         S: Transport,
     {
+        // So that connections that came together do not go together.
+        let part = 1.0 - RETIRES_WITHIN * fastrand::f64();
+        let timeouts = Timeouts { age: self.timeouts.age.mul_f64(part), ..self.timeouts };
         let timeouts = match admission {
-            Admission::Serve => self.timeouts,
+            Admission::Serve => timeouts,
             // It has been queued for long: its request is there, or it has none.
-            Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..self.timeouts },
+            Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..timeouts },
         };
-        let connection = Rc::new(Connection::new(self.started, timeouts, self.buffers.clone(), peer));
+        let max_requests = (self.limits.max_connection_requests as f64 * part).ceil() as u64;
+        let connection = Rc::new(Connection::new(self.started, timeouts, max_requests, self.buffers.clone(), peer));
+        let _listed = match admission {
+            Admission::Serve => Some(Listed::new(&self, connection.clone())),
+            // It goes soon, and makes room for nobody.
+            Admission::Refuse => None,
+        };
+        self.make_room();
+        let http2 = match protocol {
+            Protocol::Http1 => self.serve_http1(stream, connection.clone(), admission, alive.clone()).await,
+            Protocol::Http2 => {
+                connection.speaks_http2();
+                Some((stream, Vec::new()))
+            }
+        };
+        if let Some((stream, ahead)) = http2 {
+            self.serve_http2(stream, ahead, connection, admission, alive).await;
+        }
+    }
+
+    /// Serves a connection to its end, unless its client begins with the preface of HTTP/2: then its stream comes back, with
+    /// what was read of it.
+    async fn serve_http1<S>(
+        self: &Rc<Self>,
+        stream: S,
+        connection: Rc<Connection>,
+        admission: Admission,
+        alive: mpsc::Sender<()>,
+    ) -> Option<(S, Vec<u8>)>
+    where
+        S: Transport,
+    {
         let mut phases = self.phases.clone();
         let service = service_fn(|request| {
             let (server, connection, alive) = (self.clone(), connection.clone(), alive.clone());
@@ -120,18 +159,13 @@ impl Server {
             http.max_headers(self.limits.max_headers);
         }
         let framing = Framing::new(self.limits.max_header_bytes, self.limits.max_headers);
-        let mut hyper = http
-            .serve_connection(TokioIo::new(Io::new(stream, connection.clone(), framing, self.outbox.clone())), service);
+        let mut hyper = http.serve_connection(
+            TokioIo::new(Io::new(stream, connection.clone(), framing, Turn::new(self.outbox.clone()))),
+            service,
+        );
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
-        let (mut timer, mut stall, mut look) = (Timer::default(), Timer::default(), Timer::default());
-        let mut look_at = None;
-        let _listed = match admission {
-            Admission::Serve => Some(Listed::new(&self, connection.clone())),
-            // It goes soon, and makes room for nobody.
-            Admission::Refuse => None,
-        };
-        self.make_room();
+        let (mut timer, mut stall, mut look) = (Timer::default(), Timer::default(), Beat::default());
         poll_fn(|context| {
             connection.polled(context);
             if !connection.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
@@ -141,6 +175,9 @@ impl Server {
                 connection.step(self.how_it_ended(ended, &connection));
                 return Poll::Ready(());
             }
+            if connection.is_http2() {
+                return Poll::Ready(());
+            }
             if connection.is_spare() {
                 self.make_room();
             }
@@ -148,24 +185,19 @@ impl Server {
             if connection.duty() != Duty::Serve {
                 return Poll::Ready(());
             }
-            if let Some(moved_at) = connection.moved_at()
-                && stall.poll(moved_at + self.limits.stream_timeout, context).is_ready()
+            if let Some(exchange) = connection.current()
+                && let Some(at) = exchange.stalls_at()
+                && stall.poll(at, context).is_ready()
             {
-                if let Some(exchange) = connection.current() {
-                    exchange.stalled(self.limits.stream_timeout);
-                }
+                exchange.stalled();
                 connection.step(ConnectionEvent::ClientLeft);
                 return Poll::Ready(());
             }
             if connection.is_deaf() {
-                let at = *look_at.get_or_insert_with(|| Instant::now() + LOOK_EVERY);
-                if look.poll(at, context).is_ready() {
-                    // The stream looks when hyper flushes it, as it does each time.
-                    look_at = None;
-                    context.waker().wake_by_ref();
-                }
+                // The stream looks when hyper flushes it, as it does each time.
+                let _ = look.poll(LOOK_EVERY, context);
             } else {
-                look_at = None;
+                look.rest();
             }
             while let Some(deadline) = connection.next_deadline() {
                 ready!(timer.poll(deadline, context));
@@ -178,6 +210,9 @@ impl Server {
         })
         .await;
         let mut io = hyper.into_parts().io.into_inner();
+        if connection.is_http2() {
+            return Some(io.into_parts());
+        }
         match connection.duty() {
             Duty::Refuse => {
                 self.refused(io.refuse().await);
@@ -189,7 +224,10 @@ impl Server {
             Duty::Close => self.left(&connection, io.unseen()),
             Duty::Serve | Duty::Linger => {}
         }
-        io.linger().await;
+        // Until the client is gone, nothing more is kept for it.
+        let (stream, _) = io.into_parts();
+        linger(stream, &connection).await;
+        None
     }
 
     /// Counts a client that was refused before it had a request.
@@ -236,27 +274,6 @@ impl Server {
     }
 }
 
-/// A timer that costs little: deadlines that move away, as they do with every request, do not touch it.
-#[derive(Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
-        let deadline = deadline.into();
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        loop {
-            if sleep.deadline() > deadline {
-                sleep.as_mut().reset(deadline);
-            }
-            ready!(sleep.as_mut().poll(context));
-            if sleep.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
-}
-
 /// The stream.
 pub(super) struct Io<S> {
     stream: S,
@@ -264,18 +281,19 @@ pub(super) struct Io<S> {
     framing: Framing,
     /// What of the client's bytes hyper had no room for, because some were escaped. All of it is judged.
     ahead: Vec<u8>,
+    /// What the client began with, while that may become the preface of HTTP/2.
+    preface: Option<Vec<u8>>,
     /// The most that hyper's buffer had room for. It keeps what it got.
     largest: usize,
     /// What follows cannot be read.
     refusal: Option<Refusal>,
-    outbox: Rc<Outbox>,
-    /// The next write has waited for others.
-    has_waited: bool,
+    turn: Turn,
 }
 
 impl<S: Transport> Io<S> {
-    pub(super) fn new(stream: S, connection: Rc<Connection>, framing: Framing, outbox: Rc<Outbox>) -> Self {
-        Self { stream, connection, framing, ahead: Vec::new(), largest: 0, refusal: None, outbox, has_waited: false }
+    pub(super) fn new(stream: S, connection: Rc<Connection>, framing: Framing, turn: Turn) -> Self {
+        let (ahead, preface) = (Vec::new(), Some(Vec::new()));
+        Self { stream, connection, framing, ahead, preface, largest: 0, refusal: None, turn }
     }
 
     /// Tells the client why there will be no answer, or none but this.
@@ -312,45 +330,9 @@ impl<S: Transport> Io<S> {
         self.framing.heads().saturating_sub(self.connection.requests())
     }
 
-    /// Shuts our side, if that was not done, and reads what still comes for as long as that is its duty. A connection
-    /// that is closed with bytes unread is reset, which can destroy an answer that the client has not read.
-    pub(super) async fn linger(mut self) {
-        if self.connection.ends_too_early() {
-            self.stream.reset_at_close();
-            return;
-        }
-        let Some(until) = self.connection.next_deadline().filter(|_| self.connection.duty() == Duty::Linger) else {
-            return;
-        };
-        // Over TLS it waits for the client to take the end of the session.
-        if !matches!(tokio::time::timeout_at(until.into(), self.stream.shutdown()).await, Ok(Ok(()))) {
-            return;
-        }
-        // Until the client is gone, nothing is kept for it.
-        drop((self.framing, self.ahead));
-        let mut discarded = vec![0; DISCARDED];
-        while let Some(deadline) = self.connection.next_deadline() {
-            let event = tokio::select! {
-                read = self.stream.read(&mut discarded) => match read {
-                    Ok(0) | Err(_) => ConnectionEvent::ClientLeft,
-                    Ok(_) => continue,
-                },
-                () = tokio::time::sleep_until(deadline.into()) => ConnectionEvent::DeadlinePassed,
-            };
-            self.connection.step(event);
-        }
-    }
-}
-
-impl<S> Io<S> {
-    /// Lets others that are ready go first, once for each short write.
-    fn poll_turn(&mut self, bytes: usize) -> Poll<()> {
-        self.has_waited = !self.has_waited && bytes <= MAX_SHORT;
-        if !self.has_waited {
-            return Poll::Ready(());
-        }
-        self.outbox.put_aside();
-        Poll::Pending
+    /// The stream, and what was read of it for HTTP/2.
+    fn into_parts(self) -> (S, Vec<u8>) {
+        (self.stream, self.ahead)
     }
 }
 
@@ -365,6 +347,48 @@ impl<S: Transport> Io<S> {
         }
         self.connection.client_left();
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads the first bytes of the connection, of which `begun` is there. Those of HTTP/1 go to `buffer`; those of HTTP/2 are
+    /// kept, and hyper, which learns nothing of them, is asked no more.
+    fn poll_first(
+        &mut self,
+        mut begun: Vec<u8>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            // All of it must fit, if it is HTTP/1 after all.
+            let mut further = buffer.take(buffer.remaining() - begun.len());
+            let polled = Pin::new(&mut self.stream).poll_read(context, &mut further);
+            let read = further.filled();
+            let may_go_on = polled.is_pending() || (matches!(polled, Poll::Ready(Ok(()))) && !read.is_empty());
+            begun.extend_from_slice(read);
+            if !may_go_on || !is_preface(&begun) {
+                buffer.put_slice(&begun);
+                return polled;
+            }
+            if begun.len() >= PREFACE.len() {
+                self.ahead = begun;
+                self.connection.speaks_http2();
+                return Poll::Pending;
+            }
+            if polled.is_pending() {
+                if !begun.is_empty() {
+                    self.connection.step(ConnectionEvent::HeadBegan);
+                }
+                self.preface = Some(begun);
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(written) => self.connection.wrote(*written.as_ref().unwrap_or(&0)),
+            Poll::Pending => self.connection.waits_for_client(),
+        }
+        written
     }
 
     /// Looks whether the client is there.
@@ -406,6 +430,12 @@ impl<S> Io<S> {
     }
 }
 
+/// Whether this begins with the preface of HTTP/2, as far as it goes.
+fn is_preface(bytes: &[u8]) -> bool {
+    let length = bytes.len().min(PREFACE.len());
+    bytes[..length] == PREFACE[..length]
+}
+
 /// The beginning of a line that is refused, for the log.
 fn quoted(bytes: &[u8]) -> String {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).find(|line| !line.is_empty()).unwrap_or_default();
@@ -422,15 +452,18 @@ impl<S: Transport> AsyncRead for Io<S> {
             self.hand_over(buffer);
             return Poll::Ready(Ok(()));
         }
-        let Self { stream, connection, framing, refusal, largest, .. } = &mut *self;
-        if refusal.is_some() {
+        if self.refusal.is_some() {
             // The connection ends without hyper, which is asked no more.
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let read = Pin::new(stream).poll_read(context, buffer);
-        connection.listens(read.is_pending());
+        let read = match self.preface.take() {
+            Some(begun) => self.poll_first(begun, context, buffer),
+            None => Pin::new(&mut self.stream).poll_read(context, buffer),
+        };
+        self.connection.listens(read.is_pending());
         ready!(read)?;
+        let Self { connection, framing, refusal, largest, .. } = &mut *self;
         let bytes = &buffer.filled()[before..];
         if bytes.is_empty() {
             return self.ended();
@@ -474,10 +507,9 @@ impl<S: Transport> AsyncRead for Io<S> {
 
 impl<S: Transport> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(bytes.len()));
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
-        self.connection.wrote(*written.as_ref().unwrap_or(&0));
-        Poll::Ready(written)
+        ready!(self.turn.poll(bytes.len()));
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -485,18 +517,9 @@ impl<S: Transport> AsyncWrite for Io<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let length = slices.iter().map(|slice| slice.len()).sum();
-        ready!(self.poll_turn(length));
-        let stream = Pin::new(&mut self.stream);
-        let written = if length <= PUT_TOGETHER {
-            let mut whole = [0; PUT_TOGETHER];
-            let length = (&mut whole[..]).write_vectored(slices)?;
-            ready!(stream.poll_write(context, &whole[..length]))
-        } else {
-            ready!(stream.poll_write_vectored(context, slices))
-        };
-        self.connection.wrote(*written.as_ref().unwrap_or(&0));
-        Poll::Ready(written)
+        ready!(self.turn.poll(slices.iter().map(|slice| slice.len()).sum()));
+        let written = poll_write_together(Pin::new(&mut self.stream), context, slices);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

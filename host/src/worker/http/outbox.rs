@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// What is longer goes at once: its reader has something to do.
-pub(crate) const MAX_SHORT: usize = 16 * 1024;
+const MAX_SHORT: usize = 16 * 1024;
 /// How long others are polled before those that were put aside. A turn that takes longer is slow.
 const LATE: Duration = Duration::from_millis(1);
 
@@ -30,6 +30,29 @@ pub(crate) struct Outbox {
     current: RefCell<Option<(Rc<Aside>, Instant)>>,
     /// Wakes [`Outbox::run_last`].
     last: RefCell<Option<Waker>>,
+}
+
+/// Lets others that are ready go first, before something is written.
+pub(super) struct Turn {
+    outbox: Rc<Outbox>,
+    /// The next write has waited for others.
+    has_waited: bool,
+}
+
+impl Turn {
+    pub(super) fn new(outbox: Rc<Outbox>) -> Self {
+        Self { outbox, has_waited: false }
+    }
+
+    /// Once for each short write.
+    pub(super) fn poll(&mut self, bytes: usize) -> Poll<()> {
+        self.has_waited = !self.has_waited && bytes <= MAX_SHORT;
+        if !self.has_waited {
+            return Poll::Ready(());
+        }
+        self.outbox.put_aside();
+        Poll::Pending
+    }
 }
 
 struct Aside {

@@ -15,6 +15,7 @@ use super::buffers::Buffers;
 use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
 use super::outbox::Outbox;
+use super::pace::Pace;
 use super::tls::Handshakes;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
@@ -60,7 +61,8 @@ impl Server {
     ) -> Self {
         let limits = settings.limits;
         let (keep_alive, header) = (limits.keep_alive_timeout, limits.header_timeout);
-        let timeouts = Timeouts { keep_alive, grace: settings.drain_idle_grace, header };
+        let (grace, age) = (settings.drain_idle_grace, limits.max_connection_age);
+        let timeouts = Timeouts { keep_alive, grace, header, age };
         let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
         Self {
             instances,
@@ -80,6 +82,11 @@ impl Server {
             started: Instant::now(),
             stats,
         }
+    }
+
+    /// How fast a client must be.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.limits.min_rate, self.limits.stream_timeout)
     }
 
     /// Has one closed, if there are too many.

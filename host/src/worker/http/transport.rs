@@ -1,8 +1,8 @@
 //! What carries the bytes of a connection.
 
 use std::future::Future;
-use std::io;
-use std::pin::pin;
+use std::io::{self, IoSlice, Write};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -44,6 +44,24 @@ pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 /// Of what is asked for, these are told: PRIORITY comes with the end of what can be read, and is nothing that is
 /// registered for by itself; WRITABLE with that of what can be written.
 const ENDS: Interest = Interest::PRIORITY.add(Interest::WRITABLE);
+
+/// So short an answer is put together before it is written: to copy it costs less than `writev` takes for its parts.
+const PUT_TOGETHER: usize = 1024;
+
+/// Writes several parts as one, as far as the kernel takes them.
+pub(super) fn poll_write_together<S: Transport>(
+    stream: Pin<&mut S>,
+    context: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let length: usize = slices.iter().map(|slice| slice.len()).sum();
+    if length > PUT_TOGETHER {
+        return stream.poll_write_vectored(context, slices);
+    }
+    let mut whole = [0; PUT_TOGETHER];
+    let length = (&mut whole[..]).write_vectored(slices)?;
+    stream.poll_write(context, &whole[..length])
+}
 
 impl Transport for TcpStream {
     fn side(&self) -> Side {

@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use wasmtime_wasi_http::Error;
+
+use super::pace::Pace;
 
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,44 +29,65 @@ pub(crate) enum UploadProgress {
 
 /// What is known of a body; `None` of one that is not there.
 #[derive(Debug)]
-pub(crate) struct UploadState(Option<Arc<AtomicU8>>);
+pub(crate) struct UploadState(Option<Arc<Arrival>>);
+
+#[derive(Debug)]
+struct Arrival {
+    progress: AtomicU8,
+    pace: Pace,
+}
 
 impl UploadState {
     pub(crate) fn is(&self, progress: UploadProgress) -> bool {
-        let now = self.0.as_ref().map_or(UploadProgress::Ended as u8, |state| state.load(Ordering::Relaxed));
+        let now = self.0.as_ref().map_or(UploadProgress::Ended as u8, |state| state.progress.load(Ordering::Relaxed));
         now == progress as u8
+    }
+
+    /// When its client will have been too slow, if nothing comes until then.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.0.as_ref()?.pace.deadline()
     }
 }
 
-/// The body.
+/// The body, as `B` brings it.
 #[derive(Debug)]
-pub(crate) struct Upload {
-    body: Incoming,
+pub(crate) struct Upload<B> {
+    body: B,
     /// Bytes that may still come.
     left: u64,
     max: u64,
-    state: Option<Arc<AtomicU8>>,
+    state: Option<Arc<Arrival>>,
 }
 
-impl Upload {
+impl<B: Body> Upload<B> {
     /// Bounds the body of `request` to `max` bytes.
-    pub(crate) fn wrap(request: Request<Incoming>, max: u64) -> (Request<Self>, UploadState) {
+    pub(crate) fn wrap(request: Request<B>, max: u64, pace: Pace) -> (Request<Self>, UploadState) {
         let is_there = !request.body().is_end_stream();
-        let state = is_there.then(|| Arc::new(AtomicU8::new(UploadProgress::Expected as u8)));
+        let progress = AtomicU8::new(UploadProgress::Expected as u8);
+        let state = is_there.then(|| Arc::new(Arrival { progress, pace }));
         let known = UploadState(state.clone());
         (request.map(|body| Self { body, left: max, max, state }), known)
     }
 
     fn note(&self, progress: UploadProgress) {
         if let Some(state) = &self.state
-            && state.load(Ordering::Relaxed) != UploadProgress::TooLarge as u8
+            && state.progress.load(Ordering::Relaxed) != UploadProgress::TooLarge as u8
         {
-            state.store(progress as u8, Ordering::Relaxed);
+            state.progress.store(progress as u8, Ordering::Relaxed);
+            if progress == UploadProgress::Awaited {
+                state.pace.waits();
+            }
+        }
+    }
+
+    fn came(&self, bytes: usize) {
+        if let Some(state) = &self.state {
+            state.pace.came(bytes);
         }
     }
 }
 
-impl Body for Upload {
+impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
     type Data = Bytes;
     type Error = Error;
 
@@ -74,6 +97,11 @@ impl Body for Upload {
             return Poll::Pending;
         };
         self.note(UploadProgress::Expected);
+        let bytes = match &polled {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        self.came(bytes);
         let frame = match polled {
             Some(Ok(frame)) => frame,
             // The client is gone, or makes no sense.
@@ -83,8 +111,7 @@ impl Body for Upload {
                 return Poll::Ready(None);
             }
         };
-        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        let Some(left) = self.left.checked_sub(length) else {
+        let Some(left) = self.left.checked_sub(bytes as u64) else {
             self.note(UploadProgress::TooLarge);
             return Poll::Ready(Some(Err(Error::HttpRequestBodySize(Some(self.max)))));
         };
