@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["grants", "logging"],
     &["settings"],
     &["wire"],
-    &["control", "component", "build"],
+    &["control", "component", "build", "tls"],
     &["primary", "worker"],
     &["cli"],
 ];
@@ -39,6 +39,8 @@ const PURE: &[&str] = &[
     "grants",
     "grants::address",
     "settings::values",
+    "tls::names",
+    "tls::rotation",
 ];
 /// What would be I/O or a clock.
 const IMPURE: &[&str] = &["tokio", "nix::", "libc", "std::io", "std::fs", "Instant", "SystemTime", "unsafe", "async "];

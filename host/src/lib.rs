@@ -16,5 +16,6 @@ mod logging;
 mod os;
 mod primary;
 mod settings;
+mod tls;
 mod wire;
 mod worker;

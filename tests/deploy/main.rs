@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "tests tell what they measured, and what they skipped")]
 
 mod artifacts;
+mod certificates;
 mod gates;
 mod reload;
 mod store;

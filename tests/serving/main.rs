@@ -10,3 +10,4 @@ mod drain;
 mod reuse;
 mod serving;
 mod strictness;
+mod tls;

@@ -241,6 +241,10 @@ pub(super) struct ReloadArgs {
     #[arg(value_name = "APP")]
     pub(super) app: Option<PathBuf>,
 
+    /// Only read the certificates of --tls-cert again, and leave the component as it is
+    #[arg(long, conflicts_with_all = ["app", "timeout", "force", "max_error_increase", "json"])]
+    pub(super) tls: bool,
+
     #[command(flatten)]
     pub(super) terms: TermsArgs,
 

@@ -16,6 +16,8 @@ use super::build::build_folder;
 use super::exit::Failure;
 use super::output::print;
 use super::running::{block_on, client};
+use super::status::certificates;
+use crate::control::client::Client;
 use crate::control::protocol::{GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, line};
 use crate::os::files;
 use crate::settings::Span;
@@ -25,8 +27,11 @@ use crate::wire::ids::short_digest;
 const BAR: usize = 30;
 
 pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
-    let ReloadArgs { app, terms, cluster } = args;
+    let ReloadArgs { app, tls, terms, cluster } = args;
     let client = client(cluster);
+    if tls {
+        return read_certificates(&client);
+    }
     // Asks for the status first, so that nothing is built for a cluster that does not run.
     let folder = match &app {
         Some(app) if !app.is_dir() => None,
@@ -43,6 +48,17 @@ pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
     let request = ReloadRequest { if_new, ..terms.request(app) };
     tell(block_on(async { Ok(follow(client.reload(&request).await?, show).await?) })?, show)
+}
+
+/// Says what is served then.
+fn read_certificates(client: &Client) -> Result<(), Failure> {
+    let status = block_on(async {
+        client.read_certificates().await?;
+        client.status().await
+    })?;
+    // It is done even if stdout is closed.
+    let _ = print(certificates(&status.certificates).as_bytes());
+    Ok(())
 }
 
 /// Refuses a folder that cannot be built, as the primary refuses a file that it cannot read. The primary is not asked then, so

@@ -10,9 +10,11 @@ use super::exit::Failure;
 use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
-use crate::control::protocol::{GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+use crate::control::protocol::{CertificateStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
 use crate::wire::ids::short_digest;
 
+/// Most certificates that the table shows; `--json` prints all.
+const MAX_CERTIFICATES: usize = 20;
 /// Most metrics that the table shows; `--json` prints all.
 const MAX_METRICS: usize = 50;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -74,6 +76,7 @@ fn table(status: &Status) -> String {
     let mut text = heading(status);
     let listen: Vec<String> = status.listen.clone();
     wrap(&mut text, "listening on ", &listen);
+    text.push_str(&certificates(&status.certificates));
     let digest = short_digest(&generation.digest);
     text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
@@ -98,7 +101,7 @@ fn table(status: &Status) -> String {
     }));
     align(&mut text, &rows);
     text.push('\n');
-    let counted = [
+    let mut counted = vec![
         (totals.requests, "request", "requests"),
         (totals.errors, "error", "errors"),
         (totals.traps, "trap", "traps"),
@@ -108,11 +111,11 @@ fn table(status: &Status) -> String {
         (totals.aborted, "aborted", "aborted"),
         (totals.crashes, "crash", "crashes"),
     ];
-    wrap(
-        &mut text,
-        "",
-        &counted.map(|(number, one, many)| format!("{number} {}", if number == 1 { one } else { many })),
-    );
+    if !status.certificates.is_empty() {
+        counted.push((totals.handshakes_failed, "failed handshake", "failed handshakes"));
+    }
+    let shown = |(number, one, many): &(u64, _, _)| format!("{number} {}", if *number == 1 { one } else { many });
+    wrap(&mut text, "", &counted.iter().map(shown).collect::<Vec<_>>());
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms\n"));
     }
@@ -139,6 +142,24 @@ fn heading(Status { name, pid, state, uptime_ms, degraded, reload, .. }: &Status
     }
     if *degraded {
         text.push_str("degraded: workers keep crashing, or do not start\n");
+    }
+    text
+}
+
+/// A line or more for each: its names, and when it ends.
+pub(super) fn certificates(all: &[CertificateStatus]) -> String {
+    let mut text = String::new();
+    for CertificateStatus { names, not_after, expires_soon, expired, .. } in all.iter().take(MAX_CERTIFICATES) {
+        let day = not_after.split('T').next().unwrap_or_default();
+        let end = match (expired, expires_soon) {
+            (true, _) => format!("EXPIRED on {day}"),
+            (_, true) => format!("expires SOON, on {day}"),
+            _ => format!("expires on {day}"),
+        };
+        wrap(&mut text, "certificate ", &names.iter().cloned().chain([end]).collect::<Vec<_>>());
+    }
+    if let Some(more @ 1..) = all.len().checked_sub(MAX_CERTIFICATES) {
+        text.push_str(&format!("and {more} certificates more, which `status --json` shows\n"));
     }
     text
 }

@@ -118,6 +118,11 @@ impl Client {
         self.stream(Method::POST, "/rollback", body_of(request)?).await
     }
 
+    /// Has the primary read its certificates again, and waits until every worker has them.
+    pub(crate) async fn read_certificates(&self) -> Result<(), CommandError> {
+        self.request(Method::POST, "/certificates", json!({}).to_string().into()).await.map(drop)
+    }
+
     async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, CommandError> {
         let response = in_time(exchange(self.connect().await?, method, path, body)).await?;
         match response.status() {

@@ -36,6 +36,9 @@ pub(crate) struct Status {
     pub(crate) last_reload: Option<LastReload>,
     pub(crate) workers: Vec<WorkerStatus>,
     pub(crate) totals: Totals,
+    /// What https listeners show to clients, in the order of the flags.
+    #[serde(default)]
+    pub(crate) certificates: Vec<CertificateStatus>,
     /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
     /// gauges, over those that live.
     #[serde(default)]
@@ -116,6 +119,19 @@ pub(crate) struct WorkerStatus {
     pub(crate) rss_bytes: u64,
 }
 
+/// A certificate that is served.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CertificateStatus {
+    /// DNS names and addresses.
+    pub(crate) names: Vec<String>,
+    pub(crate) file: PathBuf,
+    /// As RFC 3339 writes a time.
+    pub(crate) not_after: String,
+    /// In less than 14 days.
+    pub(crate) expires_soon: bool,
+    pub(crate) expired: bool,
+}
+
 /// Sums over all workers that ever lived.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Totals {
@@ -139,6 +155,15 @@ pub(crate) struct Totals {
     /// Updates of guests' metrics that broke a rule.
     #[serde(default)]
     pub(crate) metrics_dropped: u64,
+    /// TLS handshakes that went well.
+    #[serde(default)]
+    pub(crate) handshakes: u64,
+    /// Of these, those that resumed an earlier session.
+    #[serde(default)]
+    pub(crate) handshakes_resumed: u64,
+    /// TLS handshakes that went wrong, or took too long.
+    #[serde(default)]
+    pub(crate) handshakes_failed: u64,
     pub(crate) latency_ms: Latencies,
     /// Workers that are gone, by why they left: `crashed`, or why they drained.
     #[serde(default)]
@@ -218,6 +243,9 @@ impl Totals {
             aborted: counted.aborted,
             lines_dropped: counted.lines_dropped,
             metrics_dropped: counted.metrics_dropped,
+            handshakes: counted.handshakes,
+            handshakes_resumed: counted.handshakes_resumed,
+            handshakes_failed: counted.handshakes_failed,
             latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
             ..Self::default()
         }
@@ -292,6 +320,11 @@ pub(crate) struct Scaled {
     pub(crate) from: u32,
     pub(crate) to: u32,
 }
+
+/// The body of `POST /certificates`: `{}`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Empty {}
 
 /// The body of `POST /stop`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

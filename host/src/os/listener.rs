@@ -35,12 +35,24 @@ pub(crate) const MAX_LISTENERS: usize = 32;
 /// How often another port is picked when the first address of a name had one free that the next has not.
 const MAX_PORTS: usize = 16;
 
+/// What stands in front of an address where clients speak TLS.
+const HTTPS: &str = "https://";
+
+/// What clients of a listener speak below HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    Clear,
+    Tls,
+}
+
 /// One `--listen`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) enum ListenAddr {
     /// `HOST:PORT`, as written; resolved when it is bound.
     Tcp(String),
+    /// What is behind `https://`, likewise.
+    Https(String),
     /// `unix:PATH`.
     Unix(UnixAddr),
 }
@@ -52,14 +64,19 @@ impl FromStr for ListenAddr {
         if let Some(path) = text.strip_prefix("unix:") {
             return UnixAddr::parse(path).map(Self::Unix);
         }
-        let form = || format!("expected HOST:PORT, [IPV6]:PORT or unix:PATH{}", hint(text));
-        let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
+        let form = || format!("expected HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH{}", hint(text));
+        let (security, address) =
+            text.strip_prefix(HTTPS).map_or((Security::Clear, text), |address| (Security::Tls, address));
+        let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
         let bracketed = host.starts_with('[') && host.ends_with(']');
         if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) {
             return Err(form());
         }
         port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {}", form()))?;
-        Ok(Self::Tcp(text.into()))
+        Ok(match security {
+            Security::Clear => Self::Tcp(address.into()),
+            Security::Tls => Self::Https(address.into()),
+        })
     }
 }
 
@@ -67,10 +84,11 @@ impl FromStr for ListenAddr {
 fn hint(text: &str) -> String {
     let port = text.trim_start_matches(':');
     let authority = text.split_once("://").map(|(_, rest)| rest.trim_end_matches('/'));
+    let scheme = if text.starts_with(HTTPS) { HTTPS } else { "" };
     if port.parse::<u16>().is_ok() {
         format!("; write 127.0.0.1:{port}, or 0.0.0.0:{port} to be reached from other machines")
     } else if let Some(authority) = authority.filter(|it| !it.contains("://") && it.parse::<ListenAddr>().is_ok()) {
-        format!("; write {authority}")
+        format!("; write {scheme}{authority}")
     } else if let Some((host, port)) = text.rsplit_once(':')
         && host.parse::<std::net::Ipv6Addr>().is_ok()
     {
@@ -79,6 +97,23 @@ fn hint(text: &str) -> String {
         format!("; write unix:{text}")
     } else {
         String::new()
+    }
+}
+
+impl ListenAddr {
+    /// `HOST:PORT`, unless it is a Unix socket.
+    fn authority(&self) -> Option<&str> {
+        match self {
+            Self::Tcp(text) | Self::Https(text) => Some(text),
+            Self::Unix(_) => None,
+        }
+    }
+
+    pub(crate) fn security(&self) -> Security {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Security::Clear,
+            Self::Https(_) => Security::Tls,
+        }
     }
 }
 
@@ -94,6 +129,7 @@ impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(text) => f.write_str(text),
+            Self::Https(text) => write!(f, "{HTTPS}{text}"),
             Self::Unix(path) => write!(f, "unix:{}", path.text),
         }
     }
@@ -121,7 +157,9 @@ impl BindError {
     fn new(address: &ListenAddr, error: io::Error) -> Self {
         match (error.kind(), address) {
             (io::ErrorKind::AddrInUse, _) => Self::InUse(address.clone()),
-            (io::ErrorKind::PermissionDenied, ListenAddr::Tcp(_)) => Self::Privileged(address.clone()),
+            (io::ErrorKind::PermissionDenied, ListenAddr::Tcp(_) | ListenAddr::Https(_)) => {
+                Self::Privileged(address.clone())
+            }
             _ => Self::Other(address.clone(), error),
         }
     }
@@ -131,7 +169,8 @@ impl BindError {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
-    /// What a client would be told: `http://HOST:PORT`, or `unix:PATH`.
+    security: Security,
+    /// What a client would be told: `http://HOST:PORT`, `https://HOST:PORT`, or `unix:PATH`.
     url: String,
     /// Removed on drop, if it is still that file.
     socket_file: Option<(PathBuf, Inode)>,
@@ -140,6 +179,10 @@ pub(crate) struct Listener {
 impl Listener {
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    pub(crate) fn security(&self) -> Security {
+        self.security
     }
 
     fn address(&self) -> Option<SocketAddr> {
@@ -178,15 +221,15 @@ type OnlyV6 = bool;
 pub(crate) fn resolve(addresses: &[ListenAddr]) -> Result<Vec<Binding>, BindError> {
     let mut resolved = Vec::new();
     for address in addresses {
-        let sockets: Vec<SocketAddr> = match address {
-            ListenAddr::Tcp(text) => {
+        let sockets: Vec<SocketAddr> = match address.authority() {
+            Some(text) => {
                 let found = text.to_socket_addrs().map_err(|error| BindError::new(address, error))?;
                 let mut seen = BTreeSet::new();
                 found.filter(|socket| seen.insert(*socket)).collect()
             }
-            ListenAddr::Unix(_) => Vec::new(),
+            None => Vec::new(),
         };
-        if sockets.is_empty() && matches!(address, ListenAddr::Tcp(_)) {
+        if sockets.is_empty() && address.authority().is_some() {
             let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             return Err(BindError::new(address, error));
         }
@@ -214,7 +257,7 @@ impl Binding {
     /// Binds all of its addresses and listens, beside those that this cluster has `already`.
     pub(crate) fn bind(&self, already: &[Listener], backlog: i32) -> Result<Vec<Listener>, BindError> {
         let bound = match &self.address {
-            ListenAddr::Tcp(_) => self.bind_tcp(backlog),
+            ListenAddr::Tcp(_) | ListenAddr::Https(_) => self.bind_tcp(backlog),
             ListenAddr::Unix(address) => unix::bind(address, backlog).map(|listener| vec![listener]),
         };
         bound.map_err(|error| match self.held_by(already) {
@@ -228,7 +271,9 @@ impl Binding {
     /// The listener of this cluster that has one of these addresses.
     fn held_by<'a>(&self, already: &'a [Listener]) -> Option<&'a Listener> {
         already.iter().find(|listener| match (&self.address, listener.address()) {
-            (ListenAddr::Tcp(_), Some(other)) => self.sockets.iter().any(|(socket, _)| overlap(socket, &other)),
+            (ListenAddr::Tcp(_) | ListenAddr::Https(_), Some(other)) => {
+                self.sockets.iter().any(|(socket, _)| overlap(socket, &other))
+            }
             (ListenAddr::Unix(UnixAddr { path, .. }), None) => {
                 // However the path is spelled.
                 listener.socket_file.as_ref().is_some_and(|&(_, inode)| Inode::at(path) == Some(inode))
@@ -263,7 +308,7 @@ impl Binding {
             if let Some(first) = bound.first().and_then(Listener::address) {
                 socket.set_port(first.port());
             }
-            match bind_socket(socket, only_v6, backlog) {
+            match bind_socket(socket, self.address.security(), only_v6, backlog) {
                 Ok(listener) => bound.push(listener),
                 Err(error) if is_missing(&error) => missing = missing.or(Some(error)),
                 Err(error) => return Err(error),
@@ -288,7 +333,7 @@ fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
     one.port() == other.port() && (covers(one, other) || covers(other, one))
 }
 
-fn bind_socket(address: SocketAddr, only_v6: OnlyV6, backlog: i32) -> io::Result<Listener> {
+fn bind_socket(address: SocketAddr, security: Security, only_v6: OnlyV6, backlog: i32) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     // Inherited by every connection: an answer that comes in pieces must not wait for the client's acknowledgements.
@@ -300,7 +345,8 @@ fn bind_socket(address: SocketAddr, only_v6: OnlyV6, backlog: i32) -> io::Result
     socket.bind(&address.into())?;
     listen(SockRef::from(&socket), backlog)?;
     let bound = socket.local_addr()?.as_socket().ok_or(Errno::EAFNOSUPPORT)?;
-    Ok(Listener { socket: socket.into(), url: format!("http://{bound}"), socket_file: None })
+    let scheme = if security == Security::Tls { "https" } else { "http" };
+    Ok(Listener { socket: socket.into(), security, url: format!("{scheme}://{bound}"), socket_file: None })
 }
 
 fn listen(socket: SockRef<'_>, backlog: i32) -> io::Result<()> {
@@ -353,9 +399,12 @@ mod tests {
         check("127.0.0.1:8080", Some(ListenAddr::Tcp("127.0.0.1:8080".into())));
         check("localhost:0", Some(ListenAddr::Tcp("localhost:0".into())));
         check("[::]:80", Some(ListenAddr::Tcp("[::]:80".into())));
+        check("https://[::]:443", Some(ListenAddr::Https("[::]:443".into())));
         let unix = UnixAddr::parse("/run/app.sock?mode=0660").unwrap();
         check("unix:/run/app.sock?mode=0660", Some(ListenAddr::Unix(unix)));
-        for bad in ["", "8080", ":8080", "::1:80", "localhost", "localhost:http", "localhost:65536", "unix:"] {
+        for bad in
+            ["", "8080", ":8080", "::1:80", "localhost", "localhost:http", "localhost:65536", "unix:", "https://"]
+        {
             check(bad, None);
         }
     }
@@ -376,6 +425,7 @@ mod tests {
             ("8080", "; write 127.0.0.1:8080, or 0.0.0.0:8080 to be reached from other machines"),
             (":8080", "; write 127.0.0.1:8080, or 0.0.0.0:8080 to be reached from other machines"),
             ("http://localhost:80/", "; write localhost:80"),
+            ("https://localhost:443/", "; write https://localhost:443"),
             ("::1:80", "; write [::1]:80"),
             ("/run/app.sock", "; write unix:/run/app.sock"),
             ("localhost", "unix:PATH"),

@@ -1,7 +1,7 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
 use crate::settings::Settings;
 use crate::settings::paths;
+use crate::tls::certificates::{self, Certificates};
 use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
 use crate::wire::messages::ToCompiler;
@@ -70,6 +71,10 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
 
 /// From a name to a driver at work; ends early if it is told to.
 async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, volume: Volume) -> anyhow::Result<()> {
+    let reading = read_certificates(&settings);
+    let Some(certificates) = startup.during(&settings, "reading its certificates", Shown::Here, reading).await? else {
+        return Ok(());
+    };
     let binding = bind_all(&settings.cluster.listen, settings.cluster.backlog, output);
     let Some(listeners) = startup.during(&settings, "binding its addresses", Shown::ByItself, binding).await? else {
         return Ok(());
@@ -98,7 +103,8 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     };
     let builder = Builder::start(rebuild.as_ref());
     let Startup { signals, asked, events, started, .. } = startup;
-    let driver = Driver::new(&settings, generations, listeners, output, volume, builder, events, started)?;
+    let driver =
+        Driver::new(&settings, generations, listeners, certificates, output, volume, builder, events, started)?;
     driver.run(signals, asked, watch).await
 }
 
@@ -117,6 +123,16 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
     })?;
     paths::prepare(&settings.cluster.store, state, control)?;
     Control::bind(&settings.cluster.name, control, state)
+}
+
+/// None if no listener speaks TLS.
+async fn read_certificates(settings: &Settings) -> anyhow::Result<Option<Certificates>> {
+    let Some(files) = settings.cluster.tls.clone() else { return Ok(None) };
+    let read = off_the_loop(move || certificates::read(&files, SystemTime::now())).await?;
+    for doubt in &read.doubts {
+        tracing::warn!("{doubt}");
+    }
+    Ok(Some(read))
 }
 
 /// A name server may be silent, and the folder of a socket on a file system that hangs: that holds up nobody else.

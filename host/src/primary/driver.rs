@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
+use super::deploy::certificates::Certified;
 use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
@@ -29,19 +30,23 @@ use super::signals::{SignalRequest, Signals};
 use super::supervisor::{
     Action, Answers, Degradation, Ending, Event, Haste, Report, Supervisor, Vitals, Why, WorkerState,
 };
-use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, Scale, Scaled};
+use crate::control::protocol::{Empty, Happening, ReloadRequest, ReloadResult, Scale, Scaled};
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
-use crate::settings::{MAX_WORKERS, Settings};
+use crate::settings::{LiveConfig, MAX_WORKERS, Settings};
+use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::wire::messages::{Identity, ToPrimary, ToWorker};
 use crate::wire::revisions::Revision;
 use crate::wire::stats::Counter;
 
+mod certificates;
 mod deploying;
 mod status;
+
+use certificates::Askers;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
@@ -85,6 +90,8 @@ enum News {
     SavingIsLate,
     SpawnDue,
     FileChanged,
+    CertificatesRead(anyhow::Result<Certificates>),
+    CertificatesDue,
 }
 
 /// What came of a worker.
@@ -119,6 +126,12 @@ pub(super) struct Driver<'a> {
     /// The same as workers are given it.
     live_file: OwnedFd,
     reconfigurations: Vec<Reconfiguration>,
+    /// None if no listener speaks TLS.
+    certified: Option<Certified>,
+    askers: Askers,
+    /// Where certificates come in that were read again.
+    reads: mpsc::Sender<anyhow::Result<Certificates>>,
+    read: mpsc::Receiver<anyhow::Result<Certificates>>,
     /// When the primary began, as `status` shows it.
     up_since: Instant,
     /// When it began to supervise: the zero of the supervisor's time.
@@ -155,18 +168,23 @@ impl<'a> Driver<'a> {
         settings: &'a Settings,
         generations: Generations,
         listeners: Vec<Listener>,
+        certificates: Option<Certificates>,
         output: &'a Output,
         volume: Volume,
         builder: Option<Builder>,
         events: Events,
         up_since: Instant,
-    ) -> io::Result<Self> {
+    ) -> anyhow::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
         let saver =
             settings.cluster.state_dir.clone().map(|folder| Saver::start(folder, settings.cluster.name.clone(), saves));
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
         let (answers, answered) = mpsc::channel(1);
+        // One is read at a time.
+        let (reads, read) = mpsc::channel(1);
+        let certified = settings.cluster.tls.clone().zip(certificates);
+        let certified = certified.map(|(files, read)| Certified::new(files, read, Duration::ZERO)).transpose()?;
         let (first, _) = generations.current();
         let live = Revision { number: 0, config: settings.cluster.live };
         Ok(Self {
@@ -179,6 +197,10 @@ impl<'a> Driver<'a> {
             live_file: live.write()?,
             live,
             reconfigurations: Vec::new(),
+            certified,
+            askers: Askers::default(),
+            reads,
+            read,
             up_since,
             started: Instant::now(),
             supervisor: Supervisor::new(settings.cluster.workers, first, settings.cluster.policy, fastrand::u64(..)),
@@ -227,6 +249,7 @@ impl<'a> Driver<'a> {
             let compilation_deadline = self.compilation_deadline();
             let saving_deadline = self.saving_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
+            let certificates_deadline = self.certificates_deadline();
             let has_to_spawn = !self.to_spawn.is_empty();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
@@ -241,6 +264,8 @@ impl<'a> Driver<'a> {
                 Some(saved) = self.saved.recv() => News::Saved(saved),
                 () = at(saving_deadline) => News::SavingIsLate,
                 () = watch.changed() => News::FileChanged,
+                Some(read) = self.read.recv() => News::CertificatesRead(read),
+                () = at(certificates_deadline) => News::CertificatesDue,
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
             if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate) {
@@ -286,6 +311,7 @@ impl<'a> Driver<'a> {
             News::Signal(SignalRequest::Reload) => {
                 self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
                 self.tell_changed_settings(Follower::default());
+                self.read_certificates(Follower::default());
             }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
@@ -296,6 +322,8 @@ impl<'a> Driver<'a> {
             News::ConfirmationIsLate => self.replace_unconfirmed(),
             News::Saved(saved) => self.saved(saved),
             News::SavingIsLate => self.saving_is_late(),
+            News::CertificatesRead(read) => self.certificates_read(read),
+            News::CertificatesDue => self.look_after_certificates(),
             News::SpawnDue => self.spawn_next(),
             News::Signal(SignalRequest::Grow) => self.scale_by_signal(1),
             News::Signal(SignalRequest::Shrink) => self.scale_by_signal(-1),
@@ -363,6 +391,7 @@ impl<'a> Driver<'a> {
                 drop(back.send(Ok(())));
             }
             Query::Configure(entries, back) => self.configure(&entries, back),
+            Query::ReadCertificates(Empty {}, back) => self.refresh_certificates(back),
         }
     }
 
@@ -446,23 +475,32 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
-    /// the order, or does not confirm it in time, is killed, so in the end all have it.
+    /// Changes values of the live configuration, all of them or none.
     fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
         let config = match self.live.config.with(entries) {
             Ok(config) => config,
             Err(reason) => return drop(done.send(Err(Refused::Wrong(reason)))),
         };
+        if self.pass_on(config, done) {
+            self.volume.set(config.log_level);
+            for (key, value) in config.entries() {
+                self.events.publish(&Happening::Configured { key, value });
+            }
+        }
+    }
+
+    /// Changes what every worker goes by: those that live confirm it, those to come begin with it. One that does not take
+    /// the order, or does not confirm it in time, is killed, so in the end all have it.
+    fn pass_on(&mut self, config: LiveConfig, done: oneshot::Sender<Refusable<()>>) -> bool {
         let live = Revision { number: self.live.number + 1, config };
         match live.write() {
             Ok(file) => (self.live, self.live_file) = (live, file),
             Err(error) => {
-                return drop(done.send(Err(format!("cannot pass the configuration to the workers: {error}").into())));
+                let reason = format!("cannot pass the configuration to the workers: {error}");
+                tracing::error!("{reason}");
+                drop(done.send(Err(reason.into())));
+                return false;
             }
-        }
-        self.volume.set(config.log_level);
-        for (key, value) in config.entries() {
-            self.events.publish(&Happening::Configured { key, value });
         }
         let revision = self.live.number;
         let is_lost = |worker: &WorkerId| {
@@ -472,11 +510,14 @@ impl<'a> Driver<'a> {
         let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
         self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
-            if let Some(failure) = self.send(worker, &ToWorker::Configure, &[self.live_file.as_fd()]) {
+            let certificates = self.certified.as_ref().map(|certified| certified.file.as_fd());
+            let beside: Vec<BorrowedFd<'_>> = [self.live_file.as_fd()].into_iter().chain(certificates).collect();
+            if let Some(failure) = self.send(worker, &ToWorker::Configure, &beside) {
                 self.tell(failure);
             }
         }
         self.end_reconfigurations();
+        true
     }
 
     /// Takes note that a worker goes by these revisions, or is gone.
@@ -654,7 +695,14 @@ impl<'a> Driver<'a> {
             digest: deployment.compiled.digest.clone(),
             workers: self.supervisor.slots(),
         };
-        let process = WorkerProcess::spawn(&identity, &self.live_file, deployment, &self.listeners, self.output)?;
+        let process = WorkerProcess::spawn(
+            &identity,
+            &self.live_file,
+            self.certified.as_ref().map(|certified| &certified.file),
+            deployment,
+            &self.listeners,
+            self.output,
+        )?;
         let pid = process.pid().as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");

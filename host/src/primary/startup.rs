@@ -84,7 +84,7 @@ impl<'a> Startup<'a> {
             }
             Query::Reload(_, back) | Query::Rollback(_, back) => refuse(back, &starting),
             Query::Scale(_, back) => refuse(back, &starting),
-            Query::Configure(_, back) => refuse(back, &starting),
+            Query::Configure(_, back) | Query::ReadCertificates(_, back) => refuse(back, &starting),
         }
         std::ops::ControlFlow::Continue(())
     }

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 use super::options::Options;
 use super::paths::{self, control_path};
 use super::values::Percent;
-use super::{LiveConfig, Policy};
+use super::{LiveConfig, Policy, TlsFiles};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{ListenAddr, MAX_LISTENERS};
@@ -25,6 +25,8 @@ const DEFAULT_BACKLOG: i32 = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub(crate) listen: Vec<ListenAddr>,
+    /// None if no listener speaks TLS.
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) backlog: i32,
     pub(crate) workers: u32,
     pub(crate) pin_cpus: bool,
@@ -63,6 +65,7 @@ impl Cluster {
         let state_dir = state_dir(options)?;
         let format = options.log_format.unwrap_or_default();
         Ok(Self {
+            tls: TlsFiles::new(options, &listen)?,
             listen,
             backlog: options.backlog.map_or(DEFAULT_BACKLOG, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,

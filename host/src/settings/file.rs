@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, Args};
 use super::Options;
 
 /// Words that people look for, and the key that they mean.
-pub(crate) const OTHER_WORDS: [(&str, &str); 16] = [
+pub(crate) const OTHER_WORDS: [(&str, &str); 19] = [
     ("address", "listen"),
     ("bind", "listen"),
     ("host", "listen"),
@@ -23,6 +23,9 @@ pub(crate) const OTHER_WORDS: [(&str, &str); 16] = [
     ("allow", "allow-host"),
     ("graceful-timeout", "shutdown-timeout"),
     ("grace-period", "shutdown-timeout"),
+    ("certificate", "tls-cert"),
+    ("cert", "tls-cert"),
+    ("private-key", "tls-key"),
 ];
 /// How alike a word must be to a key to be a slip of the pen; clap asks for as much of flags.
 const ALIKE: f64 = 0.7;
@@ -172,7 +175,10 @@ fn example(key: &str) -> Option<String> {
         ("health-path", _) => "\"/health\"",
         ("control", _) => "\"/run/shop.sock\"",
         ("store", _) => "\"/var/cache/wasmcluster\"",
+        ("tls-key", _) => "\"/etc/ssl/private/shop.key\"",
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
+        (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",
+        (_, "WHETHER") => "\"optional\"",
         (_, "ADDR") => "\"127.0.0.1:8080\"",
         (_, "N") => "4",
         (_, "NAME") => "\"shop\"",

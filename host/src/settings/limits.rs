@@ -21,6 +21,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
 /// Each takes a descriptor, of which a process has a million at most on most machines.
 const MAX_CONNECTIONS: usize = 1_000_000;
+/// Each has a connection.
+const MAX_HANDSHAKES: usize = MAX_CONNECTIONS;
 /// More do not make a connection faster, and each may hold a window's bytes.
 const MAX_STREAMS: usize = 10_000;
 /// Connections that live shorter would do little but begin.
@@ -88,10 +90,14 @@ pub(crate) struct Limits {
     pub(crate) header_timeout: Duration,
     /// Of a connection, before the first byte of the next request.
     pub(crate) keep_alive_timeout: Duration,
+    /// From a connection's beginning to the end of its TLS handshake.
+    pub(crate) tls_handshake_timeout: Duration,
     /// Requests of one worker; as many again wait.
     pub(crate) max_in_flight: usize,
     /// Connections of one worker.
     pub(crate) max_connections: usize,
+    /// TLS handshakes of one worker at the same time; the others wait.
+    pub(crate) max_handshakes: usize,
     /// Of one connection, at the same time (HTTP/2).
     pub(crate) max_streams: usize,
     /// Of a connection, before it is closed between requests.
@@ -122,8 +128,10 @@ impl Limits {
             min_rate: or_bytes(options.min_rate, 1),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
+            tls_handshake_timeout: or_seconds(options.tls_handshake_timeout, 10),
             max_in_flight: or_number(options.max_in_flight, 256),
             max_connections: or_number(options.max_connections, 4096),
+            max_handshakes: or_number(options.max_handshakes, 64),
             max_streams: or_number(options.max_streams, 128),
             max_connection_requests: options.max_connection_requests.map_or(10_000, NonZeroU64::get),
             max_connection_age: or_seconds(options.max_connection_age, 60 * 60),
@@ -142,10 +150,12 @@ impl Limits {
         ensure!(self.stream_timeout >= MIN_TIMEOUT, "--stream-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.header_timeout >= MIN_TIMEOUT, "--header-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.keep_alive_timeout >= MIN_TIMEOUT, "--keep-alive-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.tls_handshake_timeout >= MIN_TIMEOUT, "--tls-handshake-timeout must be at least {MIN_TIMEOUT:?}");
         let heads = MIN_HEADER_BYTES..=MAX_HEADER_BYTES;
         ensure!(heads.contains(&self.max_header_bytes), "--max-header-bytes must be from 8KiB to 16MiB");
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
+        ensure!(self.max_handshakes <= MAX_HANDSHAKES, "--max-handshakes must be at most {MAX_HANDSHAKES}");
         ensure!(self.max_streams <= MAX_STREAMS, "--max-streams must be at most {MAX_STREAMS}");
         ensure!(self.max_connection_age >= MIN_AGE, "--max-connection-age must be at least {MIN_AGE:?}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
@@ -175,6 +185,7 @@ impl Limits {
             ("max-connection-age", time(self.max_connection_age)),
             ("max-connection-requests", self.max_connection_requests.to_string()),
             ("max-connections", self.max_connections.to_string()),
+            ("max-handshakes", self.max_handshakes.to_string()),
             ("max-header-bytes", size(self.max_header_bytes)),
             ("max-headers", self.max_headers.to_string()),
             ("max-in-flight", self.max_in_flight.to_string()),
@@ -184,6 +195,7 @@ impl Limits {
             ("min-rate", size(self.min_rate)),
             ("request-timeout", time(self.request_timeout)),
             ("stream-timeout", time(self.stream_timeout)),
+            ("tls-handshake-timeout", time(self.tls_handshake_timeout)),
         ];
         let fixed = [
             ("core-instances", MAX_CORE_INSTANCES.to_string()),

@@ -15,6 +15,7 @@ mod options;
 pub(crate) mod paths;
 mod policy;
 mod settings_file;
+mod tls;
 mod values;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub(crate) use live::LiveConfig;
 pub(crate) use options::{Options, Recipe};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use settings_file::SettingsFile;
+pub(crate) use tls::{ClientAuth, PairFiles, TlsFiles};
 pub(crate) use values::{HealthPath, Percent, Span};
 
 /// Read when no `--config` is given: the one of the folder that is served, or else of the current one.
@@ -86,6 +88,8 @@ mod tests {
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
         let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
+        check(Options { tls_handshake_timeout: "9ms".parse().ok(), ..Options::default() }, "--tls-handshake-timeout");
+        check(Options { max_handshakes: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-handshakes");
     }
 
     /// Help and reference say it, the code does it.

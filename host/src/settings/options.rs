@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use super::values::{HealthPath, Percent, Size, Span, count, parse_variable, variables};
-use super::{DEFAULT_FILE, file};
+use super::{ClientAuth, DEFAULT_FILE, file};
 use crate::grants::{AllowHost, DirGrant};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::files;
@@ -20,6 +20,7 @@ use crate::os::listener::ListenAddr;
 
 /// Headings of `serve --help`.
 const CLUSTER: &str = "Cluster";
+const TLS: &str = "TLS";
 const GRANTS: &str = "What guests may use";
 const TIMEOUTS: &str = "Timeouts";
 const LIMITS: &str = "Limits";
@@ -72,9 +73,10 @@ options! {
     #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
     #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
     pub(crate) struct Options {
-        /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
+        /// Address to listen on: HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
         ///
-        /// Port 0 picks a free port. 127.0.0.1 is reachable from this machine only, 0.0.0.0 and [::] from everywhere.
+        /// Port 0 picks a free port. 127.0.0.1 is reachable from this machine only, 0.0.0.0 and [::] from everywhere. https://
+        /// needs --tls-cert and --tls-key.
         #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
         pub(crate) listen: Vec<ListenAddr>,
 
@@ -112,6 +114,27 @@ options! {
         /// It records which version was committed last, for --resume.
         #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
         pub(crate) state_dir: Option<PathBuf>,
+
+        /// Certificate chain for https listeners, as PEM with the server's own certificate first; can be repeated
+        ///
+        /// A client gets the certificate of the name that it asks for, and the first if there is none of that name. The files
+        /// are read again with every reload.
+        #[arg(long, value_name = "FILE", help_heading = TLS)]
+        pub(crate) tls_cert: Vec<PathBuf>,
+
+        /// Private key of a certificate, as PEM, in the order of --tls-cert; can be repeated
+        #[arg(long, value_name = "FILE", help_heading = TLS)]
+        pub(crate) tls_key: Vec<PathBuf>,
+
+        /// Certificates that sign those of clients, as PEM: asks clients for a certificate
+        ///
+        /// Guests are told whose it is by the headers client-cert, x-client-cert-subject and x-client-cert-sha256.
+        #[arg(long, value_name = "FILE", help_heading = TLS)]
+        pub(crate) tls_client_ca: Option<PathBuf>,
+
+        /// Whether clients need a certificate, [default: required with --tls-client-ca]
+        #[arg(long, value_name = "WHETHER", help_heading = TLS)]
+        pub(crate) tls_client_auth: Option<ClientAuth>,
 
         /// Environment variable for guests; can be repeated
         ///
@@ -160,6 +183,10 @@ options! {
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) keep_alive_timeout: Option<Span>,
 
+        /// Longest time a client may take for its TLS handshake; past it, the connection is closed [default: 10s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) tls_handshake_timeout: Option<Span>,
+
         /// Longest time without a heartbeat before a worker is killed and replaced [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) hang_timeout: Option<Span>,
@@ -175,6 +202,10 @@ options! {
         /// When one more arrives, the connection that has been idle longest is closed.
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_connections: Option<NonZeroU32>,
+
+        /// TLS handshakes that a worker is in at the same time; more wait [default: 64]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_handshakes: Option<NonZeroU32>,
 
         /// Requests that an HTTP/2 connection may have open at the same time [default: 128]
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]

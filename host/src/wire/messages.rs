@@ -35,7 +35,8 @@ pub(crate) enum ToWorker {
     StartAccepting,
     /// Stop accepting, finish what was begun, exit.
     Drain,
-    /// Go on as the [`Revision`](super::revisions::Revision) beside it says, and say [`ToPrimary::Configured`].
+    /// Go on as the [`Revision`](super::revisions::Revision) beside it says, and with the TLS material behind that, if the
+    /// worker was started with some, and say [`ToPrimary::Configured`].
     Configure,
 }
 
@@ -48,12 +49,16 @@ pub(crate) enum Inherited {
     Settings,
     /// The live configuration, sealed: a [`Revision`](super::revisions::Revision).
     Live,
+    /// What https listeners are served with, sealed. Not there if no listener speaks TLS.
+    Tls,
     /// Native code, sealed.
     Artifact,
     /// The pipe for its log.
     Log,
-    /// A listening socket. There are one or more.
+    /// A listening socket. There are one or more, of the two kinds together.
     Listener,
+    /// A listening socket whose clients speak TLS.
+    TlsListener,
 }
 
 /// What a worker tells its primary.

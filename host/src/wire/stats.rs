@@ -90,10 +90,16 @@ counters! {
     frames,
     /// Updates of guests' metrics that broke a rule.
     metrics_dropped,
+    /// TLS handshakes that went well.
+    handshakes,
+    /// Of these, those that resumed an earlier session.
+    handshakes_resumed,
+    /// TLS handshakes that were begun and went wrong, or took too long.
+    handshakes_failed,
 }
 
 /// The layout of the page. Another layout of the same size has another number.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 
@@ -315,6 +321,6 @@ mod tests {
     #[test]
     fn a_page_of_another_layout_is_refused() {
         let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
-        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 1"));
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 2"));
     }
 }

@@ -106,6 +106,8 @@ mod tests {
                 keep_alive_timeout: Duration::from_secs(9),
                 max_in_flight: 7,
                 max_connections: 10,
+                tls_handshake_timeout: Duration::from_secs(13),
+                max_handshakes: 14,
                 max_streams: 12,
                 max_connection_requests: 13,
                 max_connection_age: Duration::from_secs(14),

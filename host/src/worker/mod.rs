@@ -18,10 +18,13 @@ use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logging::{one_line, several_lines};
+use crate::os::listener::Security;
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
 use crate::settings::{HealthPath, LiveConfig, MAX_OUTPUT};
+use crate::tls::credentials::Credentials;
+use crate::tls::material::Material;
 use crate::wire::channel::{Received, Wait, bounded};
 use crate::wire::messages::{Identity, Inherited, ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::revisions::Revision;
@@ -33,6 +36,7 @@ use guest::instance::Instances;
 use guest::reuse::MAX_IDLE;
 use http::accept::{Accepted, Gate};
 use http::server::Server;
+use http::tls::Handshakes;
 use process::guardian::Guardian;
 use requests::Requests;
 
@@ -67,7 +71,8 @@ struct WorkerStart {
     settings: WorkerSettings,
     artifact: OwnedFd,
     log: OwnedFd,
-    listeners: Vec<OwnedFd>,
+    tls: Option<OwnedFd>,
+    listeners: Vec<(OwnedFd, Security)>,
 }
 
 impl WorkerStart {
@@ -87,10 +92,15 @@ impl WorkerStart {
         let settings = WorkerSettings::read(&take(Inherited::Settings)?)?;
         let config = Revision::read(&take(Inherited::Live)?)?.config;
         let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
-        let listeners = given.into_iter().filter(|(name, _)| *name == Inherited::Listener).map(|(_, fd)| fd);
-        let listeners: Vec<OwnedFd> = listeners.collect();
+        let tls = take(Inherited::Tls).ok();
+        let listeners = given.into_iter().filter_map(|(name, fd)| match name {
+            Inherited::Listener => Some((fd, Security::Clear)),
+            Inherited::TlsListener => Some((fd, Security::Tls)),
+            _ => None,
+        });
+        let listeners: Vec<_> = listeners.collect();
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
-        Ok(Self { identity, config, stats, settings, artifact, log, listeners })
+        Ok(Self { identity, config, stats, settings, artifact, log, tls, listeners })
     }
 }
 
@@ -99,7 +109,8 @@ impl WorkerStart {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = process::guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let WorkerStart { identity, config, stats, settings, artifact, log, listeners } = WorkerStart::receive(&primary)?;
+    let WorkerStart { identity, config, stats, settings, artifact, log, tls, listeners } =
+        WorkerStart::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
@@ -116,9 +127,11 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     }
     let (phase, phases) = watch::channel(Phase::Waiting);
     let drain_timeout = settings.drain_timeout;
-    let guardian = Guardian { primary: primary.clone(), sigterm, phase: Arc::new(phase), volume, stats, drain_timeout };
-    guardian.start()?;
-    if let Err(error) = run(&primary, settings, artifact, identity, listeners, phases, stats) {
+    let credentials = tls.map(|tls| Ok::<_, anyhow::Error>(Arc::new(Credentials::new(&Material::read(&tls)?)?)));
+    let credentials = credentials.transpose().context("cannot use the certificates")?;
+    let (phase, tls) = (Arc::new(phase), credentials.clone());
+    Guardian { primary: primary.clone(), sigterm, phase, volume, tls, stats, drain_timeout }.start()?;
+    if let Err(error) = run(&primary, settings, artifact, identity, listeners, credentials, phases, stats) {
         // If the primary is gone, nobody is left to be told.
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
@@ -136,12 +149,14 @@ fn log_panics() {
     }));
 }
 
+#[expect(clippy::too_many_arguments, reason = "called once, with all that the worker was given")]
 fn run(
     primary: &WorkerEnd,
     settings: WorkerSettings,
     artifact: OwnedFd,
     identity: Identity,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<(OwnedFd, Security)>,
+    credentials: Option<Arc<Credentials>>,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
@@ -162,7 +177,8 @@ fn run(
             }
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
-        let server = Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), stats);
+        let handshakes = credentials.map(|credentials| Handshakes::new(credentials, settings.limits.max_handshakes));
+        let server = Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), handshakes, stats);
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
     })
 }
@@ -235,7 +251,7 @@ async fn serve(
     server: Rc<Server>,
     instances: Rc<Instances>,
     primary: &WorkerEnd,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<(OwnedFd, Security)>,
     gate: &Arc<Gate>,
     mut phases: watch::Receiver<Phase>,
     stats: &'static Stats,

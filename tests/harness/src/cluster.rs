@@ -204,7 +204,8 @@ impl Cluster {
     pub fn address_of(&self, listener: usize) -> SocketAddr {
         let of_listener = || self.stderr.lines().into_iter().filter(|line| announced(line)).nth(listener);
         let line = until("it is announced", of_listener);
-        let (_, url) = line.split_once("Serving HTTP on http://").expect("a TCP listener");
+        let (_, url) = line.split_once("Serving HTTP on http").expect("a TCP listener");
+        let (_, url) = url.split_once("://").expect("a URL");
         url.split('/').next().unwrap_or_default().parse().expect("an address")
     }
 

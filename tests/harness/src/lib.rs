@@ -42,6 +42,7 @@ pub mod client;
 mod cluster;
 pub mod load;
 mod places;
+pub mod tls;
 pub mod upstream;
 mod wait;
 

@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Group;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{Behind, Listener, behind, listen, remove_socket};
+use super::{Behind, Listener, Security, behind, listen, remove_socket};
 use crate::os::files::Inode;
 
 /// Of the owner alone, and of a group too.
@@ -80,6 +80,7 @@ pub(super) fn bind(address: &UnixAddr, backlog: i32) -> io::Result<Listener> {
     // From here on it removes the file when something fails.
     let listener = Listener {
         socket: socket.into(),
+        security: Security::Clear,
         url: format!("unix:{}", path.display()),
         socket_file: Some((path.into(), inode)),
     };

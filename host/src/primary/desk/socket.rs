@@ -30,7 +30,7 @@ use tokio::task::AbortHandle;
 
 use super::name::Name;
 use crate::control::client::{PATIENCE, is_permitted};
-use crate::control::protocol::{ReloadRequest, Scale, Scaled, Status, Stop};
+use crate::control::protocol::{Empty, ReloadRequest, Scale, Scaled, Status, Stop};
 use crate::settings::LiveConfig;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
@@ -58,6 +58,7 @@ pub(crate) enum Query {
     Scale(Scale, oneshot::Sender<Refusable<Scaled>>),
     Stop(Stop, oneshot::Sender<Refusable<()>>),
     Configure(BTreeMap<String, String>, oneshot::Sender<Refusable<()>>),
+    ReadCertificates(Empty, oneshot::Sender<Refusable<()>>),
 }
 
 /// What the driver answers to a command that it may refuse.
@@ -194,6 +195,7 @@ async fn answer(
         (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|scaled| json!(scaled)),
         (&Method::POST, "/stop") => change(body, queries, Query::Stop).await.map(|()| json!({})),
         (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),
+        (&Method::POST, "/certificates") => change(body, queries, Query::ReadCertificates).await.map(|()| json!({})),
         (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
             let lines = match head.uri.path() {
                 "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(CommandRefusal::from)),
@@ -210,7 +212,7 @@ async fn answer(
         }
         (_, "/config") => Err(CommandRefusal::method("use GET or POST")),
         (_, "/status" | "/events") => Err(CommandRefusal::method("use GET")),
-        (_, "/scale" | "/stop" | "/reload" | "/rollback") => Err(CommandRefusal::method("use POST")),
+        (_, "/scale" | "/stop" | "/reload" | "/rollback" | "/certificates") => Err(CommandRefusal::method("use POST")),
         _ => Err(CommandRefusal::new(StatusCode::NOT_FOUND, format!("no such path; there are {PATHS}"))),
     };
     let (status, body) = match answered {
@@ -220,7 +222,8 @@ async fn answer(
     Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
 }
 
-const PATHS: &str = "GET /status, /events and /config, POST /reload, /rollback, /scale, /stop and /config";
+const PATHS: &str = "GET /status, /events and /config, POST /reload, /rollback, /certificates, /scale, /stop and \
+                     /config";
 
 fn respond(
     status: StatusCode,

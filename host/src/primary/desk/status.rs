@@ -31,6 +31,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         last_reload: None,
         workers: Vec::new(),
         totals: Totals::default(),
+        certificates: Vec::new(),
         guest_metrics: Vec::new(),
         limits: application.limits.in_force(),
     }

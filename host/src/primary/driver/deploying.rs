@@ -34,7 +34,8 @@ impl Driver<'_> {
             tracing::warn!("{text}");
             listener.tell(&Happening::Note { text });
         }
-        self.tell_changed_settings(listener);
+        self.tell_changed_settings(listener.clone());
+        self.read_certificates(listener);
         Ok(lines)
     }
 

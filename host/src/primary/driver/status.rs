@@ -30,6 +30,7 @@ impl Driver<'_> {
             last_reload: self.ledger.last_reload().cloned(),
             workers: self.worker_statuses(&sample),
             totals: self.ledger.totals(by_generation),
+            certificates: self.certified.as_ref().map(|certified| certified.status()).unwrap_or_default(),
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)
         }

@@ -33,6 +33,7 @@ use super::trap::{Described, describe};
 use super::world::World;
 use crate::component::engine::{self, Resident};
 use crate::logging::several_lines;
+use crate::os::listener::Security;
 use crate::settings::HealthPath;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
@@ -101,8 +102,9 @@ impl Instances {
         let mut request = Request::new(Empty::<Bytes>::new().map_err(|never| match never {}));
         *request.uri_mut() = path.as_uri();
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+        let request = request.map(BodyExt::boxed_unsync);
         let (mut head, mut call) =
-            self.call::<UnsyncBoxBody<Bytes, Error>>(request.map(BodyExt::boxed_unsync), authority, Origin::default());
+            self.call::<UnsyncBoxBody<Bytes, Error>>(request, Security::Clear, authority, Origin::default());
         let answered = async {
             let ended = tokio::select! {
                 biased;
@@ -130,6 +132,7 @@ impl Instances {
     pub(crate) fn call<B>(
         &self,
         mut request: Request<B>,
+        security: Security,
         authority: Authority,
         origin: Origin,
     ) -> (oneshot::Receiver<Head>, Call)
@@ -140,10 +143,10 @@ impl Instances {
         remove_hop_by_hop(request.headers_mut());
         let (head, receiver) = oneshot::channel();
         let guest: GuestFuture = match self {
-            Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, origin, head)),
+            Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, security, origin, head)),
             Self::V0_3(stock) => {
                 let hooks = stock.hooks(origin);
-                Box::pin(stock.clone().serve(request_v0_3(request, authority, hooks, head)))
+                Box::pin(stock.clone().serve(request_v0_3(request, security, authority, hooks, head)))
             }
         };
         (receiver, self.run(guest))
@@ -162,6 +165,7 @@ impl Instances {
 async fn call_v0_2<B>(
     stock: Rc<Stock>,
     request: Request<B>,
+    security: Security,
     origin: Origin,
     head: oneshot::Sender<Head>,
 ) -> Result<(), Failure>
@@ -171,13 +175,13 @@ where
 {
     let live = stock.take(origin.clone(), Repeat::of(&request)).await?;
     if live.is_fresh() || !stock.is_unproven() {
-        if let Some(live) = answer_v0_2(live, request, send(head)).await? {
+        if let Some(live) = answer_v0_2(live, request, security, send(head)).await? {
             stock.give_back(live);
         }
         Ok(())
     } else {
         // Boxed, so that other calls do not carry its size.
-        Box::pin(try_v0_2(&stock, live, request, origin, head)).await
+        Box::pin(try_v0_2(&stock, live, request, security, origin, head)).await
     }
 }
 
@@ -192,6 +196,7 @@ async fn try_v0_2<B>(
     stock: &Stock,
     live: Live,
     request: Request<B>,
+    security: Security,
     origin: Origin,
     head: oneshot::Sender<Head>,
 ) -> Result<(), Failure>
@@ -201,7 +206,7 @@ where
 {
     let again = copy_of_head(&request);
     let (trial, mut tried) = oneshot::channel();
-    let mut answering = Box::pin(answer_v0_2(live, request, send(trial)));
+    let mut answering = Box::pin(answer_v0_2(live, request, security, send(trial)));
     let mut ended = None;
     let answer = poll_fn(|context| {
         if ended.is_none()
@@ -243,7 +248,7 @@ where
         answers.store(began.elapsed() < TRIAL_PATIENCE, Ordering::Relaxed);
         send(answer);
     };
-    let live = answer_v0_2(stock.fresh(origin).await?, request, answer).await?;
+    let live = answer_v0_2(stock.fresh(origin).await?, request, security, answer).await?;
     if is_answered.load(Ordering::Relaxed) {
         stock.failed_trial();
     }
@@ -265,6 +270,7 @@ fn copy_of_head<B>(request: &Request<B>) -> Request<()> {
 async fn answer_v0_2<B>(
     mut live: Live,
     request: Request<B>,
+    security: Security,
     send: impl FnOnce(Head) + Send + Sync + 'static,
 ) -> Result<Option<Live>, Failure>
 where
@@ -273,7 +279,11 @@ where
 {
     let store = &mut live.store;
     let mut view = store.data_mut().http();
-    let request = view.new_incoming_request(SchemeV0_2::Http, request)?;
+    let scheme = match security {
+        Security::Clear => SchemeV0_2::Http,
+        Security::Tls => SchemeV0_2::Https,
+    };
+    let request = view.new_incoming_request(scheme, request)?;
     let out = view.new_response_outparam_from_callback(move |answer| send(answer.map_err(said)))?;
     let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
     let has_open_bodies = live.store.data_mut().abort_open_bodies() > 0;
@@ -286,6 +296,7 @@ where
 
 fn request_v0_3<B>(
     request: Request<B>,
+    security: Security,
     authority: Authority,
     mut hooks: Hooks,
     head: oneshot::Sender<Head>,
@@ -297,7 +308,10 @@ where
     let (parts, body) = request.into_parts();
     let headers = FieldMap::new_immutable(&mut hooks, parts.headers);
     let path = parts.uri.into_parts().path_and_query;
-    let (request, _sent) =
-        p3::Request::new(parts.method, Some(Scheme::HTTP), Some(authority), path, headers, None, body);
+    let scheme = match security {
+        Security::Clear => Scheme::HTTP,
+        Security::Tls => Scheme::HTTPS,
+    };
+    let (request, _sent) = p3::Request::new(parts.method, Some(scheme), Some(authority), path, headers, None, body);
     concurrent::GuestRequest { request, hooks, head }
 }

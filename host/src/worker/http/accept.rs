@@ -22,6 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
+use crate::os::listener::Security;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
 
@@ -52,6 +53,7 @@ const MAX_REFUSED: u64 = 64;
 #[derive(Debug)]
 pub(crate) struct Accepted {
     socket: Socket,
+    security: Security,
     pub(crate) admission: Admission,
 }
 
@@ -67,6 +69,8 @@ pub(crate) enum Admission {
 #[derive(Debug)]
 pub(crate) enum AcceptedStream {
     Tcp(TcpStream),
+    /// The client is to begin with a TLS handshake.
+    Tls(TcpStream),
     Unix(UnixStream),
 }
 
@@ -76,6 +80,7 @@ impl Accepted {
         let fd = OwnedFd::from(self.socket);
         match socket2::SockRef::from(&fd).domain()? {
             socket2::Domain::UNIX => Ok(AcceptedStream::Unix(UnixStream::from_std(fd.into())?)),
+            _ if self.security == Security::Tls => Ok(AcceptedStream::Tls(TcpStream::from_std(fd.into())?)),
             _ => Ok(AcceptedStream::Tcp(TcpStream::from_std(fd.into())?)),
         }
     }
@@ -181,12 +186,12 @@ impl Drop for Refusing<'_> {
 
 /// Threads that accept, and what they have accepted.
 pub(crate) fn start(
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<(OwnedFd, Security)>,
     gate: &Arc<Gate>,
 ) -> io::Result<(Vec<Acceptor>, mpsc::Receiver<Accepted>)> {
     install_wake_handler()?;
     let (sender, connections) = mpsc::channel(HAND_OFF.max(listeners.len()));
-    let start = |listener| Acceptor::start(listener, sender.clone(), gate.clone());
+    let start = |(listener, security)| Acceptor::start(listener, security, sender.clone(), gate.clone());
     Ok((listeners.into_iter().map(start).collect::<io::Result<_>>()?, connections))
 }
 
@@ -199,7 +204,12 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     /// Starts accepting. The listener is closed when the thread ends.
-    fn start(listener: OwnedFd, connections: mpsc::Sender<Accepted>, gate: Arc<Gate>) -> io::Result<Self> {
+    fn start(
+        listener: OwnedFd,
+        security: Security,
+        connections: mpsc::Sender<Accepted>,
+        gate: Arc<Gate>,
+    ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let span = tracing::Span::current();
@@ -207,7 +217,7 @@ impl Acceptor {
         let thread = std::thread::Builder::new().name("accept".into()).spawn(move || {
             let _span = span.enter();
             run_in_batches();
-            accept_all(&Socket::from(listener), &connections, &runtime, &gate, &stopping);
+            accept_all(&Socket::from(listener), security, &connections, &runtime, &gate, &stopping);
         })?;
         Ok(Self { stop, thread })
     }
@@ -226,6 +236,7 @@ impl Acceptor {
 
 fn accept_all(
     listener: &Socket,
+    security: Security,
     connections: &mpsc::Sender<Accepted>,
     runtime: &Handle,
     gate: &Gate,
@@ -250,7 +261,7 @@ fn accept_all(
         match listener.accept4(SOCK_NONBLOCK | SOCK_CLOEXEC) {
             Ok((socket, _)) => {
                 gate.handed_over(admission);
-                place.send(Accepted { socket, admission });
+                place.send(Accepted { socket, security, admission });
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 // The wake-up signal, the listener's timeout, a client that left while it was queued.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::buffers::{Buffers, Share};
 use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
+use super::peer::Peer;
 use super::transport::Transport;
 
 /// Bytes of a client that nobody wants any more, read at a time.
@@ -20,6 +21,8 @@ const CHANCE: Duration = Duration::from_secs(1);
 /// What is known of a connection, shared by its stream, its answers and its task.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Who is at the other end.
+    peer: Peer,
     /// Where the machine's time begins.
     epoch: Instant,
     machine: RefCell<Lifecycle>,
@@ -57,9 +60,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(epoch: Instant, timeouts: drain::Timeouts, max_requests: u64, buffers: Rc<Buffers>) -> Self {
+    pub(super) fn new(
+        epoch: Instant,
+        timeouts: drain::Timeouts,
+        max_requests: u64,
+        buffers: Rc<Buffers>,
+        peer: Peer,
+    ) -> Self {
         let machine = RefCell::new(Lifecycle::new(epoch.elapsed(), timeouts));
         Self {
+            peer,
             epoch,
             machine,
             current: RefCell::new(None),
@@ -79,6 +89,10 @@ impl Connection {
             share: Share::of(buffers),
             waker: RefCell::new(None),
         }
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Since the worker began.
@@ -401,7 +415,9 @@ pub(super) async fn linger<S: Transport>(mut stream: S, connection: &Connection)
         stream.reset_at_close();
         return;
     }
-    if connection.duty() == Duty::Close || stream.shutdown().await.is_err() {
+    let Some(until) = connection.next_deadline().filter(|_| connection.duty() == Duty::Linger) else { return };
+    // Over TLS it waits for the client to take the end of the session.
+    if !matches!(tokio::time::timeout_at(until.into(), stream.shutdown()).await, Ok(Ok(()))) {
         return;
     }
     let mut discarded = vec![0; DISCARDED];

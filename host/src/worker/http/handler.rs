@@ -29,6 +29,7 @@ use super::outcome::Verdict;
 use super::server::Server;
 use super::upload::{Upload, UploadProgress};
 use crate::logging::one_line;
+use crate::os::listener::Security;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops};
 use crate::worker::requests::{REQUEST_ID, log_of};
@@ -51,7 +52,7 @@ impl Server {
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
         let answer = match self.admit(&mut request, &exchange) {
-            Ok(authority) => self.serve_request(request, authority, &exchange).await,
+            Ok(authority) => self.serve_request(request, connection.peer().security, authority, &exchange).await,
             Err(answer) => *answer,
         };
         finish(answer, exchange, connection)
@@ -74,6 +75,7 @@ impl Server {
         connection: &Connection,
         alive: mpsc::Sender<()>,
     ) -> Rc<Exchange> {
+        connection.peer().introduce(request.headers_mut());
         let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
         exchange
@@ -121,6 +123,7 @@ impl Server {
     async fn serve_request<B: Incoming>(
         &self,
         request: Request<B>,
+        security: Security,
         authority: Authority,
         exchange: &Rc<Exchange>,
     ) -> Answer {
@@ -131,7 +134,7 @@ impl Server {
         let (request, upload) = Upload::wrap(request, exchange.max_body, self.pace());
         exchange.takes(place, upload);
         let origin = Origin::new(exchange.asked(), request.headers());
-        let (head, call) = self.instances.call(request, authority, origin);
+        let (head, call) = self.instances.call(request, security, authority, origin);
         drive(head, call, exchange, &method).await
     }
 }

@@ -23,9 +23,11 @@ use super::frames::PREFACE;
 use super::framing::{Bad, Framing, MessagePart, Violation};
 use super::outbox::Turn;
 use super::outcome::{Outcome, Verdict};
+use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
+use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
 use crate::worker::requests::log_of;
 
@@ -73,16 +75,31 @@ impl Server {
         let admission = connection.admission;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
-            Ok(AcceptedStream::Tcp(stream)) => self.clone().serve_stream(stream, admission, alive).await,
-            Ok(AcceptedStream::Unix(stream)) => self.clone().serve_stream(stream, admission, alive).await,
+            Ok(AcceptedStream::Tcp(stream)) => {
+                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+            }
+            Ok(AcceptedStream::Unix(stream)) => {
+                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+            }
+            // Boxed, so that other connections do not carry its size.
+            Ok(AcceptedStream::Tls(stream)) => match &self.handshakes {
+                Some(handshakes) => Box::pin(self.clone().serve_tls(stream, handshakes, admission, alive)).await,
+                None => tracing::error!("a worker without a certificate has an https listener: a bug in wasmcluster"),
+            },
             // The client reset it while it was queued.
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
         drop(held);
     }
 
-    async fn serve_stream<S>(self: Rc<Self>, stream: S, admission: Admission, alive: mpsc::Sender<()>)
-    where
+    pub(super) async fn serve_stream<S>(
+        self: Rc<Self>,
+        stream: S,
+        protocol: Protocol,
+        peer: Peer,
+        admission: Admission,
+        alive: mpsc::Sender<()>,
+    ) where
         S: Transport,
     {
         // So that connections that came together do not go together.
@@ -94,14 +111,21 @@ impl Server {
             Admission::Refuse => Timeouts { keep_alive: REFUSAL, header: REFUSAL, ..timeouts },
         };
         let max_requests = (self.limits.max_connection_requests as f64 * part).ceil() as u64;
-        let connection = Rc::new(Connection::new(self.started, timeouts, max_requests, self.buffers.clone()));
+        let connection = Rc::new(Connection::new(self.started, timeouts, max_requests, self.buffers.clone(), peer));
         let _listed = match admission {
             Admission::Serve => Some(Listed::new(&self, connection.clone())),
             // It goes soon, and makes room for nobody.
             Admission::Refuse => None,
         };
         self.make_room();
-        if let Some((stream, ahead)) = self.serve_http1(stream, connection.clone(), admission, alive.clone()).await {
+        let http2 = match protocol {
+            Protocol::Http1 => self.serve_http1(stream, connection.clone(), admission, alive.clone()).await,
+            Protocol::Http2 => {
+                connection.speaks_http2();
+                Some((stream, Vec::new()))
+            }
+        };
+        if let Some((stream, ahead)) = http2 {
             self.serve_http2(stream, ahead, connection, admission, alive).await;
         }
     }

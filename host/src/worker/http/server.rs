@@ -16,6 +16,7 @@ use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
 use super::outbox::Outbox;
 use super::pace::Pace;
+use super::tls::Handshakes;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
@@ -37,6 +38,8 @@ pub(crate) struct Server {
     pub(crate) gate: Arc<Gate>,
     pub(crate) outbox: Rc<Outbox>,
     pub(super) buffers: Rc<Buffers>,
+    /// None if no listener speaks TLS.
+    pub(super) handshakes: Option<Handshakes>,
     /// When it was said last that connections make room.
     said_at: Cell<Option<Instant>>,
     /// By the order in which they came.
@@ -53,6 +56,7 @@ impl Server {
         phases: watch::Receiver<Phase>,
         settings: &WorkerSettings,
         gate: Arc<Gate>,
+        handshakes: Option<Handshakes>,
         stats: &'static Stats,
     ) -> Self {
         let limits = settings.limits;
@@ -71,6 +75,7 @@ impl Server {
             gate,
             outbox: Rc::default(),
             buffers: Rc::new(Buffers::new(&limits)),
+            handshakes,
             said_at: Cell::new(None),
             connections: RefCell::default(),
             last_connection: Cell::new(0),

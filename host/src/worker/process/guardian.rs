@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::signalfd::SignalFd;
@@ -14,6 +15,8 @@ use tokio::sync::watch;
 
 use crate::logging::Volume;
 use crate::os::signal::divert;
+use crate::tls::credentials::Credentials;
+use crate::tls::material::Material;
 use crate::wire::channel::{Received, Wait};
 use crate::wire::messages::{ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::revisions::Revision;
@@ -44,6 +47,8 @@ pub(crate) struct Guardian {
     pub(crate) sigterm: SignalFd,
     pub(crate) phase: Arc<watch::Sender<Phase>>,
     pub(crate) volume: Volume,
+    /// None if no listener speaks TLS.
+    pub(crate) tls: Option<Arc<Credentials>>,
     pub(crate) stats: &'static Stats,
     pub(crate) drain_timeout: Duration,
 }
@@ -97,15 +102,23 @@ impl Guardian {
 
     /// What cannot be read is not confirmed, and the primary replaces a worker that does not confirm.
     fn configure(&self, beside: &[OwnedFd]) {
-        match beside.first().map(Revision::read) {
-            Some(Ok(Revision { number, config })) => {
-                self.volume.set(config.log_level);
+        match self.take_over(beside) {
+            Ok(revision) => {
                 // A primary that does not read it is gone, which is heard next.
-                let _ = self.primary.send(&ToPrimary::Configured { revision: number }, &[]);
+                let _ = self.primary.send(&ToPrimary::Configured { revision }, &[]);
             }
-            Some(Err(error)) => tracing::error!("cannot read a configuration change: {error}"),
-            None => tracing::error!("a configuration change came without the new configuration"),
+            Err(error) => tracing::error!("cannot apply a configuration change: {error:#}"),
         }
+    }
+
+    /// Which revision it goes by from now on. The executor does not wait for it: keys are parsed here.
+    fn take_over(&self, beside: &[OwnedFd]) -> anyhow::Result<u64> {
+        let Revision { number, config } = Revision::read(beside.first().context("it came without a descriptor")?)?;
+        if let Some(credentials) = &self.tls {
+            credentials.replace(&Material::read(beside.get(1).context("it came without certificates")?)?)?;
+        }
+        self.volume.set(config.log_level);
+        Ok(number)
     }
 
     /// Begins the drain; when what is left of it is to be cut.

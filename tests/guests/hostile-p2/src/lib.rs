@@ -88,6 +88,7 @@ fn answer(path: &str, query: &Query, request: &IncomingRequest) -> Answer {
         "/ignore-upload" => Ok("ignored".into()),
         "/count" => count(request),
         "/headers" => Ok(headers(request)),
+        "/scheme" => Ok(debug(request.scheme())),
         "/fetch" => outbound::fetch(query),
         "/fetch-many" => Ok(outbound::fetch_many(query)),
         "/relay" => outbound::relay(query),

@@ -68,6 +68,7 @@ async fn answer(path: &str, query: &Query, request: Request) -> Answer {
         "/ignore-upload" => Ok("ignored".into()),
         "/count" => count(request).await,
         "/headers" => Ok(headers(&request)),
+        "/scheme" => Ok(debug(request.get_scheme())),
         "/fetch" => outbound::fetch(query).await,
         "/fetch-many" => Ok(outbound::fetch_many(query).await),
         "/relay" => outbound::relay(query).await,

@@ -1,0 +1,106 @@
+//! The certificates that are served now, and the keys of session tickets. What is done about them is in
+//! `driver/certificates.rs`.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, anyhow};
+use tokio::sync::mpsc;
+
+use crate::control::protocol::CertificateStatus;
+use crate::settings::TlsFiles;
+use crate::tls::certificates::{self, Certificates, EXPIRES_SOON, Shown, ticket_key};
+use crate::tls::material::{Material, TicketKey};
+use crate::tls::rotation::{TicketRotation, Time};
+
+/// How often certificates that end soon are warned of.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is served now.
+#[derive(Debug)]
+pub(crate) struct Certified {
+    files: TlsFiles,
+    shown: Vec<Shown>,
+    material: Material,
+    rotation: TicketRotation<TicketKey>,
+    warned: Time,
+    /// As workers are given it.
+    pub(crate) file: OwnedFd,
+}
+
+impl Certified {
+    pub(crate) fn new(files: TlsFiles, read: Certificates, now: Time) -> anyhow::Result<Self> {
+        let Certificates { mut material, shown, .. } = read;
+        let rotation = TicketRotation::new(now, ticket_key).map_err(|_| no_random_bytes())?;
+        material.set_tickets(rotation.keys());
+        let file = hand_over(&material)?;
+        Ok(Self { files, shown, material, rotation, warned: now, file })
+    }
+
+    /// Reads the files on a thread that nobody waits for; the result goes to `done`, which has room for it.
+    pub(crate) fn read_again(&self, done: &mpsc::Sender<anyhow::Result<Certificates>>) {
+        let (files, sender) = (self.files.clone(), done.clone());
+        let read = move || drop(sender.try_send(certificates::read(&files, SystemTime::now())));
+        if let Err(error) = std::thread::Builder::new().name("certificates".into()).spawn(read) {
+            let _ = done.try_send(Err(anyhow!("cannot read the certificates: {error}")));
+        }
+    }
+
+    /// Serves with these from now on. Whether anything is new.
+    pub(crate) fn replace(&mut self, read: Certificates) -> anyhow::Result<bool> {
+        let Certificates { mut material, shown, .. } = read;
+        material.set_tickets(self.rotation.keys());
+        let is_new = material != self.material;
+        if is_new {
+            self.file = hand_over(&material)?;
+            (self.material, self.shown) = (material, shown);
+        }
+        Ok(is_new)
+    }
+
+    /// When to call [`Self::turn`].
+    pub(crate) fn next_deadline(&self) -> Time {
+        self.rotation.next_deadline().min(self.warned + WARN_EVERY)
+    }
+
+    /// Goes on to the next ticket keys, if it is time. Whether workers need them.
+    pub(crate) fn turn(&mut self, now: Time) -> anyhow::Result<bool> {
+        if now < self.rotation.next_deadline() {
+            return Ok(false);
+        }
+        self.rotation.rotate(now, ticket_key).map_err(|_| no_random_bytes())?;
+        self.material.set_tickets(self.rotation.keys());
+        self.file = hand_over(&self.material)?;
+        Ok(!self.material.asks_clients())
+    }
+
+    /// What is to be said of certificates that end soon, once a day.
+    pub(crate) fn doubts(&mut self, now: Time) -> Vec<String> {
+        if now < self.warned + WARN_EVERY {
+            return Vec::new();
+        }
+        self.warned = now;
+        let today = SystemTime::now();
+        self.shown.iter().filter_map(|shown| shown.doubt(today)).collect()
+    }
+
+    pub(crate) fn status(&self) -> Vec<CertificateStatus> {
+        let now = SystemTime::now();
+        let status = |Shown { file, names, not_after }: &Shown| CertificateStatus {
+            names: names.clone(),
+            file: file.clone(),
+            not_after: humantime::format_rfc3339_seconds(*not_after).to_string(),
+            expires_soon: not_after.duration_since(now).is_ok_and(|left| left <= EXPIRES_SOON),
+            expired: *not_after <= now,
+        };
+        self.shown.iter().map(status).collect()
+    }
+}
+
+fn no_random_bytes() -> anyhow::Error {
+    anyhow!("cannot make a key for session tickets: the kernel gave no random bytes")
+}
+
+fn hand_over(material: &Material) -> anyhow::Result<OwnedFd> {
+    material.write().context("cannot pass the certificates to the workers")
+}

@@ -1,0 +1,190 @@
+//! TLS on a stream: the handshake, with a bound on how many are under way, and what is read and written behind it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use rustls::ServerConnection;
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::transport::{Side, Transport};
+use crate::tls::credentials::Credentials;
+
+/// The first byte of every TLS connection: a record of the kind "handshake" (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 0x16;
+/// How long a handshake may take at least, when others want its place.
+const CHANCE: Duration = Duration::from_secs(1);
+/// Encrypted bytes of a connection that wait for the kernel. Rustls would keep 64 KiB.
+const MAX_OUTGOING: usize = 32 * 1024;
+
+/// What handshakes of a worker share.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    credentials: Arc<Credentials>,
+    /// One for each that may be under way.
+    places: Semaphore,
+    /// Those that are under way, by their beginning. Notified, one gives its place to another.
+    begun: RefCell<VecDeque<(Instant, Weak<Notify>)>>,
+    /// Held while a signature is made, and until everybody else had a turn behind it. A flood of handshakes then adds one
+    /// signature to the time of each request, not as many as there are places.
+    turn: Semaphore,
+}
+
+impl Handshakes {
+    pub(crate) fn new(credentials: Arc<Credentials>, max: usize) -> Self {
+        Self { credentials, places: Semaphore::new(max), begun: RefCell::default(), turn: Semaphore::new(1) }
+    }
+
+    /// A place among those that are under way, and what tells to give it up. The longer one waits for its client, the sooner
+    /// it makes room for others: else a few clients that go no further would keep everybody out.
+    async fn place(&self) -> (SemaphorePermit<'_>, Rc<Notify>) {
+        let mut place = pin!(self.places.acquire());
+        let place = loop {
+            tokio::select! {
+                biased;
+                place = &mut place => break place.expect("the places are never closed"),
+                () = tokio::time::sleep(self.makes_room_in()) => {
+                    if let Some((_, longest)) = self.begun.borrow_mut().pop_front() {
+                        longest.upgrade().inspect(|it| it.notify_one());
+                    }
+                }
+            }
+        };
+        let given_up = Rc::new(Notify::new());
+        self.begun.borrow_mut().push_back((Instant::now(), Rc::downgrade(&given_up)));
+        (place, given_up)
+    }
+
+    /// When the one that has taken longest has had its chance.
+    fn makes_room_in(&self) -> Duration {
+        let mut begun = self.begun.borrow_mut();
+        while begun.front().is_some_and(|(_, it)| it.strong_count() == 0) {
+            begun.pop_front();
+        }
+        begun.front().map_or(CHANCE, |(since, _)| CHANCE.saturating_sub(since.elapsed()))
+    }
+}
+
+/// Why there is no encrypted stream.
+#[derive(Debug)]
+pub(super) enum NoHandshake {
+    /// The client left before it said a word.
+    Silence,
+    ClearText(TcpStream),
+    Failed(io::Error),
+}
+
+impl From<io::Error> for NoHandshake {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The handshake. Sets `has_begun` at the first byte.
+///
+/// A client that is silent, or sends its first message bit by bit, holds no place.
+pub(super) async fn negotiate(
+    stream: TcpStream,
+    handshakes: &Handshakes,
+    has_begun: &Cell<bool>,
+) -> Result<SecureStream, NoHandshake> {
+    let mut first = [0];
+    // Left in the socket: rustls would answer clear text with an alert.
+    if stream.peek(&mut first).await? == 0 {
+        return Err(NoHandshake::Silence);
+    }
+    has_begun.set(true);
+    if first != [HANDSHAKE] {
+        return Err(NoHandshake::ClearText(stream));
+    }
+    let address = stream.local_addr()?.ip().to_canonical();
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let (_place, given_up) = handshakes.place().await;
+    let turn = handshakes.turn.acquire().await;
+    let config = handshakes.credentials.config(address);
+    // This signs, and the first poll sends what was signed.
+    let mut accepting = hello.into_stream_with(config, |session| session.set_buffer_limit(Some(MAX_OUTGOING)));
+    let accepted = poll_fn(|context| Poll::Ready(Pin::new(&mut accepting).poll(context))).await;
+    tokio::task::yield_now().await;
+    drop(turn);
+    if let Poll::Ready(accepted) = accepted {
+        return Ok(SecureStream(accepted?));
+    }
+    tokio::select! {
+        biased;
+        accepted = accepting => Ok(SecureStream(accepted?)),
+        () = given_up.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it made room for another").into()),
+    }
+}
+
+/// An encrypted stream. What is written is in the kernel only when it was flushed.
+#[derive(Debug)]
+pub(super) struct SecureStream(TlsStream<TcpStream>);
+
+impl SecureStream {
+    /// What was agreed on.
+    pub(super) fn session(&self) -> &ServerConnection {
+        self.0.get_ref().1
+    }
+}
+
+impl Transport for SecureStream {
+    fn side(&self) -> Side {
+        self.0.get_ref().0.side()
+    }
+
+    fn reset_at_close(&self) {
+        self.0.get_ref().0.reset_at_close();
+    }
+}
+
+impl AsyncRead for SecureStream {
+    /// An end without a `close_notify` is one like any other: a request that was cut shows in its framing.
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match ready!(Pin::new(&mut self.0).poll_read(context, buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => Poll::Ready(read),
+        }
+    }
+}
+
+impl AsyncWrite for SecureStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
