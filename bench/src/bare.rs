@@ -9,22 +9,31 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::contenders::{CONTENT_TYPE_OF_HELLO, HELLO};
 
 /// The argument that makes this program the server.
 pub(crate) const COMMAND: &str = "bare-hyper";
+/// The argument behind it that makes it speak TLS.
+pub(crate) const TLS: &str = "tls";
 
-pub(crate) fn serve() -> Result<()> {
+pub(crate) fn serve(is_tls: bool) -> Result<()> {
+    let tls = if is_tls { Some(TlsAcceptor::from(crate::tls::server()?)) } else { None };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        println!("Serving HTTP on http://{}/", listener.local_addr()?);
+        let scheme = if is_tls { "https" } else { "http" };
+        println!("Serving HTTP on {scheme}://{}/", listener.local_addr()?);
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            tokio::spawn(connection(stream));
+            match tls.clone() {
+                None => drop(tokio::spawn(connection(stream))),
+                Some(tls) => drop(tokio::spawn(secure(stream, tls))),
+            }
         }
     })
 }
@@ -33,7 +42,18 @@ pub(crate) fn serve() -> Result<()> {
 async fn connection(stream: TcpStream) {
     let mut first = [0; 3];
     let length = stream.peek(&mut first).await.unwrap_or_default();
-    let (is_http2, stream) = (first[..length] == *b"PRI", TokioIo::new(stream));
+    speak(stream, first[..length] == *b"PRI").await;
+}
+
+async fn secure(stream: TcpStream, tls: TlsAcceptor) {
+    if let Ok(stream) = tls.accept(stream).await {
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        speak(stream, is_http2).await;
+    }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, is_http2: bool) {
+    let stream = TokioIo::new(stream);
     let _ = if is_http2 {
         http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service_fn(answer)).await
     } else {

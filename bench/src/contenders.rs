@@ -1,7 +1,7 @@
 //! Who takes part: finds the programs, starts them as servers on a free port, and checks what they answer.
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{ANYWHERE, Process, Scratch, output};
-use crate::{http, root, target, variable};
+use crate::{http, root, target, tls, variable};
 
 /// What all contenders answer, but the guest of WASI 0.3.
 pub(crate) const HELLO: &str = "Hello from wasmcluster!\n";
@@ -34,8 +34,19 @@ pub(crate) enum Program {
     Ours(&'static str),
     /// `wasmtime serve`, with the name of a guest.
     Wasmtime(&'static str),
+    /// This project over TLS.
+    OursTls(&'static str),
     Node,
     BareHyper,
+    BareHyperTls,
+    /// One worker process, over TLS.
+    Nginx,
+}
+
+impl Program {
+    pub(crate) fn is_tls(self) -> bool {
+        matches!(self, Self::OursTls(_) | Self::BareHyperTls | Self::Nginx)
+    }
 }
 
 /// The programs that were found, or why they were not.
@@ -89,8 +100,12 @@ pub(crate) fn component(guest: &str) -> Result<PathBuf> {
 
 /// `wasmcluster serve` on a free port, with files of its own; the store outlives it, so that a guest is compiled once.
 pub(crate) fn ours(programs: &Programs, guest: &str, workers: usize, scratch: &Scratch) -> Result<Command> {
+    ours_on(programs, guest, workers, scratch, "127.0.0.1:0")
+}
+
+fn ours_on(programs: &Programs, guest: &str, workers: usize, scratch: &Scratch, listen: &str) -> Result<Command> {
     let mut command = Command::new(&programs.ours);
-    command.arg("serve").args(["--listen", "127.0.0.1:0", "--workers", &workers.to_string()]);
+    command.arg("serve").args(["--listen", listen, "--workers", &workers.to_string()]);
     command.args(["--name", "bench", "--control"]).arg(scratch.path("control"));
     command.arg("--store").arg(target().join("bench/store")).arg("--state-dir").arg(scratch.path("state"));
     command.current_dir(scratch.path("")).arg(component(guest)?);
@@ -102,6 +117,21 @@ impl Contender {
         let found = |program: &Result<PathBuf, String>| program.clone().map_err(anyhow::Error::msg);
         let mut command = match self.program {
             Program::Ours(guest) => ours(programs, guest, workers, scratch)?,
+            Program::OursTls(guest) => {
+                let [certificate, key] = tls::certificate()?.map(|file| file.canonicalize());
+                let mut command = ours_on(programs, guest, workers, scratch, "https://127.0.0.1:0")?;
+                command.arg("--tls-cert").arg(certificate?).arg("--tls-key").arg(key?);
+                command
+            }
+            Program::Nginx => {
+                let port = free_port()?;
+                let configuration = tls::nginx(scratch, port, HELLO)?;
+                let mut command = Command::new("sh");
+                // It says nothing when it listens; what waits for it finds out by itself.
+                command.arg("-c").arg(format!("echo Serving HTTP on https://127.0.0.1:{port}/; exec nginx -c \"$1\""));
+                command.arg("sh").arg(configuration);
+                command
+            }
             Program::Wasmtime(guest) => {
                 let component = component(guest)?;
                 let mut command = Command::new(found(&programs.wasmtime)?);
@@ -115,9 +145,9 @@ impl Contender {
                 command.arg(root().join("bench/node-cluster.js")).arg(workers.to_string());
                 command
             }
-            Program::BareHyper => {
+            Program::BareHyper | Program::BareHyperTls => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.arg(crate::bare::COMMAND);
+                command.arg(crate::bare::COMMAND).args(self.program.is_tls().then_some(crate::bare::TLS));
                 command
             }
         };
@@ -129,9 +159,15 @@ impl Contender {
     pub(crate) fn command_line(&self, workers: usize) -> String {
         let (start, guest) = match self.program {
             Program::Ours(guest) => (format!("wasmcluster serve --workers {workers}"), guest),
+            Program::OursTls(guest) => {
+                let tls = "--listen https://127.0.0.1:0 --tls-cert cert.pem --tls-key key.pem";
+                (format!("wasmcluster serve --workers {workers} {tls}"), guest)
+            }
             Program::Wasmtime(guest) => ("wasmtime serve -S cli".into(), guest),
             Program::Node => (format!("node bench/node-cluster.js {workers}"), ""),
             Program::BareHyper => (format!("wasmcluster-bench {}", crate::bare::COMMAND), ""),
+            Program::BareHyperTls => (format!("wasmcluster-bench {} {}", crate::bare::COMMAND, crate::bare::TLS), ""),
+            Program::Nginx => ("nginx -c nginx.conf".into(), ""),
         };
         let guest = if guest.is_empty() { String::new() } else { format!("{guest}.wasm") };
         let words = std::iter::once(start.as_str()).chain(self.flags.iter().copied()).chain([guest.as_str()]);
@@ -144,11 +180,17 @@ impl Contender {
     }
 }
 
+/// One that nobody has at the moment.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
 /// A server that listens, until it is dropped.
 pub(crate) struct Server {
     process: Process,
     pub(crate) scratch: Scratch,
     pub(crate) address: SocketAddr,
+    pub(crate) is_tls: bool,
 }
 
 impl Server {
@@ -156,20 +198,24 @@ impl Server {
         let log = scratch.path("log");
         let file = File::create(&log)?;
         let process = Process::start(command.stdout(file.try_clone()?).stderr(file), cpus)?;
-        let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into() };
-        server.address = server.listens(&log)?;
+        let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into(), is_tls: false };
+        (server.address, server.is_tls) = server.listens(&log)?;
         Ok(server)
     }
 
-    fn listens(&mut self, log: &Path) -> Result<SocketAddr> {
+    fn listens(&mut self, log: &Path) -> Result<(SocketAddr, bool)> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             let ended = self.process.has_ended()?;
             let text = std::fs::read_to_string(log)?;
-            if let Some((_, rest)) = text.split_once("Serving HTTP on http://")
+            if let Some((_, rest)) = text.split_once("Serving HTTP on ")
+                && let Some((scheme, rest)) = rest.split_once("://")
                 && let Some((address, _)) = rest.split_once('/')
             {
-                return address.parse().with_context(|| format!("reading the address {address}"));
+                let parsed: SocketAddr = address.parse().with_context(|| format!("reading the address {address}"))?;
+                if TcpStream::connect(parsed).is_ok() {
+                    return Ok((parsed, scheme == "https"));
+                }
             }
             if let Some(status) = ended {
                 bail!("it ended with {status}: {}", text.trim().lines().last().unwrap_or_default());
@@ -182,7 +228,7 @@ impl Server {
     /// The answer must be the expected one, to the byte. Says which header fields are not those that all contenders
     /// should send.
     pub(crate) fn check(&self) -> Result<Option<String>> {
-        let answer = http::get(self.address, "/")?;
+        let answer = if self.is_tls { tls::get(self.address, "/")? } else { http::get(self.address, "/")? };
         ensure!(answer.status == 200, "it answers with status {}", answer.status);
         ensure!(answer.body == HELLO.as_bytes(), "it answers {:?}", String::from_utf8_lossy(&answer.body));
         let expected = [("content-length", Some(HELLO.len().to_string())), ("date", None)]

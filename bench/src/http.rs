@@ -55,7 +55,7 @@ pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
 }
 
 /// Sends one request, and waits for the one answer to it.
-pub(crate) fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Answer> {
+pub(crate) fn exchange(stream: &mut (impl Read + Write), request: &[u8]) -> Result<Answer> {
     stream.write_all(request).context("sending a request")?;
     let mut received = Vec::new();
     loop {

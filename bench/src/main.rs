@@ -19,6 +19,7 @@ mod process;
 mod report;
 mod rounds;
 mod stats;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -115,7 +116,7 @@ fn target() -> PathBuf {
 fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
         None => bench(),
-        Some(bare::COMMAND) => bare::serve().map(|()| true),
+        Some(bare::COMMAND) => bare::serve(std::env::args().nth(2).as_deref() == Some(bare::TLS)).map(|()| true),
         Some(other) => Err(anyhow::anyhow!("there is no command {other}")),
     };
     match done {

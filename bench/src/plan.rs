@@ -3,11 +3,12 @@
 use anyhow::Result;
 
 use crate::Bench;
-use crate::contenders::Program::{BareHyper, Node, Ours, Wasmtime};
+use crate::contenders::Program::{BareHyper, BareHyperTls, Nginx, Node, Ours, OursTls, Wasmtime};
 use crate::contenders::{Contender, Program};
 use crate::report::{Row, Series, Unit};
 use crate::rounds::Figures;
 use crate::stats::{Spread, ratios};
+use crate::tls::Handshake;
 use crate::{cluster, growth, large, stats};
 
 /// Contenders that are measured one after the other, round by round.
@@ -27,6 +28,10 @@ pub(crate) enum Load {
     /// The server on one CPU, 32 requests of HTTP/2 at a time from another: all on one connection, or each on its own.
     OneConnection,
     Http2,
+    /// HTTP/1.1 on connections that are kept, from the same program as HTTP/2.
+    Http1,
+    /// A TLS connection for each request, as many as the server takes.
+    Handshakes(Handshake),
     /// Two workers on two CPUs, and the load on the same two, with twice as many connections.
     TwoWorkers,
 }
@@ -133,6 +138,43 @@ pub(crate) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        key: "tls",
+        title: "TLS 1.3, HTTP/1.1, 32 keep-alive connections, one core for the server",
+        load: Load::Http1,
+        contenders: &[
+            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), REUSED),
+            contender("ours-clear", "wasmcluster, instance reused, clear text", Ours("hello_p2"), REUSED),
+            contender("hyper-tls", "bare hyper, TLS", BareHyperTls, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "h2-tls",
+        title: "TLS 1.3, HTTP/2, one connection with 32 streams, one core for the server",
+        load: Load::OneConnection,
+        contenders: &[
+            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), REUSED),
+            contender("hyper-tls", "bare hyper, TLS", BareHyperTls, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "tls-full",
+        title: "A new TLS connection for each request, full handshake, one core for the server",
+        load: Load::Handshakes(Handshake::Full),
+        contenders: &[
+            contender("ours", "wasmcluster, instance reused", OursTls("hello_p2"), REUSED),
+            contender("nginx", "nginx, one worker", Nginx, DEFAULTS),
+        ],
+    },
+    Group {
+        key: "tls-resumed",
+        title: "A new TLS connection for each request, resumed with a ticket, one core for the server",
+        load: Load::Handshakes(Handshake::Resumed),
+        contenders: &[
+            contender("ours", "wasmcluster, instance reused", OursTls("hello_p2"), REUSED),
+            contender("nginx", "nginx, one worker", Nginx, DEFAULTS),
+        ],
+    },
+    Group {
         key: "two",
         title: "Two workers on two cores, 64 keep-alive connections from the same two cores",
         load: Load::TwoWorkers,
@@ -179,6 +221,11 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 3.0, 4.0),
     ratio("h2", "HTTP/2, 32 connections, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
     ratio("h2-one", "HTTP/2, one connection, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
+    ratio("tls", "TLS keep-alive / clear text, reused instance (0.2)", "ours-tls", "ours-clear", 0.9, 0.95),
+    ratio("tls", "TLS keep-alive, reused instance (0.2) / bare hyper over TLS", "ours-tls", "hyper-tls", 0.45, 0.6),
+    ratio("h2-tls", "HTTP/2 over TLS, reused instance (0.2) / bare hyper likewise", "ours-tls", "hyper-tls", 0.45, 0.6),
+    ratio("tls-full", "new TLS connections, full handshake / nginx, one process", "ours", "nginx", 0.6, 0.9),
+    ratio("tls-resumed", "new TLS connections, resumed / nginx, one process", "ours", "nginx", 0.8, 1.0),
     ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
     ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),

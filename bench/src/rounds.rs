@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::Bench;
 use crate::contenders::{Contender, Program, Server, component};
 use crate::plan::{Group, Load};
-use crate::process::output;
+use crate::process::{ANYWHERE, on, output};
 use crate::report::Why;
+use crate::tls;
 
 /// Open connections for each thread of the load.
 pub(crate) const CONNECTIONS: usize = 32;
@@ -39,7 +40,7 @@ pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
         for index in order(round, all.len()) {
             let (figures, Some(server)) = (&mut all[index], &servers[index]) else { continue };
             let Ok(rates) = &mut figures.rates else { continue };
-            match measure(bench, group.load, server.address, bench.time) {
+            match measure(bench, group.load, server, bench.time) {
                 Ok(rate) => {
                     eprintln!("  {}/{}  {:<45} {rate:>9.0}/s", round + 1, bench.rounds, figures.contender.name);
                     rates.push(rate);
@@ -123,7 +124,7 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
     let mut ready = || -> Result<Server> {
         let server = contender.start(&bench.programs, group.load.workers(), cpus)?;
         figures.odd_headers = server.check()?;
-        measure(bench, group.load, server.address, bench.warm_up).context("while it warms up")?;
+        measure(bench, group.load, &server, bench.warm_up).context("while it warms up")?;
         Ok(server)
     };
     match ready() {
@@ -137,26 +138,32 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
 
 fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
     match contender.program {
-        Program::Ours(guest) => component(guest).err().map(|error| error.to_string()),
+        Program::Ours(guest) | Program::OursTls(guest) => component(guest).err().map(|error| error.to_string()),
         Program::Wasmtime(guest) => {
             let program = bench.programs.wasmtime.as_ref().err().cloned();
             program.or_else(|| component(guest).err().map(|error| error.to_string()))
         }
         Program::Node => bench.programs.node.as_ref().err().cloned(),
-        Program::BareHyper => None,
+        Program::BareHyper | Program::BareHyperTls => None,
+        Program::Nginx => {
+            let found = output(Command::new("nginx").arg("-v"), ANYWHERE);
+            found.err().map(|_| "there is no nginx on the PATH".into())
+        }
     }
 }
 
 /// Requests per second, as `wrk` counts them.
-fn measure(bench: &Bench, load: Load, address: SocketAddr, time: Duration) -> Result<f64> {
+fn measure(bench: &Bench, load: Load, server: &Server, time: Duration) -> Result<f64> {
     let cpus = if load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.load() };
     match load {
-        Load::Http2 => return h2load(address, cpus, time, CONNECTIONS, 1),
-        Load::OneConnection => return h2load(address, cpus, time, 1, CONNECTIONS),
+        Load::Http2 => return h2load(server, cpus, time, CONNECTIONS, 1, &[]),
+        Load::OneConnection => return h2load(server, cpus, time, 1, CONNECTIONS, &[]),
+        Load::Http1 => return h2load(server, cpus, time, CONNECTIONS, 1, &["--h1"]),
+        Load::Handshakes(handshake) => return on(cpus, || tls::connections(server.address, handshake, time)),
         Load::KeepAlive | Load::ConnectionEach | Load::TwoWorkers => {}
     }
     let extra: &[&str] = if load == Load::ConnectionEach { &["-H", "Connection: close"] } else { &[] };
-    wrk(address, "/", cpus, time, extra)
+    wrk(server.address, "/", cpus, time, extra)
 }
 
 pub(crate) fn wrk(address: SocketAddr, path: &str, cpus: &[usize], time: Duration, extra: &[&str]) -> Result<f64> {
@@ -167,10 +174,19 @@ pub(crate) fn wrk(address: SocketAddr, path: &str, cpus: &[usize], time: Duratio
 }
 
 /// Requests per second over HTTP/2, as `h2load` counts them.
-fn h2load(address: SocketAddr, cpus: &[usize], time: Duration, connections: usize, streams: usize) -> Result<f64> {
+fn h2load(
+    server: &Server,
+    cpus: &[usize],
+    time: Duration,
+    connections: usize,
+    streams: usize,
+    extra: &[&str],
+) -> Result<f64> {
     let mut command = Command::new("h2load");
     command.args(["-t", "1", "-c", &connections.to_string(), "-m", &streams.to_string()]);
-    command.args(["-D", &time.as_secs().to_string(), &format!("http://{address}/")]);
+    let scheme = if server.is_tls { "https" } else { "http" };
+    let url = format!("{scheme}://{}/", server.address);
+    command.args(extra).args(["-D", &time.as_secs().to_string(), &url]);
     h2_rate(&output(&mut command, cpus).context("h2load, on Debian in nghttp2-client")?)
 }
 
