@@ -70,6 +70,44 @@ async fn requests_are_answered_over_both_versions_of_tls() {
     assert_eq!(cluster.status()["totals"]["handshakes"], 3);
 }
 
+/// With what TLS knows of the client, as in HTTP/1.1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_prefers_http2_gets_it_over_tls() {
+    let authority = Authority::new("tests");
+    let server = authority.issue(&["shop.test"]);
+    let setup = serve("scenarios", &[&server]).workers(1).args(&["--tls-client-auth", "optional"]);
+    let ca = setup.folder.path().join("ca.pem");
+    std::fs::write(&ca, &authority.pem).unwrap();
+    let cluster = setup.args(&["--tls-client-ca", ca.to_str().unwrap()]).start();
+    for (own, subject) in [(None, None), (Some(authority.issue(&["till-7"])), Some("x-client-cert-subject: CN=till-7"))]
+    {
+        let client = TlsClient::with(&authority, rustls::DEFAULT_VERSIONS, own.as_ref()).offering(&["http/1.1", "h2"]);
+        let stream = client.connect(cluster.address_of(1), "shop.test").await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut told = Vec::new();
+        for path in ["/large?bytes=3000000", "/headers"] {
+            let request = Request::get(format!("https://shop.test{path}")).header("x-client-cert-subject", "CN=forged");
+            sender = sender.ready().await.unwrap();
+            let (answer, _) = sender.send_request(request.body(()).unwrap(), true).unwrap();
+            let mut body = soon(answer).await.unwrap().into_body();
+            told.clear();
+            while let Some(data) = soon(body.data()).await {
+                let data = data.unwrap();
+                body.flow_control().release_capacity(data.len()).unwrap();
+                told.extend_from_slice(&data);
+            }
+            assert!(path == "/headers" || told.len() == 3_000_000);
+        }
+        let told = String::from_utf8(told).unwrap();
+        let said = told.lines().find(|line| line.starts_with("x-client-cert-subject"));
+        assert_eq!(said, subject, "{told}");
+        drop(sender);
+        soon(connection).await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_sees_by_which_scheme_it_was_asked() {
     let authority = Authority::new("tests");
@@ -99,7 +137,7 @@ async fn a_client_gets_the_certificate_of_the_name_that_it_asks_for() {
     // The first is for all other names; a client sees that it is not that of the name.
     for name in ["other.test", "a.www.shop.test"] {
         let error = client.connect(address, name).await.unwrap_err().to_string();
-        assert!(error.contains("first.test") && error.contains("NotValidForName"), "{name}: {error}");
+        assert!(error.contains("first.test") && error.contains("not valid for name"), "{name}: {error}");
     }
 }
 
@@ -452,7 +490,7 @@ fn curl_and_openssl_are_served() {
     let ca = cluster.folder.path().join("authority.pem");
     std::fs::write(&ca, &authority.pem).unwrap();
     let address = cluster.address_of(1);
-    for arguments in [&["--tlsv1.3"][..], &["--tls-max", "1.2"], &["--http1.0"]] {
+    for arguments in [&["--tlsv1.3"][..], &["--tls-max", "1.2"], &["--http1.0"], &["--http1.1"], &["--http2"]] {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--max-time", "30", "--noproxy", "*", "--cacert"]).arg(&ca).args(arguments);
         if let Some(said) = run(curl.arg(format!("https://{address}/")), "") {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use harness::{Setup, guest, root};
 
 /// Flags of other programs that the pages name.
-const OF_OTHERS: [&str; 5] = ["--plug", "--release", "--stop-timeout", "--target", "--unix-socket"];
+const OF_OTHERS: [&str; 6] = ["--deploy-hook", "--plug", "--release", "--stop-timeout", "--target", "--unix-socket"];
 
 /// By command and flag, the default that is told for it.
 type Flags = BTreeMap<(String, String), Option<String>>;

@@ -26,20 +26,20 @@ pub(crate) const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60)
 pub(crate) struct Certificates {
     pub(crate) material: Material,
     /// In the order of the flags.
-    pub(crate) shown: Vec<Shown>,
+    pub(crate) shown: Vec<Leaf>,
     /// What is allowed and hardly meant, a line each, to be logged.
     pub(crate) doubts: Vec<String>,
 }
 
 /// What a certificate says of itself, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shown {
+pub(crate) struct Leaf {
     pub(crate) file: PathBuf,
     pub(crate) names: Vec<String>,
     pub(crate) not_after: SystemTime,
 }
 
-impl Shown {
+impl Leaf {
     /// What is to be said of a certificate that has ended, or ends soon.
     pub(crate) fn doubt(&self, now: SystemTime) -> Option<String> {
         let (names, file) = (self.names.join(", "), self.file.display());
@@ -98,7 +98,7 @@ pub(crate) fn read(files: &TlsFiles, now: SystemTime) -> anyhow::Result<Certific
 }
 
 /// Whether a certificate and a key belong together and are good now.
-fn check(PairFiles { cert, key }: &PairFiles, chain: &[u8], secret: &[u8], now: SystemTime) -> anyhow::Result<Shown> {
+fn check(PairFiles { cert, key }: &PairFiles, chain: &[u8], secret: &[u8], now: SystemTime) -> anyhow::Result<Leaf> {
     let file = cert.display();
     let chain = pair::chain(chain).with_context(|| format!("cannot use the certificate {file}"))?;
     let secret = pair::key(secret).with_context(|| format!("cannot use the key {}", key.display()))?;
@@ -111,7 +111,7 @@ fn check(PairFiles { cert, key }: &PairFiles, chain: &[u8], secret: &[u8], now: 
         let from = humantime::format_rfc3339_seconds(pair.not_before);
         bail!("the certificate {file} is not valid before {from}; check this machine's clock");
     }
-    Ok(Shown { file: cert.clone(), names: pair.names, not_after: pair.not_after })
+    Ok(Leaf { file: cert.clone(), names: pair.names, not_after: pair.not_after })
 }
 
 fn contents(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn certificates_are_warned_of_before_they_end() {
         let not_after = at("2031-01-01");
-        let shown = Shown { file: "/a.pem".into(), names: vec!["a.test".into(), "b.test".into()], not_after };
+        let shown = Leaf { file: "/a.pem".into(), names: vec!["a.test".into(), "b.test".into()], not_after };
         assert_eq!(shown.doubt(not_after - 15 * DAY), None);
         let check = |now, how: &str| {
             let expected =

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::control::protocol::CertificateStatus;
 use crate::settings::TlsFiles;
-use crate::tls::certificates::{self, Certificates, EXPIRES_SOON, Shown, ticket_key};
+use crate::tls::certificates::{self, Certificates, EXPIRES_SOON, Leaf, ticket_key};
 use crate::tls::material::{Material, TicketKey};
 use crate::tls::rotation::{TicketRotation, Time};
 
@@ -20,7 +20,7 @@ const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug)]
 pub(crate) struct Certified {
     files: TlsFiles,
-    shown: Vec<Shown>,
+    shown: Vec<Leaf>,
     material: Material,
     rotation: TicketRotation<TicketKey>,
     warned: Time,
@@ -86,7 +86,7 @@ impl Certified {
 
     pub(crate) fn status(&self) -> Vec<CertificateStatus> {
         let now = SystemTime::now();
-        let status = |Shown { file, names, not_after }: &Shown| CertificateStatus {
+        let status = |Leaf { file, names, not_after }: &Leaf| CertificateStatus {
             names: names.clone(),
             file: file.clone(),
             not_after: humantime::format_rfc3339_seconds(*not_after).to_string(),
@@ -103,4 +103,50 @@ fn no_random_bytes() -> anyhow::Error {
 
 fn hand_over(material: &Material) -> anyhow::Result<OwnedFd> {
     material.write().context("cannot pass the certificates to the workers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::PairFiles;
+
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+
+    #[test]
+    fn keys_change_and_warnings_come_when_they_are_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let [cert, key] = ["a.pem", "a.key"].map(|name| folder.path().join(name));
+        let write = |days: u32| {
+            let secret = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).unwrap();
+            params.not_after =
+                rcgen::date_time_ymd(1970, 1, 1) + SystemTime::UNIX_EPOCH.elapsed().unwrap() + 24 * days * HOUR;
+            std::fs::write(&cert, params.self_signed(&secret).unwrap().pem()).unwrap();
+            std::fs::write(&key, secret.serialize_pem()).unwrap();
+        };
+        let files = TlsFiles { pairs: vec![PairFiles { cert: cert.clone(), key: key.clone() }], client: None };
+        let read = || certificates::read(&files, SystemTime::now()).unwrap();
+        write(5);
+        let began = 7 * HOUR;
+        let mut certified = Certified::new(files.clone(), read(), began).unwrap();
+        let material = |certified: &Certified| Material::read(&certified.file.try_clone().unwrap()).unwrap();
+        let first = material(&certified);
+        assert!(!certified.turn(began + 5 * HOUR).unwrap() && material(&certified) == first);
+        for turn in 1..=4 {
+            assert_eq!(certified.next_deadline(), began + turn * 6 * HOUR);
+            assert!(certified.turn(certified.next_deadline()).unwrap());
+            assert!(material(&certified) != first);
+        }
+        // It was said at the start, and is again each day.
+        assert_eq!(certified.doubts(began + 23 * HOUR), [""; 0]);
+        assert!(certified.doubts(began + 24 * HOUR)[0].starts_with("the certificate for a.test expires in 4 days on "));
+        assert_eq!(certified.doubts(began + 25 * HOUR), [""; 0]);
+        assert!(certified.status()[0].expires_soon);
+        // What is read anew and is the same is nothing new; what is new is sealed with the keys that there are.
+        assert!(!certified.replace(read()).unwrap());
+        let before = material(&certified);
+        write(50);
+        assert!(certified.replace(read()).unwrap() && material(&certified) != before);
+        assert!(!certified.status()[0].expires_soon && certified.doubts(began + 48 * HOUR).is_empty());
+    }
 }
