@@ -1,11 +1,11 @@
 //! TLS on a stream: the handshake, with a bound on how many are under way, and what is read and written behind it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -34,8 +34,9 @@ pub(crate) struct Handshakes {
     credentials: Arc<Credentials>,
     /// One for each that may be under way.
     places: Semaphore,
-    /// Those that are under way, by their beginning. Notified, one gives its place to another.
-    begun: RefCell<VecDeque<(Instant, Weak<Notify>)>>,
+    /// Those that are under way, in the order in which they began. Notified, one gives its place to another.
+    underway: RefCell<BTreeMap<u64, (Instant, Rc<Notify>)>>,
+    last: Cell<u64>,
     /// Held while a signature is made, and until everybody else had a turn behind it. A flood of handshakes then adds one
     /// signature to the time of each request, not as many as there are places.
     turn: Semaphore,
@@ -43,36 +44,55 @@ pub(crate) struct Handshakes {
 
 impl Handshakes {
     pub(crate) fn new(credentials: Arc<Credentials>, max: usize) -> Self {
-        Self { credentials, places: Semaphore::new(max), begun: RefCell::default(), turn: Semaphore::new(1) }
+        let (places, turn) = (Semaphore::new(max), Semaphore::new(1));
+        Self { credentials, places, underway: RefCell::default(), last: Cell::new(0), turn }
     }
 
-    /// A place among those that are under way, and what tells to give it up. The longer one waits for its client, the sooner
-    /// it makes room for others: else a few clients that go no further would keep everybody out.
-    async fn place(&self) -> (SemaphorePermit<'_>, Rc<Notify>) {
+    /// A place among those that are under way. The one that has taken longest makes room for others when it has had its
+    /// chance: else a few clients that go no further would keep everybody out.
+    async fn begin(&self) -> Underway<'_> {
         let mut place = pin!(self.places.acquire());
         let place = loop {
             tokio::select! {
                 biased;
                 place = &mut place => break place.expect("the places are never closed"),
-                () = tokio::time::sleep(self.makes_room_in()) => {
-                    if let Some((_, longest)) = self.begun.borrow_mut().pop_front() {
-                        longest.upgrade().inspect(|it| it.notify_one());
-                    }
-                }
+                () = tokio::time::sleep(self.makes_room_in()) => self.make_room(),
             }
         };
-        let given_up = Rc::new(Notify::new());
-        self.begun.borrow_mut().push_back((Instant::now(), Rc::downgrade(&given_up)));
-        (place, given_up)
+        let (number, given_up) = (self.last.get() + 1, Rc::new(Notify::new()));
+        self.last.set(number);
+        self.underway.borrow_mut().insert(number, (Instant::now(), given_up.clone()));
+        Underway { handshakes: self, number, given_up, _place: place }
+    }
+
+    /// Ends the one that has taken longest, unless another that waits has ended that by now.
+    fn make_room(&self) {
+        if self.makes_room_in().is_zero()
+            && let Some((_, (_, given_up))) = self.underway.borrow_mut().pop_first()
+        {
+            given_up.notify_one();
+        }
     }
 
     /// When the one that has taken longest has had its chance.
     fn makes_room_in(&self) -> Duration {
-        let mut begun = self.begun.borrow_mut();
-        while begun.front().is_some_and(|(_, it)| it.strong_count() == 0) {
-            begun.pop_front();
-        }
-        begun.front().map_or(CHANCE, |(since, _)| CHANCE.saturating_sub(since.elapsed()))
+        let underway = self.underway.borrow();
+        underway.first_key_value().map_or(CHANCE, |(_, (since, _))| CHANCE.saturating_sub(since.elapsed()))
+    }
+}
+
+/// A handshake that has a place, until this is dropped.
+struct Underway<'a> {
+    handshakes: &'a Handshakes,
+    number: u64,
+    /// Notified when it is to make room.
+    given_up: Rc<Notify>,
+    _place: SemaphorePermit<'a>,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.handshakes.underway.borrow_mut().remove(&self.number);
     }
 }
 
@@ -110,7 +130,7 @@ pub(super) async fn negotiate(
     }
     let address = stream.local_addr()?.ip().to_canonical();
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let (_place, given_up) = handshakes.place().await;
+    let underway = handshakes.begin().await;
     let turn = handshakes.turn.acquire().await;
     let config = handshakes.credentials.config(address);
     // This signs, and the first poll sends what was signed.
@@ -124,7 +144,7 @@ pub(super) async fn negotiate(
     tokio::select! {
         biased;
         accepted = accepting => Ok(SecureStream(accepted?)),
-        () = given_up.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it made room for another").into()),
+        () = underway.given_up.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it made room for another").into()),
     }
 }
 
