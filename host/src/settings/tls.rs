@@ -1,7 +1,7 @@
 //! Where the certificates of https listeners come from. The files are read by the primary, at the start and again with
 //! every reload.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
@@ -72,11 +72,11 @@ impl TlsFiles {
             options.tls_client_ca.is_some() || options.tls_client_auth.is_none(),
             "--tls-client-auth needs the certificates that sign those of clients; add --tls-client-ca FILE"
         );
-        let absolute = |path: &Path| files::absolute(path);
-        let pairs =
-            certs.iter().zip(keys).map(|(cert, key)| Ok(PairFiles { cert: absolute(cert)?, key: absolute(key)? }));
+        let pairs = certs.iter().zip(keys).map(|(cert, key)| {
+            Ok::<_, anyhow::Error>(PairFiles { cert: files::absolute(cert)?, key: files::absolute(key)? })
+        });
         let auth = options.tls_client_auth.unwrap_or_default();
-        let client = options.tls_client_ca.as_deref().map(|ca| Ok::<_, anyhow::Error>((absolute(ca)?, auth)));
+        let client = options.tls_client_ca.as_deref().map(|ca| Ok::<_, anyhow::Error>((files::absolute(ca)?, auth)));
         Ok(Some(Self { pairs: pairs.collect::<anyhow::Result<_>>()?, client: client.transpose()? }))
     }
 }
