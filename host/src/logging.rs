@@ -109,7 +109,12 @@ impl Volume {
 /// Libraries speak only when something is wrong.
 fn filter(level: LogLevel) -> Targets {
     let own = LevelFilter::from(level);
-    Targets::new().with_default(own.min(LevelFilter::WARN)).with_target("wasmcluster", own)
+    // It warns of what clients do, as often as they do it.
+    let of_clients = own.min(LevelFilter::ERROR);
+    Targets::new()
+        .with_default(own.min(LevelFilter::WARN))
+        .with_target("wasmcluster", own)
+        .with_target("h2", of_clients)
 }
 
 impl Logging {

@@ -170,11 +170,14 @@ impl Body {
         if let Some(remaining) = self.remaining {
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
             // Hyper would drop what is over, and the client take the answer for whole.
-            let rest = remaining.checked_sub(length).ok_or(Incomplete::TooLong)?;
-            self.remaining = Some(rest);
-            if rest == 0 {
-                self.took_all(context);
-            }
+            self.remaining = Some(remaining.checked_sub(length).ok_or(Incomplete::TooLong)?);
+        }
+        match self.remaining {
+            Some(rest @ 1..) if frame.is_trailers() => return Poll::Ready(Some(Err(Incomplete::TooShort(rest)))),
+            Some(0) => self.took_all(context),
+            // Nothing follows them, and a client of HTTP/2 waits for nothing.
+            _ if frame.is_trailers() => self.took_all(context),
+            _ => {}
         }
         Poll::Ready(Some(Ok(frame)))
     }

@@ -210,7 +210,11 @@ impl Connection {
         if self.requests.get() >= self.max_requests {
             self.step(ConnectionEvent::DrainBegan);
         }
-        if self.streams.get().is_some() {
+        if self.is_http2() {
+            if self.is_draining() {
+                // Its task tells the client so.
+                self.wake();
+            }
             return;
         }
         if let Some(last) = self.current.replace(Some(exchange)) {
@@ -222,9 +226,10 @@ impl Connection {
         self.step(ConnectionEvent::RequestBegan);
     }
 
-    /// From now on HTTP/2 is spoken.
+    /// From now on HTTP/2 is spoken. The client has begun with it, and owes its settings.
     pub(super) fn speaks_http2(&self) {
         self.streams.set(Some(0));
+        self.owes(true);
     }
 
     pub(super) fn is_http2(&self) -> bool {

@@ -140,9 +140,9 @@ impl Frames {
         self.beside_answers.fill(bytes as f64 / SENT_PER_FRAME);
     }
 
-    /// Whether the client owes the rest of a frame, or of a request's head.
+    /// Whether the client owes its settings, or the rest of a frame or of a request's head.
     pub(super) fn is_inside(&self) -> bool {
-        self.preface > 0 || self.known > 0 || self.rest > 0 || self.inside_head
+        self.preface > 0 || !self.has_begun || self.known > 0 || self.rest > 0 || self.inside_head
     }
 
     /// Bytes of a request's head that the library keeps until it is whole.
@@ -291,6 +291,7 @@ mod tests {
         let mut frames = Frames::new(Duration::ZERO);
         assert!(frames.is_inside(), "the preface");
         frames.follow(Duration::ZERO, PREFACE).unwrap();
+        assert!(frames.is_inside(), "the settings");
         let mut check = |bytes: &[u8], is_inside| {
             frames.follow(Duration::ZERO, bytes).unwrap();
             assert_eq!(frames.is_inside(), is_inside, "{bytes:?}");

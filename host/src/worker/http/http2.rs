@@ -41,11 +41,14 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const MAX_UNSENT: usize = 64 * 1024;
 /// Streams that go wrong by the client's fault, before the connection does.
 const MAX_FAULTS: usize = 128;
+/// Streams that the client took back before they were begun with. Its resets are counted in `frames.rs`, which permits a
+/// few less at once.
+const MAX_TAKEN_BACK: usize = 512;
 /// Streams that were reset and of which the client may not know yet.
 const MAX_FORGOTTEN: usize = 128;
-/// Small frames that wait for somebody to read them are counted here, see `frames.rs`; h2 would count those that nobody
-/// will ever read for good.
-const SMALL_FRAMES: usize = usize::MAX / 2;
+/// What small frames of a connection may cost while they wait for somebody to read them: each takes some 500 bytes, and
+/// costs by how much it is shorter than 256. Some that nobody will ever read, h2 counts for good, so there is room for them.
+const SMALL_FRAMES: usize = 8 * 1024 * 1024;
 /// Bytes that are read from a client before others have their turn.
 const MAX_READ: usize = 64 * 1024;
 
@@ -131,8 +134,8 @@ impl Server {
                         connection.step(if has_left { ConnectionEvent::ClientLeft } else { ConnectionEvent::Shut });
                         return Poll::Ready(());
                     }
-                    // It may have come while h2 read.
-                    Poll::Pending if shared.abuse.get().is_some() => {}
+                    // It may have come while h2 read, which can end the connection only when it is set up.
+                    Poll::Pending if shared.abuse.get().is_some() && matches!(machine, Machine::Connected(_)) => {}
                     Poll::Pending => break,
                 }
             }
@@ -154,7 +157,14 @@ impl Server {
             }
             loop {
                 match connection.duty() {
-                    Duty::Close => return Poll::Ready(()),
+                    Duty::Close => {
+                        if let Machine::Connected(h2) = &mut machine
+                            && connection.keeps_a_place()
+                        {
+                            dismiss(h2, context);
+                        }
+                        return Poll::Ready(());
+                    }
                     Duty::Refuse | Duty::Linger if !is_ending => {
                         is_ending = true;
                         if connection.duty() == Duty::Refuse {
@@ -170,12 +180,20 @@ impl Server {
                 let Some(deadline) = connection.next_deadline() else { return Poll::Pending };
                 ready!(timer.poll(deadline, context));
                 connection.step(ConnectionEvent::DeadlinePassed);
+                if connection.is_draining() && !is_told {
+                    // It is old: the client is told so above.
+                    context.waker().wake_by_ref();
+                }
             }
         })
         .await;
         // Guests first: their clients are gone, or have been told.
         drop(streams);
         drop(machine);
+        if connection.keeps_a_place() {
+            // To linger would keep it for a second more.
+            connection.step(ConnectionEvent::ClientLeft);
+        }
         if let Some(stream) = shared.stream.take() {
             linger(stream, &connection).await;
         }
@@ -191,6 +209,7 @@ impl Server {
             .max_header_list_size(self.limits.max_header_bytes as u32)
             .max_send_buffer_size(MAX_UNSENT)
             .max_local_error_reset_streams(Some(MAX_FAULTS))
+            .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
             .max_concurrent_reset_streams(MAX_FORGOTTEN)
             .data_frame_budget(SMALL_FRAMES);
         builder
@@ -212,6 +231,13 @@ impl Server {
             Outcome::of_no_request(Verdict::Refused).count(self.stats);
         }
     }
+}
+
+/// Tells the client which of its streams were seen, if it takes that at once.
+fn dismiss<S: Transport>(h2: &mut Connected<S>, context: &mut Context<'_>) {
+    h2.abrupt_shutdown(Reason::NO_ERROR);
+    // A short write lets others go first, once.
+    let _ = h2.poll_accept(context).is_ready() || h2.poll_accept(context).is_ready();
 }
 
 /// What a connection's task and its I/O tell each other.
@@ -239,6 +265,8 @@ struct FrameIo<S> {
     ahead: Vec<u8>,
     connection: Rc<Connection>,
     frames: Frames,
+    /// The client has closed its side.
+    has_ended: bool,
     shared: Rc<Shared<S>>,
     turn: Turn,
 }
@@ -252,7 +280,8 @@ impl<S> Drop for FrameIo<S> {
 impl<S: Transport> FrameIo<S> {
     fn new(stream: S, ahead: Vec<u8>, connection: Rc<Connection>, shared: Rc<Shared<S>>, turn: Turn) -> Self {
         let frames = Frames::new(connection.now());
-        let mut io = Self { stream: Some(stream), ahead: Vec::new(), connection, frames, shared, turn };
+        let mut io =
+            Self { stream: Some(stream), ahead: Vec::new(), connection, frames, has_ended: false, shared, turn };
         io.follow(&ahead);
         io.ahead = ahead;
         io
@@ -272,7 +301,12 @@ impl<S: Transport> FrameIo<S> {
 
     /// The client has closed its side. h2 would drop all streams, if it knew: so it does not learn that before they are
     /// answered.
-    fn ended(&mut self) -> Poll<io::Result<()>> {
+    fn ended(&mut self, context: &Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            // h2 hands over the streams that it has when there is nothing to read.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let is_there = self.stream.as_ref().is_some_and(|stream| stream.side() != Side::Gone);
         if self.connection.is_busy() && is_there {
             self.connection.client_shut();
@@ -320,7 +354,7 @@ impl<S: Transport> AsyncRead for FrameIo<S> {
         ready!(read)?;
         let bytes = &buffer.filled()[before..];
         if bytes.is_empty() {
-            return self.ended();
+            return self.ended(context);
         }
         self.shared.left.set(left.saturating_sub(bytes.len()));
         self.follow(bytes);

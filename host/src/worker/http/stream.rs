@@ -22,6 +22,7 @@ use super::accept::Admission;
 use super::answers::Answer;
 use super::body::Body;
 use super::connection::Connection;
+use super::drain::ConnectionEvent;
 use super::exchange::Exchange;
 use super::head::{content_length, has_no_body};
 use super::server::Server;
@@ -42,8 +43,10 @@ enum Delivery {
     Whole,
     /// The client does not want it any more, or is gone.
     Reset,
-    /// It cannot become whole, or takes too long.
+    /// It cannot become whole.
     Cut,
+    /// Nothing of it has moved for too long.
+    Stalled,
 }
 
 impl Stream {
@@ -71,6 +74,10 @@ impl Stream {
         let Some(exchange) = body.exchange() else { return };
         complete(&mut head, &body, &method);
         let is_over = has_no_body(&method, head.status) || body.is_sent();
+        // A guest may answer while it reads.
+        if expects && !is_over && inflow.is_asked_for() {
+            let _ = self.respond.send_informational(informational(StatusCode::CONTINUE));
+        }
         let mut send = match self.respond.send_response(Response::from_parts(head, ()), is_over) {
             Ok(send) => send,
             Err(error) => return tracing::debug!("an answer was not sent: {error}"),
@@ -82,6 +89,14 @@ impl Stream {
                 self.connection.finish(exchange);
             }
             Delivery::Cut => send.send_reset(Reason::INTERNAL_ERROR),
+            Delivery::Stalled => {
+                send.send_reset(Reason::INTERNAL_ERROR);
+                if exchange.waits() {
+                    // In the middle of a frame, behind which no other can leave: the client takes nothing at all.
+                    self.connection.step(ConnectionEvent::ClientLeft);
+                    self.connection.wake();
+                }
+            }
             Delivery::Reset => {}
         }
     }
@@ -133,7 +148,7 @@ impl Stream {
             let polled = poll_send(&mut body, send, exchange, &mut waiting, &mut is_last, context);
             if polled.is_pending() && is_stalled(exchange, inflow, &mut stall, context) {
                 exchange.stalled();
-                return Poll::Ready(Delivery::Cut);
+                return Poll::Ready(Delivery::Stalled);
             }
             polled
         })
