@@ -42,17 +42,6 @@ ROUTES = {
     "hostile": Routes(
         large=f"/large?bytes={LARGE}",
         echo="/echo",
-        count="/count",
-        ignore="/ignore-upload",
-        never="/wait",
-        head="/headers",
-        no_content="/no-content",
-        not_modified="/status?code=304",
-    ),
-    # A guest that has all of them.
-    "all": Routes(
-        large=f"/large?bytes={LARGE}",
-        echo="/echo",
         trailers="/echo",
         count="/count",
         ignore="/ignore-upload",

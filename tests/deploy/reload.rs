@@ -46,27 +46,36 @@ async fn generation(cluster: &Cluster) -> u64 {
     serde_json::from_slice::<Value>(&answer.body).unwrap()["generation"].as_u64().unwrap()
 }
 
-async fn ten_reloads(reuse: Reuse) {
-    let cluster = Setup::new(&guest("whoami")).args(&AT_ONCE).start();
-    let other = another_version("whoami", cluster.folder.path());
-    let versions = [other, guest("whoami")];
-    let load = Load::start(cluster.address(), 32, reuse);
+/// Reloads under load.
+async fn reload_ten_times(cluster: &Cluster, load: &Load) {
+    let versions = [another_version("whoami", cluster.folder.path()), guest("whoami")];
     for round in 0..10 {
         load.goes_on();
         let reloaded = cluster.reload(&[text(&versions[round % 2])]);
         assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
         // From now on nobody is answered by the old version.
         for _ in 0..4 {
-            assert_eq!(generation(&cluster).await, round as u64 + 2);
+            assert_eq!(generation(cluster).await, round as u64 + 2);
         }
         assert_eq!(cluster.children().len(), 2, "the old workers are gone when the command returns");
     }
     load.goes_on();
-    let answered = load.end_well().await;
-    println!("wasmcluster, {reuse:?}: ten reloads of two workers: {answered} requests answered, 0 lost");
+}
+
+/// Nothing was lost in ten reloads.
+fn is_unharmed(cluster: &Cluster) {
     let status = cluster.status();
     assert_eq!((&status["totals"]["reloads"], &status["totals"]["crashes"]), (&10.into(), &0.into()));
     assert_eq!((&status["totals"]["aborted"], &status["totals"]["errors"]), (&0.into(), &0.into()));
+}
+
+async fn ten_reloads(reuse: Reuse) {
+    let cluster = Setup::new(&guest("whoami")).args(&AT_ONCE).start();
+    let load = Load::start(cluster.address(), 32, reuse);
+    reload_ten_times(&cluster, &load).await;
+    let answered = load.end_well().await;
+    println!("wasmcluster, {reuse:?}: ten reloads of two workers: {answered} requests answered, 0 lost");
+    is_unharmed(&cluster);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,6 +91,20 @@ async fn ten_reloads_under_connections_that_are_idle_now_and_then_lose_nothing()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_reloads_under_a_connection_per_request_lose_nothing() {
     ten_reloads(Reuse::No).await;
+}
+
+/// What the server has not begun with when it ends a connection, clients send again; all else is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_reloads_under_http_2_lose_nothing() {
+    let cluster = Setup::new(&guest("whoami")).args(&AT_ONCE).start();
+    let load = Load::start_http2(cluster.address(), 4, 8);
+    reload_ten_times(&cluster, &load).await;
+    let again = load.again();
+    let answered = load.end_well().await;
+    println!(
+        "wasmcluster, HTTP/2: ten reloads of two workers: {answered} requests answered, {again} sent again, 0 lost"
+    );
+    is_unharmed(&cluster);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

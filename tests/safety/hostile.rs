@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use harness::client::{Upload, get, soon};
+use harness::http2::{self, Wire};
 use harness::load::{Load, Reuse};
 use harness::{Cluster, Setup, fixture, guest, until};
 
@@ -599,6 +600,85 @@ async fn clients_that_vanish_take_their_guests_along() {
             until("all are served", || (in_flight()? >= clients.len() as u64).then_some(()));
             drop(clients);
             until("none is any more", || (in_flight()? == 0).then_some(()));
+        })
+        .await;
+    }
+}
+
+/// What a client of HTTP/2 does, and the error that its connection ends with (RFC 9113, section 7).
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Opens a connection and sends `flood`, until the server has had enough.
+async fn flood(address: SocketAddr, flood: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
+    let mut wire = Wire::open(address, &[]).await;
+    for round in 0..200 {
+        wire.send(&(0..100).flat_map(|number| flood(100 * round + number)).collect::<Vec<_>>()).await;
+    }
+    wire.find(http2::GOAWAY).await.map(|goaway| goaway.number(4))
+}
+
+/// Streams that are opened and reset at once, before their guests have begun, while they work, and by our own fault; pings,
+/// settings, priorities, windows, empty frames. Twenty thousand of each over each of several connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_frames_end_their_connection_alone() {
+    let reset = |stream| http2::frame(http2::RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+    let open = |number: u32, path: &str| http2::head(2 * number + 1, http2::END_STREAM, "GET", path);
+    for name in GUESTS {
+        let cluster = serve(name, &["--request-timeout", "10m"]);
+        let address = cluster.address();
+        again_and_again(&cluster, async || {
+            let ended = tokio::join!(
+                flood(address, |number| [open(number, "/wait"), reset(2 * number + 1)].concat()),
+                // By the time that it is reset, a guest is at work.
+                flood(address, |number| {
+                    let past = number.checked_sub(20).map(|past| reset(2 * past + 1)).unwrap_or_default();
+                    [open(number, "/trickle?ms=10"), past].concat()
+                }),
+                // A window that overflows makes the server reset.
+                flood(address, |number| {
+                    let window = http2::frame(http2::WINDOW_UPDATE, 0, 2 * number + 1, &(u32::MAX >> 1).to_be_bytes());
+                    [open(number, "/wait"), window].concat()
+                }),
+                flood(address, |_| http2::frame(http2::PING, 0, 0, &[0; 8])),
+                flood(address, |_| http2::frame(http2::SETTINGS, 0, 0, &[])),
+                flood(address, |_| http2::frame(2, 0, 1, &[0, 0, 0, 3, 0])),
+                flood(address, |_| http2::frame(http2::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())),
+                flood(address, |number| match number {
+                    0 => http2::head(1, 0, "POST", "/wait"),
+                    _ => http2::frame(http2::DATA, 0, 1, &[]),
+                }),
+                flood(address, |_| http2::frame(77, 0, 0, &[])),
+            );
+            assert_eq!(<[Option<u32>; 9]>::from(ended), [Some(ENHANCE_YOUR_CALM); 9], "{name}");
+        })
+        .await;
+    }
+}
+
+/// Header blocks without end, and such as become very large.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_without_end_are_bounded() {
+    const CONTINUATION: u8 = 9;
+    // A field of 4000 bytes goes into the table, and is named again and again.
+    let mut bomb = http2::head(1, http2::END_STREAM, "GET", "/")[9..].to_vec();
+    bomb.extend_from_slice(b"\x40\x01x\x7f\xa1\x1e");
+    bomb.extend_from_slice(&[b'x'; 4000]);
+    bomb.extend_from_slice(&[0xbe; 12_000]);
+    let bomb = http2::frame(http2::HEADERS, http2::END_STREAM | http2::END_HEADERS, 1, &bomb);
+    for name in GUESTS {
+        let cluster = serve(name, &[]);
+        let address = cluster.address();
+        again_and_again(&cluster, async || {
+            let endless = flood(address, |number| match number {
+                0 => http2::frame(http2::HEADERS, 0, 1, &[]),
+                _ => http2::frame(CONTINUATION, 0, 1, b"\x00\x01x\x01x"),
+            });
+            let expanding = async {
+                let mut wire = Wire::open(address, &[]).await;
+                wire.send(&bomb).await;
+                wire.find(http2::GOAWAY).await.map(|goaway| goaway.number(4))
+            };
+            assert_eq!(tokio::join!(endless, expanding), (Some(ENHANCE_YOUR_CALM), Some(ENHANCE_YOUR_CALM)), "{name}");
         })
         .await;
     }

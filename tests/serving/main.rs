@@ -6,7 +6,9 @@
 mod addresses;
 mod answers;
 mod calls;
+mod conformance;
 mod drain;
+mod http2;
 mod reuse;
 mod serving;
 mod strictness;

@@ -28,6 +28,11 @@ async fn smuggled_requests_are_refused() {
         let worker = cluster.worker(0).unwrap();
         for (case, bytes) in &cases {
             let answer = exchange(&cluster, bytes);
+            if case == "line-http2-preface" {
+                // What follows is no frame of HTTP/2, and is not taken for a request either.
+                assert!(!answer.contains("HTTP/1.1") && !answer.contains("smuggled"), "{name}: {answer}");
+                continue;
+            }
             let last = answer.rfind("HTTP/1.1 ").map(|at| &answer[at..]).unwrap_or_default();
             // Of a body, the bad part may come behind an answer that did not wait for it: then there is no other.
             let refused = last.starts_with("HTTP/1.1 400 ") || last.starts_with("HTTP/1.1 431 ");

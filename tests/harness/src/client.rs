@@ -1,4 +1,4 @@
-//! An HTTP client for tests: hyper, one connection at a time. Nothing here follows redirects, retries, or pools connections:
+//! An HTTP/1.1 client for tests: hyper, one connection at a time. Nothing here follows redirects, retries, or pools connections:
 //! a test sees what came over its own connection.
 
 use std::future::Future;
@@ -28,10 +28,12 @@ pub async fn soon<T>(waiting: impl Future<Output = T>) -> T {
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// Its headers; trailers are not kept.
+    /// Its headers.
     pub headers: http::HeaderMap,
     /// The body, without its framing.
     pub body: Bytes,
+    /// What came behind the body, if anything did.
+    pub trailers: Option<http::HeaderMap>,
 }
 
 impl Answer {
@@ -94,8 +96,9 @@ impl Connection<Full<Bytes>> {
 /// Reads an answer to its end.
 pub async fn whole(response: Response<Incoming>) -> hyper::Result<Answer> {
     let (head, body) = response.into_parts();
-    let body = soon(body.collect()).await?.to_bytes();
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    let body = soon(body.collect()).await?;
+    let trailers = body.trailers().cloned();
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes(), trailers })
 }
 
 /// Gets `path` over a connection of its own.

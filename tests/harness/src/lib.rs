@@ -32,7 +32,7 @@
 //!   and [`launch`](Setup::launch) for nothing. Defaults that take time are flags (`--min-ready`, `--soak`).
 //! - **Wait for a condition** with [`until`], or for a line with [`Lines::find`]; never sleep and hope. What is waited
 //!   for has a minute, so no test depends on how fast the machine is.
-//! - **Threads.** [`until`] and [`Cluster`] block. A test that has clients of [`client`] or [`load`] at work meanwhile
+//! - **Threads.** [`until`] and [`Cluster`] block. A test that has clients of [`client`], [`http2`] or [`load`] at work meanwhile
 //!   needs the runtime with two threads that the example has.
 //! - **What a machine may not have** (IPv6, namespaces, Node): the test prints `skipped:` with the reason, and passes.
 
@@ -40,6 +40,7 @@
 
 pub mod client;
 mod cluster;
+pub mod http2;
 pub mod load;
 mod places;
 pub mod upstream;

@@ -166,7 +166,7 @@ fn trickle(out: ResponseOutparam, milliseconds: u64) {
     }
 }
 
-/// What cannot be read or written ends it, without the end of a good body.
+/// Body and trailers. What cannot be read or written ends it, without the end of a good body.
 fn echo(request: &IncomingRequest, out: ResponseOutparam) {
     let incoming = request.consume().expect("the body is taken once");
     let source = incoming.stream().expect("the stream is opened once");
@@ -179,8 +179,10 @@ fn echo(request: &IncomingRequest, out: ResponseOutparam) {
             Ok(_) | Err(StreamError::LastOperationFailed(_)) => return,
         }
     }
-    drop(target);
-    sending::finish(body);
+    drop((target, source));
+    if let Ok(trailers) = sending::trailers_of(incoming) {
+        sending::finish(body, trailers);
+    }
 }
 
 fn count(request: &IncomingRequest) -> Outcome {

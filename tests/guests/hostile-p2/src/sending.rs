@@ -22,7 +22,7 @@ pub(crate) fn send(out: ResponseOutparam, answer: Answer) {
     let written = write(&stream, &text);
     drop(stream);
     if written.is_ok() {
-        finish(body);
+        finish(body, None);
     }
 }
 
@@ -54,8 +54,15 @@ pub(crate) fn write(stream: &OutputStream, mut bytes: &[u8]) -> Result<(), Strea
 }
 
 /// The end of a body. What the interface says against its length comes too late for the client.
-pub(crate) fn finish(body: OutgoingBody) {
-    let _ = OutgoingBody::finish(body, None);
+pub(crate) fn finish(body: OutgoingBody, trailers: Option<Fields>) {
+    let _ = OutgoingBody::finish(body, trailers);
+}
+
+/// What comes behind a body that was read to its end.
+pub(crate) fn trailers_of(body: IncomingBody) -> Result<Option<Fields>, String> {
+    let trailers = IncomingBody::finish(body);
+    trailers.subscribe().block();
+    trailers.get().expect("they are there").expect("they are taken once").map_err(debug)
 }
 
 /// Reads a body to its end.

@@ -107,6 +107,7 @@ fn wrong_head(path: &str, query: &Query) -> Answer {
         }
         // What is wrong with these harms nobody.
         "/no-content" => Answer { status: 204, ..Answer::with_fields(vec![field("content-length", "0")], "") },
+        "/not-modified" => Answer { status: 304, ..Answer::with_fields(vec![field("etag", "\"1\"")], "") },
         "/same-lengths" => {
             Answer::with_fields(vec![field("content-length", "5"), field("content-length", "5")], "01234")
         }
