@@ -446,7 +446,8 @@ async fn a_stream_carries_64_mib_each_way_in_little_memory() {
         assert_eq!(client.post(path, "first").await.unwrap().text(), "first");
         let before = anonymous(&cluster);
         let mut stream = client.begin(post_request(path)).await.unwrap();
-        let all: Bytes = (0..16 << 20_u32).flat_map(u32::to_le_bytes).collect();
+        let part: Vec<u8> = (0..1 << 18_u32).flat_map(u32::to_le_bytes).collect();
+        let all = Bytes::from(part.repeat(64));
         let (mut expected, to_send) = (all.clone(), all);
         let sending = tokio::spawn(async move { send_all(&mut stream.body, to_send, true).await });
         let mut answer = soon(stream.answer).await.unwrap().into_body();
