@@ -193,6 +193,14 @@ mod tests {
         assert_eq!((&trailers["grpc-status"], &trailers["trace"]), (&"3".parse().unwrap(), &"7".parse().unwrap()));
     }
 
+    /// Also while the client could go on.
+    #[test]
+    fn an_error_ends_a_chat() {
+        let requests = stream::once(async { Ok::<_, wasmcluster_guest::Error>(named("")) }).chain(stream::pending());
+        let answer = call("Chat", Body::from_stream(requests));
+        assert_eq!(answer.trailers().expect("trailers")["grpc-status"], "3");
+    }
+
     #[test]
     fn a_chat_replies_before_the_next_request() {
         let asked = Rc::new(Cell::new(1));
