@@ -1,15 +1,19 @@
-"""Calls the service of examples/grpc as gRPC's own client in Python does, and says of each check whether it passed.
+"""Checks the service of examples/grpc with gRPC's own client for Python.
 
     client.py HOST:PORT [--ca FILE] [NAME…]     all checks, or those that are named; over TLS with --ca
+    client.py HOST:PORT [--ca FILE] --load      three of them side by side, again and again, until SIGTERM
     client.py --list                            their names
 
-A line `ok NAME` or `FAILED NAME: WHY` for each; the exit code is 1 if one failed. All checks share one channel, so what
-one of them leaves broken shows in the next.
+It prints `ok NAME` or `FAILED NAME: WHY` for each check; the exit code is 1 if one failed. All checks share one channel, so
+that a connection which one of them breaks fails the next. With --load each has channels of its own. It prints `calling`
+once each has run, a line for each failure, and at the end a line with the totals.
 """
 
 import argparse
 import queue
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import grpc
@@ -17,10 +21,10 @@ import grpc
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "grpc"))
 messages, services = grpc.protos_and_services("greeter.proto")
 
-# Of each call, so that none can hang. It is no measure of speed.
+# Timeout of a call in seconds, so that none hangs. It is far more than a call takes.
 PATIENCE = 60
 HOUR_MS = 3_600_000
-# gRPC names what holds bytes by this ending, and sends it as base64. They begin as UTF-8 does not.
+# The value of a key that ends in `-bin` is bytes, which gRPC sends as base64.
 METADATA = (("trace", "a b,c;d=e"), ("trace-bin", bytes(range(255, -1, -1))))
 
 CHECKS = []
@@ -46,7 +50,7 @@ def hello(name):
 
 
 def fails(code, call):
-    """Runs what must fail with this status, and returns the error."""
+    """The error of a call that must fail with this status."""
     try:
         result = call()
     except grpc.RpcError as error:
@@ -56,7 +60,7 @@ def fails(code, call):
 
 
 def metadata_of(pairs):
-    """What the service has sent back of METADATA."""
+    """What the service sent back of METADATA."""
     return tuple((key, value) for key, value in sorted(pairs) if key.startswith("trace"))
 
 
@@ -121,7 +125,7 @@ def message_of_3_mib(stub):
 
 @check
 def message_over_the_limit(stub):
-    """The answer comes while the request is on its way. Servers differ in the code."""
+    """The answer comes while the request is still being sent. tonic and grpcio have different codes for it."""
     request = hello("x" * (5 << 20))
     try:
         stub.SayHello(request, timeout=PATIENCE)
@@ -140,7 +144,7 @@ def client_streaming(stub):
 
 @check
 def client_streaming_of_large_messages(stub):
-    """More than any window holds."""
+    """More than fits in any flow-control window."""
     names = ["x" * (256 << 10)] * 12
     reply = stub.SayHelloToAll(map(hello, names), timeout=PATIENCE)
     expect(reply.message, f"Hello, {', '.join(names)}!")
@@ -153,7 +157,7 @@ def client_streaming_nothing(stub):
 
 @check
 def client_streaming_answered_early(stub):
-    """The service ends the call while the client still has much to send."""
+    """The service ends the call while the client is still sending."""
     names = map(hello, (f"name-{number}" for number in range(1_000_000)))
     fails(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: stub.SayHelloToAll(names, timeout=PATIENCE))
 
@@ -163,6 +167,12 @@ def server_streaming(stub):
     call = stub.KeepSayingHello(messages.RepeatedHelloRequest(name="Ada", times=10_000), timeout=PATIENCE)
     expect([reply.message for reply in call], ["Hello, Ada!"] * 10_000)
     expect(call.code(), grpc.StatusCode.OK)
+
+
+@check
+def server_streaming_with_pauses(stub):
+    request = messages.RepeatedHelloRequest(name="Ada", times=100, pause_ms=5)
+    expect([reply.message for reply in stub.KeepSayingHello(request, timeout=PATIENCE)], ["Hello, Ada!"] * 100)
 
 
 @check
@@ -179,8 +189,8 @@ def server_streaming_fails_at_once(stub):
 
 @check
 def slow_reader_slows_the_service(stub):
-    """256 MiB are more than is kept anywhere: the last reply is written after the client has begun to read on. Until
-    then other calls on the channel are answered."""
+    """256 MiB fit in no buffer on the way, so the last reply is written after the client has resumed reading. Until then,
+    other calls on the channel are answered."""
     name, times = "x" * (256 << 10), 1024
     call = stub.KeepSayingHello(messages.RepeatedHelloRequest(name=name, times=times), timeout=PATIENCE)
     first = next(call)
@@ -196,7 +206,7 @@ def slow_reader_slows_the_service(stub):
 
 @check
 def chat_ping_pong(stub):
-    """Each reply is here before the next request is sent."""
+    """Each reply arrives before the next request is sent."""
     with Chat(stub) as chat:
         for number in range(100):
             chat.send(str(number))
@@ -207,7 +217,7 @@ def chat_ping_pong(stub):
 
 @check
 def chat_begins_before_a_request(stub):
-    """The head of the answer comes while nothing was asked yet."""
+    """The head of the answer arrives before the first request is sent."""
     with Chat(stub, metadata=METADATA) as chat:
         keys = [key for key, _ in chat.call.initial_metadata()]
         assert chat.call.is_active(), keys
@@ -217,7 +227,7 @@ def chat_begins_before_a_request(stub):
 
 @check
 def chat_error_behind_a_reply(stub):
-    """The status and what comes with it are trailers."""
+    """Status and metadata arrive as trailers, while the client's side is still open."""
     with Chat(stub, metadata=METADATA) as chat:
         chat.send("Ada")
         expect(chat.receive(), "Hello, Ada!")
@@ -229,7 +239,7 @@ def chat_error_behind_a_reply(stub):
 
 @check
 def chats_side_by_side(stub):
-    """As many streams on one connection as the RFC advises to allow (RFC 9113, 6.5.2)."""
+    """100 at a time, the least that RFC 9113, 6.5.2 recommends to allow."""
     chats = [Chat(stub) for _ in range(100)]
     try:
         for round in range(3):
@@ -274,39 +284,78 @@ def the_channel_still_works(stub):
     expect(stub.SayHello(hello("Ada"), timeout=PATIENCE).message, "Hello, Ada!")
 
 
+def passes(check, stub, tell):
+    """Whether the check passes. `tell` gets its line if it does; failures are always printed."""
+    try:
+        check(stub)
+    except Exception as error:
+        what = f"{error.code()} {error.details()}" if isinstance(error, grpc.RpcError) else repr(error)
+        print(f"FAILED {check.__name__}: {what}".replace("\n", " "), flush=True)
+        return False
+    tell(f"ok {check.__name__}")
+    return True
+
+
+def run_checks(connect, names):
+    stub = connect()
+    checks = [check for check in CHECKS if not names or check.__name__ in names]
+    with stub.channel:
+        results = [passes(check, stub, lambda line: print(line, flush=True)) for check in checks]
+    return all(results)
+
+
+def run_load(connect):
+    """Four threads each for unary calls, streams that take half a second, and chats."""
+    ended, called, results = threading.Event(), threading.Semaphore(0), []
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+
+    def keep_on(check):
+        stub = connect()
+        with stub.channel:
+            results.append(passes(check, stub, lambda _: None))
+            called.release()
+            while not ended.is_set():
+                results.append(passes(check, stub, lambda _: None))
+
+    checks = [unary, server_streaming_with_pauses, chat_ping_pong] * 4
+    threads = [threading.Thread(target=keep_on, args=[check]) for check in checks]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        called.acquire()
+    print("calling", flush=True)
+    for thread in threads:
+        thread.join()
+    print(f"{len(results)} checks, {results.count(False)} failed", flush=True)
+    return all(results)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("address", metavar="HOST:PORT", nargs="?")
     parser.add_argument("names", metavar="NAME", nargs="*")
     parser.add_argument("--ca", metavar="FILE", type=Path)
+    parser.add_argument("--load", action="store_true")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list:
         print(*(check.__name__ for check in CHECKS), sep="\n")
         return 0
-    # A proxy that the environment names is not asked, and each run has a connection of its own.
+    # A proxy that the environment names is not asked, and each channel has a connection of its own.
     options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-    if arguments.ca:
-        credentials = grpc.ssl_channel_credentials(arguments.ca.read_bytes())
-        channel = grpc.secure_channel(arguments.address, credentials, options)
-    else:
-        channel = grpc.insecure_channel(arguments.address, options)
-    failed = 0
-    with channel:
+
+    def connect():
+        if arguments.ca:
+            credentials = grpc.ssl_channel_credentials(arguments.ca.read_bytes())
+            channel = grpc.secure_channel(arguments.address, credentials, options)
+        else:
+            channel = grpc.insecure_channel(arguments.address, options)
         stub = services.GreeterStub(channel)
         stub.channel = channel
-        for check in CHECKS:
-            name = check.__name__
-            if arguments.names and name not in arguments.names:
-                continue
-            try:
-                check(stub)
-                print("ok", name, flush=True)
-            except Exception as error:
-                failed += 1
-                what = f"{error.code()} {error.details()}" if isinstance(error, grpc.RpcError) else repr(error)
-                print(f"FAILED {name}: {what}".replace("\n", " "), flush=True)
-    return 1 if failed else 0
+        return stub
+
+    is_well = run_load(connect) if arguments.load else run_checks(connect, arguments.names)
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

@@ -1,16 +1,32 @@
-//! gRPC's own client for Python calls the service of `examples/grpc`, over HTTP/2 in clear text.
+//! gRPC's own client for Python calls the service of `examples/grpc`, over HTTP/2 in clear text and over TLS.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
-use harness::{Setup, guest, root, until};
+use nix::sys::signal::Signal;
 
-/// For all checks together. Each of their calls has a bound of its own.
+use harness::tls::Authority;
+use harness::{Cluster, Follower, Setup, guest, root, until};
+
+/// For all checks together. Each call has a timeout of its own.
 const SECONDS: &str = "300";
 
-fn grpc_is_served(name: &str) {
-    let cluster = Setup::new(&guest(name)).start();
+/// The client, which is killed if it takes too long.
+fn client(address: SocketAddr) -> Command {
     let mut client = Command::new("timeout");
-    client.arg(SECONDS).arg(root().join("scripts/grpc-client")).arg(cluster.address().to_string());
+    // In the foreground, `timeout` passes SIGTERM on.
+    client.args(["--foreground", SECONDS]).arg(root().join("scripts/grpc-client")).arg(address.to_string());
+    client
+}
+
+/// Runs all checks, over TLS if `ca` is given.
+#[track_caller]
+fn check(cluster: &Cluster, address: SocketAddr, ca: Option<&Path>) {
+    let mut client = client(address);
+    if let Some(ca) = ca {
+        client.arg("--ca").arg(ca);
+    }
     let client = client.output().expect("it starts");
     let said = String::from_utf8_lossy(&client.stdout);
     print!("{said}");
@@ -19,7 +35,7 @@ fn grpc_is_served(name: &str) {
     if said.starts_with("skipped: ") {
         return;
     }
-    // Also of the calls that the client has cancelled, or whose deadline has passed.
+    // Not even on the calls that were cancelled, or whose deadline has passed.
     until("no guest is at work any more", || {
         let status = cluster.status();
         let mut workers = status["workers"].as_array().expect("a list").iter();
@@ -31,10 +47,46 @@ fn grpc_is_served(name: &str) {
 
 #[test]
 fn grpc_is_served_by_a_guest_of_wasi_0_2() {
-    grpc_is_served("grpc");
+    let cluster = Setup::new(&guest("grpc")).start();
+    check(&cluster, cluster.address(), None);
 }
 
 #[test]
 fn grpc_is_served_by_a_guest_of_wasi_0_3() {
-    grpc_is_served("grpc-p3");
+    let cluster = Setup::new(&guest("grpc-p3")).start();
+    check(&cluster, cluster.address(), None);
+}
+
+#[test]
+fn grpc_is_served_over_tls() {
+    let authority = Authority::new("tests");
+    let setup = Setup::new(&guest("grpc")).args(&["--listen", "https://127.0.0.1:0"]);
+    let ca = setup.folder.path().join("ca.pem");
+    std::fs::write(&ca, &authority.pem).unwrap();
+    let [cert, key] = authority.issue(&["127.0.0.1"]).write(setup.folder.path(), "pair");
+    let pair = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let cluster = setup.args(&pair).start();
+    check(&cluster, cluster.address_of(1), Some(&ca));
+}
+
+/// Streams that were begun before a reload end as if there were none, and new calls go to the new workers.
+#[test]
+fn grpc_calls_survive_reloads() {
+    let cluster = Setup::new(&guest("grpc")).args(&["--min-ready", "0s", "--soak", "0s"]).start();
+    let client = Follower::start(client(cluster.address()).arg("--load")).expect("it starts");
+    let first = until("it calls", || client.stdout.lines().into_iter().next());
+    if first.starts_with("skipped: ") {
+        println!("{first}");
+        return;
+    }
+    assert_eq!(first, "calling");
+    for name in ["grpc-p3", "grpc"].into_iter().cycle().take(10) {
+        let reloaded = cluster.reload(&[guest(name).to_str().unwrap()]);
+        assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    }
+    client.signal(Signal::SIGTERM);
+    let status = client.wait();
+    let said = until("its output ends", || client.stdout.ended().then(|| client.stdout.lines()));
+    println!("{}", said.last().unwrap());
+    assert!(status.success(), "{said:#?}");
 }

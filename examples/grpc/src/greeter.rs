@@ -10,7 +10,7 @@ pub struct RepeatedHelloRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub times: u32,
-    /// Between two replies.
+    /// Pause between two replies, in milliseconds.
     #[prost(uint32, tag = "3")]
     pub pause_ms: u32,
 }
@@ -35,12 +35,12 @@ pub mod greeter_server {
     /// Generated trait containing gRPC methods that should be implemented for use with GreeterServer.
     #[async_trait]
     pub trait Greeter: std::marker::Send + std::marker::Sync + 'static {
-        /// One request, one reply.
+        /// Unary.
         async fn say_hello(
             &self,
             request: tonic::Request<super::HelloRequest>,
         ) -> std::result::Result<tonic::Response<super::HelloReply>, tonic::Status>;
-        /// Greets all who were named, when the last of them was.
+        /// Client streaming: greets everybody in one reply, after the last request.
         async fn say_hello_to_all(
             &self,
             request: tonic::Request<tonic::Streaming<super::HelloRequest>>,
@@ -51,7 +51,7 @@ pub mod greeter_server {
             >
             + std::marker::Send
             + 'static;
-        /// Says hello as often as it is asked to.
+        /// Server streaming: says hello `times` times.
         async fn keep_saying_hello(
             &self,
             request: tonic::Request<super::RepeatedHelloRequest>,
@@ -65,13 +65,13 @@ pub mod greeter_server {
             >
             + std::marker::Send
             + 'static;
-        /// Answers each request at once, while others are still to come.
+        /// Bidirectional streaming: replies to each request as it arrives.
         async fn chat(
             &self,
             request: tonic::Request<tonic::Streaming<super::HelloRequest>>,
         ) -> std::result::Result<tonic::Response<Self::ChatStream>, tonic::Status>;
     }
-    /// Says hello in each of the four ways that gRPC has to call.
+    /// A method of each kind.
     #[derive(Debug)]
     pub struct GreeterServer<T> {
         inner: Arc<T>,

@@ -1,4 +1,4 @@
-//! A gRPC service with tonic: one request and one reply, and the three kinds of streams.
+//! A gRPC service with tonic: a unary method, and one for each kind of streaming.
 
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,10 +18,10 @@ mod greeter;
 use greeter::greeter_server::{Greeter, GreeterServer};
 use greeter::{HelloReply, HelloRequest, RepeatedHelloRequest};
 
-/// How many `SayHelloToAll` greets.
+/// How many people `SayHelloToAll` greets in one call.
 const MAX_NAMES: usize = 1000;
 
-/// The service takes HTTP requests as they are. A method that it does not have is its `UNIMPLEMENTED`.
+/// A tonic service takes HTTP requests as they are. Unknown methods and services get the status `UNIMPLEMENTED`.
 #[wasmcluster_guest::main]
 async fn handle(request: wasmcluster_guest::Request) -> wasmcluster_guest::Response {
     let answered = GreeterServer::new(MyGreeter).call(request).await;
@@ -57,7 +57,7 @@ impl Greeter for MyGreeter {
 
     async fn keep_saying_hello(&self, request: tonic::Request<RepeatedHelloRequest>) -> Result<Response<Replies>> {
         let RepeatedHelloRequest { name, times, pause_ms } = request.into_inner();
-        // The next reply is made when the client has taken those before it.
+        // A reply is made only when the client has taken those before it.
         let replies = stream::iter(0..times).then(move |number| {
             let reply = hello(&name);
             async move {
@@ -74,7 +74,7 @@ impl Greeter for MyGreeter {
 
     async fn chat(&self, request: tonic::Request<Streaming<HelloRequest>>) -> Result<Response<Replies>> {
         let (metadata, _, requests) = request.into_parts();
-        // An error ends the stream; what comes with it are trailers.
+        // An error ends the stream: its status and metadata are sent as trailers.
         let replies = requests.and_then(async |HelloRequest { name }| hello(&name)).map_err(move |mut status| {
             copy_metadata(&metadata, status.metadata_mut());
             status
@@ -92,7 +92,7 @@ fn hello(name: &str) -> Result<HelloReply> {
     Ok(HelloReply { message: format!("Hello, {name}!"), written_at: since_1970.as_micros() as u64 })
 }
 
-/// Sends back what the client named `trace`: text, or bytes, whose name ends in `-bin`.
+/// Sends back the client's `trace` (text) and `trace-bin` (bytes; such names end in `-bin`).
 fn copy_metadata(from: &MetadataMap, to: &mut MetadataMap) {
     if let Some(text) = from.get("trace") {
         to.insert("trace", text.clone());
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// As it is in a body: behind its length.
+    /// As a message is sent: after its length.
     fn framed(message: &impl Message) -> Bytes {
         let length = message.encoded_len() as u32;
         [&[0][..], &length.to_be_bytes(), &message.encode_to_vec()].concat().into()
@@ -163,7 +163,7 @@ mod tests {
         );
     }
 
-    /// An error without any reply is all in the head.
+    /// Without a reply, the error is in the head.
     #[test]
     fn an_error_has_details() {
         let answer = call("SayHello", named(""));
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!((&trailers["grpc-status"], &trailers["trace"]), (&"3".parse().unwrap(), &"7".parse().unwrap()));
     }
 
-    /// Also while the client could go on.
+    /// Even if the client could send more.
     #[test]
     fn an_error_ends_a_chat() {
         let requests = stream::once(async { Ok::<_, wasmcluster_guest::Error>(named("")) }).chain(stream::pending());

@@ -1,7 +1,6 @@
-//! The code of `src/greeter.rs` is what tonic's generator makes of `greeter.proto`. It is checked in, because the generator
-//! takes longer to compile than the guest.
-//!
-//! After a change of either, `GENERATE=1 cargo test -p grpc --test generated` writes it anew.
+//! `src/greeter.rs` is what tonic's generator makes of `greeter.proto`. It is checked in, because the generator takes longer
+//! to compile than the guest. After a change of the proto or the generator, `GENERATE=1 cargo test -p grpc --test generated`
+//! writes it again.
 
 use std::fs;
 use std::path::Path;

@@ -63,8 +63,8 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(body) = &mut *self.0 else { return Poll::Ready(None) };
         let frame = ready!(body.as_mut().poll_frame(context));
-        // Nothing follows trailers. Servers do not ask any more then, and not every body would say that it has ended: tonic's
-        // goes on reading the request.
+        // Trailers are the last frame, and servers do not poll again after them. tonic's body relies on that: polled again after
+        // the trailers of an error, it waits for the rest of the request.
         if !matches!(&frame, Some(Ok(frame)) if !frame.is_trailers()) {
             *self.0 = None;
         }
