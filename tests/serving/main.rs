@@ -8,6 +8,7 @@ mod answers;
 mod calls;
 mod conformance;
 mod drain;
+mod grpc;
 mod http2;
 mod reuse;
 mod serving;

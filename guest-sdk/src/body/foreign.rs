@@ -23,7 +23,7 @@ impl Body {
         B: HttpBody<Data = Bytes> + 'static,
         B::Error: Into<Error>,
     {
-        Self::of(Kind::Other(Box::pin(Foreign(SendWrapper::new(Box::pin(body))))))
+        Self::of(Kind::Other(Box::pin(Foreign(SendWrapper::new(Some(Box::pin(body)))))))
     }
 
     /// The chunks of a stream. It is asked for the next chunk when the host has taken the one before; an error ends the
@@ -46,8 +46,8 @@ impl Body {
     }
 }
 
-/// A body of another crate, with its errors converted.
-struct Foreign<B>(SendWrapper<Pin<Box<B>>>);
+/// A body of another crate, with its errors converted; `None` after its end.
+struct Foreign<B>(SendWrapper<Option<Pin<Box<B>>>>);
 
 impl<B> HttpBody for Foreign<B>
 where
@@ -61,15 +61,22 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.as_mut().poll_frame(context).map_err(|error| BodyError(error.into()))
+        let Some(body) = &mut *self.0 else { return Poll::Ready(None) };
+        let frame = ready!(body.as_mut().poll_frame(context));
+        // Trailers are the last frame, and servers do not poll again after them. tonic's body relies on that: polled again after
+        // the trailers of an error, it waits for the rest of the request.
+        if !matches!(&frame, Some(Ok(frame)) if !frame.is_trailers()) {
+            *self.0 = None;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.0.as_ref().is_none_or(|body| body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |body| body.size_hint())
     }
 }
 
@@ -99,6 +106,7 @@ where
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
+    use http::HeaderMap;
 
     use super::*;
     use crate::testing::block_on;
@@ -107,5 +115,25 @@ mod tests {
     fn an_error_of_the_stream_is_the_body_s() {
         let mut body = Body::from_stream(stream::iter([Err::<Bytes, _>("broken")]));
         assert_eq!(block_on(body.chunk()).expect_err("broken").to_string(), "broken");
+    }
+
+    #[test]
+    fn trailers_end_a_body_that_would_go_on() {
+        struct GoesOn(bool);
+        impl HttpBody for GoesOn {
+            type Data = Bytes;
+            type Error = Error;
+
+            fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+                if std::mem::replace(&mut self.0, true) {
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new()))))
+            }
+        }
+        let mut body = Body::new(GoesOn(false));
+        assert!(!body.is_end_stream());
+        assert!(block_on(body.chunk()).expect("readable").is_none());
+        assert!(body.is_end_stream());
     }
 }
