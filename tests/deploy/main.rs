@@ -5,5 +5,6 @@
 
 mod artifacts;
 mod gates;
+mod proxies;
 mod reload;
 mod store;

@@ -6,7 +6,9 @@
 mod addresses;
 mod answers;
 mod calls;
+mod clients;
 mod drain;
 mod reuse;
 mod serving;
 mod strictness;
+mod varnishtest;
