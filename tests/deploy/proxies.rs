@@ -1,5 +1,5 @@
-//! Reverse proxies in front of a cluster whose version changes every second: nginx and HAProxy, which keep their connections
-//! to it, over HTTP/1.1 and over HTTP/2 in clear text.
+//! Reverse proxies in front of a cluster whose version changes every second: nginx and HAProxy, which keep their
+//! connections to it, over HTTP/1.1 and over HTTP/2 in clear text.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -94,8 +94,8 @@ const KINDS: [Kind; 4] = [
         settings: "retries 0\n    http-reuse always",
         protocol: "",
     },
-    // As it comes. Streams that wait for the settings of a new connection, which says GOAWAY right behind them, it
-    // would give up if it may not try again.
+    // With its defaults: retries, and connections of other clients only where they are safe. Without them it gives up
+    // streams that wait for the settings of a new connection if GOAWAY follows these at once.
     Kind {
         what: "HAProxy with HTTP/2",
         program: "haproxy",

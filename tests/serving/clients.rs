@@ -154,7 +154,7 @@ fn up(curl: &Tool, version: &str, address: SocketAddr, bytes: u64) {
     assert_eq!(counted, bytes.to_string(), "{version}");
 }
 
-/// Bodies of so many bytes in both directions, over both versions, one after the other.
+/// Bodies of so many bytes, first down and then up, over both versions of HTTP at the same time.
 fn pass(component: &str, bytes: u64) {
     let Some(curl) = curl() else { return };
     let limits = ["--max-body", "2GiB", "--request-timeout", "10m"];
@@ -208,8 +208,8 @@ fn soak_bodies_of_a_gibibyte_take_constant_memory() {
     pass("hostile_p3", 1024 * MIB);
 }
 
-/// A cluster with a listener in clear text, and one with TLS whose certificate is for localhost and 127.0.0.1. Its name is
-/// `cert.pem`, in the cluster's folder.
+/// A cluster with a listener in clear text, and one with TLS, and where the latter is. Its certificate, `cert.pem` in the
+/// cluster's folder, is for localhost and 127.0.0.1.
 fn https() -> Option<(Cluster, SocketAddr)> {
     if !Setup::bare(&["serve", "--help"]).run().stdout.contains("--tls-cert") {
         println!("skipped: there is no https yet");

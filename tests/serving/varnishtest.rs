@@ -10,7 +10,7 @@ const PATIENCE: &str = "60";
 /// Scripts that are played at the same time. Most wait.
 const JOBS: &str = "8";
 
-/// What a client of HTTP/2 begins with. The server's first frames come before ours: otherwise their order would be open.
+/// What a client of HTTP/2 begins with. It waits for the server's first frames, whose order would be open otherwise.
 const GREETING: &str = "txpri
 stream 0 {
     rxsettings

@@ -44,8 +44,8 @@ impl Tool {
     }
 }
 
-/// An address for a server that cannot be given port 0. No other test has this one of the loopback interface's addresses,
-/// and clients connect from another: so the port, which is free now, is also free when the server binds it.
+/// An address for a server that cannot be given port 0. No other test listens on this one of the loopback interface's
+/// addresses, and clients connect from another: so the port, which is free now, is still free when the server binds it.
 pub fn address_of_its_own() -> SocketAddr {
     let listener = TcpListener::bind(("127.83.0.1", 0)).expect("the loopback interface has all of 127.0.0.0/8");
     listener.local_addr().expect("a bound address")
