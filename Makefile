@@ -29,8 +29,8 @@ quick: ## Run the unit tests and one test of each suite, in minutes
 
 check: lint test ## Run everything that CI runs: formatting, clippy, documentation, tests
 
-soak: guests ## Send hostile and good traffic together for minutes (SOAK_SECONDS=120)
-	$(CARGO) test -p wasmcluster --test safety soak -- --ignored --nocapture
+soak: guests ## Send hostile and good traffic together for minutes (SOAK_SECONDS=120), and very large bodies
+	$(CARGO) test -p wasmcluster --test safety --test serving soak -- --ignored --nocapture
 
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	scripts/fuzz

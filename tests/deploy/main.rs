@@ -6,5 +6,6 @@
 mod artifacts;
 mod certificates;
 mod gates;
+mod proxies;
 mod reload;
 mod store;

@@ -15,10 +15,10 @@ use harness::load::{Load, Reuse};
 use harness::{Cluster, Follower, Setup, fixture, guest, is_gone, until};
 
 /// As fast as workers start.
-const AT_ONCE: [&str; 4] = ["--min-ready", "0s", "--soak", "0s"];
+pub(super) const AT_ONCE: [&str; 4] = ["--min-ready", "0s", "--soak", "0s"];
 
 /// Another version of a component, which does the same: it has one more custom section.
-fn another_version(of: &str, folder: &Path) -> PathBuf {
+pub(super) fn another_version(of: &str, folder: &Path) -> PathBuf {
     let mut bytes = std::fs::read(guest(of)).unwrap();
     bytes.extend(b"\x00\x08\x07version");
     let path = folder.join("another.wasm");

@@ -6,6 +6,7 @@
 mod addresses;
 mod answers;
 mod calls;
+mod clients;
 mod conformance;
 mod drain;
 mod grpc;
@@ -14,3 +15,4 @@ mod reuse;
 mod serving;
 mod strictness;
 mod tls;
+mod varnishtest;

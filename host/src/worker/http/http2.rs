@@ -98,7 +98,9 @@ impl Server {
                     }
                 }
                 if let Machine::Connected(h2) = &mut machine {
-                    if connection.is_draining() && !std::mem::replace(&mut is_told, true) {
+                    // A client that has just come is about to send its first request: it has the grace for that.
+                    let has_begun = connection.is_busy() || connection.requests() > 0;
+                    if has_begun && connection.is_draining() && !std::mem::replace(&mut is_told, true) {
                         h2.graceful_shutdown();
                     }
                     if let Some(abuse) = shared.abuse.take() {
