@@ -94,14 +94,13 @@ const KINDS: [Kind; 4] = [
         settings: "retries 0\n    http-reuse always",
         protocol: "",
     },
-    // With its defaults: retries, and connections of other clients only where they are safe. Without them it gives up
-    // streams that wait for the settings of a new connection if GOAWAY follows these at once.
+    // It holds back its streams until the settings of a new connection are there: GOAWAY must not follow them at once.
     Kind {
         what: "HAProxy with HTTP/2",
         program: "haproxy",
         args: &["-q", "-db", "-f"],
         configuration: HAPROXY,
-        settings: "",
+        settings: "retries 0\n    http-reuse always",
         protocol: "proto h2",
     },
 ];

@@ -385,10 +385,7 @@ async fn what_cannot_be_fetched_says_why(name: &str) {
     assert_eq!(outcome(&format!("http://{upstream}/head")).await, "200");
     let denied = outcome(&format!("http://{nowhere}/")).await;
     assert!(cluster.stderr.find("denied to the guest: ").contains("method=\"GET\" path=\"/outcome\""));
-    assert!(
-        denied.starts_with("denied: ") && denied.ends_with(&format!("--allow-host http://{nowhere} does")),
-        "{denied}"
-    );
+    assert!(denied.starts_with("denied: ") && denied.ends_with(&format!("--allow-host http://{nowhere}")), "{denied}");
     assert!(outcome("/relative").await.starts_with("invalid: the request cannot be sent: its URI must be absolute"));
     assert!(outcome("a%20b").await.starts_with("invalid: the request cannot be sent: its URI is not valid"));
     let granted = self::cluster(name, &["--allow-host", &format!("http://{nowhere}")]);
@@ -463,5 +460,5 @@ async fn a_router_s_bodies_stream(name: &str) {
     check(&get(cluster.address(), &path).await.unwrap(), 200, "nothing here");
     let denied = get(cluster.address(), "/fetch?url=http://127.0.0.1:1/").await.unwrap();
     assert_eq!(denied.status, 502);
-    assert!(denied.text().ends_with("--allow-host http://127.0.0.1:1 does"), "{}", denied.text());
+    assert!(denied.text().ends_with("--allow-host http://127.0.0.1:1"), "{}", denied.text());
 }
