@@ -137,6 +137,9 @@ impl Exchange {
     pub(super) fn has_head(&self, status: StatusCode) {
         self.status.set(Some(status));
         self.moved_at.set(Some(Instant::now()));
+        if let Some(upload) = self.upload.get() {
+            upload.counts();
+        }
     }
 
     /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version

@@ -33,10 +33,11 @@ use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
 use crate::worker::Phase;
 
-/// What a stream's client may send before somebody reads it, in bytes, and all streams of a connection together. That a
-/// guest does not read must not stop the others.
+/// What a stream's client may send before somebody reads it, in bytes. A connection's window has room for all of its
+/// streams: guests that do not read stop no others. What can lie there is bounded by the requests in flight.
 const STREAM_WINDOW: u32 = 128 * 1024;
-const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// The largest there is (RFC 9113, section 6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of an answer that wait for the connection.
 const MAX_UNSENT: usize = 64 * 1024;
 /// Streams that go wrong by the client's fault, before the connection does.
@@ -205,7 +206,9 @@ impl Server {
         let mut builder = server::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(
+                STREAM_WINDOW.saturating_mul(self.limits.max_streams as u32).min(MAX_WINDOW),
+            )
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(self.limits.max_streams as u32)
             .max_header_list_size(self.limits.max_header_bytes as u32)

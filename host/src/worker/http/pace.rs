@@ -37,6 +37,14 @@ impl Pace {
         }
     }
 
+    /// From now on it counts, whatever was waited for before.
+    pub(crate) fn begin(&self) {
+        self.left.store(self.most, Ordering::Relaxed);
+        if self.since.load(Ordering::Relaxed) > 0 {
+            self.since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
     /// It has moved so many bytes.
     pub(crate) fn came(&self, bytes: usize) {
         if self.since.load(Ordering::Relaxed) > 0 {
@@ -96,6 +104,8 @@ mod tests {
         let deadline = pace.deadline().unwrap();
         pace.waits();
         assert_eq!(pace.deadline(), Some(deadline), "it began with the first");
+        pace.begin();
+        assert!(pace.deadline().unwrap() >= deadline, "what was before does not count");
         pace.came(0);
         assert_eq!(pace.deadline(), None);
         let any = Pace::new(0, Duration::from_secs(60));

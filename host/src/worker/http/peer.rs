@@ -37,14 +37,19 @@ impl Peer {
 
     /// Takes what only we may say from a request, and says it.
     pub(super) fn introduce(&self, headers: &mut HeaderMap) {
-        // None of them is there as a rule.
-        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
-        for name in forged {
-            headers.remove(name);
-        }
+        remove_forged(headers);
         for (name, value) in &self.certificate {
             headers.insert(name, value.clone());
         }
+    }
+}
+
+/// Takes what only we may say from fields that a client sent: a request's head, or its trailers.
+pub(super) fn remove_forged(fields: &mut HeaderMap) {
+    // None of them is there as a rule.
+    let forged: Vec<HeaderName> = fields.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    for name in forged {
+        fields.remove(name);
     }
 }
 

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use wasmtime_wasi_http::Error;
 
 use super::pace::Pace;
+use super::peer::remove_forged;
 
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,13 @@ impl UploadState {
     pub(crate) fn is(&self, progress: UploadProgress) -> bool {
         let now = self.0.as_ref().map_or(UploadProgress::Ended as u8, |state| state.progress.load(Ordering::Relaxed));
         now == progress as u8
+    }
+
+    /// The answer's head is there: from now on its client's pace counts. Until then the request has its own time.
+    pub(crate) fn counts(&self) {
+        if let Some(arrival) = &self.0 {
+            arrival.pace.begin();
+        }
     }
 
     /// When its client will have been too slow, if nothing comes until then.
@@ -87,6 +95,15 @@ impl<B: Body> Upload<B> {
     }
 }
 
+impl<B> Drop for Upload<B> {
+    /// Nobody waits for its client any more.
+    fn drop(&mut self) {
+        if let Some(state) = &self.state {
+            state.pace.came(0);
+        }
+    }
+}
+
 impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
     type Data = Bytes;
     type Error = Error;
@@ -103,7 +120,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
         };
         self.came(bytes);
         let frame = match polled {
-            Some(Ok(frame)) => frame,
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    remove_forged(trailers);
+                }
+                frame
+            }
             // The client is gone, or makes no sense.
             Some(Err(_)) => return Poll::Ready(Some(Err(Error::ConnectionTerminated))),
             None => {
