@@ -54,6 +54,9 @@ const fn contender(
 const DEFAULTS: &[&str] = &[];
 const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
 const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
+/// h2load does not connect again when a connection retires.
+const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
+const FRESH_ON_ONE: &[&str] = &["--max-instance-reuse-count", "1", "--max-connection-requests", "1000000000"];
 /// What wasmcluster does for its own pool, as far as there are flags for it.
 const TUNED: &[&str] = &[
     "-O",
@@ -122,8 +125,8 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "HTTP/2 in clear text, 32 connections with a stream each, one core for the server",
         load: Load::Http2,
         contenders: &[
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
-            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH_ON_ONE),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), ON_ONE),
             contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
         ],
     },
@@ -132,8 +135,8 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "HTTP/2 in clear text, one connection with 32 streams, one core for the server",
         load: Load::OneConnection,
         contenders: &[
-            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH),
-            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
+            contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p2"), FRESH_ON_ONE),
+            contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), ON_ONE),
             contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
         ],
     },
@@ -142,8 +145,8 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "TLS 1.3, HTTP/1.1, 32 keep-alive connections, one core for the server",
         load: Load::Http1,
         contenders: &[
-            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), REUSED),
-            contender("ours-clear", "wasmcluster, instance reused, clear text", Ours("hello_p2"), REUSED),
+            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), ON_ONE),
+            contender("ours-clear", "wasmcluster, instance reused, clear text", Ours("hello_p2"), ON_ONE),
             contender("hyper-tls", "bare hyper, TLS", BareHyperTls, DEFAULTS),
         ],
     },
@@ -152,7 +155,7 @@ pub(crate) const GROUPS: &[Group] = &[
         title: "TLS 1.3, HTTP/2, one connection with 32 streams, one core for the server",
         load: Load::OneConnection,
         contenders: &[
-            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), REUSED),
+            contender("ours-tls", "wasmcluster, instance reused, TLS", OursTls("hello_p2"), ON_ONE),
             contender("hyper-tls", "bare hyper, TLS", BareHyperTls, DEFAULTS),
         ],
     },
