@@ -196,6 +196,7 @@ impl Counter {
 }
 
 /// One unit of a gauge, given back on drop.
+#[must_use]
 #[derive(Debug)]
 pub(crate) struct Held(&'static Counter);
 

@@ -331,10 +331,12 @@ fn trim_when_due(stats: &'static Stats) -> Arc<Notify> {
 }
 
 fn start(server: &Rc<Server>, connection: Accepted, alive: mpsc::Sender<()>) {
-    server.gate.taken();
+    // Not when its task runs first: until then the threads would accept too many.
+    let held = server.gate.taken();
     let server = server.clone();
     tokio::task::spawn_local(async move {
         server.outbox.run(server.clone().serve(connection, alive)).await;
+        drop(held);
     });
 }
 

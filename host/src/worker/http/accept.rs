@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::os::listener::Security;
 use crate::settings::Limits;
-use crate::wire::stats::Stats;
+use crate::wire::stats::{Held, Stats};
 
 /// Wakes a thread out of `accept`; it does nothing else.
 const WAKE: Signal = Signal::SIGUSR1;
@@ -122,10 +122,12 @@ impl Gate {
         Self { stats, max_in_flight, max_connections, started, lying, moved, refused, exhausted: Notify::new() }
     }
 
-    /// The executor took a connection out of the queue.
-    pub(crate) fn taken(&self) {
+    /// The executor took a connection out of the queue. It counts as one until what is returned is dropped.
+    pub(crate) fn taken(&self) -> Held {
+        let held = self.stats.connections.hold();
         self.moved();
-        self.lying.fetch_sub(1, Ordering::Relaxed);
+        self.lying.fetch_sub(1, Ordering::Release);
+        held
     }
 
     /// A connection that was accepted to be refused is at hand, until this is dropped.
@@ -135,7 +137,9 @@ impl Gate {
 
     /// Whether there are as many connections as there may be.
     fn is_full_of_connections(&self) -> bool {
-        self.stats.connections.get() + self.lying.load(Ordering::Relaxed) >= self.max_connections
+        // In this order one that is taken meanwhile counts twice, rather than not at all.
+        let lying = self.lying.load(Ordering::Acquire);
+        lying + self.stats.connections.get() >= self.max_connections
     }
 
     fn handed_over(&self, admission: Admission) {
@@ -367,10 +371,12 @@ mod tests {
         let _connections = [stats.connections.hold(), stats.connections.hold()];
         gate.handed_over(Admission::Serve);
         check(GateState::Full, Some(Admission::Refuse));
-        gate.taken();
+        let taken = gate.taken();
+        check(GateState::Full, Some(Admission::Refuse));
+        drop(taken);
         for _ in 0..MAX_REFUSED {
             gate.handed_over(Admission::Refuse);
-            gate.taken();
+            drop(gate.taken());
         }
         check(GateState::Open, Some(Admission::Serve));
         let _last = stats.connections.hold();
@@ -390,7 +396,7 @@ mod tests {
         assert_eq!(gate.state(), GateState::Open, "it lies there since just now");
         gate.started = gate.started.checked_sub(LAG * 2).unwrap();
         assert_eq!((gate.state(), gate.admission(PATIENCE)), (GateState::Lagging, None));
-        gate.taken();
+        drop(gate.taken());
         assert_eq!(gate.state(), GateState::Open);
     }
 }

@@ -71,7 +71,6 @@ impl Refusal {
 impl Server {
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
     pub(crate) async fn serve(self: Rc<Self>, connection: Accepted, alive: mpsc::Sender<()>) {
-        let held = self.stats.connections.hold();
         let admission = connection.admission;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
         match connection.into_stream() {
@@ -89,7 +88,6 @@ impl Server {
             // The client reset it while it was queued.
             Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
-        drop(held);
     }
 
     pub(super) async fn serve_stream<S>(
