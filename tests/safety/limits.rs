@@ -9,7 +9,7 @@ use http::Method;
 use http_body_util::BodyExt;
 
 use harness::client::{Connection, get};
-use harness::{Cluster, Setup, guest, until};
+use harness::{Cluster, Setup, guest, http2, until};
 
 /// One worker, so that a good request meets the bad one's worker.
 fn cluster(args: &[&str]) -> Cluster {
@@ -428,6 +428,30 @@ async fn heads_that_do_not_come_to_their_end_do_not_fill_the_memory() {
     cluster.stderr.find(complaint);
     let complaints = cluster.stderr.lines().iter().filter(|line| line.contains(complaint)).count();
     assert!(complaints < 10, "{complaints} lines");
+}
+
+/// The same over HTTP/2, when nobody speaks HTTP/1: the frames of a head are kept until the last of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_without_their_last_frame_do_not_fill_the_memory() {
+    const CONTINUATION: u8 = 9;
+    let cluster = cluster(&["--max-connections", "1600", "--max-header-bytes", "128KiB", "--header-timeout", "5m"]);
+    let worker = cluster.worker(0).unwrap();
+    // Four fields of 4000 bytes in each frame.
+    let fields = [&b"\x00\x01x\x7f\xa1\x1e"[..], &[b'x'; 4000]].concat().repeat(4);
+    let mut head = [http2::PREFACE, &http2::frame(http2::SETTINGS, 0, 0, &[])].concat();
+    head.extend(http2::frame(http2::HEADERS, http2::END_STREAM, 1, &fields));
+    (0..6).for_each(|_| head.extend(http2::frame(CONTINUATION, 0, 1, &fields)));
+    let mut slow = Vec::new();
+    for _ in 0..1500 {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        // It may be refused before it is through.
+        let _ = stream.write_all(&head);
+        slow.push(stream);
+    }
+    // The budget is 25 MiB, of which each connection has 16 KiB beside.
+    until("most have made room", || (timeouts(&cluster) >= 1100).then_some(()));
+    is_well(&cluster, worker).await;
+    cluster.stderr.find("the connections that took longest were closed; see --header-timeout and --max-header-bytes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

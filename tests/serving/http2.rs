@@ -540,6 +540,32 @@ async fn a_stream_whose_client_takes_nothing_is_reset() {
     }
 }
 
+/// Something moves all the time, but too little: no silence would ever end the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_drips_is_reset_either_way() {
+    let cluster = serve("hostile_p2", &["--stream-timeout", "2s", "--min-rate", "100KiB"]);
+    let dripping = async |mut wire: Wire, drop: Vec<u8>| {
+        // The client takes its time; what is waited for is the reset.
+        loop {
+            match tokio::time::timeout(Duration::from_millis(50), wire.find(RST_STREAM)).await {
+                Ok(reset) => return reset.unwrap().number(0),
+                Err(_) => wire.send(&drop).await,
+            }
+        }
+    };
+    let mut taking = Wire::open(cluster.address(), &[(INITIAL_WINDOW_SIZE, 1024)]).await;
+    taking.get(1, "/endless").await;
+    let taking = dripping(taking, frame(harness::http2::WINDOW_UPDATE, 0, 1, &1024_u32.to_be_bytes()));
+    let mut sending = Wire::open(cluster.address(), &[]).await;
+    sending.send(&head(1, 0, "POST", "/echo")).await;
+    let sending = dripping(sending, frame(DATA, 0, 1, b"x"));
+    let error = u32::from(Reason::INTERNAL_ERROR);
+    assert_eq!(soon(async { tokio::join!(taking, sending) }).await, (error, error));
+    assert_eq!(totals(&cluster, "timeouts"), 2);
+    cluster.stderr.find("its client is too slow; see --min-rate");
+    in_flight_are(&cluster, 0);
+}
+
 /// The server has said that the connection ends, and how far it goes.
 fn last_stream(goaway: &Frame) -> u32 {
     assert_eq!((goaway.kind, goaway.number(4)), (GOAWAY, 0), "{goaway:?}");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::options::Options;
-use super::values::HealthPath;
+use super::values::{HealthPath, or_seconds};
 use super::{Granted, Limits};
 
 /// The settings of what is served.
@@ -33,7 +33,7 @@ impl Application {
             limits: Limits::new(options, workers)?,
             granted: Granted::new(options)?,
             health_path: options.health_path.clone(),
-            drain_idle_grace: options.drain_idle_grace.map_or(Duration::from_secs(2), Duration::from),
+            drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             max_instance_reuse_count: options.max_instance_reuse_count,
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get),
         })

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
-use super::values::{Size, Span};
+use super::values::{Size, or_seconds};
 use crate::os::resources::{Shares, memory_of_this_machine};
 
 /// Guests are interrupted no more often than this.
@@ -116,7 +116,6 @@ pub(crate) struct Limits {
 impl Limits {
     /// What each of so many workers has.
     pub(super) fn new(options: &Options, workers: u32) -> anyhow::Result<Self> {
-        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), Duration::from);
         let or_bytes = |size: Option<Size>, default| size.map_or(default, |size| size.0);
         let or_number = |number: Option<NonZeroU32>, default| number.map_or(default, |number| number.get() as usize);
         // In whole MiB, for people.
@@ -224,7 +223,7 @@ impl Limits {
 
 /// Drains and stops wait as long, or longer.
 pub(super) fn request_timeout(options: &Options) -> Duration {
-    options.request_timeout.map_or(Duration::from_secs(30), Duration::from)
+    or_seconds(options.request_timeout, 30)
 }
 
 /// The limits in force, as `status` and `inspect` show them.

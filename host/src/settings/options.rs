@@ -168,10 +168,10 @@ options! {
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) stream_timeout: Option<Span>,
 
-        /// Bytes per second that a client must send or take while it is waited for; 0 for any [default: 1B]
+        /// Bytes per second that a client must send or take while the server waits for it; 0 for no minimum [default: 1B]
         ///
-        /// A client that is slower is cut once it has been waited for as long as --stream-timeout in all. Each byte that it
-        /// moves buys time back.
+        /// A slower client is cut once the server has waited for it as long as --stream-timeout in all. Each byte that it
+        /// sends or takes gives time back.
         #[arg(long, value_name = "SIZE", help_heading = TIMEOUTS)]
         pub(crate) min_rate: Option<Size>,
 

@@ -7,7 +7,7 @@ use anyhow::ensure;
 
 use super::limits::request_timeout;
 use super::options::Options;
-use super::values::Span;
+use super::values::or_seconds;
 
 /// An executor shows twice a second that it turns.
 const MIN_HANG_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,7 +53,6 @@ pub(crate) struct Recycle {
 
 impl Policy {
     pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
-        let or_seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), Duration::from);
         let request_timeout = request_timeout(options);
         let enough = request_timeout + DRAIN_RESERVE;
         let shutdown_delay = or_seconds(options.shutdown_delay, 0);

@@ -26,6 +26,11 @@ impl From<Span> for Duration {
     }
 }
 
+/// What was said, or so many seconds.
+pub(super) fn or_seconds(said: Option<Span>, default: u64) -> Duration {
+    said.map_or(Duration::from_secs(default), Duration::from)
+}
+
 impl FromStr for Span {
     type Err = String;
 

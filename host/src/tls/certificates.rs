@@ -8,12 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use ring::error::Unspecified;
 
 use super::credentials::server_config;
 use super::material::{MAX_MATERIAL, Material};
 use super::pair::{self, Pair};
-use super::tickets::TicketKey;
 use crate::settings::{PairFiles, TlsFiles};
 
 /// Bytes of one file.
@@ -63,11 +61,6 @@ fn days(time: Duration) -> String {
 /// As in `2027-01-31`.
 pub(crate) fn day(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string().chars().take_while(|&c| c != 'T').collect()
-}
-
-/// A new key of session tickets.
-pub(crate) fn ticket_key() -> Result<TicketKey, Unspecified> {
-    TicketKey::random()
 }
 
 /// Reads all of them anew. An error is one line that says which file is wrong and why.

@@ -32,7 +32,7 @@ impl fmt::Debug for TicketKey {
 
 impl TicketKey {
     /// A new one. Fails if the kernel gives no random bytes.
-    pub(super) fn random() -> Result<Self, Unspecified> {
+    pub(crate) fn random() -> Result<Self, Unspecified> {
         let (mut key, random) = (Self { name: [0; NAME], secret: [0; SECRET] }, SystemRandom::new());
         random.fill(&mut key.name)?;
         random.fill(&mut key.secret)?;

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::control::protocol::CertificateStatus;
 use crate::settings::TlsFiles;
-use crate::tls::certificates::{self, Certificates, EXPIRES_SOON, Leaf, ticket_key};
+use crate::tls::certificates::{self, Certificates, EXPIRES_SOON, Leaf};
 use crate::tls::material::{Material, TicketKey};
 use crate::tls::rotation::{TicketRotation, Time};
 
@@ -31,7 +31,7 @@ pub(crate) struct Certified {
 impl Certified {
     pub(crate) fn new(files: TlsFiles, read: Certificates, now: Time) -> anyhow::Result<Self> {
         let Certificates { mut material, shown, .. } = read;
-        let rotation = TicketRotation::new(now, ticket_key).map_err(|_| no_random_bytes())?;
+        let rotation = TicketRotation::new(now, TicketKey::random).map_err(|_| no_random_bytes())?;
         material.set_tickets(rotation.keys());
         let file = hand_over(&material)?;
         Ok(Self { files, shown, material, rotation, warned: now, file })
@@ -68,7 +68,7 @@ impl Certified {
         if now < self.rotation.next_deadline() {
             return Ok(false);
         }
-        self.rotation.rotate(now, ticket_key).map_err(|_| no_random_bytes())?;
+        self.rotation.rotate(now, TicketKey::random).map_err(|_| no_random_bytes())?;
         self.material.set_tickets(self.rotation.keys());
         self.file = hand_over(&self.material)?;
         Ok(!self.material.asks_clients())

@@ -11,7 +11,7 @@ use super::buffers::{Buffers, Share};
 use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
 use super::peer::Peer;
-use super::transport::Transport;
+use super::transport::{Side, Transport};
 
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 4 * 1024;
@@ -317,6 +317,15 @@ impl Connection {
         self.listens.set(false);
         if !self.is_client_shut() {
             self.step(ConnectionEvent::ClientShut);
+        }
+    }
+
+    /// Somebody has looked whether the client is there.
+    pub(super) fn looked(&self, side: Side) {
+        match side {
+            Side::Open => {}
+            Side::Shut => self.client_shut(),
+            Side::Gone => self.step(ConnectionEvent::ClientLeft),
         }
     }
 

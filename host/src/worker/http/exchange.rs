@@ -74,8 +74,10 @@ impl Exchange {
         stats: &'static Stats,
         alive: mpsc::Sender<()>,
     ) -> Rc<Self> {
+        let in_flight = requests.begin(request);
         Rc::new(Self {
-            in_flight: requests.begin(request),
+            pace: Pace::new(in_flight.began(), limits.min_rate, limits.stream_timeout),
+            in_flight,
             stats,
             limit: limits.request_timeout,
             max_body: limits.max_body,
@@ -85,7 +87,6 @@ impl Exchange {
             _alive: alive,
             moved_at: Cell::new(None),
             stream_limit: limits.stream_timeout,
-            pace: Pace::new(limits.min_rate, limits.stream_timeout),
             is_whole: Cell::new(false),
             is_cut: Cell::new(false),
             queued: Cell::new(0),
@@ -167,6 +168,11 @@ impl Exchange {
         if self.moved_at.get().is_some() {
             self.moved_at.set(Some(Instant::now()));
         }
+    }
+
+    /// How fast the client must send.
+    pub(super) fn pace_of_upload(&self) -> Pace {
+        self.pace.of_other_direction()
     }
 
     /// The client is waited for, which has yet to take what was written.

@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use super::drain::Time;
+
 /// What a client that knows of HTTP/2 begins with (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Of a frame: length, type, flags, stream.
@@ -35,9 +37,6 @@ const REFILL: Duration = Duration::from_secs(20);
 /// What is sent for each frame that moves a window, or asks whether we are there.
 const SENT_PER_FRAME: f64 = 256.0;
 
-/// Since the worker began.
-pub(super) type FrameTime = Duration;
-
 /// Why a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Abuse {
@@ -53,11 +52,11 @@ pub(super) enum Abuse {
 #[derive(Debug)]
 struct Credit {
     left: f64,
-    since: FrameTime,
+    since: Time,
 }
 
 impl Credit {
-    fn new(now: FrameTime) -> Self {
+    fn new(now: Time) -> Self {
         Self { left: BUDGET, since: now }
     }
 
@@ -66,7 +65,7 @@ impl Credit {
     }
 
     /// Whether there was as much left.
-    fn spend(&mut self, now: FrameTime, cost: f64) -> bool {
+    fn spend(&mut self, now: Time, cost: f64) -> bool {
         let passed = now.saturating_sub(self.since);
         self.since = now;
         self.fill(BUDGET * passed.as_secs_f64() / REFILL.as_secs_f64());
@@ -96,8 +95,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Those of a connection of which `seen` bytes of the preface were read already.
-    pub(super) fn new(now: FrameTime) -> Self {
+    /// Those of a connection that begins with the preface.
+    pub(super) fn new(now: Time) -> Self {
         Self {
             preface: PREFACE.len(),
             head: [0; HEAD],
@@ -112,7 +111,7 @@ impl Frames {
     }
 
     /// Takes note of bytes that came in at `now`.
-    pub(super) fn follow(&mut self, now: FrameTime, mut bytes: &[u8]) -> Result<(), Abuse> {
+    pub(super) fn follow(&mut self, now: Time, mut bytes: &[u8]) -> Result<(), Abuse> {
         let preface = self.preface.min(bytes.len());
         self.preface -= preface;
         bytes = &bytes[preface..];
@@ -151,7 +150,7 @@ impl Frames {
     }
 
     /// The head of a frame is whole.
-    fn frame(&mut self, now: FrameTime) -> Result<(), Abuse> {
+    fn frame(&mut self, now: Time) -> Result<(), Abuse> {
         let [high, middle, low, kind, flags, ..] = self.head;
         let length = u32::from_be_bytes([0, high, middle, low]) as usize;
         self.rest = length;

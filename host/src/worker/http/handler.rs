@@ -131,7 +131,7 @@ impl Server {
             return busy(exchange);
         };
         let method = request.method().clone();
-        let (request, upload) = Upload::wrap(request, exchange.max_body, self.pace());
+        let (request, upload) = Upload::wrap(request, exchange.max_body, exchange.pace_of_upload());
         exchange.takes(place, upload);
         let origin = Origin::new(exchange.asked(), request.headers());
         let (head, call) = self.instances.call(request, security, authority, origin);
@@ -200,12 +200,12 @@ fn check_http2<B>(request: &Request<B>, max_headers: usize) -> Result<(), (Statu
         return Err((StatusCode::BAD_REQUEST, "the request needs a path"));
     }
     if request.headers().keys().any(|name| name.as_str().contains('"')) {
-        return Err((StatusCode::BAD_REQUEST, "a header field has a quote in its name"));
+        return Err((StatusCode::BAD_REQUEST, "the name of a header field has a quote in it"));
     }
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_blanks = |value: &HeaderValue| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last());
     if request.headers().values().any(has_blanks) {
-        return Err((StatusCode::BAD_REQUEST, "a header field begins or ends with a blank"));
+        return Err((StatusCode::BAD_REQUEST, "the value of a header field begins or ends with a space or a tab"));
     }
     Ok(())
 }

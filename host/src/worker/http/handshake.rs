@@ -22,6 +22,7 @@ use super::drain::{ConnectionEvent, Duty, Timeouts};
 use super::outcome::{Outcome, Verdict};
 use super::peer::Peer;
 use super::server::{Listed, Server};
+use super::timer::Timer;
 use super::tls::{Handshakes, NoHandshake, SecureStream, negotiate};
 use crate::tls::credentials::{PROTOCOLS, Protocol};
 use crate::worker::Phase;
@@ -94,7 +95,7 @@ impl Server {
         let (mut work, mut phases) = (pin!(work), self.phases.clone());
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));
-        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut timer = Timer::default();
         poll_fn(|context| {
             connection.polled(context);
             if !connection.is_draining() && drain_begins.as_mut().poll(context).is_ready() {
@@ -104,10 +105,7 @@ impl Server {
                 return Poll::Ready(Some(done));
             }
             while let Some(deadline) = connection.next_deadline().filter(|_| connection.duty() == Duty::Serve) {
-                if timer.deadline() != deadline.into() {
-                    timer.as_mut().reset(deadline.into());
-                }
-                ready!(timer.as_mut().poll(context));
+                ready!(timer.poll(deadline, context));
                 connection.step(ConnectionEvent::DeadlinePassed);
             }
             Poll::Ready(None)

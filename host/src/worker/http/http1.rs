@@ -388,15 +388,6 @@ impl<S: Transport> Io<S> {
         }
         written
     }
-
-    /// Looks whether the client is there.
-    fn look(&self) {
-        match self.stream.side() {
-            Side::Open => {}
-            Side::Shut => self.connection.client_shut(),
-            Side::Gone => self.connection.step(ConnectionEvent::ClientLeft),
-        }
-    }
 }
 
 impl<S> Io<S> {
@@ -527,7 +518,7 @@ impl<S: Transport> AsyncWrite for Io<S> {
     /// Hyper flushes the stream when it has written all that it had.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.connection.is_deaf() {
-            self.look();
+            self.connection.looked(self.stream.side());
         }
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         self.connection.flushed();

@@ -59,7 +59,6 @@ type Connected<S> = server::Connection<FrameIo<S>, Piece>;
 enum Machine<S: Transport> {
     Greeting(Handshake<FrameIo<S>, Piece>),
     Connected(Connected<S>),
-    Failed,
 }
 
 impl Server {
@@ -88,37 +87,28 @@ impl Server {
                 connection.step(ConnectionEvent::DrainBegan);
             }
             loop {
-                if let Machine::Greeting(greeting) = &mut machine {
-                    match Pin::new(greeting).poll(context) {
-                        Poll::Ready(Ok(connected)) => machine = Machine::Connected(connected),
-                        Poll::Ready(Err(error)) => {
-                            self.failed(&error);
-                            machine = Machine::Failed;
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                if let Machine::Connected(h2) = &mut machine {
-                    // A client that has just come is about to send its first request: it has the grace for that.
-                    let has_begun = connection.is_busy() || connection.requests() > 0;
-                    if has_begun && connection.is_draining() && !std::mem::replace(&mut is_told, true) {
-                        h2.graceful_shutdown();
-                    }
-                    if let Some(abuse) = shared.abuse.take() {
-                        self.abused(abuse);
-                        h2.abrupt_shutdown(match abuse {
-                            Abuse::NoSettings => Reason::PROTOCOL_ERROR,
-                            Abuse::WrongSize => Reason::FRAME_SIZE_ERROR,
-                            Abuse::TooMuch => Reason::ENHANCE_YOUR_CALM,
-                        });
-                        is_ending = true;
-                        connection.step(ConnectionEvent::Shut);
-                    }
-                }
                 let accepted = match &mut machine {
-                    Machine::Connected(h2) => h2.poll_accept(context),
-                    Machine::Greeting(_) => Poll::Pending,
-                    Machine::Failed => Poll::Ready(None),
+                    Machine::Greeting(greeting) => match Pin::new(greeting).poll(context) {
+                        Poll::Ready(Ok(connected)) => {
+                            machine = Machine::Connected(connected);
+                            continue;
+                        }
+                        Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
+                        Poll::Pending => Poll::Pending,
+                    },
+                    Machine::Connected(h2) => {
+                        // A client that has just come is about to send its first request: it has the grace for that.
+                        let has_begun = connection.is_busy() || connection.requests() > 0;
+                        if has_begun && connection.is_draining() && !std::mem::replace(&mut is_told, true) {
+                            h2.graceful_shutdown();
+                        }
+                        if let Some(abuse) = shared.abuse.take() {
+                            h2.abrupt_shutdown(self.abused(abuse));
+                            is_ending = true;
+                            connection.step(ConnectionEvent::Shut);
+                        }
+                        h2.poll_accept(context)
+                    }
                 };
                 match accepted {
                     Poll::Ready(Some(Ok((request, respond)))) => {
@@ -153,6 +143,7 @@ impl Server {
             if connection.is_spare() {
                 self.make_room();
             }
+            self.free_buffers();
             if !connection.is_deaf() {
                 look.rest();
             } else if look.poll(LOOK_EVERY, context).is_ready() {
@@ -220,14 +211,16 @@ impl Server {
         builder
     }
 
-    fn abused(&self, abuse: Abuse) {
-        let why = match abuse {
-            Abuse::NoSettings => "it did not begin with its settings",
-            Abuse::WrongSize => "a frame has a wrong size",
-            Abuse::TooMuch => "it sent too many resets, pings, settings or empty frames",
+    /// Counts it; what its client is told.
+    fn abused(&self, abuse: Abuse) -> Reason {
+        let (reason, why) = match abuse {
+            Abuse::NoSettings => (Reason::PROTOCOL_ERROR, "it did not begin with its settings"),
+            Abuse::WrongSize => (Reason::FRAME_SIZE_ERROR, "a frame has a wrong size"),
+            Abuse::TooMuch => (Reason::ENHANCE_YOUR_CALM, "it sent too many resets, pings, settings or empty frames"),
         };
         tracing::debug!("ended an HTTP/2 connection: {why}");
         Outcome::of_no_request(Verdict::Refused).count(self.stats);
+        reason
     }
 
     fn failed(&self, error: &h2::Error) {
@@ -323,12 +316,10 @@ impl<S: Transport> FrameIo<S> {
 
     /// Looks whether the client is there, if that was asked for.
     fn look(&mut self) {
-        if self.shared.looks.take() {
-            match self.stream.as_ref().map(Transport::side) {
-                Some(Side::Open) => {}
-                Some(Side::Shut) => self.connection.client_shut(),
-                Some(Side::Gone) | None => self.connection.step(ConnectionEvent::ClientLeft),
-            }
+        if self.shared.looks.take()
+            && let Some(stream) = &self.stream
+        {
+            self.connection.looked(stream.side());
         }
     }
 }

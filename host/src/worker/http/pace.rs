@@ -20,10 +20,17 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// A client may be waited for as long as `patience`, beside what it buys with `rate` bytes a second.
-    pub(crate) fn new(rate: u64, patience: Duration) -> Self {
+    /// A client may be waited for as long as `patience`, beside what it buys with `rate` bytes a second. `epoch` is a time
+    /// before all that.
+    pub(crate) fn new(epoch: Instant, rate: u64, patience: Duration) -> Self {
         let most = patience.as_micros() as u64;
-        Self { epoch: Instant::now(), rate, most, left: AtomicU64::new(most), since: AtomicU64::new(0) }
+        Self { epoch, rate, most, left: AtomicU64::new(most), since: AtomicU64::new(0) }
+    }
+
+    /// The same for the other direction.
+    pub(crate) fn of_other_direction(&self) -> Self {
+        let (left, since) = (AtomicU64::new(self.most), AtomicU64::new(0));
+        Self { left, since, ..*self }
     }
 
     fn now(&self) -> u64 {
@@ -74,7 +81,7 @@ mod tests {
 
     /// The time left after the client was waited for and moved bytes, in turns.
     fn left(rate: u64, turns: &[(u64, u64)]) -> u64 {
-        let pace = Pace::new(rate, Duration::from_secs(60));
+        let pace = Pace::new(Instant::now(), rate, Duration::from_secs(60));
         for &(waited, bytes) in turns {
             pace.since.store(1, Ordering::Relaxed);
             pace.settle(1 + waited * SECOND, bytes);
@@ -97,7 +104,7 @@ mod tests {
 
     #[test]
     fn only_waiting_counts() {
-        let pace = Pace::new(100, Duration::from_secs(60));
+        let pace = Pace::new(Instant::now(), 100, Duration::from_secs(60));
         assert_eq!(pace.deadline(), None);
         pace.came(1);
         pace.waits();
@@ -108,7 +115,7 @@ mod tests {
         assert!(pace.deadline().unwrap() >= deadline, "what was before does not count");
         pace.came(0);
         assert_eq!(pace.deadline(), None);
-        let any = Pace::new(0, Duration::from_secs(60));
+        let any = Pace::new(Instant::now(), 0, Duration::from_secs(60));
         any.waits();
         assert_eq!(any.deadline(), None);
     }

@@ -15,7 +15,6 @@ use super::buffers::Buffers;
 use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
 use super::outbox::Outbox;
-use super::pace::Pace;
 use super::tls::Handshakes;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
@@ -82,11 +81,6 @@ impl Server {
             started: Instant::now(),
             stats,
         }
-    }
-
-    /// How fast a client must be.
-    pub(super) fn pace(&self) -> Pace {
-        Pace::new(self.limits.min_rate, self.limits.stream_timeout)
     }
 
     /// Has one closed, if there are too many.

@@ -283,18 +283,13 @@ fn informational(status: StatusCode) -> Response<()> {
 
 /// HTTP/2 splits them, and nobody else knows of that (RFC 9113, section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(COOKIE).iter();
-    if let (Some(first), Some(_)) = (cookies.next(), cookies.next()) {
-        let first = first.as_bytes().to_owned();
-        let rest: Vec<&[u8]> = headers.get_all(COOKIE).iter().skip(1).map(HeaderValue::as_bytes).collect();
-        let joined = rest.into_iter().fold(first, |mut joined, cookie| {
-            joined.extend_from_slice(b"; ");
-            joined.extend_from_slice(cookie);
-            joined
-        });
-        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-            headers.insert(COOKIE, joined);
-        }
+    let cookies = headers.get_all(COOKIE);
+    if cookies.iter().nth(1).is_none() {
+        return;
+    }
+    let joined = cookies.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
     }
 }
 
