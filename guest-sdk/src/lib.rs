@@ -31,7 +31,7 @@
 //! On any target other than WebAssembly, a handler can be called like any function, without a server: see
 //! [`testing`].
 //!
-//! Files: `body` is the body of either direction, `response`, `extract` and `error` are what handlers take and return,
+//! Files: `body` is the body of either direction, `client` is who sent a request, `response`, `extract` and `error` are what handlers take and return,
 //! `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
@@ -44,6 +44,7 @@ compile_error!(
 compile_error!("wasmcluster-guest needs one of its features `p2` (the default) and `p3`");
 
 mod body;
+mod client;
 mod error;
 mod extract;
 pub mod fetch;
@@ -62,6 +63,7 @@ pub mod worker;
 
 pub use body::{Body, BodyError, TooLarge, Writer};
 pub use bytes;
+pub use client::{Certificate, Client, client};
 pub use error::{Error, Result};
 pub use extract::{Json, Path, Query};
 pub use http;
@@ -72,7 +74,7 @@ pub use wasmcluster_guest_macros::main;
 pub use axum;
 
 /// A request as the handler gets it, in the shape of hyper and axum servers: `uri()` is path and query, and the authority
-/// is in the header `host`. The scheme is not known, since guests are behind the server.
+/// is in the header `host`. [`client`] tells who sent it, and whether by HTTP or HTTPS.
 ///
 /// ```
 /// let request = wasmcluster_guest::Request::get("/").body("text".into()).unwrap();

@@ -11,6 +11,7 @@ mod conformance;
 mod drain;
 mod grpc;
 mod http2;
+mod identity;
 mod reuse;
 mod serving;
 mod strictness;

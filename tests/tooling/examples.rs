@@ -135,5 +135,6 @@ async fn other_languages_say_hello() {
         for _ in 0..2 {
             check(&get(cluster.address(), "/").await.unwrap(), 200, "Hello from wasmcluster!\n");
         }
+        check(&get(cluster.address(), "/client").await.unwrap(), 200, "127.0.0.1 by http\n");
     }
 }

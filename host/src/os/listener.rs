@@ -17,11 +17,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::os::files::Inode;
-pub(crate) use unix::UnixAddr;
+use unix::UnixAddr;
 
 /// How long a blocked `accept` waits before it returns to see whether it is still wanted.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,45 +39,83 @@ const MAX_PORTS: usize = 16;
 const HTTPS: &str = "https://";
 
 /// What clients of a listener speak below HTTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Security {
     Clear,
     Tls,
 }
 
+/// What a connection of a listener begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entrance {
+    pub(crate) security: Security,
+    /// Before anything else, a proxy says who its client is, by the PROXY protocol.
+    pub(crate) takes_proxy: bool,
+}
+
 /// One `--listen`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) enum ListenAddr {
-    /// `HOST:PORT`, as written; resolved when it is bound.
+pub(crate) struct ListenAddr {
+    /// As it was written.
+    text: String,
+    pub(crate) entrance: Entrance,
+    endpoint: Endpoint,
+}
+
+/// What is listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Endpoint {
+    /// `HOST:PORT`; resolved when it is bound.
     Tcp(String),
-    /// What is behind `https://`, likewise.
-    Https(String),
-    /// `unix:PATH`.
     Unix(UnixAddr),
 }
+
+/// The option of an address whose clients begin with the PROXY protocol.
+const PROXY_PROTOCOL: &str = "proxy-protocol";
 
 impl FromStr for ListenAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return UnixAddr::parse(path).map(Self::Unix);
-        }
-        let form = || format!("expected HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH{}", hint(text));
-        let (security, address) =
-            text.strip_prefix(HTTPS).map_or((Security::Clear, text), |address| (Security::Tls, address));
-        let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) {
-            return Err(form());
-        }
-        port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {}", form()))?;
-        Ok(match security {
-            Security::Clear => Self::Tcp(address.into()),
-            Security::Tls => Self::Https(address.into()),
-        })
+        let (address, options) =
+            text.split_once('?').map_or((text, None), |(address, options)| (address, Some(options)));
+        let mut options: Vec<&str> = options.into_iter().flat_map(|options| options.split('&')).collect();
+        let given = options.len();
+        options.retain(|option| *option != PROXY_PROTOCOL);
+        let takes_proxy = match given - options.len() {
+            0 => false,
+            1 => true,
+            _ => return Err(format!("'{PROXY_PROTOCOL}' is given twice")),
+        };
+        let (security, endpoint) = match address.strip_prefix("unix:") {
+            Some(path) => (Security::Clear, Endpoint::Unix(UnixAddr::parse(path, &options)?)),
+            None => {
+                let (security, authority) = parse_authority(address)?;
+                if let Some(option) = options.first() {
+                    return Err(format!(
+                        "'{option}' is no option of such an address; there is {address}?{PROXY_PROTOCOL}"
+                    ));
+                }
+                (security, Endpoint::Tcp(authority.into()))
+            }
+        };
+        Ok(Self { text: text.into(), entrance: Entrance { security, takes_proxy }, endpoint })
     }
+}
+
+/// `HOST:PORT`, or that behind `https://`.
+fn parse_authority(text: &str) -> Result<(Security, &str), String> {
+    let form = || format!("expected HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH{}", hint(text));
+    let (security, authority) =
+        text.strip_prefix(HTTPS).map_or((Security::Clear, text), |authority| (Security::Tls, authority));
+    let (host, port) = authority.rsplit_once(':').ok_or_else(form)?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) {
+        return Err(form());
+    }
+    port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {}", form()))?;
+    Ok((security, authority))
 }
 
 /// What to write instead of something that is nearly an address.
@@ -103,16 +141,9 @@ fn hint(text: &str) -> String {
 impl ListenAddr {
     /// `HOST:PORT`, unless it is a Unix socket.
     fn authority(&self) -> Option<&str> {
-        match self {
-            Self::Tcp(text) | Self::Https(text) => Some(text),
-            Self::Unix(_) => None,
-        }
-    }
-
-    pub(crate) fn security(&self) -> Security {
-        match self {
-            Self::Tcp(_) | Self::Unix(_) => Security::Clear,
-            Self::Https(_) => Security::Tls,
+        match &self.endpoint {
+            Endpoint::Tcp(authority) => Some(authority),
+            Endpoint::Unix(_) => None,
         }
     }
 }
@@ -127,11 +158,7 @@ impl TryFrom<String> for ListenAddr {
 
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(text) => f.write_str(text),
-            Self::Https(text) => write!(f, "{HTTPS}{text}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.text),
-        }
+        f.write_str(&self.text)
     }
 }
 
@@ -155,11 +182,9 @@ pub(crate) enum BindError {
 
 impl BindError {
     fn new(address: &ListenAddr, error: io::Error) -> Self {
-        match (error.kind(), address) {
+        match (error.kind(), &address.endpoint) {
             (io::ErrorKind::AddrInUse, _) => Self::InUse(address.clone()),
-            (io::ErrorKind::PermissionDenied, ListenAddr::Tcp(_) | ListenAddr::Https(_)) => {
-                Self::Privileged(address.clone())
-            }
+            (io::ErrorKind::PermissionDenied, Endpoint::Tcp(_)) => Self::Privileged(address.clone()),
             _ => Self::Other(address.clone(), error),
         }
     }
@@ -169,7 +194,7 @@ impl BindError {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
-    security: Security,
+    entrance: Entrance,
     /// What a client would be told: `http://HOST:PORT`, `https://HOST:PORT`, or `unix:PATH`.
     url: String,
     /// Removed on drop, if it is still that file.
@@ -181,8 +206,8 @@ impl Listener {
         &self.url
     }
 
-    pub(crate) fn security(&self) -> Security {
-        self.security
+    pub(crate) fn entrance(&self) -> Entrance {
+        self.entrance
     }
 
     fn address(&self) -> Option<SocketAddr> {
@@ -256,9 +281,10 @@ pub(crate) fn resolve(addresses: &[ListenAddr]) -> Result<Vec<Binding>, BindErro
 impl Binding {
     /// Binds all of its addresses and listens, beside those that this cluster has `already`.
     pub(crate) fn bind(&self, already: &[Listener], backlog: i32) -> Result<Vec<Listener>, BindError> {
-        let bound = match &self.address {
-            ListenAddr::Tcp(_) | ListenAddr::Https(_) => self.bind_tcp(backlog),
-            ListenAddr::Unix(address) => unix::bind(address, backlog).map(|listener| vec![listener]),
+        let entrance = self.address.entrance;
+        let bound = match &self.address.endpoint {
+            Endpoint::Tcp(_) => self.bind_tcp(backlog),
+            Endpoint::Unix(address) => unix::bind(address, entrance, backlog).map(|listener| vec![listener]),
         };
         bound.map_err(|error| match self.held_by(already) {
             Some(other) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -270,11 +296,9 @@ impl Binding {
 
     /// The listener of this cluster that has one of these addresses.
     fn held_by<'a>(&self, already: &'a [Listener]) -> Option<&'a Listener> {
-        already.iter().find(|listener| match (&self.address, listener.address()) {
-            (ListenAddr::Tcp(_) | ListenAddr::Https(_), Some(other)) => {
-                self.sockets.iter().any(|(socket, _)| overlap(socket, &other))
-            }
-            (ListenAddr::Unix(UnixAddr { path, .. }), None) => {
+        already.iter().find(|listener| match (&self.address.endpoint, listener.address()) {
+            (Endpoint::Tcp(_), Some(other)) => self.sockets.iter().any(|(socket, _)| overlap(socket, &other)),
+            (Endpoint::Unix(UnixAddr { path, .. }), None) => {
                 // However the path is spelled.
                 listener.socket_file.as_ref().is_some_and(|&(_, inode)| Inode::at(path) == Some(inode))
             }
@@ -308,7 +332,7 @@ impl Binding {
             if let Some(first) = bound.first().and_then(Listener::address) {
                 socket.set_port(first.port());
             }
-            match bind_socket(socket, self.address.security(), only_v6, backlog) {
+            match bind_socket(socket, self.address.entrance, only_v6, backlog) {
                 Ok(listener) => bound.push(listener),
                 Err(error) if is_missing(&error) => missing = missing.or(Some(error)),
                 Err(error) => return Err(error),
@@ -333,7 +357,7 @@ fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
     one.port() == other.port() && (covers(one, other) || covers(other, one))
 }
 
-fn bind_socket(address: SocketAddr, security: Security, only_v6: OnlyV6, backlog: i32) -> io::Result<Listener> {
+fn bind_socket(address: SocketAddr, entrance: Entrance, only_v6: OnlyV6, backlog: i32) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     // Inherited by every connection: an answer that comes in pieces must not wait for the client's acknowledgements.
@@ -345,8 +369,8 @@ fn bind_socket(address: SocketAddr, security: Security, only_v6: OnlyV6, backlog
     socket.bind(&address.into())?;
     listen(SockRef::from(&socket), backlog)?;
     let bound = socket.local_addr()?.as_socket().ok_or(Errno::EAFNOSUPPORT)?;
-    let scheme = if security == Security::Tls { "https" } else { "http" };
-    Ok(Listener { socket: socket.into(), security, url: format!("{scheme}://{bound}"), socket_file: None })
+    let scheme = if entrance.security == Security::Tls { "https" } else { "http" };
+    Ok(Listener { socket: socket.into(), entrance, url: format!("{scheme}://{bound}"), socket_file: None })
 }
 
 fn listen(socket: SockRef<'_>, backlog: i32) -> io::Result<()> {
@@ -393,18 +417,40 @@ mod tests {
 
     #[test]
     fn addresses_parse() {
-        let check = |text: &str, expected: Option<ListenAddr>| {
-            assert_eq!(text.parse::<ListenAddr>().ok(), expected, "{text}");
+        let check = |text: &str, expected: Option<(Endpoint, Security, bool)>| {
+            let parsed = text.parse::<ListenAddr>().ok();
+            assert!(parsed.as_ref().is_none_or(|address| address.to_string() == text), "{text}");
+            let parsed = parsed.map(|ListenAddr { endpoint, entrance: Entrance { security, takes_proxy }, .. }| {
+                (endpoint, security, takes_proxy)
+            });
+            assert_eq!(parsed, expected, "{text}");
         };
-        check("127.0.0.1:8080", Some(ListenAddr::Tcp("127.0.0.1:8080".into())));
-        check("localhost:0", Some(ListenAddr::Tcp("localhost:0".into())));
-        check("[::]:80", Some(ListenAddr::Tcp("[::]:80".into())));
-        check("https://[::]:443", Some(ListenAddr::Https("[::]:443".into())));
-        let unix = UnixAddr::parse("/run/app.sock?mode=0660").unwrap();
-        check("unix:/run/app.sock?mode=0660", Some(ListenAddr::Unix(unix)));
-        for bad in
-            ["", "8080", ":8080", "::1:80", "localhost", "localhost:http", "localhost:65536", "unix:", "https://"]
-        {
+        let tcp =
+            |authority: &str, security, takes_proxy| Some((Endpoint::Tcp(authority.into()), security, takes_proxy));
+        check("127.0.0.1:8080", tcp("127.0.0.1:8080", Security::Clear, false));
+        check("localhost:0", tcp("localhost:0", Security::Clear, false));
+        check("[::]:80", tcp("[::]:80", Security::Clear, false));
+        check("https://[::]:443", tcp("[::]:443", Security::Tls, false));
+        check("[::]:80?proxy-protocol", tcp("[::]:80", Security::Clear, true));
+        check("https://[::]:443?proxy-protocol", tcp("[::]:443", Security::Tls, true));
+        let unix = |options| Endpoint::Unix(UnixAddr::parse("/run/app.sock", options).unwrap());
+        check("unix:/run/app.sock", Some((unix(&[]), Security::Clear, false)));
+        check("unix:/run/app.sock?mode=0660&proxy-protocol", Some((unix(&["mode=0660"]), Security::Clear, true)));
+        for bad in [
+            "",
+            "8080",
+            ":8080",
+            "::1:80",
+            "localhost",
+            "localhost:http",
+            "localhost:65536",
+            "unix:",
+            "https://",
+            "[::]:80?",
+            "[::]:80?mode=0660",
+            "[::]:80?proxy-protocol&proxy-protocol",
+            "[::]:80?proxy-protocol=1",
+        ] {
             check(bad, None);
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::options::Options;
 use super::values::{HealthPath, or_seconds};
-use super::{Granted, Limits};
+use super::{Granted, Limits, TrustedProxies};
 
 /// The settings of what is served.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct Application {
     pub(crate) folder: Option<PathBuf>,
     pub(crate) granted: Granted,
     pub(crate) limits: Limits,
+    /// Whom to believe what they say of clients.
+    pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) drain_idle_grace: Duration,
     /// None is what is usual for the component's version of WASI.
@@ -32,6 +34,7 @@ impl Application {
             folder: None,
             limits: Limits::new(options, workers)?,
             granted: Granted::new(options)?,
+            trusted_proxies: options.trust_proxy.clone().into(),
             health_path: options.health_path.clone(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             max_instance_reuse_count: options.max_instance_reuse_count,

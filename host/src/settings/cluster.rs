@@ -53,7 +53,7 @@ impl Cluster {
         ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
         let mut listen = options.listen.clone();
         if listen.is_empty() {
-            listen.push(ListenAddr::Tcp(DEFAULT_ADDRESS.into()));
+            listen.push(DEFAULT_ADDRESS.parse().map_err(anyhow::Error::msg)?);
         }
         ensure!(
             listen.len() <= MAX_LISTENERS,

@@ -12,7 +12,7 @@ use super::Options;
 pub(super) fn of(options: &Options, workers: u32, request_timeout: Duration) -> Vec<String> {
     let cpus = options.pin_cpus.then(cpus).flatten();
     let somaxconn = options.backlog.and_then(|_| somaxconn());
-    let all = [pinning(workers, cpus), queue(options, somaxconn)];
+    let all = [pinning(workers, cpus), queue(options, somaxconn), trust(options)];
     all.into_iter().flatten().chain(cuts(options, request_timeout)).collect()
 }
 
@@ -30,6 +30,14 @@ fn queue(options: &Options, somaxconn: Option<u32>) -> Option<String> {
     (backlog > somaxconn).then(|| {
         format!("--backlog {backlog} is over the kernel's limit, so {somaxconn} is used; raise net.core.somaxconn")
     })
+}
+
+fn trust(options: &Options) -> Option<String> {
+    let everybody = options.trust_proxy.iter().find(|proxy| proxy.is_everybody())?;
+    Some(format!(
+        "--trust-proxy {everybody} is everybody, so each client can say that it is another, in x-forwarded-for and the \
+         like; name the networks of your proxies alone"
+    ))
 }
 
 /// Requests that may be cut although they are within their time.
@@ -69,6 +77,10 @@ mod tests {
         let backlog = |backlog| Options { backlog: NonZeroU32::new(backlog), ..Options::default() };
         assert_eq!(queue(&backlog(4096), Some(4096)), None);
         assert!(queue(&backlog(5000), Some(4096)).unwrap().starts_with("--backlog 5000"));
+        let trust =
+            |network: &str| trust(&Options { trust_proxy: vec![network.parse().unwrap()], ..Options::default() });
+        assert_eq!([trust("10.0.0.0/8"), trust("unix")], [None, None]);
+        assert!(trust("0.0.0.0/0").unwrap().contains("--trust-proxy 0.0.0.0/0 is everybody"));
         let times = |drain: &str, stop: &str| Options {
             drain_timeout: drain.parse().ok(),
             shutdown_timeout: stop.parse().ok(),

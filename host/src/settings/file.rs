@@ -179,6 +179,7 @@ fn example(key: &str) -> Option<String> {
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
         (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",
         (_, "WHETHER") => "\"optional\"",
+        (_, "NETWORK") => "\"10.0.0.0/8\"",
         (_, "ADDR") => "\"127.0.0.1:8080\"",
         (_, "N") => "4",
         (_, "NAME") => "\"shop\"",

@@ -14,11 +14,14 @@ mod live;
 mod options;
 pub(crate) mod paths;
 mod policy;
+mod proxies;
 mod settings_file;
 mod tls;
 mod values;
 
 use std::path::PathBuf;
+
+use anyhow::bail;
 
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_NAME, MAX_WORKERS};
@@ -28,6 +31,7 @@ pub(crate) use limits::*;
 pub(crate) use live::LiveConfig;
 pub(crate) use options::{Options, Recipe};
 pub(crate) use policy::{Policy, Recycle};
+pub(crate) use proxies::{TrustedProxies, TrustedProxy};
 pub(crate) use settings_file::SettingsFile;
 pub(crate) use tls::{ClientAuth, PairFiles, TlsFiles};
 pub(crate) use values::{HealthPath, Percent, Span};
@@ -50,6 +54,12 @@ impl Settings {
     pub(crate) fn new(app: PathBuf, options: &Options) -> anyhow::Result<Self> {
         let cluster = Cluster::new(options)?;
         let application = Application::new(app, options, cluster.workers)?;
+        let proxied = cluster.listen.iter().find(|address| address.entrance.takes_proxy);
+        if let Some(address) = proxied.filter(|_| application.trusted_proxies.is_empty()) {
+            bail!(
+                "--listen {address} takes connections from trusted proxies alone; name them with --trust-proxy NETWORK"
+            );
+        }
         let doubts = doubts::of(options, cluster.workers, application.limits.request_timeout);
         Ok(Self { cluster, application, file: None, doubts })
     }
@@ -62,7 +72,7 @@ mod tests {
     use clap::{Args, FromArgMatches};
 
     use super::*;
-    use crate::os::listener::{ListenAddr, MAX_LISTENERS};
+    use crate::os::listener::MAX_LISTENERS;
 
     #[test]
     fn settings_are_checked() {
@@ -86,7 +96,7 @@ mod tests {
         check(Options { dir: vec!["/no/such::/x".parse().unwrap()], ..Options::default() }, "--dir /no/such::/x");
         check(Options { dir: vec!["/dev/null::/x".parse().unwrap()], ..Options::default() }, "not a folder");
         check(Options { name: Some("../x".into()), ..Options::default() }, "--name");
-        let listen = vec![ListenAddr::Tcp("a:1".into()); MAX_LISTENERS + 1];
+        let listen = vec!["a:1".parse().unwrap(); MAX_LISTENERS + 1];
         check(Options { listen, ..Options::default() }, "the limit is");
         check(Options { tls_handshake_timeout: "9ms".parse().ok(), ..Options::default() }, "--tls-handshake-timeout");
         check(Options { max_handshakes: NonZeroU32::new(2_000_000), ..Options::default() }, "--max-handshakes");

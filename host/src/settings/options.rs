@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use super::values::{HealthPath, Percent, Size, Span, count, parse_variable, variables};
-use super::{ClientAuth, DEFAULT_FILE, file};
+use super::{ClientAuth, DEFAULT_FILE, TrustedProxy, file};
 use crate::grants::{AllowHost, DirGrant};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::files;
@@ -79,6 +79,13 @@ options! {
         /// needs --tls-cert and --tls-key.
         #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
         pub(crate) listen: Vec<ListenAddr>,
+
+        /// Network of proxies to believe what they say of clients, in x-forwarded-for above all; can be repeated
+        ///
+        /// For example 10.0.0.0/8, 2001:db8::/32, an address, or unix for all who connect to a Unix socket. What others say is
+        /// replaced by what the server knows.
+        #[arg(long, value_name = "NETWORK", help_heading = CLUSTER)]
+        pub(crate) trust_proxy: Vec<TrustedProxy>,
 
         /// Number of worker processes [default: the CPUs this process may use, or fewer where memory is short]
         #[arg(long, short, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]

@@ -45,7 +45,7 @@ impl TlsFiles {
     /// `None` if no listener speaks TLS.
     pub(super) fn new(options: &Options, listen: &[ListenAddr]) -> anyhow::Result<Option<Self>> {
         let (certs, keys) = (&options.tls_cert, &options.tls_key);
-        let Some(https) = listen.iter().find(|address| address.security() == Security::Tls) else {
+        let Some(https) = listen.iter().find(|address| address.entrance.security == Security::Tls) else {
             let given = [
                 ("--tls-cert", !certs.is_empty()),
                 ("--tls-key", !keys.is_empty()),

@@ -213,6 +213,7 @@ mod tests {
     use nix::sys::socket::send;
 
     use super::*;
+    use crate::os::listener::{Entrance, Security};
     use crate::wire::ids::{Generation, Slot, WorkerId};
     use crate::wire::messages::{Identity, Inherited, PrimaryEnd, ToPrimary, ToWorker, WorkerEnd};
 
@@ -231,7 +232,8 @@ mod tests {
             workers: 4,
         };
         let (reader, _writer) = std::io::pipe().unwrap();
-        let inherited = vec![Inherited::Log, Inherited::Listener];
+        let inherited =
+            vec![Inherited::Log, Inherited::Listener(Entrance { security: Security::Tls, takes_proxy: true })];
         let start = ToWorker::Start { identity: identity.clone(), inherited: inherited.clone() };
         primary.send(&start, &[reader.as_fd(), reader.as_fd()]).unwrap();
         match worker.receive(Wait::Yes).unwrap() {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::channel::{Channel, Message};
 use super::ids::{Generation, Slot, WorkerId};
 use super::version::{Compiled, Version};
+use crate::os::listener::Entrance;
 
 impl Message for ToWorker {
     // The kernel's own bound is 253.
@@ -55,10 +56,8 @@ pub(crate) enum Inherited {
     Artifact,
     /// The pipe for its log.
     Log,
-    /// A listening socket. There are one or more, of the two kinds together.
-    Listener,
-    /// A listening socket whose clients speak TLS.
-    TlsListener,
+    /// A listening socket. There are one or more.
+    Listener(Entrance),
 }
 
 /// What a worker tells its primary.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::version::{Compiled, WasiHttp};
 use crate::logging::Logging;
 use crate::os::memfd;
-use crate::settings::{Granted, HealthPath, Limits, Settings};
+use crate::settings::{Granted, HealthPath, Limits, Settings, TrustedProxies};
 
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
@@ -44,6 +44,7 @@ pub(crate) struct WorkerSettings {
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) limits: Limits,
+    pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) reuse: Reuse,
     pub(crate) pin_cpus: bool,
     pub(crate) logging: Logging,
@@ -59,6 +60,7 @@ impl WorkerSettings {
             drain_idle_grace: settings.application.drain_idle_grace,
             health_path: settings.application.health_path.clone(),
             limits: settings.application.limits,
+            trusted_proxies: settings.application.trusted_proxies.clone(),
             reuse: Reuse::new(settings, component),
             pin_cpus: settings.cluster.pin_cpus,
             logging: settings.cluster.logging,
@@ -117,6 +119,7 @@ mod tests {
                 max_memory: 6,
                 max_worker_memory: 11,
             },
+            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap(), "unix".parse().unwrap()].into(),
             reuse: Reuse { uses: 12, seats: 3 },
             pin_cpus: true,
             logging: Logging { format: LogFormat::Json, colour: false },
@@ -128,6 +131,7 @@ mod tests {
             assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
             assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
             assert_eq!((read.drain_timeout, read.reuse), (settings.drain_timeout, settings.reuse));
+            assert_eq!(read.trusted_proxies, settings.trusted_proxies);
             assert_eq!((read.logging.format, read.logging.colour), (LogFormat::Json, false));
         }
     }

@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logging::{one_line, several_lines};
-use crate::os::listener::Security;
+use crate::os::listener::Entrance;
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
@@ -72,7 +72,7 @@ struct WorkerStart {
     artifact: OwnedFd,
     log: OwnedFd,
     tls: Option<OwnedFd>,
-    listeners: Vec<(OwnedFd, Security)>,
+    listeners: Vec<(OwnedFd, Entrance)>,
 }
 
 impl WorkerStart {
@@ -94,8 +94,7 @@ impl WorkerStart {
         let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
         let tls = take(Inherited::Tls).ok();
         let listeners = given.into_iter().filter_map(|(name, fd)| match name {
-            Inherited::Listener => Some((fd, Security::Clear)),
-            Inherited::TlsListener => Some((fd, Security::Tls)),
+            Inherited::Listener(entrance) => Some((fd, entrance)),
             _ => None,
         });
         let listeners: Vec<_> = listeners.collect();
@@ -155,7 +154,7 @@ fn run(
     settings: WorkerSettings,
     artifact: OwnedFd,
     identity: Identity,
-    listeners: Vec<(OwnedFd, Security)>,
+    listeners: Vec<(OwnedFd, Entrance)>,
     credentials: Option<Arc<Credentials>>,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
@@ -251,7 +250,7 @@ async fn serve(
     server: Rc<Server>,
     instances: Rc<Instances>,
     primary: &WorkerEnd,
-    listeners: Vec<(OwnedFd, Security)>,
+    listeners: Vec<(OwnedFd, Entrance)>,
     gate: &Arc<Gate>,
     mut phases: watch::Receiver<Phase>,
     stats: &'static Stats,

@@ -42,7 +42,15 @@ impl Client {
 
     /// Connects with windows and limits of the test's own.
     pub async fn with(address: SocketAddr, builder: &Builder) -> Self {
-        let stream = soon(TcpStream::connect(address)).await.expect("a connection");
+        Self::over_with(soon(TcpStream::connect(address)).await.expect("a connection"), builder).await
+    }
+
+    /// Speaks HTTP/2 over a stream that is there already.
+    pub async fn over(stream: TcpStream) -> Self {
+        Self::over_with(stream, &Builder::new()).await
+    }
+
+    async fn over_with(stream: TcpStream, builder: &Builder) -> Self {
         let (sender, connection) = soon(builder.handshake(stream)).await.expect("HTTP/2");
         let (end, ended) = watch::channel(false);
         tokio::spawn(async move {

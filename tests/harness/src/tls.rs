@@ -144,7 +144,11 @@ impl TlsClient {
 
     /// Connects to what must have a certificate for `name`, a DNS name or an address.
     pub async fn connect(&self, address: SocketAddr, name: &str) -> io::Result<TlsStream<TcpStream>> {
-        let stream = soon(TcpStream::connect(address)).await?;
+        self.over(soon(TcpStream::connect(address)).await?, name).await
+    }
+
+    /// Speaks TLS over a stream that is there already.
+    pub async fn over(&self, stream: TcpStream, name: &str) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).expect("a good name");
         soon(TlsConnector::from(self.0.clone()).connect(name, stream)).await
     }

@@ -66,6 +66,7 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "src/body/foreign.rs",
     "src/body/read.rs",
     "src/body/writer.rs",
+    "src/client.rs",
     "src/error.rs",
     "src/extract.rs",
     "src/fetch.rs",

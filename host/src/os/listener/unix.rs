@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Group;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{Behind, Listener, Security, behind, listen, remove_socket};
+use super::{Behind, Entrance, Listener, PROXY_PROTOCOL, behind, listen, remove_socket};
 use crate::os::files::Inode;
 
 /// Of the owner alone, and of a group too.
@@ -20,28 +20,25 @@ const DEFAULT_MODE_OF_GROUP: u32 = 0o660;
 
 /// What is behind `unix:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UnixAddr {
-    /// As it was written.
-    pub(super) text: String,
+pub(super) struct UnixAddr {
     pub(super) path: PathBuf,
     mode: Option<u32>,
     group: Option<String>,
 }
 
 impl UnixAddr {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let (path, options) = text.split_once('?').map_or((text, None), |(path, options)| (path, Some(options)));
+    pub(super) fn parse(path: &str, options: &[&str]) -> Result<Self, String> {
         if path.is_empty() {
             return Err("expected a path after unix:".into());
         }
-        let mut address = Self { text: text.into(), path: path.into(), mode: None, group: None };
-        for option in options.into_iter().flat_map(|options| options.split('&')) {
+        let mut address = Self { path: path.into(), mode: None, group: None };
+        for option in options {
             let is_new = match option.split_once('=') {
                 Some(("mode", mode)) => address.mode.replace(parse_mode(mode)?).is_none(),
                 Some(("group", group)) if !group.is_empty() => address.group.replace(group.into()).is_none(),
                 _ => {
                     return Err(format!(
-                        "'{option}' is neither mode=MODE nor group=GROUP; write unix:{path}?mode=0660&group=www"
+                        "'{option}' is not mode=MODE, group=GROUP or {PROXY_PROTOCOL}; write unix:{path}?mode=0660&group=www"
                     ));
                 }
             };
@@ -63,7 +60,7 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| format!("'{text}' is not a valid socket mode; write three or four octal digits, such as 0660"))
 }
 
-pub(super) fn bind(address: &UnixAddr, backlog: i32) -> io::Result<Listener> {
+pub(super) fn bind(address: &UnixAddr, entrance: Entrance, backlog: i32) -> io::Result<Listener> {
     let path = &address.path;
     let group = address.group.as_deref().map(find_group).transpose()?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -80,7 +77,7 @@ pub(super) fn bind(address: &UnixAddr, backlog: i32) -> io::Result<Listener> {
     // From here on it removes the file when something fails.
     let listener = Listener {
         socket: socket.into(),
-        security: Security::Clear,
+        entrance,
         url: format!("unix:{}", path.display()),
         socket_file: Some((path.into(), inode)),
     };
@@ -114,12 +111,19 @@ fn remove_if_stale(path: &Path) -> io::Result<bool> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use super::super::Security;
     use super::*;
+
+    const CLEAR: Entrance = Entrance { security: Security::Clear, takes_proxy: false };
 
     #[test]
     fn mode_and_group_are_in_the_address() {
+        let parsed = |text: &str| {
+            let (path, options) = text.split_once('?').map_or((text, None), |(path, options)| (path, Some(options)));
+            UnixAddr::parse(path, &options.into_iter().flat_map(|options| options.split('&')).collect::<Vec<_>>())
+        };
         let parse = |text: &str| {
-            let address = UnixAddr::parse(text).unwrap();
+            let address = parsed(text).unwrap();
             (address.path.display().to_string(), address.mode(), address.group)
         };
         assert_eq!(parse("/run/a"), ("/run/a".into(), 0o600, None));
@@ -129,16 +133,16 @@ mod tests {
         for (text, error) in [
             ("", "expected a path"),
             ("?mode=0660", "expected a path"),
-            ("a?", "'' is neither"),
-            ("a?user=www", "'user=www' is neither"),
-            ("a?group=", "'group=' is neither"),
+            ("a?", "'' is not mode=MODE"),
+            ("a?user=www", "'user=www' is not mode=MODE"),
+            ("a?group=", "'group=' is not mode=MODE"),
             ("a?mode=rw", "'rw' is not a valid"),
             ("a?mode=0999", "'0999' is not a valid"),
             ("a?mode=4755", "'4755' is not a valid"),
             ("a?mode=+660", "'+660' is not a valid"),
             ("a?mode=0660&mode=0666", "given twice"),
         ] {
-            let said = UnixAddr::parse(text).unwrap_err();
+            let said = parsed(text).unwrap_err();
             assert!(said.contains(error), "{text}: {said}");
         }
     }
@@ -147,21 +151,19 @@ mod tests {
     fn sockets_have_the_mode_and_the_group_that_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
-        let bind = |options: &str| bind(&UnixAddr::parse(&format!("{}{options}", path.display())).unwrap(), 16);
+        let bind = |options: &[&str]| bind(&UnixAddr::parse(path.to_str().unwrap(), options).unwrap(), CLEAR, 16);
         let group = nix::unistd::getegid().as_raw();
-        for (options, mode) in [
-            (String::new(), 0o600),
-            ("?mode=0666".into(), 0o666),
-            (format!("?group={group}"), 0o660),
-            (format!("?mode=0620&group={group}"), 0o620),
-        ] {
-            let listener = bind(&options).unwrap();
+        let of_group = format!("group={group}");
+        for (options, mode) in
+            [(&[][..], 0o600), (&["mode=0666"], 0o666), (&[&of_group], 0o660), (&["mode=0620", &of_group], 0o620)]
+        {
+            let listener = bind(options).unwrap();
             let metadata = std::fs::metadata(&path).unwrap();
-            assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (mode, group), "{options}");
+            assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (mode, group), "{options:?}");
             drop(listener);
             assert!(!path.exists());
         }
-        let error = bind("?group=no-such-group").unwrap_err();
+        let error = bind(&["group=no-such-group"]).unwrap_err();
         assert!(error.to_string().contains("there is no group no-such-group") && !path.exists(), "{error}");
     }
 
@@ -169,10 +171,10 @@ mod tests {
     fn the_socket_of_another_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
-        let address = UnixAddr::parse(path.to_str().unwrap()).unwrap();
-        let first = bind(&address, 16).unwrap();
+        let address = UnixAddr::parse(path.to_str().unwrap(), &[]).unwrap();
+        let first = bind(&address, CLEAR, 16).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let _second = bind(&address, 16).unwrap();
+        let _second = bind(&address, CLEAR, 16).unwrap();
         drop(first);
         assert!(path.exists());
     }

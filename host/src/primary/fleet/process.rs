@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use super::output::{Output, OutputStream, Source, SourceKind};
 use crate::os::child::Child;
 use crate::os::files;
-use crate::os::listener::{Listener, Security};
+use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
 use crate::settings::Settings;
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
@@ -119,10 +119,7 @@ impl WorkerProcess {
             (Inherited::Log, log_writer.as_fd()),
         ];
         let tls = tls.map(|tls| (Inherited::Tls, tls.as_fd()));
-        let listeners = listeners.iter().map(|listener| match listener.security() {
-            Security::Clear => (Inherited::Listener, listener.as_fd()),
-            Security::Tls => (Inherited::TlsListener, listener.as_fd()),
-        });
+        let listeners = listeners.iter().map(|listener| (Inherited::Listener(listener.entrance()), listener.as_fd()));
         let (inherited, descriptors): (_, Vec<BorrowedFd<'_>>) = given.into_iter().chain(tls).chain(listeners).unzip();
         let start = ToWorker::Start { identity: identity.clone(), inherited };
         ours.send(&start, &descriptors).map_err(io::Error::other)?;

@@ -5,7 +5,7 @@
 //! accepts, so a worker that is busy, full or stuck leaves the connections to its siblings.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,12 +17,15 @@ use nix::libc::{SCHED_BATCH, SOCK_CLOEXEC, SOCK_NONBLOCK, sched_setscheduler};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::Socket;
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
-use crate::os::listener::Security;
+use super::forwarded::Remote;
+use crate::os::listener::{Entrance, Security};
 use crate::settings::Limits;
 use crate::wire::stats::{Held, Stats};
 
@@ -53,8 +56,9 @@ const MAX_REFUSED: u64 = 64;
 #[derive(Debug)]
 pub(crate) struct Accepted {
     socket: Socket,
-    security: Security,
-    pub(crate) admission: Admission,
+    pub(super) entrance: Entrance,
+    pub(super) client: Remote,
+    pub(super) admission: Admission,
 }
 
 /// What is to be done for a connection.
@@ -80,8 +84,21 @@ impl Accepted {
         let fd = OwnedFd::from(self.socket);
         match socket2::SockRef::from(&fd).domain()? {
             socket2::Domain::UNIX => Ok(AcceptedStream::Unix(UnixStream::from_std(fd.into())?)),
-            _ if self.security == Security::Tls => Ok(AcceptedStream::Tls(TcpStream::from_std(fd.into())?)),
+            _ if self.entrance.security == Security::Tls => Ok(AcceptedStream::Tls(TcpStream::from_std(fd.into())?)),
             _ => Ok(AcceptedStream::Tcp(TcpStream::from_std(fd.into())?)),
+        }
+    }
+}
+
+impl AcceptedStream {
+    /// Waits for bytes and takes them as `recv` does with these flags.
+    pub(super) async fn receive(&self, bytes: &mut [u8], flags: MsgFlags) -> io::Result<usize> {
+        let mut receive = |fd| Ok(recv(fd, bytes, flags)?);
+        match self {
+            Self::Tcp(stream) | Self::Tls(stream) => {
+                stream.async_io(Interest::READABLE, || receive(stream.as_raw_fd())).await
+            }
+            Self::Unix(stream) => stream.async_io(Interest::READABLE, || receive(stream.as_raw_fd())).await,
         }
     }
 }
@@ -190,12 +207,12 @@ impl Drop for Refusing<'_> {
 
 /// Threads that accept, and what they have accepted.
 pub(crate) fn start(
-    listeners: Vec<(OwnedFd, Security)>,
+    listeners: Vec<(OwnedFd, Entrance)>,
     gate: &Arc<Gate>,
 ) -> io::Result<(Vec<Acceptor>, mpsc::Receiver<Accepted>)> {
     install_wake_handler()?;
     let (sender, connections) = mpsc::channel(HAND_OFF.max(listeners.len()));
-    let start = |(listener, security)| Acceptor::start(listener, security, sender.clone(), gate.clone());
+    let start = |(listener, entrance)| Acceptor::start(listener, entrance, sender.clone(), gate.clone());
     Ok((listeners.into_iter().map(start).collect::<io::Result<_>>()?, connections))
 }
 
@@ -210,7 +227,7 @@ impl Acceptor {
     /// Starts accepting. The listener is closed when the thread ends.
     fn start(
         listener: OwnedFd,
-        security: Security,
+        entrance: Entrance,
         connections: mpsc::Sender<Accepted>,
         gate: Arc<Gate>,
     ) -> io::Result<Self> {
@@ -221,7 +238,7 @@ impl Acceptor {
         let thread = std::thread::Builder::new().name("accept".into()).spawn(move || {
             let _span = span.enter();
             run_in_batches();
-            accept_all(&Socket::from(listener), security, &connections, &runtime, &gate, &stopping);
+            accept_all(&Socket::from(listener), entrance, &connections, &runtime, &gate, &stopping);
         })?;
         Ok(Self { stop, thread })
     }
@@ -240,7 +257,7 @@ impl Acceptor {
 
 fn accept_all(
     listener: &Socket,
-    security: Security,
+    entrance: Entrance,
     connections: &mpsc::Sender<Accepted>,
     runtime: &Handle,
     gate: &Gate,
@@ -263,9 +280,11 @@ fn accept_all(
             }
         };
         match listener.accept4(SOCK_NONBLOCK | SOCK_CLOEXEC) {
-            Ok((socket, _)) => {
+            Ok((socket, client)) => {
                 gate.handed_over(admission);
-                place.send(Accepted { socket, security, admission });
+                let address = client.as_socket().map(|client| client.ip());
+                let client = Remote { address, security: entrance.security };
+                place.send(Accepted { socket, entrance, client, admission });
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 // The wake-up signal, the listener's timeout, a client that left while it was queued.

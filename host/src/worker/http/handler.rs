@@ -26,6 +26,7 @@ use super::connection::Connection;
 use super::exchange::Exchange;
 use super::head::{has_no_body, repair};
 use super::outcome::Verdict;
+use super::peer::Peer;
 use super::server::Server;
 use super::upload::{Upload, UploadProgress};
 use crate::logging::one_line;
@@ -51,7 +52,7 @@ impl Server {
         alive: mpsc::Sender<()>,
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
-        let answer = match self.admit(&mut request, &exchange) {
+        let answer = match self.admit(&mut request, connection.peer(), &exchange) {
             Ok(authority) => self.serve_request(request, connection.peer().security, authority, &exchange).await,
             Err(answer) => *answer,
         };
@@ -75,14 +76,18 @@ impl Server {
         connection: &Connection,
         alive: mpsc::Sender<()>,
     ) -> Rc<Exchange> {
-        connection.peer().introduce(request.headers_mut());
         let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
         exchange
     }
 
     /// Whom the request is addressed to; or what it is answered without a guest.
-    fn admit<B: Incoming>(&self, request: &mut Request<B>, exchange: &Exchange) -> Result<Authority, Box<Answer>> {
+    fn admit<B: Incoming>(
+        &self,
+        request: &mut Request<B>,
+        peer: &Peer,
+        exchange: &Exchange,
+    ) -> Result<Authority, Box<Answer>> {
         let refused = |status, text: &str, why: &str| {
             exchange.judge(Verdict::Refused);
             log_of!(debug, exchange, "refused: {why}");
@@ -117,6 +122,7 @@ impl Server {
             let host = HeaderValue::from_str(named.unwrap_or(NO_HOST));
             request.headers_mut().insert(HOST, host.unwrap_or(HeaderValue::from_static(NO_HOST)));
         }
+        peer.introduce(request.headers_mut(), &authority);
         Ok(authority)
     }
 

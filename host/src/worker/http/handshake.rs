@@ -27,7 +27,7 @@ use super::tls::{Handshakes, NoHandshake, SecureStream, negotiate};
 use crate::tls::credentials::{PROTOCOLS, Protocol};
 use crate::worker::Phase;
 
-/// How long a client that is to come again may take for its handshake.
+/// How long a client that is to come again may take for what comes before its request.
 const REFUSAL: Duration = Duration::from_secs(1);
 /// How long a client is heard out that was told to use https: closed with bytes unread, the connection would be reset, and
 /// the answer lost.
@@ -41,11 +41,12 @@ impl Server {
     pub(super) async fn serve_tls(
         self: Rc<Self>,
         stream: TcpStream,
+        peer: Peer,
         handshakes: &Handshakes,
         admission: Admission,
         alive: mpsc::Sender<()>,
     ) {
-        let (stream, protocol) = match self.encrypted(stream, handshakes, admission).await {
+        let (stream, protocol) = match self.encrypted(stream, peer.clone(), handshakes, admission).await {
             Ok(encrypted) => encrypted,
             Err(NoHandshake::Silence) => return,
             Err(NoHandshake::ClearText(stream)) => return self.send_to_https(stream).await,
@@ -54,7 +55,7 @@ impl Server {
                 return self.stats.handshakes_failed.increment();
             }
         };
-        let peer = Peer::verified(stream.session().peer_certificates());
+        let peer = peer.verified(stream.session().peer_certificates());
         self.serve_stream(stream, protocol, peer, admission, alive).await;
     }
 
@@ -62,22 +63,15 @@ impl Server {
     async fn encrypted(
         &self,
         stream: TcpStream,
+        peer: Peer,
         handshakes: &Handshakes,
         admission: Admission,
     ) -> Result<(SecureStream, Protocol), NoHandshake> {
-        let within = match admission {
-            Admission::Serve => self.limits.tls_handshake_timeout,
-            Admission::Refuse => REFUSAL,
-        };
-        // Idle to its end, so that one deadline is over all of it; in a drain it has the grace of an idle connection.
-        let timeouts = Timeouts { keep_alive: within, header: within, ..self.timeouts };
-        let connection = Rc::new(Connection::new(self.started, timeouts, 1, self.buffers.clone(), Peer::CLEAR));
-        let _listed = (admission == Admission::Serve).then(|| Listed::new(self, connection.clone()));
-        self.make_room();
         let has_begun = Cell::new(false);
-        let stream = match self.while_wanted(&connection, negotiate(stream, handshakes, &has_begun)).await {
+        let negotiated = negotiate(stream, handshakes, &has_begun);
+        let stream = match self.before_requests(self.limits.tls_handshake_timeout, admission, peer, negotiated).await {
             Some(negotiated) => negotiated?,
-            None if !has_begun.get() && connection.is_draining() => return Err(NoHandshake::Silence),
+            None if !has_begun.get() && *self.phases.borrow() == Phase::Draining => return Err(NoHandshake::Silence),
             None => return Err(NoHandshake::Failed(io::Error::new(io::ErrorKind::TimedOut, "it took too long"))),
         };
         let session = stream.session();
@@ -90,8 +84,24 @@ impl Server {
         Ok((stream, protocol))
     }
 
-    /// What comes of `work`, unless the connection is closed before.
-    async fn while_wanted<T>(&self, connection: &Connection, work: impl Future<Output = T>) -> Option<T> {
+    /// What comes of `work`, with which a connection begins before its first request. `None` if it is not done `within` that
+    /// time, or the connection has to make room, or has had the grace of a drain.
+    pub(super) async fn before_requests<T>(
+        &self,
+        within: Duration,
+        admission: Admission,
+        peer: Peer,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let within = match admission {
+            Admission::Serve => within,
+            Admission::Refuse => REFUSAL,
+        };
+        // Idle to its end, so that one deadline is over all of it; in a drain it has the grace of an idle connection.
+        let timeouts = Timeouts { keep_alive: within, header: within, ..self.timeouts };
+        let connection = Rc::new(Connection::new(self.started, timeouts, 1, self.buffers.clone(), peer));
+        let _listed = (admission == Admission::Serve).then(|| Listed::new(self, connection.clone()));
+        self.make_room();
         let (mut work, mut phases) = (pin!(work), self.phases.clone());
         // The sender lives as long as the process, so waiting cannot fail.
         let mut drain_begins = pin!(phases.wait_for(|&phase| phase == Phase::Draining));

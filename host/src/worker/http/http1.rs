@@ -27,6 +27,7 @@ use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
+use crate::os::listener::Entrance;
 use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
 use crate::worker::requests::log_of;
@@ -71,22 +72,33 @@ impl Refusal {
 impl Server {
     /// Serves a connection to its end. `alive` is held as long as anything of it lives.
     pub(crate) async fn serve(self: Rc<Self>, connection: Accepted, alive: mpsc::Sender<()>) {
-        let admission = connection.admission;
+        let (Entrance { security, takes_proxy }, admission) = (connection.entrance, connection.admission);
+        let mut client = connection.client;
         let _refused = (admission == Admission::Refuse).then(|| self.gate.refusing());
-        match connection.into_stream() {
-            Ok(AcceptedStream::Tcp(stream)) => {
-                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+        let stream = match connection.into_stream() {
+            Ok(stream) => stream,
+            // The client reset it while it was queued.
+            Err(error) => return tracing::debug!("a connection was lost: {error}"),
+        };
+        // Boxed, so that other connections do not carry its size; and so with TLS.
+        if takes_proxy {
+            match Box::pin(self.introduced(&stream, security, client, admission)).await {
+                Some(introduced) => client = introduced,
+                None => return,
             }
-            Ok(AcceptedStream::Unix(stream)) => {
-                self.clone().serve_stream(stream, Protocol::Http1, Peer::CLEAR, admission, alive).await
+        }
+        let peer = Peer::new(security, client, self.trusted_proxies.clone());
+        match stream {
+            AcceptedStream::Tcp(stream) => {
+                self.clone().serve_stream(stream, Protocol::Http1, peer, admission, alive).await
             }
-            // Boxed, so that other connections do not carry its size.
-            Ok(AcceptedStream::Tls(stream)) => match &self.handshakes {
-                Some(handshakes) => Box::pin(self.clone().serve_tls(stream, handshakes, admission, alive)).await,
+            AcceptedStream::Unix(stream) => {
+                self.clone().serve_stream(stream, Protocol::Http1, peer, admission, alive).await
+            }
+            AcceptedStream::Tls(stream) => match &self.handshakes {
+                Some(handshakes) => Box::pin(self.clone().serve_tls(stream, peer, handshakes, admission, alive)).await,
                 None => tracing::error!("a worker without a certificate has an https listener: a bug in wasmcluster"),
             },
-            // The client reset it while it was queued.
-            Err(error) => tracing::debug!("a connection was lost: {error}"),
         }
     }
 

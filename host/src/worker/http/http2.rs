@@ -113,7 +113,8 @@ impl Server {
                 match accepted {
                     Poll::Ready(Some(Ok((request, respond)))) => {
                         let stream = Stream::begin(self.clone(), connection.clone(), respond, admission);
-                        streams.spawn_local(stream.answer(request, alive.clone()));
+                        // Boxed: a task is moved several times before it is polled, and this one has kilobytes.
+                        streams.spawn_local(Box::pin(stream.answer(request, alive.clone())));
                         if admission == Admission::Refuse {
                             connection.step(ConnectionEvent::DrainBegan);
                         }

@@ -1,10 +1,15 @@
-//! Who is at the other end of a connection, as far as TLS proves it, and how a guest is told.
+//! Who is at the other end of a connection, as far as the kernel and TLS prove it, and how a guest is told.
 
+use std::rc::Rc;
+
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::forwarded::{LastHop, Remote, is_forwarded, same};
 use crate::os::listener::Security;
+use crate::settings::TrustedProxies;
 use crate::tls::rfc4514;
 
 /// The client's certificate in DER, between colons in base64 (RFC 9440).
@@ -15,48 +20,56 @@ const SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
 const SHA256: HeaderName = HeaderName::from_static("x-client-cert-sha256");
 /// What guests believe because nobody but the server can say it. RFC 9440 has a header for the chain as well, which is not
 /// sent.
-const OURS: [&str; 4] = ["client-cert", "client-cert-chain", "x-client-cert-subject", "x-client-cert-sha256"];
+const OF_CERTIFICATES: [&str; 4] =
+    ["client-cert", "client-cert-chain", "x-client-cert-subject", "x-client-cert-sha256"];
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) security: Security,
+    hop: LastHop,
+    proxies: Rc<TrustedProxies>,
     /// What is said of its certificate, if it has shown one that was verified.
     certificate: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Peer {
-    /// Nothing is known of it.
-    pub(super) const CLEAR: Self = Self { security: Security::Clear, certificate: Vec::new() };
+    /// One without a certificate. `security` is that of the connection, of which the client may know nothing.
+    pub(super) fn new(security: Security, client: Remote, proxies: Rc<TrustedProxies>) -> Self {
+        Self { security, hop: LastHop::new(client, &proxies), proxies, certificate: Vec::new() }
+    }
 
-    /// At the end of a handshake, with the certificates that the client was verified by.
-    pub(super) fn verified(chain: Option<&[CertificateDer<'_>]>) -> Self {
+    /// With the certificates that it was verified by in its handshake, its own first.
+    pub(super) fn verified(self, chain: Option<&[CertificateDer<'_>]>) -> Self {
         let certificate = chain.and_then(|chain| Some(described(chain.first()?))).unwrap_or_default();
-        Self { security: Security::Tls, certificate }
+        Self { certificate, ..self }
     }
 
     /// Takes what only we may say from a request, and says it.
-    pub(super) fn introduce(&self, headers: &mut HeaderMap) {
-        remove_forged(headers);
+    pub(super) fn introduce(&self, headers: &mut HeaderMap, host: &Authority) {
+        remove(headers, |name| is_of_certificates(name) || self.hop.forbids(name));
         for (name, value) in &self.certificate {
             headers.insert(name, value.clone());
         }
+        self.hop.tell(headers, host, &self.proxies);
     }
 }
 
-/// Takes what only we may say from fields that a client sent: a request's head, or its trailers.
-pub(super) fn remove_forged(fields: &mut HeaderMap) {
+/// Takes what only we may say from the trailers of a request: we say it in heads alone.
+pub(super) fn remove_forged(trailers: &mut HeaderMap) {
+    remove(trailers, |name| is_of_certificates(name) || is_forwarded(name));
+}
+
+fn remove(fields: &mut HeaderMap, is_forged: impl Fn(&str) -> bool) {
     // None of them is there as a rule.
-    let forged: Vec<HeaderName> = fields.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    let forged: Vec<HeaderName> = fields.keys().filter(|name| is_forged(name.as_str())).cloned().collect();
     for name in forged {
         fields.remove(name);
     }
 }
 
-/// Also if it has underscores: what runs inside a guest may not tell them from hyphens, as CGI does not.
-fn is_ours(name: &str) -> bool {
-    let as_hyphen = |byte: u8| if byte == b'_' { b'-' } else { byte };
-    OURS.iter().any(|ours| ours.len() == name.len() && name.bytes().map(as_hyphen).eq(ours.bytes()))
+fn is_of_certificates(name: &str) -> bool {
+    OF_CERTIFICATES.iter().any(|ours| same(name, ours))
 }
 
 fn described(certificate: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
@@ -83,16 +96,25 @@ mod tests {
 
     #[test]
     fn nobody_else_says_who_the_client_is() {
-        let sent =
-            [&OURS[..], &["client_cert", "Client_Cert-Chain", "x_client_cert_sha256", "client-certs", "cert"]].concat();
+        let sent = [
+            &OF_CERTIFICATES[..],
+            &["client_cert", "Client_Cert-Chain", "x_client_cert_sha256", "client-certs", "cert"],
+        ]
+        .concat();
         let mut request = headers(&sent);
         request.append(CLIENT_CERT, HeaderValue::from_static("again"));
         let mut proven = request.clone();
-        Peer::CLEAR.introduce(&mut request);
+        let peer = |security| Peer::new(security, Remote { address: None, security }, Rc::default());
+        let introduce = |peer: Peer, headers: &mut HeaderMap| {
+            peer.introduce(headers, &Authority::from_static("a.test"));
+            // What is said of everybody, elsewhere.
+            remove(headers, is_forwarded);
+        };
+        introduce(peer(Security::Clear), &mut request);
         assert_eq!(request, headers(&["client-certs", "cert"]));
 
         let pair = rcgen::generate_simple_self_signed(["a.test".into()]).unwrap();
-        Peer::verified(Some(&[pair.cert.der().clone()])).introduce(&mut proven);
+        introduce(peer(Security::Tls).verified(Some(&[pair.cert.der().clone()])), &mut proven);
         assert!(
             proven.values().all(|value| !value.as_bytes().starts_with(b"again")) && proven.len() == 5,
             "{proven:?}"
@@ -103,8 +125,8 @@ mod tests {
         assert_eq!(value(SUBJECT), "CN=rcgen self signed cert");
         assert_eq!(value(SHA256).len(), 64);
 
-        let mut anonymous = headers(&OURS);
-        Peer::verified(None).introduce(&mut anonymous);
+        let mut anonymous = headers(&OF_CERTIFICATES);
+        introduce(peer(Security::Tls).verified(None), &mut anonymous);
         assert!(anonymous.is_empty());
     }
 }

@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
 use super::outbox::Outbox;
 use super::tls::Handshakes;
-use crate::settings::Limits;
+use crate::settings::{Limits, TrustedProxies};
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::Phase;
@@ -30,6 +30,7 @@ pub(crate) struct Server {
     pub(super) phases: watch::Receiver<Phase>,
     pub(super) timeouts: Timeouts,
     pub(super) limits: Limits,
+    pub(super) trusted_proxies: Rc<TrustedProxies>,
     /// One for each request that may be at work.
     places: Arc<Semaphore>,
     /// Requests that wait for a place.
@@ -69,6 +70,7 @@ impl Server {
             phases,
             timeouts,
             limits,
+            trusted_proxies: Rc::new(settings.trusted_proxies.clone()),
             places,
             waiting,
             gate,
@@ -125,7 +127,7 @@ impl Server {
     }
 
     /// Logs what many clients may be the cause of.
-    fn say(&self, what: fmt::Arguments<'_>) {
+    pub(super) fn say(&self, what: fmt::Arguments<'_>) {
         if self.said_at.get().is_none_or(|at| at.elapsed() >= SAID_EVERY) {
             self.said_at.set(Some(Instant::now()));
             tracing::warn!("{what}");

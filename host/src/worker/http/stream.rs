@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::mpsc;
 
@@ -248,12 +248,18 @@ fn complete(head: &mut response::Parts, body: &Body, method: &Method) {
 }
 
 fn remove_connection_fields(fields: &mut HeaderMap) {
-    for field in [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
-        fields.remove(field);
+    // None of them is there as a rule, and to look at all names is faster than to look each of these up.
+    if fields.keys().any(is_of_connection) {
+        let names: Vec<_> = fields.keys().filter(|name| is_of_connection(name)).cloned().collect();
+        for name in names {
+            fields.remove(name);
+        }
     }
-    for field in ["keep-alive", "proxy-connection"] {
-        fields.remove(field);
-    }
+}
+
+fn is_of_connection(name: &HeaderName) -> bool {
+    [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE].contains(name)
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
 /// As fields of answers say it.

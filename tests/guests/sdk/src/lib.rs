@@ -13,7 +13,7 @@ use wasmcluster_guest::fetch::{self, FetchError};
 use wasmcluster_guest::http::{HeaderMap, HeaderValue, StatusCode, header};
 use wasmcluster_guest::sse::{self, Event};
 use wasmcluster_guest::{
-    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, random, time, worker,
+    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, random, time, worker,
 };
 
 #[wasmcluster_guest::main]
@@ -61,6 +61,7 @@ fn plain(path: &str, request: &Request) -> Result<Response> {
             page.word.repeat(page.times.max(1)).into_response()
         }
         "head" => head(request)?,
+        "client" => format!("{:?}", client(request)).into_response(),
         "html" => Html("<p>").into_response(),
         "created" => (StatusCode::CREATED, [(header::LOCATION, "/7")], Json(7)).into_response(),
         "no-content" => StatusCode::NO_CONTENT.into_response(),

@@ -1,0 +1,325 @@
+//! What guests are told of where a request came from: `x-real-ip` is the client; `x-forwarded-for`, `x-forwarded-proto`,
+//! `x-forwarded-host` and `forwarded` (RFC 7239) are what each proxy on the way knows, this server last.
+//!
+//! Whoever connects could say any of that, so none of it is kept but from a proxy that is trusted. The client is then the
+//! last address of `x-forwarded-for` that is no such proxy's.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::FORWARDED;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::os::listener::Security;
+use crate::settings::TrustedProxies;
+
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What all others that proxies send begin with.
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+
+/// A client, as guests are told of it: that of this server, or of the proxy that introduced it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remote {
+    /// `None` over a Unix socket.
+    pub(super) address: Option<IpAddr>,
+    pub(super) security: Security,
+}
+
+/// The last part of a request's way, of which this server knows by itself. The same for all requests of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct LastHop {
+    scheme: HeaderValue,
+    /// `None` over a Unix socket.
+    address: Option<(IpAddr, HeaderValue)>,
+    /// How `forwarded` begins that says so.
+    forwarded: String,
+    /// Whether what it says of others is believed.
+    is_trusted: bool,
+}
+
+impl LastHop {
+    pub(super) fn new(client: Remote, trusted: &TrustedProxies) -> Self {
+        let Remote { address, security } = client;
+        let scheme = match security {
+            Security::Clear => "http",
+            Security::Tls => "https",
+        };
+        let is_trusted = trusted.trusts(address);
+        let address = address.map(|address| address.to_canonical());
+        let node = match address {
+            Some(IpAddr::V4(address)) => address.to_string(),
+            Some(IpAddr::V6(address)) => format!("\"[{address}]\""),
+            None => "unknown".into(),
+        };
+        Self {
+            scheme: HeaderValue::from_static(scheme),
+            address: address.map(|address| (address, text(address.to_string()))),
+            forwarded: format!("for={node};proto={scheme};host="),
+            is_trusted,
+        }
+    }
+
+    /// Whether a field is one that the server sets, and no client may.
+    pub(super) fn forbids(&self, name: &str) -> bool {
+        is_forwarded(name) && !(self.is_trusted && is_kept(name))
+    }
+
+    /// Tells where a request to `host` came from, by fields that this hop does not forbid.
+    pub(super) fn tell(&self, headers: &mut HeaderMap, host: &Authority, trusted: &TrustedProxies) {
+        let own = self.address.as_ref();
+        let said = if self.is_trusted { joined(headers, &FORWARDED_FOR) } else { None };
+        let client = match (&said, own) {
+            (Some(said), own) => client(said, own.map(|(address, _)| *address), trusted).map(|it| text(it.to_string())),
+            (None, own) => own.map(|(_, value)| value.clone()),
+        };
+        if let Some(client) = client {
+            headers.insert(REAL_IP, client);
+        }
+        match (said, own) {
+            (Some(said), Some((address, _))) => drop(headers.insert(FORWARDED_FOR, text(format!("{said}, {address}")))),
+            (Some(said), None) => drop(headers.insert(FORWARDED_FOR, text(said))),
+            (None, Some((_, value))) => drop(headers.insert(FORWARDED_FOR, value.clone())),
+            (None, None) => {}
+        }
+        let mut forwarded = self.forwarded.clone();
+        quote(host.as_str(), &mut forwarded);
+        if self.is_trusted {
+            if let Some(said) = joined(headers, &FORWARDED) {
+                forwarded.insert_str(0, &format!("{said}, "));
+            }
+            keep(headers, FORWARDED_PROTO, &self.scheme, |said| matches!(said, "http" | "https"));
+            keep(headers, FORWARDED_HOST, &text(host.as_str().into()), |said| said.parse::<Authority>().is_ok());
+        } else {
+            headers.insert(FORWARDED_PROTO, self.scheme.clone());
+            headers.insert(FORWARDED_HOST, text(host.as_str().into()));
+        }
+        headers.insert(FORWARDED, text(forwarded));
+    }
+}
+
+/// Whether it says where a request came from. Also if it has underscores: what runs inside a guest may not tell them from hyphens, as CGI does not.
+pub(super) fn is_forwarded(name: &str) -> bool {
+    let begins = |with: &str| name.len() >= with.len() && same(&name[..with.len()], with);
+    same(name, REAL_IP.as_str()) || same(name, FORWARDED.as_str()) || begins(FORWARDED_PREFIX)
+}
+
+/// Whether a trusted proxy may set it.
+fn is_kept(name: &str) -> bool {
+    !name.contains('_') && name != REAL_IP.as_str()
+}
+
+/// Whether a field has this name, with underscores or hyphens.
+pub(super) fn same(name: &str, ours: &str) -> bool {
+    let as_hyphen = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() == ours.len() && name.bytes().map(as_hyphen).eq(ours.bytes())
+}
+
+/// All values of a field, as one list; `None` if there is none that is text.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let values: Vec<&str> = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .filter(|value| !value.is_empty())
+        .collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+/// Leaves what was said once and makes sense, and says `own` otherwise.
+fn keep(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue, makes_sense: impl Fn(&str) -> bool) {
+    let mut said = headers.get_all(&name).iter();
+    let is_kept = matches!((said.next(), said.next()), (Some(said), None) if said.to_str().is_ok_and(makes_sense));
+    if !is_kept {
+        headers.insert(name, own.clone());
+    }
+}
+
+/// The last that is not trusted, of those that `said` lists before `own`; the first, if all are.
+fn client(said: &str, own: Option<IpAddr>, trusted: &TrustedProxies) -> Option<IpAddr> {
+    let mut client = own;
+    for node in said.rsplit(',') {
+        let Some(address) = address_of(node.trim()) else { break };
+        client = Some(address);
+        if !trusted.trusts(client) {
+            break;
+        }
+    }
+    client
+}
+
+/// With or without a port.
+fn address_of(node: &str) -> Option<IpAddr> {
+    let bare = node.strip_prefix('[').and_then(|node| node.strip_suffix(']')).unwrap_or(node);
+    let address = bare.parse().ok().or_else(|| Some(node.parse::<SocketAddr>().ok()?.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+/// As a token, or else as a quoted string (RFC 9110, section 5.6).
+fn quote(value: &str, to: &mut String) {
+    if value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')) {
+        to.push_str(value);
+        return;
+    }
+    to.push('"');
+    for character in value.chars() {
+        if matches!(character, '"' | '\\') {
+            to.push('\\');
+        }
+        to.push(character);
+    }
+    to.push('"');
+}
+
+/// Of addresses and hosts, which are printable ASCII, and of what was a value before.
+fn text(value: String) -> HeaderValue {
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROXIES: [&str; 2] = ["10.0.0.0/8", "2001:db8::/32"];
+
+    fn trusted(proxies: &[&str]) -> TrustedProxies {
+        proxies.iter().map(|it| it.parse().unwrap()).collect::<Vec<_>>().into()
+    }
+
+    /// What a guest sees of a request, by fields and their values.
+    fn told(security: Security, from: Option<&str>, sent: &[(&str, &str)], host: &str) -> Vec<(String, String)> {
+        let trusted = trusted(&PROXIES);
+        let address = from.map(|from| from.parse().unwrap());
+        let hop = LastHop::new(Remote { address, security }, &trusted);
+        let mut headers = HeaderMap::new();
+        for (name, value) in sent.iter().filter(|(name, _)| !hop.forbids(name)) {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        hop.tell(&mut headers, &host.parse().unwrap(), &trusted);
+        let mut told: Vec<_> =
+            headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+        told.sort();
+        told
+    }
+
+    fn check(from: Option<&str>, sent: &[(&str, &str)], expected: &[(&str, &str)]) {
+        let told = told(Security::Clear, from, sent, "example.com:8080");
+        let expected: Vec<_> = expected.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        assert_eq!(told, expected, "{from:?} sent {sent:?}");
+    }
+
+    #[test]
+    fn a_client_says_nothing_of_itself() {
+        let told = [
+            ("forwarded", "for=192.0.2.1;proto=http;host=\"example.com:8080\""),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-host", "example.com:8080"),
+            ("x-forwarded-proto", "http"),
+            ("x-real-ip", "192.0.2.1"),
+        ];
+        check(Some("192.0.2.1"), &[], &told);
+        check(Some("::ffff:192.0.2.1"), &[], &told);
+        let forged = [
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x_forwarded_for", "1.1.1.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "evil.test"),
+            ("x-forwarded-prefix", "/evil"),
+            ("X-Forwarded_Port", "1"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-real-ip", "1.1.1.1"),
+            ("x_real_ip", "1.1.1.1"),
+        ];
+        check(Some("192.0.2.1"), &forged.map(|(name, value)| (&*name.to_lowercase().leak(), value)), &told);
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_appended_to() {
+        let sent = [
+            ("x-forwarded-for", "1.1.1.1, 192.0.2.1"),
+            ("x-forwarded-for", "10.0.0.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-prefix", "/shop"),
+            ("forwarded", "for=192.0.2.1"),
+            ("x-real-ip", "1.1.1.1"),
+            ("x_forwarded_for", "1.1.1.1"),
+        ];
+        check(
+            Some("10.1.2.3"),
+            &sent,
+            &[
+                ("forwarded", "for=192.0.2.1, for=10.1.2.3;proto=http;host=\"example.com:8080\""),
+                ("x-forwarded-for", "1.1.1.1, 192.0.2.1, 10.0.0.9, 10.1.2.3"),
+                ("x-forwarded-host", "shop.example"),
+                ("x-forwarded-prefix", "/shop"),
+                ("x-forwarded-proto", "https"),
+                ("x-real-ip", "192.0.2.1"),
+            ],
+        );
+        // What it does not say, or not in one way, we say.
+        let odd = [("x-forwarded-proto", "gopher"), ("x-forwarded-host", "a.test"), ("x-forwarded-host", "b.test")];
+        check(
+            Some("2001:db8::1"),
+            &odd,
+            &[
+                ("forwarded", "for=\"[2001:db8::1]\";proto=http;host=\"example.com:8080\""),
+                ("x-forwarded-for", "2001:db8::1"),
+                ("x-forwarded-host", "example.com:8080"),
+                ("x-forwarded-proto", "http"),
+                ("x-real-ip", "2001:db8::1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn over_a_unix_socket_there_is_no_address() {
+        check(
+            None,
+            &[("x-forwarded-for", "1.1.1.1")],
+            &[
+                ("forwarded", "for=unknown;proto=http;host=\"example.com:8080\""),
+                ("x-forwarded-host", "example.com:8080"),
+                ("x-forwarded-proto", "http"),
+            ],
+        );
+        let everybody = trusted(&["unix"]);
+        let mut headers = HeaderMap::new();
+        headers.insert(FORWARDED_FOR, HeaderValue::from_static("192.0.2.1"));
+        let hop = LastHop::new(Remote { address: None, security: Security::Clear }, &everybody);
+        hop.tell(&mut headers, &"a.test".parse().unwrap(), &everybody);
+        let value = |name| headers.get(name).unwrap().to_str().unwrap();
+        assert_eq!((value(FORWARDED_FOR), value(REAL_IP)), ("192.0.2.1", "192.0.2.1"));
+        assert_eq!(value(FORWARDED), "for=unknown;proto=http;host=a.test");
+    }
+
+    #[test]
+    fn the_client_is_the_last_that_is_no_proxy() {
+        let trusted = trusted(&PROXIES);
+        for (said, expected) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("1.1.1.1, 192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1, 10.0.0.1,10.0.0.2", "192.0.2.1"),
+            ("10.0.0.1, 10.0.0.2", "10.0.0.1"),
+            ("192.0.2.1:1234, [2001:db8::2]:80", "192.0.2.1"),
+            ("[2001:dead::2]", "2001:dead::2"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1, unknown, 10.0.0.2", "10.0.0.2"),
+            ("unknown", "10.9.9.9"),
+            ("", "10.9.9.9"),
+            (" , 192.0.2.1 ,, 10.0.0.1", "10.0.0.1"),
+        ] {
+            let own = "10.9.9.9".parse().ok();
+            assert_eq!(client(said, own, &trusted), expected.parse().ok(), "{said}");
+        }
+    }
+
+    #[test]
+    fn behind_tls_the_scheme_is_https() {
+        let told = told(Security::Tls, Some("192.0.2.1"), &[], "a.test");
+        assert_eq!(told[0].1, "for=192.0.2.1;proto=https;host=a.test");
+        assert_eq!(told[3], ("x-forwarded-proto".into(), "https".into()));
+    }
+}
