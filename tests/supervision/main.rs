@@ -7,5 +7,6 @@ mod lifecycle;
 mod names;
 mod output;
 mod processes;
+mod service_manager;
 mod state;
 mod supervision;

@@ -4,6 +4,7 @@
 //! socket therefore stays in blocking mode (the flag is shared by all duplicates) and has a receive timeout, set before
 //! anybody blocks on it, that lets a blocked `accept` return now and then.
 
+mod passed;
 mod unix;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::os::files::Inode;
+use crate::os::service_manager::take_passed_sockets;
 use unix::UnixAddr;
 
 /// How long a blocked `accept` waits before it returns to see whether it is still wanted.
@@ -34,6 +36,9 @@ const MAX_UNSENT: u32 = 128 * 1024;
 pub(crate) const MAX_LISTENERS: usize = 32;
 /// How often another port is picked when the first address of a name had one free that the next has not.
 const MAX_PORTS: usize = 16;
+
+/// All sockets that the service manager passed on. Those of a name are `systemd:NAME`.
+pub(crate) const PASSED: &str = "systemd";
 
 /// What stands in front of an address where clients speak TLS.
 const HTTPS: &str = "https://";
@@ -69,6 +74,8 @@ enum Endpoint {
     /// `HOST:PORT`; resolved when it is bound.
     Tcp(String),
     Unix(UnixAddr),
+    /// Sockets that the service manager passed on, all or those of a name.
+    Passed(Option<String>),
 }
 
 /// The option of an address whose clients begin with the PROXY protocol.
@@ -91,31 +98,38 @@ impl FromStr for ListenAddr {
         let (security, endpoint) = match address.strip_prefix("unix:") {
             Some(path) => (Security::Clear, Endpoint::Unix(UnixAddr::parse(path, &options)?)),
             None => {
-                let (security, authority) = parse_authority(address)?;
+                let (security, endpoint) = parse_network(address)?;
                 if let Some(option) = options.first() {
                     return Err(format!(
                         "'{option}' is no option of such an address; there is {address}?{PROXY_PROTOCOL}"
                     ));
                 }
-                (security, Endpoint::Tcp(authority.into()))
+                (security, endpoint)
             }
         };
         Ok(Self { text: text.into(), entrance: Entrance { security, takes_proxy }, endpoint })
     }
 }
 
-/// `HOST:PORT`, or that behind `https://`.
-fn parse_authority(text: &str) -> Result<(Security, &str), String> {
-    let form = || format!("expected HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH{}", hint(text));
-    let (security, authority) =
-        text.strip_prefix(HTTPS).map_or((Security::Clear, text), |authority| (Security::Tls, authority));
-    let (host, port) = authority.rsplit_once(':').ok_or_else(form)?;
+/// `HOST:PORT` or what was passed on, or that behind `https://`.
+fn parse_network(text: &str) -> Result<(Security, Endpoint), String> {
+    let form =
+        || format!("expected HOST:PORT, [IPV6]:PORT, https://HOST:PORT, unix:PATH or systemd:NAME{}", hint(text));
+    let (security, address) =
+        text.strip_prefix(HTTPS).map_or((Security::Clear, text), |address| (Security::Tls, address));
+    if address == PASSED {
+        return Ok((security, Endpoint::Passed(None)));
+    }
+    let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
+    if host == PASSED && !port.is_empty() {
+        return Ok((security, Endpoint::Passed(Some(port.into()))));
+    }
     let bracketed = host.starts_with('[') && host.ends_with(']');
     if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) {
         return Err(form());
     }
     port.parse::<u16>().map_err(|_| format!("'{port}' is not a port (0 to 65535); {}", form()))?;
-    Ok((security, authority))
+    Ok((security, Endpoint::Tcp(address.into())))
 }
 
 /// What to write instead of something that is nearly an address.
@@ -135,16 +149,6 @@ fn hint(text: &str) -> String {
         format!("; write unix:{text}")
     } else {
         String::new()
-    }
-}
-
-impl ListenAddr {
-    /// `HOST:PORT`, unless it is a Unix socket.
-    fn authority(&self) -> Option<&str> {
-        match &self.endpoint {
-            Endpoint::Tcp(authority) => Some(authority),
-            Endpoint::Unix(_) => None,
-        }
     }
 }
 
@@ -169,6 +173,12 @@ pub(crate) enum BindError {
     InUse(ListenAddr),
     #[error("cannot listen on {0}: this cluster already listens there, on {1}. Leave one of the two out")]
     Twice(ListenAddr, String),
+    #[error(
+        "cannot listen on {address}: systemd has passed on {}. Start the socket unit, not its service alone; behind \
+         systemd: stands its FileDescriptorName=",
+        listed(.names)
+    )]
+    NotPassed { address: ListenAddr, names: Vec<String> },
     #[error("cannot listen on {0} addresses; the limit is {MAX_LISTENERS}")]
     TooMany(usize),
     #[error(
@@ -178,6 +188,11 @@ pub(crate) enum BindError {
     Privileged(ListenAddr),
     #[error("cannot listen on {0}: {1}")]
     Other(ListenAddr, io::Error),
+}
+
+/// Names of sockets.
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "no sockets".into() } else { format!("only {}", names.join(", ")) }
 }
 
 impl BindError {
@@ -238,53 +253,75 @@ pub(crate) struct Binding {
     address: ListenAddr,
     /// Of a Unix socket, none. Whether `[::]` leaves IPv4 to another listener is told beside each.
     sockets: Vec<(SocketAddr, OnlyV6)>,
+    /// Those that were passed on for it, by name.
+    passed: Vec<(String, OwnedFd)>,
 }
 
 type OnlyV6 = bool;
 
-/// Looks up the names.
+/// Looks up the names, and finds the sockets that were passed on.
 pub(crate) fn resolve(addresses: &[ListenAddr]) -> Result<Vec<Binding>, BindError> {
-    let mut resolved = Vec::new();
+    let mut all_passed = match addresses.iter().find(|address| matches!(address.endpoint, Endpoint::Passed(_))) {
+        Some(address) => take_passed_sockets().map_err(|error| BindError::new(address, error))?,
+        None => Vec::new(),
+    };
+    let names: Vec<String> = all_passed.iter().map(|(name, _)| name.clone()).collect();
+    let mut bindings = Vec::new();
     for address in addresses {
-        let sockets: Vec<SocketAddr> = match address.authority() {
-            Some(text) => {
+        let (mut sockets, mut passed) = (Vec::new(), Vec::new());
+        match &address.endpoint {
+            Endpoint::Tcp(text) => {
                 let found = text.to_socket_addrs().map_err(|error| BindError::new(address, error))?;
                 let mut seen = BTreeSet::new();
-                found.filter(|socket| seen.insert(*socket)).collect()
+                sockets.extend(found.filter(|socket| seen.insert(*socket)).map(|socket| (socket, false)));
+                if sockets.is_empty() {
+                    let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                    return Err(BindError::new(address, error));
+                }
             }
-            None => Vec::new(),
-        };
-        if sockets.is_empty() && address.authority().is_some() {
-            let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            return Err(BindError::new(address, error));
+            Endpoint::Unix(_) => {}
+            Endpoint::Passed(name) => {
+                let is_meant = |(of, _): &mut (String, OwnedFd)| name.as_ref().is_none_or(|name| name == of);
+                passed.extend(all_passed.extract_if(.., is_meant));
+                if passed.is_empty() {
+                    return Err(BindError::NotPassed { address: address.clone(), names });
+                }
+            }
         }
-        resolved.push((address, sockets));
+        bindings.push(Binding { address: address.clone(), sockets, passed });
     }
-    let count = resolved.iter().map(|(_, sockets)| sockets.len().max(1)).sum();
+    if let Some((name, _)) = all_passed.first() {
+        tracing::warn!("systemd has passed on the socket {name}, which no --listen takes; add --listen systemd:{name}");
+    }
+    let count = bindings.iter().map(|binding| (binding.sockets.len() + binding.passed.len()).max(1)).sum();
     if count > MAX_LISTENERS {
         return Err(BindError::TooMany(count));
     }
     // Ports that an IPv4 socket of ours has; `[::]` would take them as well.
-    let taken: BTreeSet<u16> =
-        resolved.iter().flat_map(|(_, sockets)| sockets).filter(|it| it.is_ipv4()).map(SocketAddr::port).collect();
-    let leaves = |socket: &SocketAddr, siblings: &[SocketAddr]| match socket.port() {
-        0 => siblings.iter().any(SocketAddr::is_ipv4),
-        port => taken.contains(&port),
-    };
-    let bindings = resolved.iter().map(|(address, sockets)| Binding {
-        address: (*address).clone(),
-        sockets: sockets.iter().map(|socket| (*socket, leaves(socket, sockets))).collect(),
-    });
-    Ok(bindings.collect())
+    let all = bindings.iter().flat_map(|binding| &binding.sockets);
+    let taken: BTreeSet<u16> = all.filter(|(it, _)| it.is_ipv4()).map(|(it, _)| it.port()).collect();
+    for binding in &mut bindings {
+        let has_v4 = binding.sockets.iter().any(|(socket, _)| socket.is_ipv4());
+        for (socket, leaves) in &mut binding.sockets {
+            *leaves = match socket.port() {
+                0 => has_v4,
+                port => taken.contains(&port),
+            };
+        }
+    }
+    Ok(bindings)
 }
 
 impl Binding {
     /// Binds all of its addresses and listens, beside those that this cluster has `already`.
-    pub(crate) fn bind(&self, already: &[Listener], backlog: i32) -> Result<Vec<Listener>, BindError> {
+    pub(crate) fn bind(&mut self, already: &[Listener], backlog: i32) -> Result<Vec<Listener>, BindError> {
         let entrance = self.address.entrance;
         let bound = match &self.address.endpoint {
             Endpoint::Tcp(_) => self.bind_tcp(backlog),
             Endpoint::Unix(address) => unix::bind(address, entrance, backlog).map(|listener| vec![listener]),
+            Endpoint::Passed(_) => {
+                self.passed.drain(..).map(|(name, socket)| passed::adopt(&name, socket, entrance)).collect()
+            }
         };
         bound.map_err(|error| match self.held_by(already) {
             Some(other) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -368,9 +405,18 @@ fn bind_socket(address: SocketAddr, entrance: Entrance, only_v6: OnlyV6, backlog
     }
     socket.bind(&address.into())?;
     listen(SockRef::from(&socket), backlog)?;
-    let bound = socket.local_addr()?.as_socket().ok_or(Errno::EAFNOSUPPORT)?;
+    let url = url_of(&socket.local_addr()?, entrance);
+    Ok(Listener { socket: socket.into(), entrance, url, socket_file: None })
+}
+
+/// What a client would be told.
+fn url_of(address: &SockAddr, entrance: Entrance) -> String {
     let scheme = if entrance.security == Security::Tls { "https" } else { "http" };
-    Ok(Listener { socket: socket.into(), entrance, url: format!("{scheme}://{bound}"), socket_file: None })
+    match (address.as_socket(), address.as_pathname()) {
+        (Some(address), _) => format!("{scheme}://{address}"),
+        (None, Some(path)) => format!("unix:{}", path.display()),
+        (None, None) => "unix:".into(),
+    }
 }
 
 fn listen(socket: SockRef<'_>, backlog: i32) -> io::Result<()> {
@@ -436,7 +482,12 @@ mod tests {
         let unix = |options| Endpoint::Unix(UnixAddr::parse("/run/app.sock", options).unwrap());
         check("unix:/run/app.sock", Some((unix(&[]), Security::Clear, false)));
         check("unix:/run/app.sock?mode=0660&proxy-protocol", Some((unix(&["mode=0660"]), Security::Clear, true)));
+        check("systemd", Some((Endpoint::Passed(None), Security::Clear, false)));
+        check("systemd:web?proxy-protocol", Some((Endpoint::Passed(Some("web".into())), Security::Clear, true)));
+        check("https://systemd:web", Some((Endpoint::Passed(Some("web".into())), Security::Tls, false)));
         for bad in [
+            "systemd:",
+            "systemd?",
             "",
             "8080",
             ":8080",
@@ -458,7 +509,7 @@ mod tests {
     fn bind(addresses: &[&str]) -> Result<Vec<Listener>, BindError> {
         let addresses: Vec<ListenAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let mut bound = Vec::new();
-        for binding in resolve(&addresses)? {
+        for mut binding in resolve(&addresses)? {
             let more = binding.bind(&bound, 16)?;
             bound.extend(more);
         }
@@ -474,8 +525,8 @@ mod tests {
             ("https://localhost:443/", "; write https://localhost:443"),
             ("::1:80", "; write [::1]:80"),
             ("/run/app.sock", "; write unix:/run/app.sock"),
-            ("localhost", "unix:PATH"),
-            ("http://", "unix:PATH"),
+            ("localhost", "systemd:NAME"),
+            ("http://", "systemd:NAME"),
         ] {
             let error = text.parse::<ListenAddr>().unwrap_err();
             assert!(error.ends_with(hint), "{text}: {error}");

@@ -10,4 +10,5 @@ pub(crate) mod memfd;
 pub(crate) mod pagemap;
 pub(crate) mod pipe;
 pub(crate) mod resources;
+pub(crate) mod service_manager;
 pub(crate) mod signal;

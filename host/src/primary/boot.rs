@@ -60,7 +60,8 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
             }
-            run(settings, Startup::new(signals, asked, &output), &output, volume).await
+            let shutdown_timeout = settings.cluster.policy.shutdown_timeout;
+            run(settings, Startup::new(signals, asked, &output, shutdown_timeout), &output, volume).await
         }
         .await;
         control.finish().await;
@@ -102,10 +103,10 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
         return Ok(());
     };
     let builder = Builder::start(rebuild.as_ref());
-    let Startup { signals, asked, events, started, .. } = startup;
+    let Startup { signals, asked, events, started, manager, .. } = startup;
     let driver =
         Driver::new(&settings, generations, listeners, certificates, output, volume, builder, events, started)?;
-    driver.run(signals, asked, watch).await
+    driver.run(signals, asked, watch, manager).await
 }
 
 /// In brackets, behind a file's name; nothing if it cannot be told.

@@ -22,6 +22,7 @@ use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::Watch;
 use super::desk::events::Events;
 use super::desk::ledger::Ledger;
+use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
 use super::fleet::output::Output;
@@ -229,6 +230,7 @@ impl<'a> Driver<'a> {
         mut signals: Signals,
         mut asked: mpsc::Receiver<Query>,
         mut watch: Watch,
+        mut manager: Manager,
     ) -> anyhow::Result<()> {
         let mut observations = tokio::time::interval(self.read_every());
         observations.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -268,6 +270,11 @@ impl<'a> Driver<'a> {
                 () = at(certificates_deadline) => News::CertificatesDue,
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
+            match news {
+                News::ObservationDue => manager.turns(),
+                News::Signal(SignalRequest::Reload) => manager.asks_for_reload(),
+                _ => {}
+            }
             if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate) {
                 self.hear_what_has_arrived().await;
             }
@@ -275,6 +282,9 @@ impl<'a> Driver<'a> {
             if self.file_changed && self.expect_calm().is_ok() {
                 self.file_changed = false;
                 self.reload_changed();
+            }
+            if manager.is_there() {
+                manager.is(self.state(), self.in_words());
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::desk::events::Events;
+use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refused};
 use super::desk::status::of_start;
 use super::fleet::output::Output;
@@ -25,12 +26,18 @@ pub(super) struct Startup<'a> {
     output: &'a Output,
     pub(super) listen: Vec<String>,
     pub(super) started: Instant,
+    pub(super) manager: Manager,
 }
 
 impl<'a> Startup<'a> {
-    pub(super) fn new(signals: Signals, asked: mpsc::Receiver<Query>, output: &'a Output) -> Self {
-        let (events, listen) = (Events::default(), Vec::new());
-        Self { signals, asked, events, output, listen, started: Instant::now() }
+    pub(super) fn new(
+        signals: Signals,
+        asked: mpsc::Receiver<Query>,
+        output: &'a Output,
+        shutdown_timeout: Duration,
+    ) -> Self {
+        let (events, listen, manager) = (Events::default(), Vec::new(), Manager::new(shutdown_timeout));
+        Self { signals, asked, events, output, listen, started: Instant::now(), manager }
     }
 
     /// Waits for `work`, which `doing` names, and answers meanwhile. `None` if it was told to stop: then the work is dropped.
@@ -44,10 +51,16 @@ impl<'a> Startup<'a> {
         let (mut work, since) = (pin!(work), Instant::now());
         let mut told = ToldProgress(self.output, false);
         let mut due = tokio::time::interval_at((since + TELL_EVERY).into(), TELL_EVERY);
+        self.manager.starts(doing);
         loop {
             tokio::select! {
                 done = &mut work => return done.map(Some),
-                _ = due.tick(), if shown == Shown::Here => told.tell(doing, since.elapsed()),
+                _ = due.tick() => {
+                    self.manager.starts(doing);
+                    if shown == Shown::Here {
+                        told.tell(doing, since.elapsed());
+                    }
+                }
                 request = self.signals.next() => match request? {
                     SignalRequest::Stop(_) | SignalRequest::Hangup => return Ok(self.stop()),
                     SignalRequest::LookAfterChildren => reap_orphans(),
@@ -67,6 +80,7 @@ impl<'a> Startup<'a> {
 
     fn stop<T>(&mut self) -> Option<T> {
         tracing::info!("stopped before serving");
+        self.manager.is("stopping", "stopping".into());
         self.events.publish(&Happening::Stopping);
         self.events.publish(&Happening::Stopped { requests_cut: 0 });
         None

@@ -11,8 +11,9 @@ use super::values::Percent;
 use super::{LiveConfig, Policy, TlsFiles};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
-use crate::os::listener::{ListenAddr, MAX_LISTENERS};
+use crate::os::listener::{ListenAddr, MAX_LISTENERS, PASSED};
 use crate::os::resources::workers_for_this_machine;
+use crate::os::service_manager::has_passed_sockets;
 
 /// More workers than any machine has cores are a typing error.
 pub(crate) const MAX_WORKERS: u32 = 1024;
@@ -53,7 +54,9 @@ impl Cluster {
         ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
         let mut listen = options.listen.clone();
         if listen.is_empty() {
-            listen.push(DEFAULT_ADDRESS.parse().map_err(anyhow::Error::msg)?);
+            // Who passes sockets on has no other address in mind.
+            let address = if has_passed_sockets() { PASSED } else { DEFAULT_ADDRESS };
+            listen.push(address.parse().map_err(anyhow::Error::msg)?);
         }
         ensure!(
             listen.len() <= MAX_LISTENERS,

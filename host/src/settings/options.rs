@@ -73,10 +73,11 @@ options! {
     #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
     #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
     pub(crate) struct Options {
-        /// Address to listen on: HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080]
+        /// Address to listen on: HOST:PORT, [IPV6]:PORT, https://HOST:PORT or unix:PATH; can be repeated [default: 127.0.0.1:8080, or what systemd passes on]
         ///
         /// Port 0 picks a free port. 127.0.0.1 is reachable from this machine only, 0.0.0.0 and [::] from everywhere. https://
-        /// needs --tls-cert and --tls-key.
+        /// needs --tls-cert and --tls-key. systemd:NAME is the socket that systemd passes on by that name. With
+        /// ?proxy-protocol, as in 0.0.0.0:80?proxy-protocol, each connection must begin with the PROXY protocol.
         #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
         pub(crate) listen: Vec<ListenAddr>,
 

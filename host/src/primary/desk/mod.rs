@@ -3,6 +3,7 @@
 pub(crate) mod events;
 pub(crate) mod guest_metrics;
 pub(crate) mod ledger;
+pub(crate) mod manager;
 pub(crate) mod name;
 pub(crate) mod socket;
 pub(crate) mod status;

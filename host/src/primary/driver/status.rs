@@ -36,7 +36,25 @@ impl Driver<'_> {
         }
     }
 
-    fn state(&self) -> &'static str {
+    /// The state in one line, for whoever manages this service.
+    pub(super) fn in_words(&self) -> String {
+        let (generation, deployment) = self.generations.current();
+        let workers = self.supervisor.slots();
+        let workers = if workers == 1 { "1 worker".into() } else { format!("{workers} workers") };
+        let serves = format!("generation {} of {}, {workers}", generation.0, deployment.source.display());
+        match (self.state(), self.supervisor.degradation()) {
+            ("starting", _) => "starting workers".into(),
+            ("stopping", _) => "stopping".into(),
+            ("reloading", _) => match self.supervisor.reloading() {
+                Some((candidate, phase)) => format!("deploying generation {}: {phase}; serving {serves}", candidate.0),
+                None => format!("compiling a new version; serving {serves}"),
+            },
+            (_, Some(degradation)) => format!("degraded: {}; serving {serves}", super::reason_of(degradation)),
+            _ => format!("serving {serves}"),
+        }
+    }
+
+    pub(super) fn state(&self) -> &'static str {
         match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
             (_, true) => "stopping",
             (true, _) => "starting",

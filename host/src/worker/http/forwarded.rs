@@ -4,6 +4,7 @@
 //! Whoever connects could say any of that, so none of it is kept but from a proxy that is trusted. The client is then the
 //! last address of `x-forwarded-for` that is no such proxy's.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::FORWARDED;
@@ -38,6 +39,16 @@ pub(super) struct LastHop {
     forwarded: String,
     /// Whether what it says of others is believed.
     is_trusted: bool,
+    /// The host that was asked for last, and what is said of that.
+    last_host: RefCell<Option<SaidHost>>,
+}
+
+/// Header fields that are the same while a client asks for the same host.
+#[derive(Clone, Debug)]
+struct SaidHost {
+    host: Authority,
+    forwarded_host: HeaderValue,
+    forwarded: HeaderValue,
 }
 
 impl LastHop {
@@ -59,7 +70,20 @@ impl LastHop {
             address: address.map(|address| (address, text(address.to_string()))),
             forwarded: format!("for={node};proto={scheme};host="),
             is_trusted,
+            last_host: RefCell::new(None),
         }
+    }
+
+    /// What is said of the host that is asked for. As a rule a client asks for one only.
+    fn of_host(&self, host: &Authority) -> SaidHost {
+        let mut last = self.last_host.borrow_mut();
+        if let Some(said) = last.as_ref().filter(|said| said.host.as_str() == host.as_str()) {
+            return said.clone();
+        }
+        let mut forwarded = self.forwarded.clone();
+        quote(host.as_str(), &mut forwarded);
+        let (forwarded_host, forwarded) = (text(host.as_str().into()), text(forwarded));
+        last.insert(SaidHost { host: host.clone(), forwarded_host, forwarded }).clone()
     }
 
     /// Whether a field is one that the server sets, and no client may.
@@ -84,19 +108,18 @@ impl LastHop {
             (None, Some((_, value))) => drop(headers.insert(FORWARDED_FOR, value.clone())),
             (None, None) => {}
         }
-        let mut forwarded = self.forwarded.clone();
-        quote(host.as_str(), &mut forwarded);
+        let SaidHost { forwarded_host, mut forwarded, .. } = self.of_host(host);
         if self.is_trusted {
             if let Some(said) = joined(headers, &FORWARDED) {
-                forwarded.insert_str(0, &format!("{said}, "));
+                forwarded = text(format!("{said}, {}", forwarded.to_str().unwrap_or_default()));
             }
             keep(headers, FORWARDED_PROTO, &self.scheme, |said| matches!(said, "http" | "https"));
-            keep(headers, FORWARDED_HOST, &text(host.as_str().into()), |said| said.parse::<Authority>().is_ok());
+            keep(headers, FORWARDED_HOST, &forwarded_host, |said| said.parse::<Authority>().is_ok());
         } else {
             headers.insert(FORWARDED_PROTO, self.scheme.clone());
-            headers.insert(FORWARDED_HOST, text(host.as_str().into()));
+            headers.insert(FORWARDED_HOST, forwarded_host);
         }
-        headers.insert(FORWARDED, text(forwarded));
+        headers.insert(FORWARDED, forwarded);
     }
 }
 

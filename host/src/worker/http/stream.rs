@@ -110,13 +110,12 @@ impl Stream {
         alive: mpsc::Sender<()>,
     ) -> Option<Answer> {
         let Self { server, connection, respond, admission, .. } = self;
-        let answer = async {
+        let mut answer = pin!(async {
             match admission {
                 Admission::Serve => server.answer(request, connection.clone(), alive).await,
                 Admission::Refuse => server.refuse(request, connection.clone(), alive),
             }
-        };
-        let mut answer = pin!(answer);
+        });
         poll_fn(|context| {
             // Before the guest is polled: it has no more to do for a client that takes its request back.
             if respond.poll_reset(context).is_ready() {
