@@ -33,7 +33,7 @@ const WILDCARD: &str = "* must be the whole first label, with at least two label
                         https://*.example.com";
 
 /// The schemes of outbound requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scheme {
     Http,
     Https,
@@ -44,7 +44,7 @@ impl Scheme {
         [Self::Http, Self::Https].into_iter().find(|scheme| scheme.as_str().eq_ignore_ascii_case(text))
     }
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
@@ -60,7 +60,7 @@ impl Scheme {
 }
 
 /// Where a request wants to go. One host has one spelling, whatever the guest wrote.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Host {
     /// Lower case, without the dot at the end, never an address in disguise; at most 253 bytes.
     Name(String),
@@ -183,7 +183,7 @@ impl From<AllowHost> for String {
 
 /// Where an outbound request of a guest goes. Who connects takes scheme, host and port from here, so that nobody reads
 /// the guest's text a second time, and otherwise.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Destination {
     scheme: Scheme,
     host: Host,

@@ -94,7 +94,7 @@ async fn a_socket_has_the_mode_and_the_group_of_its_address() {
     cluster.stderr.find("Serving HTTP on unix:open.sock");
     for (address, code, part) in [
         ("unix:a.sock?mode=rw", 2, "'rw' is not a valid socket mode; write three or four octal digits, such as 0660"),
-        ("unix:a.sock?owner=me", 2, "'owner=me' is neither mode=MODE nor group=GROUP"),
+        ("unix:a.sock?owner=me", 2, "'owner=me' is not mode=MODE, group=GROUP or proxy-protocol"),
         ("unix:a.sock?group=no-such-group", 1, "there is no group no-such-group"),
     ] {
         let ended = serve(&[address]).run();

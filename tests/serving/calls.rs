@@ -18,8 +18,7 @@ use harness::{Cluster, Setup, guest, until};
 const PROXIES: [&str; 2] = ["sdk", "sdk_p3"];
 const HOSTILE: [&str; 2] = ["hostile_p2", "hostile_p3"];
 
-/// Answers the one request of each connection with the pieces that `reply` makes of its head, until the test ends. It is
-/// the client who closes.
+/// Answers each request with the pieces that `reply` makes of its head, until the test ends. It is the client who closes.
 fn upstream(reply: impl Fn(&str) -> Vec<Vec<u8>> + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -28,15 +27,15 @@ fn upstream(reply: impl Fn(&str) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Soc
         for stream in listener.incoming() {
             let (mut stream, reply) = (stream.unwrap(), reply.clone());
             std::thread::spawn(move || {
-                let mut head = Vec::new();
-                let mut byte = [0];
-                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while matches!(stream.read(&mut byte), Ok(1)) {
                     head.push(byte[0]);
+                    if head.ends_with(b"\r\n\r\n") {
+                        for piece in reply(&String::from_utf8_lossy(&std::mem::take(&mut head))) {
+                            let _ = stream.write_all(&piece);
+                        }
+                    }
                 }
-                for piece in reply(&String::from_utf8_lossy(&head)) {
-                    let _ = stream.write_all(&piece);
-                }
-                let _ = std::io::copy(&mut stream, &mut std::io::sink());
             });
         }
     });
@@ -177,7 +176,7 @@ async fn denials_are_told_whoever_fills_the_list() {
 
 /// In namespaces of its own, where `script` has prepared the network, and a socket leads to it. `None` where the machine
 /// does not permit that.
-fn apart(name: &str, script: &str, args: &[&str]) -> Option<(Cluster, std::path::PathBuf)> {
+pub(super) fn apart(name: &str, script: &str, args: &[&str]) -> Option<(Cluster, std::path::PathBuf)> {
     let setup = Setup::new(&guest(name)).workers(1).args(args);
     let socket = setup.folder.path().join("http");
     let script = format!("set -e; ip link set lo up; {script}");

@@ -64,12 +64,12 @@ impl Manager {
         let has_asked = std::mem::take(&mut self.has_asked);
         for step in steps(self.told.0, state, has_asked) {
             match step {
-                Step::Ready => self.tell(&[NotifyState::Ready]),
-                Step::Reloading => match NotifyState::monotonic_usec_now() {
+                Milestone::Ready => self.tell(&[NotifyState::Ready]),
+                Milestone::Reloading => match NotifyState::monotonic_usec_now() {
                     Ok(now) => self.tell(&[NotifyState::Reloading, now]),
                     Err(error) => tracing::debug!("there is no clock: {error}"),
                 },
-                Step::Stopping => {
+                Milestone::Stopping => {
                     self.tell(&[NotifyState::Stopping, more_time(self.shutdown_timeout.saturating_add(END))]);
                 }
             }
@@ -120,23 +120,23 @@ fn more_time(time: Duration) -> NotifyState<'static> {
 
 /// What a change of the state is for the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Milestone {
     Ready,
     Reloading,
     Stopping,
 }
 
 /// From one state to another. A manager that has asked for a reload is told of one in any case.
-fn steps(from: &str, to: &str, has_asked: bool) -> Vec<Step> {
+fn steps(from: &str, to: &str, has_asked: bool) -> Vec<Milestone> {
     let (was_up, is_up) = (matches!(from, "running" | "degraded"), matches!(to, "running" | "degraded"));
     match (from, to) {
         ("stopping", _) => vec![],
-        (_, "stopping") => vec![Step::Stopping],
-        ("starting", "reloading") => vec![Step::Ready, Step::Reloading],
-        ("reloading", "reloading") if has_asked => vec![Step::Reloading],
-        (_, "reloading") if from != to => vec![Step::Reloading],
-        _ if is_up && has_asked => vec![Step::Reloading, Step::Ready],
-        _ if is_up && !was_up => vec![Step::Ready],
+        (_, "stopping") => vec![Milestone::Stopping],
+        ("starting", "reloading") => vec![Milestone::Ready, Milestone::Reloading],
+        ("reloading", "reloading") if has_asked => vec![Milestone::Reloading],
+        (_, "reloading") if from != to => vec![Milestone::Reloading],
+        _ if is_up && has_asked => vec![Milestone::Reloading, Milestone::Ready],
+        _ if is_up && !was_up => vec![Milestone::Ready],
         _ => vec![],
     }
 }
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_manager_hears_what_it_waits_for() {
-        use Step::{Ready, Reloading, Stopping};
+        use Milestone::{Ready, Reloading, Stopping};
         for (states, expected) in [
             (&["starting", "starting", "running", "running"][..], &[Ready][..]),
             (&["starting", "degraded", "running"], &[Ready]),
@@ -159,7 +159,7 @@ mod tests {
             (&["starting", "stopping"], &[Stopping]),
             (&["starting", "reloading", "running"], &[Ready, Reloading, Ready]),
         ] {
-            let all: Vec<Step> = states.windows(2).flat_map(|pair| steps(pair[0], pair[1], false)).collect();
+            let all: Vec<Milestone> = states.windows(2).flat_map(|pair| steps(pair[0], pair[1], false)).collect();
             assert_eq!(all, expected, "{states:?}");
         }
         // One that has asked hears of a reload, whatever came of it.

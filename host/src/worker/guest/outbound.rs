@@ -1,10 +1,13 @@
 //! Outbound requests: where a guest may send them, how many, and for how long.
 //!
 //! A request goes to a host that was granted, and to an address of it that was checked after the name was resolved, each
-//! time anew. Each has a connection of its own.
+//! time anew. Connections are kept for the next request that goes there.
 
+mod pool;
 mod resolver;
 mod tls;
+mod upload;
+mod upstream;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -21,12 +24,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
@@ -38,8 +39,11 @@ use crate::settings::{
     MAX_OUTBOUND_PER_REQUEST,
 };
 use crate::worker::requests::Asked;
+use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
 use resolver::{NotFound, Resolver};
 use tls::Tls;
+use upload::Begun;
+use upstream::{PROTOCOLS, Upstream, Wire};
 
 /// Tells a chain of servers that it is a circle (RFC 8586): each adds its name.
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -48,8 +52,10 @@ const CDN_ID: &str = "wasmcluster";
 pub(crate) const MAX_LOOPS: usize = 8;
 /// How long a request waits, once there is a connection, for what tells whether its body is empty.
 const MAX_HELD_BACK: Duration = Duration::from_millis(10);
-/// Frames without a byte that are passed over, before one that tells whether a body is empty.
-const MAX_EMPTY_FRAMES: usize = 8;
+
+/// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
+const MAX_DISCARDED: u64 = 64 * 1024;
+const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often a request with this head has come through a server like this one.
 pub(crate) fn loops(headers: &HeaderMap) -> usize {
@@ -90,6 +96,7 @@ pub(crate) struct Outbound {
     between_bytes: Duration,
     max_head: usize,
     tls: Tls,
+    pool: Arc<Pool>,
     notices: Notices,
 }
 
@@ -103,6 +110,7 @@ impl Outbound {
             between_bytes: limits.stream_timeout,
             max_head: limits.max_header_bytes,
             tls: Tls::default(),
+            pool: Arc::default(),
             notices: Notices::default(),
         }
     }
@@ -246,80 +254,123 @@ impl OutboundExchange {
         mut request: Request<WasiBody>,
         loops: Vec<HeaderValue>,
     ) -> Result<(Response<WasiBody>, Pending<Sent>), Error> {
-        self.address(&mut request, loops)?;
+        if target(request.method(), request.uri()).is_none() {
+            return Err(Error::HttpRequestUriInvalid);
+        }
+        self.sign(request.headers_mut(), loops);
         let at_most = |asked: Option<Duration>, most: Duration| asked.unwrap_or(most).min(most);
         let mut request = request.map(Begun::new);
-        let stream = {
-            let mut connecting = pin!(timeout(at_most(self.options.connect_timeout, MAX_CONNECT_TIME), self.connect()));
+        let ready = {
+            let mut getting = pin!(self.connection(at_most(self.options.connect_timeout, MAX_CONNECT_TIME)));
             let both = poll_fn(|context| {
                 let _ = request.body_mut().begin(context);
-                connecting.as_mut().poll(context)
+                getting.as_mut().poll(context)
             });
-            both.await.map_err(|_| Error::ConnectionTimeout)??
+            both.await?
         };
         // A guest that passes on a body learns of its end a moment later. One that waits for the answer before it writes
         // waits no longer for that.
         let _ = timeout(MAX_HELD_BACK, poll_fn(|context| request.body_mut().begin(context))).await;
         say_that_it_is_empty(&mut request);
-        let mut http = http1::Builder::new();
-        http.max_buf_size(self.world.outbound.max_head);
-        let handshake = http.handshake(TokioIo::new(stream)).await;
-        let (mut sender, mut connection) = handshake.map_err(failure)?;
-        let (mut answer, ended) = {
-            let mut answer = pin!(sender.send_request(request));
-            let mut ended = None;
-            let both = poll_fn(|context| {
-                // The connection first: it is what makes the answer come. An answer that came is good, whatever came
-                // behind it on the connection.
-                if ended.is_none()
-                    && let Poll::Ready(end) = Pin::new(&mut connection).poll(context)
-                {
-                    ended = Some(end);
-                }
-                match (answer.as_mut().poll(context), &mut ended) {
-                    (Poll::Pending, Some(end)) => std::mem::replace(end, Ok(()))
-                        .map_or_else(|error| Poll::Ready(Err(failure(error))), |()| Poll::Pending),
-                    (answer, _) => answer.map_err(failure),
-                }
-            });
-            let answer = timeout(at_most(self.options.first_byte_timeout, self.world.outbound.first_byte), both).await;
-            (answer.map_err(|_| Error::ConnectionReadTimeout)??, ended)
-        };
+        let first_byte = at_most(self.options.first_byte_timeout, self.world.outbound.first_byte);
+        let answer = timeout(first_byte, self.send(ready, request)).await;
+        let (mut answer, connection, told) = answer.map_err(|_| Error::ConnectionReadTimeout)??;
+        let idle_for = idle_for(answer.headers());
         remove_hop_by_hop(answer.headers_mut());
         let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
-        let answer =
-            answer.map(|body| OutboundAnswer { body, silence, timer: None, _places: self.places }.boxed_unsync());
-        Ok((answer, Box::new(rest(connection, ended))))
+        let lease = idle_for.map(|idle_for| Lease { connection, idle_for, world: self.world.clone() });
+        let answer = answer.map(|body| {
+            let mut answer = OutboundAnswer { body: Some(body), silence, timer: None, lease, _places: self.places };
+            answer.give_back_if_over();
+            answer.boxed_unsync()
+        });
+        Ok((answer, Box::new(rest(told))))
     }
 
-    /// Writes where it goes into the request, as it was checked.
-    fn address(&self, request: &mut Request<WasiBody>, loops: Vec<HeaderValue>) -> Result<(), Error> {
-        *request.uri_mut() = target(request.method(), request.uri()).ok_or(Error::HttpRequestUriInvalid)?.into();
-        let host = HeaderValue::try_from(self.destination.authority()).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let headers = request.headers_mut();
-        headers.insert(HOST, host);
+    /// Sends the request. What was not sent, as a connection that was kept has ended meanwhile, is sent over another. Beside the
+    /// answer comes where it is told what becomes of the rest of the request.
+    async fn send(
+        &self,
+        mut connection: KeptConnection,
+        mut request: Request<Begun>,
+    ) -> Result<(Response<Incoming>, KeptConnection, oneshot::Receiver<Error>), Error> {
+        loop {
+            self.address(&mut request, connection.upstream.is_http2())?;
+            let told = connection.upstream.watch();
+            match connection.upstream.send(request).await {
+                Ok(answer) => return Ok((answer, connection, told)),
+                Err(mut error) => match error.take_message().filter(|_| connection.is_used) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(failure(error.into_error())),
+                },
+            }
+            connection = self.connection(MAX_CONNECT_TIME).await?;
+        }
+    }
+
+    /// Writes who has passed the request on into it.
+    fn sign(&self, headers: &mut HeaderMap, loops: Vec<HeaderValue>) {
         headers.insert(CDN_LOOP, HeaderValue::from_static(CDN_ID));
         for value in loops {
             headers.append(CDN_LOOP, value);
         }
+    }
+
+    /// Writes where it goes into the request, as it was checked, and as the version of HTTP has it.
+    fn address(&self, request: &mut Request<Begun>, is_http2: bool) -> Result<(), Error> {
+        let target = target(request.method(), request.uri()).ok_or(Error::HttpRequestUriInvalid)?;
+        let authority = self.destination.authority();
+        if is_http2 {
+            request.headers_mut().remove(HOST);
+            let uri =
+                Uri::builder().scheme(self.destination.scheme().as_str()).authority(authority).path_and_query(target);
+            *request.uri_mut() = uri.build().map_err(|_| Error::HttpRequestUriInvalid)?;
+        } else {
+            let host = HeaderValue::try_from(authority).map_err(|_| Error::HttpRequestUriInvalid)?;
+            request.headers_mut().insert(HOST, host);
+            *request.uri_mut() = target.into();
+        }
         Ok(())
     }
 
-    async fn connect(&self) -> Result<OutboundStream, Error> {
-        let stream = self.connect_to_any(self.resolve().await?).await?;
-        // Requests are written in one piece.
-        let _ = stream.set_nodelay(true);
-        Ok(match self.destination.scheme() {
-            Scheme::Http => Box::new(stream),
-            Scheme::Https => Box::new(self.world.outbound.tls.connect(self.destination.host(), stream).await?),
-        })
+    /// One that was kept, or else a new one, which may take so long to come about.
+    async fn connection(&self, within: Duration) -> Result<KeptConnection, Error> {
+        let connected = timeout(within, async {
+            let addresses = self.resolve().await?;
+            let grant = self.world.outbound.grants.first_that_permits(&self.destination);
+            let key = |address| Key::new(grant.unwrap_or_default(), &self.destination, address);
+            let pool = &self.world.outbound.pool;
+            if let Some(kept) = addresses.iter().find_map(|&address| pool.take(key(address))) {
+                return Ok(kept);
+            }
+            let (upstream, address) = self.connect(addresses).await?;
+            Ok(pool.keep(key(address), upstream))
+        });
+        connected.await.map_err(|_| Error::ConnectionTimeout)?
     }
 
-    async fn connect_to_any(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, Error> {
+    async fn connect(&self, addresses: Vec<SocketAddr>) -> Result<(Upstream, SocketAddr), Error> {
+        let Outbound { tls, max_head, .. } = &self.world.outbound;
+        let (stream, address) = self.connect_to_any(addresses).await?;
+        // Requests are written in one piece.
+        let _ = stream.set_nodelay(true);
+        let wire = Wire::new(stream);
+        let upstream = match self.destination.scheme() {
+            Scheme::Http => Upstream::begin(wire.clone(), wire, false, *max_head).await?,
+            Scheme::Https => {
+                let stream = tls.connect(self.destination.host(), wire.clone()).await?;
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0]);
+                Upstream::begin(stream, wire, is_http2, *max_head).await?
+            }
+        };
+        Ok((upstream, address))
+    }
+
+    async fn connect_to_any(&self, addresses: Vec<SocketAddr>) -> Result<(TcpStream, SocketAddr), Error> {
         let mut last = None;
         for address in addresses {
             match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok((stream, address)),
                 Err(error) => last = Some(error),
             }
         }
@@ -405,25 +456,11 @@ fn say_that_it_is_empty(request: &mut Request<Begun>) {
     }
 }
 
-/// What is left to do for an exchange whose answer has begun. What becomes of the answer's body, the body tells; here
-/// counts what becomes of the request. An upstream that says more than its answer (RFC 9112, section 6.3: a body behind
-/// an answer that has none) loses the connection and nothing else.
-async fn rest<S>(connection: http1::Connection<TokioIo<S>, Begun>, ended: Option<hyper::Result<()>>) -> Sent
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+/// What is left to do for an exchange whose answer has begun: what becomes of the request.
+async fn rest(told: oneshot::Receiver<Error>) -> Sent {
     // Not at once: an error that comes with the answer would take its place.
     tokio::task::yield_now().await;
-    let ended = match ended {
-        Some(ended) => ended,
-        None => connection.await,
-    };
-    match ended {
-        Err(error) if error.is_user() || error.is_body_write_aborted() || error.is_incomplete_message() => {
-            Err(failure(error))
-        }
-        _ => Ok(()),
-    }
+    told.await.map_or(Ok(()), Err)
 }
 
 /// What the guest is told. As it is, wasmtime would log it, without the request.
@@ -437,71 +474,76 @@ fn failure(error: hyper::Error) -> Error {
     }
 }
 
-/// What HTTP is spoken over.
-type OutboundStream = Box<dyn Duplex>;
-pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
-
-/// The body of a request, which its guest may have ended before there is a connection. Then it is known to be empty, and
-/// is sent as such: guests of WASI 0.2 open a body before they know whether they have one.
-struct Begun {
-    first: Option<Result<Frame<Bytes>, Error>>,
-    rest: Option<WasiBody>,
-}
-
-impl Begun {
-    fn new(body: WasiBody) -> Self {
-        Self { first: None, rest: Some(body) }
-    }
-
-    /// Takes the first frame, or learns that there is none.
-    fn begin(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..MAX_EMPTY_FRAMES {
-            let (None, Some(rest)) = (&self.first, &mut self.rest) else { break };
-            match ready!(Pin::new(rest).poll_frame(context)) {
-                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-                Some(first) => self.first = Some(first),
-                None => self.rest = None,
-            }
+/// How long the connection of an answer may be idle, by what its server says of it (`Keep-Alive: timeout=5`); `None` if not
+/// at all. A second less, as both sides' clocks begin at different moments.
+fn idle_for(headers: &HeaderMap) -> Option<Duration> {
+    let values = headers.get_all("keep-alive").iter().filter_map(|value| value.to_str().ok());
+    let said = values
+        .flat_map(|value| value.split(','))
+        .filter_map(|parameter| parameter.trim().strip_prefix("timeout="))
+        .find_map(|seconds| seconds.trim().parse().ok().map(Duration::from_secs));
+    match said {
+        None => Some(IDLE),
+        Some(said) => {
+            said.checked_sub(Duration::from_secs(1)).filter(|time| !time.is_zero()).map(|time| time.min(MAX_IDLE))
         }
-        Poll::Ready(())
     }
 }
 
-impl Body for Begun {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
-        }
-        match &mut self.rest {
-            Some(rest) => Pin::new(rest).poll_frame(context),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match (&self.first, &self.rest) {
-            (None, None) => SizeHint::with_exact(0),
-            (None, Some(rest)) => rest.size_hint(),
-            (Some(_), _) => SizeHint::default(),
-        }
-    }
+/// A connection that carries an exchange, and is to be kept behind it.
+struct Lease {
+    connection: KeptConnection,
+    idle_for: Duration,
+    world: Arc<World>,
 }
 
 /// The body of an answer, which may not be silent for too long.
 struct OutboundAnswer {
-    body: Incoming,
+    /// Until it is dropped.
+    body: Option<Incoming>,
     silence: Duration,
     /// Runs while the guest waits for the other side.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Until the body is whole.
+    lease: Option<Lease>,
     _places: Places,
+}
+
+impl Lease {
+    fn give_back(self) {
+        self.connection.upstream.rests();
+        self.world.outbound.pool.give_back(self.connection, self.idle_for);
+    }
+}
+
+impl OutboundAnswer {
+    fn give_back_if_over(&mut self) {
+        if self.is_end_stream()
+            && let Some(lease) = self.lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+/// Guests that look at a status alone leave the body. A short one costs less than another connection.
+impl Drop for OutboundAnswer {
+    fn drop(&mut self) {
+        let is_short = self.size_hint().upper().is_some_and(|rest| rest <= MAX_DISCARDED);
+        if is_short
+            && let (Some(lease), Some(body), Ok(runtime)) = (self.lease.take(), self.body.take(), Handle::try_current())
+        {
+            runtime.spawn(discard(body, lease));
+        }
+    }
+}
+
+/// Reads what is left of an answer, and gives its connection back.
+async fn discard(mut body: Incoming, lease: Lease) {
+    let read = async { while matches!(body.frame().await, Some(Ok(_))) {} };
+    if timeout(DISCARDED_WITHIN, read).await.is_ok() && body.is_end_stream() {
+        lease.give_back();
+    }
 }
 
 impl Body for OutboundAnswer {
@@ -509,21 +551,27 @@ impl Body for OutboundAnswer {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
             self.timer = None;
+            match &frame {
+                Some(Err(_)) => self.lease = None,
+                Some(Ok(_)) | None => self.give_back_if_over(),
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(failure)));
         }
         let silence = self.silence;
         ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(silence))).as_mut().poll(context));
+        self.lease = None;
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

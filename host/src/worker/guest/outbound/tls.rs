@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wasmtime_wasi_http::Error;
 
+use super::upstream::{PROTOCOLS, Wire};
 use crate::grants::Host;
 
 /// Made for the first request that needs it.
@@ -19,7 +19,7 @@ pub(crate) struct Tls(Arc<OnceCell<TlsConnector>>);
 
 impl Tls {
     /// Proves that the other side is `host`, and encrypts.
-    pub(crate) async fn connect(&self, host: &Host, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+    pub(crate) async fn connect(&self, host: &Host, stream: Wire) -> Result<TlsStream<Wire>, Error> {
         let connector = self.connector().await.map_err(|_| Error::TlsProtocolError)?;
         let name = match host {
             Host::Address(address) => ServerName::from(*address),
@@ -59,6 +59,7 @@ async fn connector() -> io::Result<TlsConnector> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
+    let mut config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
     Ok(TlsConnector::from(Arc::new(config)))
 }

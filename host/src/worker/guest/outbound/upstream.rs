@@ -1,0 +1,213 @@
+//! One connection to another server: HTTP/1.1, or HTTP/2 where that was agreed on in the handshake of TLS. A task drives it
+//! until it is closed; requests are sent through a handle.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use std::os::fd::AsRawFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use wasmtime_wasi_http::Error;
+
+use super::failure;
+use super::upload::Begun;
+
+/// What is agreed on in a handshake of TLS, in the order in which it is liked.
+pub(crate) const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// A TCP stream whose end is seen by those who do not read it, too.
+#[derive(Clone)]
+pub(crate) struct Wire(Arc<TcpStream>);
+
+impl Wire {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(stream))
+    }
+
+    /// Whether the other side is there, and has said nothing: what an idle connection must be.
+    fn is_silent(&self) -> bool {
+        let looked = recv(self.0.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        looked == Err(Errno::EAGAIN)
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(context))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Wire {
+    fn poll_try(
+        &self,
+        context: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(context))?;
+            match write(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_try(context, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_try(context, |stream| stream.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+    }
+}
+
+/// Who is told how a connection ends, while it carries their request.
+type Awaiter = Arc<Mutex<Option<oneshot::Sender<Error>>>>;
+
+/// A handle of a connection.
+pub(crate) struct Upstream {
+    sender: Sender,
+    wire: Wire,
+    /// Of HTTP/2, nobody: each request has its own answer.
+    awaiter: Awaiter,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Begun>),
+    Http2(http2::SendRequest<Begun>),
+}
+
+impl Upstream {
+    /// Speaks HTTP on a stream, over which its bytes go to `wire`.
+    pub(crate) async fn begin<S>(stream: S, wire: Wire, is_http2: bool, max_head: usize) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (stream, awaiter) = (TokioIo::new(stream), Awaiter::default());
+        let sender = if is_http2 {
+            let mut http = http2::Builder::new(TokioExecutor::new());
+            http.max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX));
+            let (sender, connection) = http.handshake(stream).await.map_err(failure)?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!("an outbound connection ended early: {error}");
+                }
+            });
+            Sender::Http2(sender)
+        } else {
+            let mut http = http1::Builder::new();
+            http.max_buf_size(max_head);
+            let (sender, connection) = http.handshake(stream).await.map_err(failure)?;
+            tokio::spawn(drive(connection, awaiter.clone()));
+            Sender::Http1(sender)
+        };
+        Ok(Self { sender, wire, awaiter })
+    }
+
+    /// Another handle, if several requests may be under way at the same time.
+    pub(crate) fn share(&self) -> Option<Self> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender) => Some(Self {
+                sender: Sender::Http2(sender.clone()),
+                wire: self.wire.clone(),
+                awaiter: Awaiter::default(),
+            }),
+        }
+    }
+
+    /// Whether it will never take another request.
+    pub(crate) fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    /// Whether it takes another request now, as far as can be told.
+    pub(crate) fn is_ready(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready() && self.wire.is_silent(),
+            Sender::Http2(sender) => sender.is_ready(),
+        }
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Http2(_))
+    }
+
+    /// Sends a request. It comes back with the error if it surely was not sent.
+    pub(crate) async fn send(
+        &mut self,
+        request: http::Request<Begun>,
+    ) -> Result<http::Response<Incoming>, TrySendError<http::Request<Begun>>> {
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        }
+    }
+
+    /// What becomes of the request that is sent next: an error comes here, or nothing if all is well.
+    pub(crate) fn watch(&self) -> oneshot::Receiver<Error> {
+        let (tell, told) = oneshot::channel();
+        *self.awaiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        told
+    }
+
+    /// The exchange is over, whatever becomes of the connection.
+    pub(crate) fn rests(&self) {
+        self.awaiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Drives a connection of HTTP/1.1 to its end. What becomes of an answer's body, the body tells; here counts what becomes of
+/// the request. A server that says more than its answer (RFC 9112, section 6.3: a body behind an answer that has none)
+/// loses the connection and nothing else.
+async fn drive<S>(connection: http1::Connection<TokioIo<S>, Begun>, awaiter: Awaiter)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let ended = connection.await;
+    let waiting = awaiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let (Err(error), Some(waiting)) = (ended, waiting)
+        && (error.is_user() || error.is_body_write_aborted() || error.is_incomplete_message())
+    {
+        let _ = waiting.send(failure(error));
+    }
+}

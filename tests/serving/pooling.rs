@@ -1,0 +1,218 @@
+//! Connections to upstreams, which are kept for the next request that goes there.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::Response;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::UnixStream;
+use tokio_rustls::TlsAcceptor;
+
+use harness::client::{Connection, get};
+use harness::tls::Authority;
+use harness::{Setup, guest, until};
+
+use super::calls::apart;
+
+const HOSTILE: [&str; 2] = ["hostile_p2", "hostile_p3"];
+
+/// What an upstream has seen.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+    /// Connections that the other side has closed.
+    closed: AtomicUsize,
+}
+
+impl Seen {
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+/// Answers every request of a connection. What it does then, the path says.
+fn upstream() -> (SocketAddr, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen::default());
+    let told = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, seen) = (stream.unwrap(), seen.clone());
+            seen.connections.fetch_add(1, Ordering::SeqCst);
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while matches!(stream.read(&mut byte), Ok(1)) {
+                    head.push(byte[0]);
+                    if !head.ends_with(b"\r\n\r\n") {
+                        continue;
+                    }
+                    seen.requests.fetch_add(1, Ordering::SeqCst);
+                    let text = String::from_utf8(std::mem::take(&mut head)).unwrap();
+                    let path = text.split(' ').nth(1).unwrap();
+                    let more = match path {
+                        "/close" => "connection: close\r\n",
+                        "/soon" => "connection: keep-alive\r\nkeep-alive: max=9, timeout=1\r\n",
+                        _ => "",
+                    };
+                    let (length, body) = if path == "/cut" { (9, "half") } else { (5, "whole") };
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{more}\r\n{body}");
+                    stream.write_all(answer.as_bytes()).unwrap();
+                    if ["/close", "/last", "/cut"].contains(&path) {
+                        // Without a word, but in the first case.
+                        let _ = stream.shutdown(Shutdown::Both);
+                        return;
+                    }
+                }
+                seen.closed.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_used_again() {
+    for name in HOSTILE {
+        let (upstream, seen) = upstream();
+        let port = upstream.port();
+        let grants = [format!("http://{upstream}"), format!("http://localhost:{port}")];
+        let setup = Setup::new(&guest(name)).workers(1);
+        let cluster = setup.args(&["--allow-host", &grants[0], "--allow-host", &grants[1]]).start();
+        let ask = async |url: String| get(cluster.address(), &format!("/fetch?url={url}")).await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(ask(format!("http://{upstream}/")).await.text(), "200\nwhole", "{name}");
+        }
+        assert_eq!(seen.connections(), 1, "{name}");
+        // The same address, but another host and another grant.
+        for _ in 0..3 {
+            assert_eq!(ask(format!("http://localhost:{port}/")).await.text(), "200\nwhole", "{name}");
+        }
+        assert_eq!(seen.connections(), 2, "{name}");
+        // As many as are needed at the same time, and no more when they are needed again.
+        for _ in 0..4 {
+            let said = get(cluster.address(), &format!("/fetch-many?n=16&url=http://{upstream}/")).await.unwrap();
+            assert!(said.text().contains("16 succeeded, 0 failed"), "{name}: {}", said.text());
+        }
+        assert!(seen.connections() <= 17, "{name}: {}", seen.connections());
+        // Nobody needs them any more.
+        until("they are closed", || (seen.closed.load(Ordering::SeqCst) == seen.connections()).then_some(()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_may_have_ended_is_not_used_again() {
+    for name in HOSTILE {
+        let (upstream, seen) = upstream();
+        let cluster =
+            Setup::new(&guest(name)).workers(1).args(&["--allow-host", &format!("http://{upstream}")]).start();
+        let mut connection = Connection::open(cluster.address()).await;
+        for path in ["/close", "/last", "/soon"] {
+            let before = seen.connections();
+            for _ in 0..50 {
+                let said = connection.get(&format!("/fetch?url=http://{upstream}{path}")).await.unwrap();
+                assert_eq!(said.text(), "200\nwhole", "{name}: {path}");
+            }
+            assert_eq!(seen.connections() - before, 50, "{name}: {path}");
+        }
+        // Half an answer is told, and sent for by nobody else.
+        let (requests, said) = (seen.requests.load(Ordering::SeqCst), &format!("/fetch?url=http://{upstream}/cut"));
+        let said = connection.get(said).await.unwrap();
+        assert!(said.text().starts_with("error: "), "{name}: {}", said.text());
+        assert_eq!(seen.requests.load(Ordering::SeqCst), requests + 1, "{name}");
+    }
+}
+
+/// An upstream of HTTP/2 alone, and how many connections it has had.
+async fn upstream_http2(authority: &Authority) -> (SocketAddr, Arc<AtomicUsize>) {
+    let issued = authority.issue(&["localhost"]);
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let mut config = config.with_single_cert(vec![issued.der.clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let (acceptor, counted) = (TlsAcceptor::from(Arc::new(config)), count.clone());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(acceptor.accept(stream).await.unwrap()).await.unwrap();
+                let mut served = 0;
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    served += 1;
+                    let uri = request.uri().to_string();
+                    let mut send = respond.send_response(Response::new(()), false).unwrap();
+                    send.send_data(Bytes::from(format!("{uri} {:?}", request.headers().get("host"))), true).unwrap();
+                    // The first of all goes away, as one does that restarts.
+                    if number == 1 && served == 40 {
+                        connection.graceful_shutdown();
+                    }
+                }
+            });
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_offers_http2_is_asked_over_one_connection() {
+    for name in HOSTILE {
+        let authority = Authority::new("upstreams");
+        let (address, connections) = upstream_http2(&authority).await;
+        let url = format!("https://localhost:{}", address.port());
+        let setup = Setup::new(&guest(name)).workers(1).args(&["--allow-host", &url]);
+        let trusted = setup.folder.path().join("trusted.pem");
+        std::fs::write(&trusted, &authority.pem).unwrap();
+        let cluster = setup.env("SSL_CERT_FILE", trusted.to_str().unwrap()).start();
+        let said = get(cluster.address(), &format!("/fetch?url={url}/a?b=c")).await.unwrap();
+        assert_eq!(said.text(), format!("200\n{url}/a?b=c None"), "{name}");
+        // Of 120 requests, 32 at a time.
+        for _ in 0..5 {
+            let said = get(cluster.address(), &format!("/fetch-many?n=32&url={url}/")).await.unwrap();
+            assert!(said.text().contains("32 succeeded, 0 failed"), "{name}: {}", said.text());
+        }
+        // When it went away, some may have come at the same time.
+        let connections = connections.load(Ordering::SeqCst);
+        assert!((2..=33).contains(&connections), "{name}: {connections}");
+    }
+}
+
+async fn get_by(socket: &Path) -> Connection<http_body_util::Full<Bytes>> {
+    Connection::over(UnixStream::connect(socket).await.unwrap()).await
+}
+
+/// Each connection of its own would hold a port for a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_requests_go_through_five_hundred_ports() {
+    let script = "echo 41000 41499 > /proc/sys/net/ipv4/ip_local_port_range";
+    for (name, rounds) in [(HOSTILE[0], 50), (HOSTILE[1], 15)] {
+        let Some((cluster, socket)) = apart(name, script, &["--allow-host", "http://127.0.0.1:*"]) else { return };
+        let url = format!("/fetch-many?n=25&url=http://{}/", cluster.address());
+        let clients = (0..8).map(|_| {
+            let (socket, url) = (socket.clone(), url.clone());
+            tokio::spawn(async move {
+                let mut connection = get_by(&socket).await;
+                for _ in 0..rounds {
+                    let said = connection.get(&url).await.unwrap();
+                    assert!(said.text().contains("25 succeeded, 0 failed"), "{}", said.text());
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
+        let requests = cluster.status()["totals"]["requests"].as_u64().unwrap();
+        assert!(requests >= rounds * 8 * 26, "{name}: {requests}");
+        assert!(!cluster.stderr.lines().iter().any(|line| line.contains("no local port")), "{name}");
+    }
+}
