@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{ANYWHERE, Process, Scratch, output};
-use crate::{http, root, target, tls, variable};
+use crate::{Bench, http, nginx, root, target, tls, variable};
 
 /// What all contenders answer, but the guest of WASI 0.3.
 pub(crate) const HELLO: &str = "Hello from wasmcluster!\n";
@@ -41,11 +41,19 @@ pub(crate) enum Program {
     BareHyperTls,
     /// One worker process, over TLS.
     Nginx,
+    /// This project with a guest that passes requests on to a server of hyper alone.
+    OursProxy(&'static str),
+    /// One worker process, to the same server, whose connections it keeps.
+    NginxProxy,
 }
 
 impl Program {
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Self::OursTls(_) | Self::BareHyperTls | Self::Nginx)
+    }
+
+    fn is_proxy(self) -> bool {
+        matches!(self, Self::OursProxy(_) | Self::NginxProxy)
     }
 }
 
@@ -113,7 +121,13 @@ fn ours_on(programs: &Programs, guest: &str, workers: usize, scratch: &Scratch, 
 }
 
 impl Contender {
-    fn command(&self, programs: &Programs, workers: usize, scratch: &Scratch) -> Result<Command> {
+    fn command(
+        &self,
+        programs: &Programs,
+        workers: usize,
+        scratch: &Scratch,
+        upstream: Option<SocketAddr>,
+    ) -> Result<Command> {
         let found = |program: &Result<PathBuf, String>| program.clone().map_err(anyhow::Error::msg);
         let mut command = match self.program {
             Program::Ours(guest) => ours(programs, guest, workers, scratch)?,
@@ -123,15 +137,14 @@ impl Contender {
                 command.arg("--tls-cert").arg(certificate?).arg("--tls-key").arg(key?);
                 command
             }
-            Program::Nginx => {
-                let port = free_port()?;
-                let configuration = tls::nginx(scratch, port, HELLO)?;
-                let mut command = Command::new("sh");
-                // It says nothing when it listens; what waits for it finds out by itself.
-                command.arg("-c").arg(format!("echo Serving HTTP on https://127.0.0.1:{port}/; exec nginx -c \"$1\""));
-                command.arg("sh").arg(configuration);
+            Program::OursProxy(guest) => {
+                let url = format!("http://{}", upstream.context("a proxy has an upstream")?);
+                let mut command = ours(programs, guest, workers, scratch)?;
+                command.args(["--allow-host", &url, "--env", &format!("UPSTREAM={url}")]);
                 command
             }
+            Program::Nginx => nginx::tls(scratch, free_port()?)?,
+            Program::NginxProxy => nginx::proxy(scratch, free_port()?, upstream.context("a proxy has an upstream")?)?,
             Program::Wasmtime(guest) => {
                 let component = component(guest)?;
                 let mut command = Command::new(found(&programs.wasmtime)?);
@@ -145,11 +158,7 @@ impl Contender {
                 command.arg(root().join("bench/node-cluster.js")).arg(workers.to_string());
                 command
             }
-            Program::BareHyper | Program::BareHyperTls => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.arg(crate::bare::COMMAND).args(self.program.is_tls().then_some(crate::bare::TLS));
-                command
-            }
+            Program::BareHyper | Program::BareHyperTls => bare_hyper(self.program.is_tls())?,
         };
         command.args(self.flags);
         Ok(command)
@@ -167,17 +176,34 @@ impl Contender {
             Program::Node => (format!("node bench/node-cluster.js {workers}"), ""),
             Program::BareHyper => (format!("wasmcluster-bench {}", crate::bare::COMMAND), ""),
             Program::BareHyperTls => (format!("wasmcluster-bench {} {}", crate::bare::COMMAND, crate::bare::TLS), ""),
-            Program::Nginx => ("nginx -c nginx.conf".into(), ""),
+            Program::OursProxy(guest) => {
+                let upstream = "--allow-host http://UPSTREAM --env UPSTREAM=http://UPSTREAM";
+                (format!("wasmcluster serve --workers {workers} {upstream}"), guest)
+            }
+            Program::Nginx | Program::NginxProxy => ("nginx -c nginx.conf".into(), ""),
         };
         let guest = if guest.is_empty() { String::new() } else { format!("{guest}.wasm") };
         let words = std::iter::once(start.as_str()).chain(self.flags.iter().copied()).chain([guest.as_str()]);
         words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
-    pub(crate) fn start(&self, programs: &Programs, workers: usize, cpus: &[usize]) -> Result<Server> {
-        let scratch = Scratch::new()?;
-        Server::start(self.command(programs, workers, &scratch)?, scratch, cpus)
+    /// Starts it on these CPUs, and its upstream, if it is a proxy, where the load comes from.
+    pub(crate) fn start(&self, bench: &Bench, workers: usize, cpus: &[usize]) -> Result<Server> {
+        let upstream =
+            self.program.is_proxy().then(|| Server::start(bare_hyper(false)?, Scratch::new()?, bench.cpus.load()));
+        let (upstream, scratch) = (upstream.transpose()?, Scratch::new()?);
+        let command = self.command(&bench.programs, workers, &scratch, upstream.as_ref().map(|it| it.address))?;
+        let mut server = Server::start(command, scratch, cpus)?;
+        server.upstream = upstream.map(Box::new);
+        Ok(server)
     }
+}
+
+/// This program, as a server.
+fn bare_hyper(is_tls: bool) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(crate::bare::COMMAND).args(is_tls.then_some(crate::bare::TLS));
+    Ok(command)
 }
 
 /// One that nobody has at the moment.
@@ -191,6 +217,8 @@ pub(crate) struct Server {
     pub(crate) scratch: Scratch,
     pub(crate) address: SocketAddr,
     pub(crate) is_tls: bool,
+    /// Of a proxy.
+    upstream: Option<Box<Self>>,
 }
 
 impl Server {
@@ -198,7 +226,7 @@ impl Server {
         let log = scratch.path("log");
         let file = File::create(&log)?;
         let process = Process::start(command.stdout(file.try_clone()?).stderr(file), cpus)?;
-        let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into(), is_tls: false };
+        let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into(), is_tls: false, upstream: None };
         (server.address, server.is_tls) = server.listens(&log)?;
         Ok(server)
     }

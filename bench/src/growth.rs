@@ -36,7 +36,7 @@ fn by_workers(bench: &Bench) -> Series {
 
 fn with_workers(bench: &Bench, workers: usize) -> Result<Vec<f64>> {
     let hello = Contender { key: "", name: "", program: Program::Ours("hello_p2"), flags: &[] };
-    let server = hello.start(&bench.programs, workers, bench.cpus.all())?;
+    let server = hello.start(bench, workers, bench.cpus.all())?;
     server.check()?;
     let load = |time| wrk(server.address, "/", bench.cpus.all(), time, &[]);
     load(bench.warm_up).context("while it warms up")?;
@@ -68,7 +68,7 @@ fn by_requests_in_flight(bench: &Bench) -> Series {
 
 fn with_requests_in_flight(bench: &Bench, guest: &'static str, count: usize) -> Result<Vec<f64>> {
     let waiting = Contender { key: "", name: "", program: Program::Ours(guest), flags: &["--max-in-flight", "1000"] };
-    let server = waiting.start(&bench.programs, 1, bench.cpus.server())?;
+    let server = waiting.start(bench, 1, bench.cpus.server())?;
     let check = || {
         let answer = http::get(server.address, WAITING)?;
         ensure!(answer.status == 200 && answer.body == WAITED, "{WAITING} is answered with {}", answer.summary());

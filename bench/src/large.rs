@@ -118,7 +118,7 @@ impl Bodies {
 
     /// Bodies and MiB in a second.
     fn measure(self, bench: &Bench, contender: &Contender) -> Result<Vec<f64>> {
-        let server = contender.start(&bench.programs, 1, bench.cpus.server())?;
+        let server = contender.start(bench, 1, bench.cpus.server())?;
         self.check(server.address)?;
         let more = ["-c", LARGE_AT_A_TIME, "--timeout", PATIENCE];
         let rate = scripted(bench, &server, &self.path(), &self.script(), &more)?;
@@ -131,7 +131,7 @@ impl Bodies {
 fn hello(bench: &Bench, paths: usize, idle: usize) -> Result<Vec<f64>> {
     let hello =
         Contender { key: "", name: "", program: Program::Ours("hello"), flags: &["--keep-alive-timeout", "1h"] };
-    let server = hello.start(&bench.programs, 1, bench.cpus.server())?;
+    let server = hello.start(bench, 1, bench.cpus.server())?;
     server.check()?;
     wrk(server.address, "/", bench.cpus.load(), bench.warm_up, &[]).context("while it warms up")?;
     let before = sample(bench, &server, 1)?;

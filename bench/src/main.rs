@@ -12,6 +12,7 @@ mod contenders;
 mod growth;
 mod http;
 mod large;
+mod nginx;
 mod open_loop;
 mod picture;
 mod plan;

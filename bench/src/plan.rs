@@ -3,7 +3,9 @@
 use anyhow::Result;
 
 use crate::Bench;
-use crate::contenders::Program::{BareHyper, BareHyperTls, Nginx, Node, Ours, OursTls, Wasmtime};
+use crate::contenders::Program::{
+    BareHyper, BareHyperTls, Nginx, NginxProxy, Node, Ours, OursProxy, OursTls, Wasmtime,
+};
 use crate::contenders::{Contender, Program};
 use crate::report::{Row, Series, Unit};
 use crate::rounds::Figures;
@@ -178,6 +180,16 @@ pub(crate) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        key: "proxy",
+        title: "A reverse proxy, 32 keep-alive connections, one core for it, the upstream where the load is",
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("ours-fresh", "wasmcluster, fresh instance, examples/proxy", OursProxy("proxy"), FRESH),
+            contender("ours-reused", "wasmcluster, instance reused, examples/proxy", OursProxy("proxy"), REUSED),
+            contender("nginx", "nginx, one worker, keepalive 64", NginxProxy, DEFAULTS),
+        ],
+    },
+    Group {
         key: "two",
         title: "Two workers on two cores, 64 keep-alive connections from the same two cores",
         load: Load::TwoWorkers,
@@ -229,6 +241,7 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("h2-tls", "HTTP/2 over TLS, reused instance (0.2) / bare hyper likewise", "ours-tls", "hyper-tls", 0.45, 0.6),
     ratio("tls-full", "new TLS connections, full handshake / nginx, one process", "ours", "nginx", 0.6, 0.9),
     ratio("tls-resumed", "new TLS connections, resumed / nginx, one process", "ours", "nginx", 0.8, 1.0),
+    ratio("proxy", "a guest as reverse proxy, reused instance (0.2) / nginx", "ours-reused", "nginx", 0.35, 0.5),
     ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
     ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),

@@ -122,7 +122,7 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
     }
     let cpus = if group.load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.server() };
     let mut ready = || -> Result<Server> {
-        let server = contender.start(&bench.programs, group.load.workers(), cpus)?;
+        let server = contender.start(bench, group.load.workers(), cpus)?;
         figures.odd_headers = server.check()?;
         measure(bench, group.load, &server, bench.warm_up).context("while it warms up")?;
         Ok(server)
@@ -138,14 +138,16 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
 
 fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
     match contender.program {
-        Program::Ours(guest) | Program::OursTls(guest) => component(guest).err().map(|error| error.to_string()),
+        Program::Ours(guest) | Program::OursTls(guest) | Program::OursProxy(guest) => {
+            component(guest).err().map(|error| error.to_string())
+        }
         Program::Wasmtime(guest) => {
             let program = bench.programs.wasmtime.as_ref().err().cloned();
             program.or_else(|| component(guest).err().map(|error| error.to_string()))
         }
         Program::Node => bench.programs.node.as_ref().err().cloned(),
         Program::BareHyper | Program::BareHyperTls => None,
-        Program::Nginx => {
+        Program::Nginx | Program::NginxProxy => {
             let found = output(Command::new("nginx").arg("-v"), ANYWHERE);
             found.err().map(|_| "there is no nginx on the PATH".into())
         }

@@ -13,7 +13,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, StreamOwned};
 
-use crate::process::Scratch;
 use crate::{http, target};
 
 /// Clients that open connections at the same time.
@@ -119,26 +118,4 @@ fn one(config: &Arc<ClientConfig>, address: SocketAddr) -> Result<HandshakeKind>
     let answer = http::exchange(&mut stream, &http::request(address, "/"))?;
     ensure!(answer.status == 200, "it answers with {}", answer.summary());
     stream.conn.handshake_kind().context("there was no handshake")
-}
-
-/// A configuration for nginx with one worker: the same certificate, the same answer, tickets.
-pub(crate) fn nginx(scratch: &Scratch, port: u16, hello: &str) -> Result<PathBuf> {
-    let [certificate, key] = certificate()?.map(|file| file.canonicalize());
-    let path = scratch.path("nginx.conf");
-    let folder = scratch.path("");
-    let text = format!(
-        "daemon off; master_process on; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;\n\
-         events {{ worker_connections 1024; }}\n\
-         http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n\
-         fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n\
-         server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key};\n\
-         ssl_session_tickets on; ssl_protocols TLSv1.2 TLSv1.3; default_type \"text/plain; charset=utf-8\";\n\
-         location / {{ return 200 \"{hello}\"; }} }} }}\n",
-        folder = folder.display(),
-        certificate = certificate?.display(),
-        key = key?.display(),
-        hello = hello.replace('\n', "\\n"),
-    );
-    std::fs::write(&path, text)?;
-    Ok(path)
 }

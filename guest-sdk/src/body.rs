@@ -79,6 +79,14 @@ impl Body {
         self
     }
 
+    /// The same once more, if it is known in full.
+    pub(crate) fn copy(&self) -> Option<Self> {
+        match &self.kind {
+            Kind::Known(bytes) => Some(bytes.clone().into()),
+            _ => None,
+        }
+    }
+
     /// All the bytes, if they are known already.
     #[cfg(any(test, all(target_arch = "wasm32", feature = "p2")))]
     pub(crate) fn known(self) -> Result<Bytes, Self> {

@@ -4,6 +4,7 @@
 //! `wasmcluster serve --allow-host https://example.com app.wasm`.
 
 mod hop_by_hop;
+mod redirect;
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use crate::{Body, Request, Response, Result, host, time};
 use hop_by_hop::hop_by_hop;
+use redirect::{NextBody, Redirect, redirect};
 
 /// Begins a GET.
 ///
@@ -70,7 +72,7 @@ pub fn post(uri: impl TryInto<Uri>) -> Fetch {
 /// # assert_eq!(host.call(proxy, Request::get("/a?b").body(().into()).unwrap()).text(), "http://upstream.example/a?b");
 /// ```
 pub fn request<B: Into<Body>>(request: Request<B>) -> Fetch {
-    Fetch { request: Ok(request.map(Into::into)), timeout: None, idle_timeout: None }
+    Fetch { request: Ok(request.map(Into::into)), timeout: None, idle_timeout: None, redirects: None }
 }
 
 /// A request that is sent when it is awaited. The response is ready as soon as its head has arrived; both bodies stream.
@@ -92,6 +94,8 @@ pub struct Fetch {
     request: Result<Request, FetchError>,
     timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
+    /// How many, and what follows them: guests that follow none do not have its code.
+    redirects: Option<(usize, Redirect)>,
 }
 
 impl Fetch {
@@ -101,7 +105,7 @@ impl Fetch {
             (*request.method_mut(), *request.uri_mut()) = (method, uri);
             request
         });
-        Self { request, timeout: None, idle_timeout: None }
+        Self { request, timeout: None, idle_timeout: None, redirects: None }
     }
 
     fn change(mut self, change: impl FnOnce(Request) -> Result<Request, FetchError>) -> Self {
@@ -133,7 +137,32 @@ impl Fetch {
         })
     }
 
-    /// How long the head of the response may take. Without it, the server's limits apply.
+    /// Follows up to so many redirects; none without it, so that whoever passes requests on passes these on, too.
+    ///
+    /// A request with a body follows as far as its method stays the same (307, 308) only if the body is known in full. To
+    /// another server go neither `authorization` nor `cookie`. Each of the places must be granted. Cookies that an answer
+    /// sets are not kept.
+    ///
+    /// ```
+    /// # use wasmcluster_guest::{IntoResponse, Request, Response, Result, fetch, testing::Host};
+    /// async fn handle(_: Request) -> Result<Response> {
+    ///     fetch::get("http://old.example/").follow_redirects(5).await
+    /// }
+    /// # let host = Host::new().on_fetch(|request| async move {
+    /// #     match request.uri().host() {
+    /// #         Some("old.example") => (http::StatusCode::FOUND, [(http::header::LOCATION, "//new.example/a")], ()).into_response(),
+    /// #         _ => request.uri().to_string().into_response(),
+    /// #     }
+    /// # });
+    /// # assert_eq!(host.call(handle, Request::default()).text(), "http://new.example/a");
+    /// ```
+    pub fn follow_redirects(mut self, most: usize) -> Self {
+        self.redirects = Some((most, redirect));
+        self
+    }
+
+    /// How long the head of the response may take, that of the last if redirects are followed. Without it, the server's
+    /// limits apply.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -146,20 +175,49 @@ impl Fetch {
     }
 
     async fn send(self) -> Result<Response, FetchError> {
-        let mut request = self.request?;
-        let uri = request.uri();
-        if uri.authority().is_none() || uri.scheme().is_none() {
-            return Err(FetchError::Invalid(format!("its URI must be absolute, but is {uri:?}")));
+        let sending = follow(self.request?, self.redirects, self.idle_timeout);
+        match self.timeout {
+            None => sending.await,
+            Some(timeout) => time::timeout(timeout, sending).await.unwrap_or(Err(FetchError::TimedOut)),
         }
-        hop_by_hop(request.headers_mut());
-        let sending = host::fetch(request, self.idle_timeout);
-        let mut response: Response = match self.timeout {
-            None => sending.await?,
-            Some(timeout) => time::timeout(timeout, sending).await.unwrap_or(Err(FetchError::TimedOut))?,
-        };
-        hop_by_hop(response.headers_mut());
-        Ok(response.map(Body::fetched))
     }
+}
+
+/// Sends a request, and those that it is redirected to.
+async fn follow(
+    request: Request,
+    redirects: Option<(usize, Redirect)>,
+    idle_timeout: Option<Duration>,
+) -> Result<Response, FetchError> {
+    let Some((most, redirect)) = redirects else { return send_one(request, idle_timeout).await };
+    let (mut head, mut body) = request.into_parts();
+    for left in (0..=most).rev() {
+        // What was sent is gone, unless it is known.
+        let kept = if left > 0 { body.copy() } else { None };
+        let mut request = Request::new(body);
+        (*request.method_mut(), *request.uri_mut()) = (head.method.clone(), head.uri.clone());
+        *request.headers_mut() = head.headers.clone();
+        let response = send_one(request, idle_timeout).await?;
+        body = match (redirect(&mut head, response.status(), response.headers()), kept) {
+            (None, _) => return Ok(response),
+            (Some(_), _) if left == 0 => return Err(FetchError::Redirected(most)),
+            (Some(NextBody::None), _) => Body::empty(),
+            (Some(NextBody::Same), Some(kept)) => kept,
+            (Some(NextBody::Same), None) => return Ok(response),
+        };
+    }
+    Err(FetchError::Redirected(most))
+}
+
+async fn send_one(mut request: Request, idle_timeout: Option<Duration>) -> Result<Response, FetchError> {
+    let uri = request.uri();
+    if uri.authority().is_none() || uri.scheme().is_none() {
+        return Err(FetchError::Invalid(format!("its URI must be absolute, but is {uri:?}")));
+    }
+    hop_by_hop(request.headers_mut());
+    let mut response = host::fetch(request, idle_timeout).await?;
+    hop_by_hop(response.headers_mut());
+    Ok(response.map(Body::fetched))
 }
 
 impl IntoFuture for Fetch {
@@ -194,6 +252,8 @@ pub enum FetchError {
     Denied(String),
     /// It took longer than its timeout, or than the server allows.
     TimedOut,
+    /// It was redirected more often than it was to follow.
+    Redirected(usize),
     /// It failed: the name of the error in WASI.
     Failed(String),
 }
@@ -206,6 +266,7 @@ impl fmt::Display for FetchError {
                 write!(f, "the server does not allow requests to {place}; grant them with --allow-host {place}")
             }
             Self::TimedOut => f.write_str("the request took too long"),
+            Self::Redirected(most) => write!(f, "the request was redirected more than {most} times"),
             Self::Failed(reason) => write!(f, "the request failed: {reason}"),
         }
     }
@@ -235,6 +296,45 @@ mod tests {
         check(get("a b"), "the request cannot be sent: its URI is not valid");
         check(get("/path"), "the request cannot be sent: its URI must be absolute, but is /path");
         check(get("http://h/").header("a b", "1"), "the request cannot be sent: one of its headers is not valid");
+    }
+
+    /// The servers that were asked, and how.
+    fn asked(fetch: Fetch) -> (Vec<String>, Result<String>) {
+        let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let seen = asked.clone();
+        let host = Host::new().on_fetch(move |request| {
+            let seen = seen.clone();
+            async move {
+                let (method, uri) = (request.method().clone(), request.uri().clone());
+                let body = request.into_body().text(64).await.unwrap();
+                seen.borrow_mut().push(format!("{method} {} {body}", uri.path()));
+                let status: u16 = uri.path()[1..4].parse().unwrap();
+                let next = uri.path().get(4..).filter(|next| !next.is_empty()).unwrap_or("/200");
+                let response = Response::builder().status(status).header("location", next);
+                response.body(Body::from(status.to_string())).unwrap()
+            }
+        });
+        let ended = host.block_on(async { Ok(fetch.await?.into_body().text(64).await?) });
+        (asked.take(), ended)
+    }
+
+    #[test]
+    fn redirects_are_followed_when_that_is_asked_for() {
+        let check = |fetch: Fetch, expected: &[&str], answer: Result<&str, &str>| {
+            let (asked, ended) = asked(fetch);
+            assert_eq!(asked, expected);
+            assert_eq!(ended.as_deref().map_err(ToString::to_string), answer.map_err(str::to_owned));
+        };
+        check(get("http://h/302"), &["GET /302 "], Ok("302"));
+        check(get("http://h/302/307").follow_redirects(2), &["GET /302/307 ", "GET /307 ", "GET /200 "], Ok("200"));
+        let most = "the request was redirected more than 1 times";
+        check(get("http://h/302/307").follow_redirects(1), &["GET /302/307 ", "GET /307 "], Err(most));
+        let post = |uri: &str| post(uri).body("text").follow_redirects(3);
+        check(post("http://h/307/308"), &["POST /307/308 text", "POST /308 text", "POST /200 text"], Ok("200"));
+        check(post("http://h/303"), &["POST /303 text", "GET /200 "], Ok("200"));
+        // What streams is gone.
+        let streamed = post("http://h/307").body(Body::from_writer(async |mut out| out.write("text").await));
+        check(streamed, &["POST /307 text"], Ok("307"));
     }
 
     #[test]

@@ -25,6 +25,7 @@
 //! - `p3`: components of WASI 0.3, from the same source. It excludes `p2`:
 //!   `wasmcluster-guest = { …, default-features = false, features = ["p3"] }`.
 //! - `axum`: [`main`](macro@main) also takes a function that returns an `axum::Router`.
+//! - `files`: [`files::serve`] answers with the files of a folder.
 //!
 //! # Tests
 //!
@@ -32,7 +33,7 @@
 //! [`testing`].
 //!
 //! Files: `body` is the body of either direction, `client` is who sent a request, `response`, `extract` and `error` are what handlers take and return,
-//! `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! `files` are those of a folder, `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
@@ -48,6 +49,8 @@ mod client;
 mod error;
 mod extract;
 pub mod fetch;
+#[cfg(feature = "files")]
+pub mod files;
 #[cfg_attr(not(any(test, target_arch = "wasm32")), expect(dead_code, reason = "most of it is for hosts"))]
 mod head;
 mod host;

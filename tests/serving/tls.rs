@@ -60,6 +60,14 @@ async fn requests_are_answered_over_both_versions_of_tls() {
         }
         assert_eq!(connection.get("/drip?chunks=3&ms=10").await.unwrap().text(), "tick\n".repeat(3));
     }
+    // HTTP/2 is agreed on in the handshake, or not spoken.
+    for offered in [&["http/1.1"][..], &[]] {
+        let mut stream = TlsClient::new(&authority).offering(offered).connect(address, "shop.test").await.unwrap();
+        stream.write_all(harness::http2::PREFACE).await.unwrap();
+        let mut answer = Vec::new();
+        soon(stream.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", answer.escape_ascii());
+    }
     // A client need not say what it speaks, but what it says must be something that is spoken here.
     let client = TlsClient::new(&authority);
     let silent = client.offering(&[]).connect(address, "shop.test").await.unwrap();
@@ -67,7 +75,7 @@ async fn requests_are_answered_over_both_versions_of_tls() {
     let error = client.offering(&["spdy/3"]).connect(address, "shop.test").await.unwrap_err();
     assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
     until("the status counts it", || (cluster.status()["totals"]["handshakes_failed"] == 1).then_some(()));
-    assert_eq!(cluster.status()["totals"]["handshakes"], 3);
+    assert_eq!(cluster.status()["totals"]["handshakes"], 5);
 }
 
 /// With what TLS knows of the client, as in HTTP/1.1.

@@ -50,6 +50,8 @@ in_worlds! { p2 with "sdk", p3 with "sdk-p3": {
     bodies_stream_through
     what_cannot_be_fetched_says_why
     slow_servers_are_not_waited_for
+    redirects_are_followed
+    files_are_served
 } }
 
 fn cluster(name: &str, args: &[&str]) -> Cluster {
@@ -412,10 +414,54 @@ async fn slow_servers_are_not_waited_for(name: &str) {
     cluster.stderr.find("response body cut short");
 }
 
+async fn redirects_are_followed(name: &str) {
+    let (cluster, upstream) = with_upstream(name).await;
+    let answer = async |path: &str| get(cluster.address(), path).await.unwrap();
+    check(&answer(&format!("/fetch?url=http://{upstream}/moved")).await, 302, "moved");
+    let followed = answer(&format!("/follow?url=http://{upstream}/moved")).await;
+    assert!(followed.status == 200 && followed.text().starts_with("GET /head?moved\n"), "{}", followed.text());
+}
+
+async fn files_are_served(name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let large: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+    for (file, text) in [("large.txt", &*large), ("app.js", "plain"), ("app.js.gz", "gzipped"), (".env", "secret")] {
+        std::fs::write(folder.path().join(file), text).unwrap();
+    }
+    std::os::unix::fs::symlink("/etc/hostname", folder.path().join("outside")).unwrap();
+    let cluster = cluster(name, &["--dir", &format!("{}::/public:ro", folder.path().display())]);
+    let mut connection = Connection::open(cluster.address()).await;
+    let mut ask = async |method: Method, path: &str, headers: &[(&str, &str)]| {
+        let request = headers.iter().fold(Request::builder(), |request, (name, value)| request.header(*name, *value));
+        let request = request.method(method).uri(path).body(Full::<Bytes>::default()).unwrap();
+        whole(connection.send_request(request).await.unwrap()).await.unwrap()
+    };
+    let whole = ask(Method::GET, "/static/large.txt", &[]).await;
+    check(&whole, 200, &large);
+    assert_eq!(whole.headers["content-length"], large.len().to_string());
+    let tag = whole.headers["etag"].to_str().unwrap();
+    check(&ask(Method::GET, "/static/large.txt", &[("if-none-match", tag)]).await, 304, "");
+    let date = whole.headers["last-modified"].to_str().unwrap();
+    check(&ask(Method::GET, "/static/large.txt", &[("if-modified-since", date)]).await, 304, "");
+    let part = ask(Method::GET, "/static/large.txt", &[("range", "bytes=100000-100009")]).await;
+    check(&part, 206, &large[100_000..100_010]);
+    assert_eq!(part.headers["content-range"], format!("bytes 100000-100009/{}", large.len()));
+    let head = ask(Method::HEAD, "/static/large.txt", &[]).await;
+    check(&head, 200, "");
+    assert_eq!(head.headers["content-length"], large.len().to_string());
+    let compressed = ask(Method::GET, "/static/app.js", &[("accept-encoding", "gzip, deflate, br")]).await;
+    check(&compressed, 200, "gzipped");
+    assert_eq!(compressed.headers["content-encoding"], "gzip");
+    for path in ["/static/.env", "/static/none", "/static/outside", "/static/..%2f..%2fetc/hostname"] {
+        assert_eq!(ask(Method::GET, path, &[]).await.status, 404, "{path}");
+    }
+}
+
 in_worlds! { axum_p2 with "sdk-axum", axum_p3 with "sdk-axum-p3": {
     a_router_answers
     a_router_lives_as_long_as_its_instance
     a_router_s_bodies_stream
+    a_router_reads_forms_and_cookies
 } }
 
 async fn a_router_answers(name: &str) {
@@ -461,4 +507,34 @@ async fn a_router_s_bodies_stream(name: &str) {
     let denied = get(cluster.address(), "/fetch?url=http://127.0.0.1:1/").await.unwrap();
     assert_eq!(denied.status, 502);
     assert!(denied.text().ends_with("--allow-host http://127.0.0.1:1"), "{}", denied.text());
+}
+
+async fn a_router_reads_forms_and_cookies(name: &str) {
+    let cluster = cluster(name, &[]);
+    let mut connection = Connection::open(cluster.address()).await;
+    let mut post = async |path: &str, kind: &str, body: String| {
+        let request = Request::post(path).header("content-type", kind).body(Full::from(body)).unwrap();
+        whole(connection.send_request(request).await.unwrap()).await.unwrap()
+    };
+    check(&post("/form", "application/x-www-form-urlencoded", "number=7".into()).await, 200, "page 7");
+    assert_eq!(post("/form", "application/x-www-form-urlencoded", "number=x".into()).await.status, 422);
+    assert_eq!(post("/form", "text/plain", "number=7".into()).await.status, 415);
+    let field =
+        |name: &str, rest: &str| format!("--b\r\ncontent-disposition: form-data; name=\"{name}\"{rest}\r\n\r\n");
+    let (text, file) = (field("text", ""), field("file", "; filename=\"a.bin\""));
+    let body = format!("{text}hello\r\n{file}{}\r\n--b--\r\n", "x".repeat(300_000));
+    let kind = "multipart/form-data; boundary=b";
+    check(&post("/upload", kind, body.clone()).await, 200, "text - 5\nfile a.bin 300000\n");
+    assert_eq!(post("/upload", kind, body[..1000].into()).await.status, 400);
+
+    let mut ask = async |cookie: &str| {
+        let request = Request::get("/cookies").header("cookie", cookie).body(Full::default()).unwrap();
+        whole(connection.send_request(request).await.unwrap()).await.unwrap()
+    };
+    for (cookie, visit) in [("other=1", 1), ("other=1; visits=7", 8)] {
+        let answer = ask(cookie).await;
+        check(&answer, 200, &format!("visit {visit}"));
+        assert_eq!(answer.headers["set-cookie"], format!("visits={visit}; HttpOnly; Secure; Path=/"));
+    }
+    check(&get(cluster.address(), "/client").await.unwrap(), 200, "Some(127.0.0.1)");
 }

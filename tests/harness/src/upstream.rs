@@ -1,4 +1,4 @@
-//! A server that guests send requests to: `/head` answers with what it was sent, `/missing` with 404, `/echo` with the
+//! A server that guests send requests to: `/head` answers with what it was sent, `/moved` leads there, `/missing` is 404, `/echo` with the
 //! body and its trailers, `/silent` begins a body and goes no further. Other paths are never answered.
 
 use std::convert::Infallible;
@@ -48,6 +48,12 @@ async fn answer(request: Request<Incoming>) -> Result<Answer, Infallible> {
             }
             let mut response = whole(text);
             response.headers_mut().insert("x-upstream", "yes".parse().expect("a value"));
+            response
+        }
+        "/moved" => {
+            let mut response = whole("moved".into());
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert("location", "head?moved".parse().expect("a value"));
             response
         }
         "/missing" => {

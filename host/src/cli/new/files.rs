@@ -71,6 +71,8 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "src/extract.rs",
     "src/fetch.rs",
     "src/fetch/hop_by_hop.rs",
+    "src/fetch/redirect.rs",
+    "src/files.rs",
     "src/head.rs",
     "src/host.rs",
     "src/host/bindings.rs",

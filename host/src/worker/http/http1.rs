@@ -27,7 +27,7 @@ use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
-use crate::os::listener::Entrance;
+use crate::os::listener::{Entrance, Security};
 use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
 use crate::worker::requests::log_of;
@@ -291,7 +291,8 @@ pub(super) struct Io<S> {
     framing: Framing,
     /// What of the client's bytes hyper had no room for, because some were escaped. All of it is judged.
     ahead: Vec<u8>,
-    /// What the client began with, while that may become the preface of HTTP/2.
+    /// What the client began with, while that may become the preface of HTTP/2. Over TLS that is agreed on beforehand (RFC 9113,
+    /// section 3.3).
     preface: Option<Vec<u8>>,
     /// The most that hyper's buffer had room for. It keeps what it got.
     largest: usize,
@@ -302,7 +303,7 @@ pub(super) struct Io<S> {
 
 impl<S: Transport> Io<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>, framing: Framing, turn: Turn) -> Self {
-        let (ahead, preface) = (Vec::new(), Some(Vec::new()));
+        let (ahead, preface) = (Vec::new(), (connection.peer().security == Security::Clear).then(Vec::new));
         Self { stream, connection, framing, ahead, preface, largest: 0, refusal: None, turn }
     }
 

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::extract::Multipart;
+use axum::extract::multipart::MultipartError;
+use axum_extra::extract::cookie::{Cookie, CookieJar};
 use serde::{Deserialize, Serialize};
-use wasmcluster_guest::axum::extract::{Json, Path, Query, State};
+use wasmcluster_guest::axum::extract::{Form, Json, Path, Query, State};
 use wasmcluster_guest::axum::http::StatusCode;
 use wasmcluster_guest::axum::routing::{get, post};
 use wasmcluster_guest::axum::{Router, body};
-use wasmcluster_guest::{fetch, time};
+use wasmcluster_guest::{Client, fetch, time};
 
 #[wasmcluster_guest::main]
 fn app() -> Router {
@@ -30,9 +33,35 @@ fn app() -> Router {
                 "slept"
             }),
         )
+        .route("/client", get(async |client: Client| format!("{:?}", client.address)))
+        .route("/cookies", get(cookies))
+        .route("/form", post(async |Form(page): Form<Page>| format!("page {}", page.number)))
+        .route("/upload", post(upload))
         .route("/nothing", get(async || StatusCode::NO_CONTENT))
         .route("/fetch", get(fetched))
         .with_state(visits)
+}
+
+/// Counts visits in a cookie.
+async fn cookies(jar: CookieJar) -> (CookieJar, String) {
+    let visits = jar.get("visits").and_then(|visits| visits.value().parse().ok()).unwrap_or(0) + 1;
+    let cookie = Cookie::build(("visits", visits.to_string())).path("/").http_only(true).secure(true);
+    (jar.add(cookie), format!("visit {visits}"))
+}
+
+/// The parts of a form with files, each read as it comes.
+async fn upload(mut form: Multipart) -> Result<String, MultipartError> {
+    let mut text = String::new();
+    while let Some(mut field) = form.next_field().await? {
+        let name = field.name().unwrap_or_default().to_owned();
+        let file = field.file_name().unwrap_or("-").to_owned();
+        let mut bytes = 0;
+        while let Some(chunk) = field.chunk().await? {
+            bytes += chunk.len();
+        }
+        text += &format!("{name} {file} {bytes}\n");
+    }
+    Ok(text)
 }
 
 #[derive(Serialize, Deserialize)]

@@ -13,7 +13,8 @@ use wasmcluster_guest::fetch::{self, FetchError};
 use wasmcluster_guest::http::{HeaderMap, HeaderValue, StatusCode, header};
 use wasmcluster_guest::sse::{self, Event};
 use wasmcluster_guest::{
-    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, random, time, worker,
+    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, files, random, time,
+    worker,
 };
 
 #[wasmcluster_guest::main]
@@ -27,7 +28,7 @@ async fn handle(request: Request) -> Result<Response> {
     }
     let path = request.uri().path().to_owned();
     match path.split_once('/').map_or("", |(_, path)| path) {
-        "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" => outbound(&path, request).await,
+        "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" | "follow" => outbound(&path, request).await,
         "sleeps" | "timeout" | "unordered" | "yield" => waiting(&path, request).await,
         "written" | "paced" | "events" | "trailers" | "unordered-writer" => Ok(streamed(&path)),
         "json" | "text" | "count" | "echo" | "cut" => incoming(&path, request).await,
@@ -53,8 +54,11 @@ struct Page {
     times: usize,
 }
 
-/// Answers that are known at once.
+/// Answers that need no waiting.
 fn plain(path: &str, request: &Request) -> Result<Response> {
+    if let Some(path) = request.uri().path().strip_prefix("/static/") {
+        return Ok(files::serve("/public", path, request));
+    }
     Ok(match path {
         "query" => {
             let Query(page) = Query::<Page>::of(request)?;
@@ -271,6 +275,7 @@ async fn outbound(path: &str, mut request: Request) -> Result<Response> {
     match path {
         "/fetch" => limits(fetch::get(target.url.as_str())).header("x-from", "guest").await,
         "/fetch-text" => Ok(limits(fetch::get(target.url.as_str())).await?.into_body().text(64).await?.into_response()),
+        "/follow" => limits(fetch::get(target.url.as_str())).follow_redirects(3).await,
         "/post-json" => {
             let response = limits(fetch::post(target.url.as_str())).json(&Sum { sum: 6 }).await?;
             let Json(sum) = Json::<Sum>::read(response, 64).await?;
