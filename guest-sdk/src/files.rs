@@ -8,7 +8,7 @@ use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
@@ -16,7 +16,7 @@ use http::header::{
     HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
     LOCATION, RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_range_header::{RangeUnsatisfiableError, parse_range_header};
 
 use crate::{Body, IntoResponse, Response};
@@ -32,6 +32,9 @@ const ENCODINGS: [(&str, &str); 3] = [("br", "br"), ("zstd", "zst"), ("gzip", "g
 
 /// Answers with the file at `path` below `folder`, which is a path of the guest's. `path` is that of a URI, as it came or
 /// without what stands in front of the files.
+///
+/// A file counts as changed when its length or the time of its last change does: do not set that to one and the same time for
+/// all versions, as some tools for reproducible images do.
 ///
 /// A folder is answered with its `index.html`. What is not there, is hidden (`.env`), or would be outside of the folder, is
 /// 404; a method other than GET and HEAD is 405.
@@ -55,9 +58,8 @@ pub fn serve<B>(folder: impl AsRef<Path>, path: &str, request: &Request<B>) -> R
     }
     let Some(mut place) = below(folder.as_ref(), path) else { return StatusCode::NOT_FOUND.into_response() };
     if std::fs::metadata(&place).is_ok_and(|found| found.is_dir()) {
-        let whole = request.uri().path();
-        if !whole.ends_with('/') {
-            return to_folder(whole);
+        if !request.uri().path().ends_with('/') {
+            return to_folder(request.uri());
         }
         place.push(INDEX);
     } else if path.ends_with('/') {
@@ -75,9 +77,10 @@ pub fn serve<B>(folder: impl AsRef<Path>, path: &str, request: &Request<B>) -> R
 }
 
 /// A folder is asked for with a slash, so that relative links in its page lead below it.
-fn to_folder(path: &str) -> Response {
+fn to_folder(uri: &Uri) -> Response {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     // Two slashes would begin the name of another host.
-    let location = format!("/{}/", path.trim_start_matches(['/', '\\']));
+    let location = format!("/{}/{query}", uri.path().trim_start_matches(['/', '\\']));
     match HeaderValue::try_from(location) {
         Ok(location) => (StatusCode::MOVED_PERMANENTLY, [(LOCATION, location)], ()).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
@@ -186,11 +189,14 @@ impl Found {
         response
     }
 
-    /// Changes whenever the file does.
+    /// By the time of the last change and the length.
     fn tag(&self) -> String {
-        let age = self.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let time = match self.modified.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(age) => format!("{:x}", age.as_nanos()),
+            Err(before) => format!("-{:x}", before.duration().as_nanos()),
+        };
         let encoding = self.encoding.map(|name| format!("-{name}")).unwrap_or_default();
-        format!("\"{:x}-{:x}{encoding}\"", age.as_nanos(), self.length)
+        format!("\"{time}-{:x}{encoding}\"", self.length)
     }
 
     fn headers(&self, tag: &str) -> HeaderMap {
@@ -218,9 +224,13 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
 }
 
 fn open(place: &Path) -> std::io::Result<(File, Metadata)> {
+    // Before it is opened: that of a pipe would wait for somebody who writes.
+    if !std::fs::metadata(place)?.is_file() {
+        return Err(ErrorKind::NotFound.into());
+    }
     let file = File::open(place)?;
     let metadata = file.metadata()?;
-    if metadata.is_file() { Ok((file, metadata)) } else { Err(ErrorKind::NotFound.into()) }
+    Ok((file, metadata))
 }
 
 /// The file of the same name with a further ending.
@@ -428,7 +438,7 @@ mod tests {
             assert_eq!(answer.status(), 404, "{path}");
         }
         let moved = folder.ask(Method::GET, "/sub?a", &[]);
-        assert_eq!((moved.status().as_u16(), &moved.headers()["location"]), (301, &"/sub/".parse().unwrap()));
+        assert_eq!((moved.status().as_u16(), &moved.headers()["location"]), (301, &"/sub/?a".parse().unwrap()));
         let moved = folder.ask(Method::GET, "//sub", &[]);
         assert_eq!(moved.headers()["location"], "/sub/");
         let head = folder.ask(Method::HEAD, "/a.txt", &[]);

@@ -15,7 +15,8 @@ use tokio_rustls::TlsAcceptor;
 
 use harness::client::{Connection, get};
 use harness::tls::Authority;
-use harness::{Setup, guest, until};
+use harness::tools::{Tool, address_of_its_own};
+use harness::{Cluster, Follower, Setup, guest, until};
 
 use super::calls::apart;
 
@@ -129,8 +130,8 @@ async fn a_connection_that_may_have_ended_is_not_used_again() {
     }
 }
 
-/// An upstream of HTTP/2 alone, and how many connections it has had.
-async fn upstream_http2(authority: &Authority) -> (SocketAddr, Arc<AtomicUsize>) {
+/// An upstream of HTTP/2 alone, and what it has seen. What is asked for `/silent` it does not answer.
+async fn upstream_http2(authority: &Authority) -> (SocketAddr, Arc<Seen>) {
     let issued = authority.issue(&["localhost"]);
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -138,52 +139,124 @@ async fn upstream_http2(authority: &Authority) -> (SocketAddr, Arc<AtomicUsize>)
     let mut config = config.with_single_cert(vec![issued.der.clone()], key).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-    let (acceptor, counted) = (TlsAcceptor::from(Arc::new(config)), count.clone());
+    let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
+    let (acceptor, told) = (TlsAcceptor::from(Arc::new(config)), seen.clone());
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
-            let acceptor = acceptor.clone();
+            let (acceptor, seen) = (acceptor.clone(), seen.clone());
+            seen.connections.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(acceptor.accept(stream).await.unwrap()).await.unwrap();
-                let mut served = 0;
+                let mut silent = Vec::new();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    served += 1;
+                    seen.requests.fetch_add(1, Ordering::SeqCst);
+                    if request.uri().path() == "/silent" {
+                        silent.push(respond);
+                        continue;
+                    }
                     let uri = request.uri().to_string();
                     let mut send = respond.send_response(Response::new(()), false).unwrap();
                     send.send_data(Bytes::from(format!("{uri} {:?}", request.headers().get("host"))), true).unwrap();
-                    // The first of all goes away, as one does that restarts.
-                    if number == 1 && served == 40 {
-                        connection.graceful_shutdown();
-                    }
                 }
             });
         }
     });
-    (address, count)
+    (address, told)
+}
+
+/// A cluster that may ask an upstream over TLS, and trusts it.
+fn trusting(name: &str, authority: &Authority, url: &str) -> Cluster {
+    let setup = Setup::new(&guest(name)).workers(1).args(&["--allow-host", url]);
+    let trusted = setup.folder.path().join("trusted.pem");
+    std::fs::write(&trusted, &authority.pem).unwrap();
+    setup.env("SSL_CERT_FILE", trusted.to_str().unwrap()).start()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_that_offers_http2_is_asked_over_one_connection() {
     for name in HOSTILE {
         let authority = Authority::new("upstreams");
-        let (address, connections) = upstream_http2(&authority).await;
+        let (address, seen) = upstream_http2(&authority).await;
         let url = format!("https://localhost:{}", address.port());
-        let setup = Setup::new(&guest(name)).workers(1).args(&["--allow-host", &url]);
-        let trusted = setup.folder.path().join("trusted.pem");
-        std::fs::write(&trusted, &authority.pem).unwrap();
-        let cluster = setup.env("SSL_CERT_FILE", trusted.to_str().unwrap()).start();
+        let cluster = trusting(name, &authority, &url);
         let said = get(cluster.address(), &format!("/fetch?url={url}/a?b=c")).await.unwrap();
         assert_eq!(said.text(), format!("200\n{url}/a?b=c None"), "{name}");
-        // Of 120 requests, 32 at a time.
         for _ in 0..5 {
-            let said = get(cluster.address(), &format!("/fetch-many?n=32&url={url}/")).await.unwrap();
-            assert!(said.text().contains("32 succeeded, 0 failed"), "{name}: {}", said.text());
+            let said = get(cluster.address(), &format!("/fetch-many?n=31&url={url}/")).await.unwrap();
+            assert!(said.text().contains("31 succeeded, 0 failed"), "{name}: {}", said.text());
         }
-        // When it went away, some may have come at the same time.
-        let connections = connections.load(Ordering::SeqCst);
-        assert!((2..=33).contains(&connections), "{name}: {connections}");
+        assert_eq!(seen.connections(), 1, "{name}");
+        // When as many requests share it as may, there is another.
+        let silent = |_| {
+            let (address, path) = (cluster.address(), format!("/fetch-many?n=20&url={url}/silent"));
+            tokio::spawn(async move { get(address, &path).await })
+        };
+        let waiting: Vec<_> = (0..2).map(silent).collect();
+        until("all of them wait", || (seen.requests.load(Ordering::SeqCst) == 196).then_some(()));
+        let said = get(cluster.address(), &format!("/fetch?url={url}/a")).await.unwrap();
+        assert_eq!(said.text(), format!("200\n{url}/a None"), "{name}");
+        assert!((2..=10).contains(&seen.connections()), "{name}: {}", seen.connections());
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// Behind so many requests nginx ends a connection, and does not begin with those that are on their way.
+const NGINX: &str = "
+daemon off;
+master_process off;
+pid FOLDER/pid;
+error_log stderr crit;
+events {}
+http {
+    access_log off;
+    client_body_temp_path FOLDER/body;
+    proxy_temp_path FOLDER/proxy;
+    fastcgi_temp_path FOLDER/fastcgi;
+    uwsgi_temp_path FOLDER/uwsgi;
+    scgi_temp_path FOLDER/scgi;
+    keepalive_requests 40;
+    server {
+        listen ADDRESS ssl http2;
+        ssl_certificate CERT;
+        ssl_certificate_key KEY;
+        location / { return 200 \"$server_protocol $connection\"; }
+    }
+}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_ends_its_connections_loses_no_request() {
+    let Some(nginx) = Tool::find("nginx") else { return println!("skipped: there is no nginx") };
+    let (authority, folder, address) =
+        (Authority::new("upstreams"), tempfile::tempdir().unwrap(), address_of_its_own());
+    let [cert, key] = authority.issue(&["localhost", &address.ip().to_string()]).write(folder.path(), "pair");
+    let configuration = NGINX
+        .replace("FOLDER", folder.path().to_str().unwrap())
+        .replace("ADDRESS", &address.to_string())
+        .replace("CERT", cert.to_str().unwrap())
+        .replace("KEY", key.to_str().unwrap());
+    let file = folder.path().join("configuration");
+    std::fs::write(&file, configuration).unwrap();
+    let _process = Follower::start(nginx.command().args(["-e", "stderr", "-c"]).arg(file)).unwrap();
+    until("nginx", || std::net::TcpStream::connect(address).ok());
+    let url = format!("https://{address}");
+    for name in HOSTILE {
+        let cluster = trusting(name, &authority, &url);
+        let said = get(cluster.address(), &format!("/fetch?url={url}/")).await.unwrap();
+        assert!(said.text().starts_with("200\nHTTP/2.0 "), "{name}: {}", said.text());
+        let clients = (0..4).map(|_| {
+            let (at, path) = (cluster.address(), format!("/fetch-many?n=12&url={url}/"));
+            tokio::spawn(async move {
+                for _ in 0..25 {
+                    let said = get(at, &path).await.unwrap();
+                    assert!(said.text().contains("12 succeeded, 0 failed"), "{}", said.text());
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
     }
 }
 

@@ -181,6 +181,7 @@ async fn a_session_is_resumed_by_every_worker() {
 /// The headers that a guest sees of a request with forged ones, those about the client.
 async fn introduced(connection: &mut Connection<Full<Bytes>>) -> Vec<String> {
     let request = Request::get("/headers")
+        .header("connection", "client-cert, x-client-cert-subject, x-client-cert-sha256")
         .header("client-cert", ":Zm9yZ2Vk:")
         .header("Client-Cert-Chain", ":Zm9yZ2Vk:")
         .header("x-client-cert-subject", "CN=forged")

@@ -52,7 +52,8 @@ fn a_manager_is_told_how_the_cluster_is() {
     let (mut manager, setup) = Manager::watch(Setup::new(&guest("whoami")).workers(1).args(&["--soak", "0s"]));
     let app = setup.folder.path().join("app.wasm");
     fs::copy(guest("whoami"), &app).unwrap();
-    let cluster = setup.env("WATCHDOG_USEC", "600000").args(&["--min-ready", "0s"]).start();
+    let cluster = setup.env("WATCHDOG_USEC", "600000").args(&["--min-ready", "0s"]);
+    let cluster = cluster.args(&["--shutdown-delay", "1s", "--shutdown-timeout", "4s"]).start();
     assert!(manager.hears("STATUS=").contains("STATUS="));
     manager.hears("READY=1");
     assert!(manager.heard.iter().any(|line| line.starts_with("STATUS=compiling ")), "{:?}", manager.heard);
@@ -94,7 +95,8 @@ fn a_manager_is_told_how_the_cluster_is() {
     assert_eq!(manager.count("STOPPING=1"), 0);
     cluster.signal(Signal::SIGTERM);
     manager.hears("STOPPING=1");
-    assert!(manager.heard.last().unwrap().starts_with("EXTEND_TIMEOUT_USEC="));
+    // The delay, what requests have, and what it takes beyond that.
+    assert_eq!(manager.heard.last().unwrap(), "EXTEND_TIMEOUT_USEC=10000000");
     assert!(cluster.wait().success());
 }
 
@@ -185,7 +187,21 @@ async fn a_socket_that_was_not_passed_on_is_missed() {
     let Some(setup) = activated(&[(&address.to_string(), "api")], &["--listen", "127.0.0.1:0"]) else { return };
     let cluster = setup.launch();
     until("the socket is there", || TcpStream::connect(address).ok());
+    cluster.stderr.find("systemd has passed on the socket api, which no --listen takes; add --listen systemd:api");
     until("it serves elsewhere", || {
         cluster.stderr.lines().iter().any(|it| it.starts_with("Serving HTTP")).then_some(())
     });
+}
+
+/// As a script that sets the variables by hand may have it.
+#[test]
+fn sockets_that_were_not_passed_on_are_not_taken() {
+    for (count, named) in [("1", "3"), ("6", "3"), ("4000000000", "3")] {
+        let setup =
+            Setup::bare(&["serve", guest("whoami").to_str().unwrap(), "--listen", "systemd"]).env("LISTEN_FDS", count);
+        let ended = setup.behind(&["sh", "-c"], r#"exec 3>&-; LISTEN_PID=$$ exec "$@""#).run();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let said = format!("LISTEN_FDS says that descriptor {named} was passed on, and it was not");
+        assert!(ended.stderr.contains(&said), "{ended:?}");
+    }
 }

@@ -179,6 +179,8 @@ pub(crate) enum BindError {
         listed(.names)
     )]
     NotPassed { address: ListenAddr, names: Vec<String> },
+    #[error("cannot take the sockets that were passed on: {0}")]
+    Passed(io::Error),
     #[error("cannot listen on {0} addresses; the limit is {MAX_LISTENERS}")]
     TooMany(usize),
     #[error(
@@ -261,10 +263,7 @@ type OnlyV6 = bool;
 
 /// Looks up the names, and finds the sockets that were passed on.
 pub(crate) fn resolve(addresses: &[ListenAddr]) -> Result<Vec<Binding>, BindError> {
-    let mut all_passed = match addresses.iter().find(|address| matches!(address.endpoint, Endpoint::Passed(_))) {
-        Some(address) => take_passed_sockets().map_err(|error| BindError::new(address, error))?,
-        None => Vec::new(),
-    };
+    let mut all_passed = take_passed_sockets().map_err(BindError::Passed)?;
     let names: Vec<String> = all_passed.iter().map(|(name, _)| name.clone()).collect();
     let mut bindings = Vec::new();
     for address in addresses {

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -52,12 +52,16 @@ pub(crate) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|time| !time.is_zero())
 }
 
+/// How many sockets the manager has passed on to this process.
+fn passed() -> RawFd {
+    let number = |name| env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| is_ours).map_or(0, |count| count.try_into().unwrap_or(RawFd::MAX))
+}
+
 /// Whether the manager has passed sockets on to this process.
 pub(crate) fn has_passed_sockets() -> bool {
-    let is = |name, expected: &dyn Fn(u32) -> bool| {
-        env::var(name).ok().and_then(|value| value.parse().ok()).is_some_and(expected)
-    };
-    is("LISTEN_PID", &|pid| pid == std::process::id()) && is("LISTEN_FDS", &|count| count > 0)
+    passed() > 0
 }
 
 /// The sockets that the manager has passed on, by name. They are there once.
@@ -66,10 +70,29 @@ pub(crate) fn take_passed_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
+    for fd in (FIRST_PASSED..FIRST_PASSED.saturating_add(passed())).take(MAX_PASSED) {
+        if !is_inherited(fd) {
+            return Err(io::Error::other(format!(
+                "LISTEN_FDS says that descriptor {fd} was passed on, and it was not"
+            )));
+        }
+    }
     let passed = sd_notify::listen_fds_with_names()?;
-    // SAFETY: the manager opened them for this process before it began, nobody else here knows of them, and they are taken
-    // once. That they are open was just found out, as each was marked to be closed on exec.
+    // SAFETY: each was open when this process began, as it is the only kind that is not closed on exec, and nobody here knows
+    // of it; they are taken once.
     Ok(passed.map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) })).collect())
+}
+
+/// The first descriptor that is passed on (sd_listen_fds(3)).
+const FIRST_PASSED: RawFd = 3;
+/// More than these are looked at in vain: a process may not have as many descriptors.
+const MAX_PASSED: usize = 1 << 20;
+
+/// Whether this process was started with a descriptor: all that it opens itself is closed on exec.
+fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: it is only asked about the number, whatever that stands for.
+    let flags = unsafe { nix::libc::fcntl(fd, nix::libc::F_GETFD) };
+    flags >= 0 && flags & nix::libc::FD_CLOEXEC == 0
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::deploy::change::Compiling;
 use super::deploy::generations::Generations;
 use super::deploy::watch::Watch;
+use super::desk::manager::Manager;
 use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::fleet::builder::{Builder, build_first};
@@ -22,8 +23,8 @@ use crate::os::blocking::off_the_loop;
 use crate::os::files;
 use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
-use crate::settings::Settings;
 use crate::settings::paths;
+use crate::settings::{Policy, Settings};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
@@ -60,8 +61,9 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
             }
-            let shutdown_timeout = settings.cluster.policy.shutdown_timeout;
-            run(settings, Startup::new(signals, asked, &output, shutdown_timeout), &output, volume).await
+            let Policy { shutdown_delay, shutdown_timeout, .. } = settings.cluster.policy;
+            let manager = Manager::new(shutdown_delay.saturating_add(shutdown_timeout));
+            run(settings, Startup::new(signals, asked, &output, manager), &output, volume).await
         }
         .await;
         control.finish().await;

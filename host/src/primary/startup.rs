@@ -30,13 +30,8 @@ pub(super) struct Startup<'a> {
 }
 
 impl<'a> Startup<'a> {
-    pub(super) fn new(
-        signals: Signals,
-        asked: mpsc::Receiver<Query>,
-        output: &'a Output,
-        shutdown_timeout: Duration,
-    ) -> Self {
-        let (events, listen, manager) = (Events::default(), Vec::new(), Manager::new(shutdown_timeout));
+    pub(super) fn new(signals: Signals, asked: mpsc::Receiver<Query>, output: &'a Output, manager: Manager) -> Self {
+        let (events, listen) = (Events::default(), Vec::new());
         Self { signals, asked, events, output, listen, started: Instant::now(), manager }
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 /// Whoever connects over a Unix socket.
@@ -36,8 +36,19 @@ impl FromStr for TrustedProxy {
                 network.addr()
             ));
         }
-        Ok(Self::Network(network))
+        Ok(Self::Network(canonical(network)))
     }
+}
+
+/// An IPv4-mapped network as the IPv4 network that it is: so addresses are compared.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network {
+        IpNet::V6(network) if network.prefix_len() >= 96 => {
+            network.addr().to_ipv4_mapped().and_then(|address| Ipv4Net::new(address, network.prefix_len() - 96).ok())
+        }
+        _ => None,
+    };
+    mapped.map_or(network, IpNet::V4)
 }
 
 impl TrustedProxy {
@@ -121,6 +132,7 @@ mod tests {
             check(address, expected);
         }
         assert!(!proxies.trusts(None));
+        assert!(trusted(&["::ffff:192.0.2.0/120"]).trusts("192.0.2.9".parse().ok()));
         assert!(trusted(&["unix"]).trusts(None) && !trusted(&["unix"]).trusts("127.0.0.1".parse().ok()));
         assert!(trusted(&["0.0.0.0/0"]).trusts("203.0.113.1".parse().ok()));
         assert!(!TrustedProxies::default().trusts(None));

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::os::service_manager::{self, Notifier, NotifyState};
 
-/// What a start that takes longer asks for, again and again: a first compilation may take minutes.
+/// What a start or a reload that takes longer asks for, again and again: a compilation may take minutes.
 const MORE_TIME: Duration = Duration::from_secs(30);
-/// What a stop takes beyond the time that requests have.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// What a stop takes beyond what it may.
 const END: Duration = Duration::from_secs(5);
 
 /// Messages that a manager has yet to read, at most. Of more than that the first are of no interest any more.
@@ -27,16 +28,19 @@ pub(crate) struct Manager {
     told: (&'static str, String),
     /// It has asked for a reload.
     has_asked: bool,
-    /// What requests have when the cluster stops.
-    shutdown_timeout: Duration,
+    /// When a reload has asked for more time.
+    asked_at: Option<Instant>,
+    /// How long a stop may take.
+    longest_stop: Duration,
 }
 
 impl Manager {
-    pub(crate) fn new(shutdown_timeout: Duration) -> Self {
+    /// Of a cluster whose stop may take so long.
+    pub(crate) fn new(longest_stop: Duration) -> Self {
         let (notifier, unsent, told) = (Notifier::new(), VecDeque::new(), ("starting", String::new()));
         // Twice as often as it must be.
         let watchdog = notifier.as_ref().and_then(|_| service_manager::watchdog()).map(|time| (time / 2, None));
-        Self { notifier, unsent, watchdog, told, has_asked: false, shutdown_timeout }
+        Self { notifier, unsent, watchdog, told, has_asked: false, asked_at: None, longest_stop }
     }
 
     /// Whether anybody listens.
@@ -70,7 +74,7 @@ impl Manager {
                     Err(error) => tracing::debug!("there is no clock: {error}"),
                 },
                 Milestone::Stopping => {
-                    self.tell(&[NotifyState::Stopping, more_time(self.shutdown_timeout.saturating_add(END))]);
+                    self.tell(&[NotifyState::Stopping, more_time(self.longest_stop.saturating_add(END))]);
                 }
             }
         }
@@ -83,6 +87,12 @@ impl Manager {
     /// The driver turns.
     pub(crate) fn turns(&mut self) {
         self.send();
+        if self.told.0 != "reloading" {
+            self.asked_at = None;
+        } else if self.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
+            self.asked_at = Some(Instant::now());
+            self.tell(&[more_time(MORE_TIME)]);
+        }
         let Some((every, last)) = &mut self.watchdog else { return };
         if self.unsent.is_empty() && last.is_none_or(|last| last.elapsed() >= *every) {
             *last = Some(Instant::now());

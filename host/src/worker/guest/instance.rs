@@ -27,7 +27,7 @@ use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 use super::call::{Call, Failure, GuestFuture, Head, said};
 use super::concurrent;
 use super::epoch::Epoch;
-use super::outbound::{Hooks, Origin, remove_hop_by_hop};
+use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, Live, Repeat, Stock};
 use super::trap::{Described, describe};
 use super::world::World;
@@ -131,7 +131,7 @@ impl Instances {
     /// receiver, at some poll of the call.
     pub(crate) fn call<B>(
         &self,
-        mut request: Request<B>,
+        request: Request<B>,
         security: Security,
         authority: Authority,
         origin: Origin,
@@ -140,7 +140,6 @@ impl Instances {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Error>,
     {
-        remove_hop_by_hop(request.headers_mut());
         let (head, receiver) = oneshot::channel();
         let guest: GuestFuture = match self {
             Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, security, origin, head)),

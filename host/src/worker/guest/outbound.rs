@@ -43,7 +43,7 @@ use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
 use resolver::{NotFound, Resolver};
 use tls::Tls;
 use upload::Begun;
-use upstream::{PROTOCOLS, Upstream, Wire};
+use upstream::{PROTOCOLS, Upstream, Wire, is_unprocessed};
 
 /// Tells a chain of servers that it is a circle (RFC 8586): each adds its name.
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -53,6 +53,8 @@ pub(crate) const MAX_LOOPS: usize = 8;
 /// How long a request waits, once there is a connection, for what tells whether its body is empty.
 const MAX_HELD_BACK: Duration = Duration::from_millis(10);
 
+/// How often a request is sent that no upstream has begun with.
+const MAX_TRIES: usize = 4;
 /// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
 const MAX_DISCARDED: u64 = 64 * 1024;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
@@ -184,7 +186,7 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-/// One that is held for a worker, and one for a guest.
+/// One that is held for a guest, and one for a worker.
 type Places = [OwnedSemaphorePermit; 2];
 
 impl Hooks {
@@ -280,30 +282,40 @@ impl OutboundExchange {
         let silence = at_most(self.options.between_bytes_timeout, self.world.outbound.between_bytes);
         let lease = idle_for.map(|idle_for| Lease { connection, idle_for, world: self.world.clone() });
         let answer = answer.map(|body| {
-            let mut answer = OutboundAnswer { body: Some(body), silence, timer: None, lease, _places: self.places };
+            let mut answer =
+                OutboundAnswer { body: Some(body), silence, timer: None, lease, places: Some(self.places) };
             answer.give_back_if_over();
             answer.boxed_unsync()
         });
         Ok((answer, Box::new(rest(told))))
     }
 
-    /// Sends the request. What was not sent, as a connection that was kept has ended meanwhile, is sent over another. Beside the
-    /// answer comes where it is told what becomes of the rest of the request.
+    /// Sends the request. What was not sent, as a connection that was kept has ended meanwhile, is sent over another; so is a
+    /// request without a body of which an upstream of HTTP/2 says that it has not begun with it. Beside the answer comes where
+    /// it is told what becomes of the rest of the request.
     async fn send(
         &self,
         mut connection: KeptConnection,
         mut request: Request<Begun>,
     ) -> Result<(Response<Incoming>, KeptConnection, oneshot::Receiver<Error>), Error> {
+        let mut tries = 1;
         loop {
-            self.address(&mut request, connection.upstream.is_http2())?;
+            let is_http2 = connection.upstream.is_http2();
+            self.address(&mut request, is_http2)?;
+            let again = (is_http2 && request.body().is_end_stream()).then(|| empty_copy(&request));
             let told = connection.upstream.watch();
-            match connection.upstream.send(request).await {
+            let mut error = match connection.upstream.send(request).await {
                 Ok(answer) => return Ok((answer, connection, told)),
-                Err(mut error) => match error.take_message().filter(|_| connection.is_used) {
-                    Some(unsent) => request = unsent,
-                    None => return Err(failure(error.into_error())),
-                },
-            }
+                Err(error) => error,
+            };
+            connection.upstream.retire();
+            let unsent = error.take_message().filter(|_| connection.is_used);
+            let unprocessed = again.filter(|_| is_unprocessed(error.error()));
+            request = match unsent.or(unprocessed) {
+                Some(request) if tries < MAX_TRIES => request,
+                _ => return Err(failure(error.into_error())),
+            };
+            tries += 1;
             connection = self.connection(MAX_CONNECT_TIME).await?;
         }
     }
@@ -448,6 +460,14 @@ fn target(method: &Method, uri: &Uri) -> Option<PathAndQuery> {
     }
 }
 
+/// The same request, which has no body.
+fn empty_copy(request: &Request<Begun>) -> Request<Begun> {
+    let mut copy = Request::new(Begun::empty());
+    (*copy.method_mut(), *copy.uri_mut()) = (request.method().clone(), request.uri().clone());
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
 /// A request of a method that is meant to have content says that it has none (RFC 9110, section 8.6).
 fn say_that_it_is_empty(request: &mut Request<Begun>) {
     let has_content = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
@@ -506,7 +526,7 @@ struct OutboundAnswer {
     timer: Option<Pin<Box<Sleep>>>,
     /// Until the body is whole.
     lease: Option<Lease>,
-    _places: Places,
+    places: Option<Places>,
 }
 
 impl Lease {
@@ -533,13 +553,14 @@ impl Drop for OutboundAnswer {
         if is_short
             && let (Some(lease), Some(body), Ok(runtime)) = (self.lease.take(), self.body.take(), Handle::try_current())
         {
-            runtime.spawn(discard(body, lease));
+            // To its guest it is over; of the worker's connections it is one.
+            runtime.spawn(discard(body, lease, self.places.take().map(|[_, of_worker]| of_worker)));
         }
     }
 }
 
 /// Reads what is left of an answer, and gives its connection back.
-async fn discard(mut body: Incoming, lease: Lease) {
+async fn discard(mut body: Incoming, lease: Lease, _place: Option<OwnedSemaphorePermit>) {
     let read = async { while matches!(body.frame().await, Some(Ok(_))) {} };
     if timeout(DISCARDED_WITHIN, read).await.is_ok() && body.is_end_stream() {
         lease.give_back();

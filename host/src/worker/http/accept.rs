@@ -283,7 +283,7 @@ fn accept_all(
             Ok((socket, client)) => {
                 gate.handed_over(admission);
                 let address = client.as_socket().map(|client| client.ip());
-                let client = Remote { address, security: entrance.security };
+                let client = Remote { address, security: entrance.security, is_stranger: false };
                 place.send(Accepted { socket, entrance, client, admission });
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {

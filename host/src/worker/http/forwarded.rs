@@ -2,7 +2,8 @@
 //! `x-forwarded-host` and `forwarded` (RFC 7239) are what each proxy on the way knows, this server last.
 //!
 //! Whoever connects could say any of that, so none of it is kept but from a proxy that is trusted. The client is then the
-//! last address of `x-forwarded-for` that is no such proxy's.
+//! last address of `x-forwarded-for` that is no such proxy's. What a proxy did not write itself, its client may have written:
+//! nothing of that makes a client a proxy, or keeps what follows it from being understood.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -24,9 +25,11 @@ const FORWARDED_PREFIX: &str = "x-forwarded-";
 /// A client, as guests are told of it: that of this server, or of the proxy that introduced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
-    /// `None` over a Unix socket.
+    /// `None` over a Unix socket, or if its proxy does not know.
     pub(super) address: Option<IpAddr>,
     pub(super) security: Security,
+    /// Nobody may believe what it says of others, whatever its address is.
+    pub(super) is_stranger: bool,
 }
 
 /// The last part of a request's way, of which this server knows by itself. The same for all requests of a connection.
@@ -53,12 +56,12 @@ struct SaidHost {
 
 impl LastHop {
     pub(super) fn new(client: Remote, trusted: &TrustedProxies) -> Self {
-        let Remote { address, security } = client;
+        let Remote { address, security, is_stranger } = client;
         let scheme = match security {
             Security::Clear => "http",
             Security::Tls => "https",
         };
-        let is_trusted = trusted.trusts(address);
+        let is_trusted = !is_stranger && trusted.trusts(address);
         let address = address.map(|address| address.to_canonical());
         let node = match address {
             Some(IpAddr::V4(address)) => address.to_string(),
@@ -94,27 +97,32 @@ impl LastHop {
     /// Tells where a request to `host` came from, by fields that this hop does not forbid.
     pub(super) fn tell(&self, headers: &mut HeaderMap, host: &Authority, trusted: &TrustedProxies) {
         let own = self.address.as_ref();
-        let said = if self.is_trusted { joined(headers, &FORWARDED_FOR) } else { None };
-        let client = match (&said, own) {
-            (Some(said), own) => client(said, own.map(|(address, _)| *address), trusted).map(|it| text(it.to_string())),
-            (None, own) => own.map(|(_, value)| value.clone()),
-        };
-        if let Some(client) = client {
-            headers.insert(REAL_IP, client);
-        }
-        match (said, own) {
-            (Some(said), Some((address, _))) => drop(headers.insert(FORWARDED_FOR, text(format!("{said}, {address}")))),
-            (Some(said), None) => drop(headers.insert(FORWARDED_FOR, text(said))),
-            (None, Some((_, value))) => drop(headers.insert(FORWARDED_FOR, value.clone())),
-            (None, None) => {}
+        let said = if self.is_trusted { nodes(headers) } else { Vec::new() };
+        if said.is_empty() {
+            if let Some((_, value)) = own {
+                headers.insert(REAL_IP, value.clone());
+                headers.insert(FORWARDED_FOR, value.clone());
+            } else {
+                headers.remove(FORWARDED_FOR);
+            }
+        } else {
+            if let Some(client) = client(&said, own.map(|(address, _)| *address), trusted) {
+                headers.insert(REAL_IP, text(client.to_string()));
+            }
+            let own = own.map(|(address, _)| address.to_string());
+            headers.insert(FORWARDED_FOR, text(said.into_iter().chain(own).collect::<Vec<_>>().join(", ")));
         }
         let SaidHost { forwarded_host, mut forwarded, .. } = self.of_host(host);
         if self.is_trusted {
-            if let Some(said) = joined(headers, &FORWARDED) {
+            if let Some(said) = well_formed(headers) {
                 forwarded = text(format!("{said}, {}", forwarded.to_str().unwrap_or_default()));
             }
-            keep(headers, FORWARDED_PROTO, &self.scheme, |said| matches!(said, "http" | "https"));
-            keep(headers, FORWARDED_HOST, &forwarded_host, |said| said.parse::<Authority>().is_ok());
+            keep(headers, FORWARDED_PROTO, &self.scheme, |said| {
+                ["http", "https"].into_iter().find(|scheme| said.eq_ignore_ascii_case(scheme)).map(str::to_owned)
+            });
+            keep(headers, FORWARDED_HOST, &forwarded_host, |said| {
+                said.parse::<Authority>().ok().map(|it| it.to_string())
+            });
         } else {
             headers.insert(FORWARDED_PROTO, self.scheme.clone());
             headers.insert(FORWARDED_HOST, forwarded_host);
@@ -129,9 +137,9 @@ pub(super) fn is_forwarded(name: &str) -> bool {
     same(name, REAL_IP.as_str()) || same(name, FORWARDED.as_str()) || begins(FORWARDED_PREFIX)
 }
 
-/// Whether a trusted proxy may set it.
+/// Whether a trusted proxy may set it. Of the others that begin in the same way, most proxies pass on what clients send.
 fn is_kept(name: &str) -> bool {
-    !name.contains('_') && name != REAL_IP.as_str()
+    [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED].iter().any(|kept| kept.as_str() == name)
 }
 
 /// Whether a field has this name, with underscores or hyphens.
@@ -140,32 +148,53 @@ pub(super) fn same(name: &str, ours: &str) -> bool {
     name.len() == ours.len() && name.bytes().map(as_hyphen).eq(ours.bytes())
 }
 
-/// All values of a field, as one list; `None` if there is none that is text.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    let values: Vec<&str> = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .filter(|value| !value.is_empty())
-        .collect();
-    (!values.is_empty()).then(|| values.join(", "))
+/// What `x-forwarded-for` lists, without what is no text: the last is what the proxy has written.
+fn nodes(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(FORWARDED_FOR).iter();
+    let nodes = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let nodes = nodes.filter(|node| !node.is_empty());
+    nodes
+        .map(|node| match std::str::from_utf8(node) {
+            Ok(node) if node.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') => node.to_owned(),
+            _ => "unknown".into(),
+        })
+        .collect()
+}
+
+/// What `forwarded` says so far, if one more element can be appended to it.
+fn well_formed(headers: &HeaderMap) -> Option<String> {
+    let values: Vec<&str> =
+        headers.get_all(FORWARDED).iter().map(HeaderValue::to_str).collect::<Result<_, _>>().ok()?;
+    let said = values.join(", ");
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for byte in said.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+    }
+    let said = said.trim_matches([' ', '\t', ',']);
+    (!is_quoted && !said.is_empty()).then(|| said.to_owned())
 }
 
 /// Leaves what was said once and makes sense, and says `own` otherwise.
-fn keep(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue, makes_sense: impl Fn(&str) -> bool) {
+fn keep(headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue, sense: impl Fn(&str) -> Option<String>) {
     let mut said = headers.get_all(&name).iter();
-    let is_kept = matches!((said.next(), said.next()), (Some(said), None) if said.to_str().is_ok_and(makes_sense));
-    if !is_kept {
-        headers.insert(name, own.clone());
-    }
+    let kept = match (said.next(), said.next()) {
+        (Some(said), None) => said.to_str().ok().and_then(sense).map(text),
+        _ => None,
+    };
+    headers.insert(name, kept.unwrap_or_else(|| own.clone()));
 }
 
-/// The last that is not trusted, of those that `said` lists before `own`; the first, if all are.
-fn client(said: &str, own: Option<IpAddr>, trusted: &TrustedProxies) -> Option<IpAddr> {
+/// The last that is not trusted, of those that are listed before `own`; the first, if all are. `None` if the one that decides
+/// is no address: then nobody knows.
+fn client(said: &[String], own: Option<IpAddr>, trusted: &TrustedProxies) -> Option<IpAddr> {
     let mut client = own;
-    for node in said.rsplit(',') {
-        let Some(address) = address_of(node.trim()) else { break };
-        client = Some(address);
+    for node in said.iter().rev() {
+        client = Some(address_of(node)?);
         if !trusted.trusts(client) {
             break;
         }
@@ -215,7 +244,7 @@ mod tests {
     fn told(security: Security, from: Option<&str>, sent: &[(&str, &str)], host: &str) -> Vec<(String, String)> {
         let trusted = trusted(&PROXIES);
         let address = from.map(|from| from.parse().unwrap());
-        let hop = LastHop::new(Remote { address, security }, &trusted);
+        let hop = LastHop::new(Remote { address, security, is_stranger: false }, &trusted);
         let mut headers = HeaderMap::new();
         for (name, value) in sent.iter().filter(|(name, _)| !hop.forbids(name)) {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
@@ -277,11 +306,29 @@ mod tests {
                 ("forwarded", "for=192.0.2.1, for=10.1.2.3;proto=http;host=\"example.com:8080\""),
                 ("x-forwarded-for", "1.1.1.1, 192.0.2.1, 10.0.0.9, 10.1.2.3"),
                 ("x-forwarded-host", "shop.example"),
-                ("x-forwarded-prefix", "/shop"),
                 ("x-forwarded-proto", "https"),
                 ("x-real-ip", "192.0.2.1"),
             ],
         );
+        // As whatever its client sent before, and it passed on.
+        let mut headers = HeaderMap::new();
+        for value in [&b"\xe9, 6.6.6.6\x80"[..], b"192.0.2.1"] {
+            headers.append(FORWARDED_FOR, HeaderValue::from_bytes(value).unwrap());
+        }
+        headers.append(FORWARDED, HeaderValue::from_static("for=\"x"));
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("HTTPS"));
+        let proxies = trusted(&PROXIES);
+        let proxy = Remote { address: "10.1.2.3".parse().ok(), security: Security::Clear, is_stranger: false };
+        LastHop::new(proxy, &proxies).tell(&mut headers, &"a.test".parse().unwrap(), &proxies);
+        assert_eq!(headers[FORWARDED_FOR], "unknown, unknown, 192.0.2.1, 10.1.2.3");
+        assert_eq!(
+            (&headers[REAL_IP], &headers[FORWARDED_PROTO]),
+            (&"192.0.2.1".parse().unwrap(), &"https".parse().unwrap())
+        );
+        assert_eq!(headers[FORWARDED], "for=10.1.2.3;proto=http;host=a.test");
+        // One whose address its proxy does not know is nobody to be believed.
+        let stranger = LastHop::new(Remote { is_stranger: true, ..proxy }, &proxies);
+        assert!(stranger.forbids("x-forwarded-for") && !LastHop::new(proxy, &proxies).forbids("x-forwarded-for"));
         // What it does not say, or not in one way, we say.
         let odd = [("x-forwarded-proto", "gopher"), ("x-forwarded-host", "a.test"), ("x-forwarded-host", "b.test")];
         check(
@@ -311,7 +358,8 @@ mod tests {
         let everybody = trusted(&["unix"]);
         let mut headers = HeaderMap::new();
         headers.insert(FORWARDED_FOR, HeaderValue::from_static("192.0.2.1"));
-        let hop = LastHop::new(Remote { address: None, security: Security::Clear }, &everybody);
+        let local = Remote { address: None, security: Security::Clear, is_stranger: false };
+        let hop = LastHop::new(local, &everybody);
         hop.tell(&mut headers, &"a.test".parse().unwrap(), &everybody);
         let value = |name| headers.get(name).unwrap().to_str().unwrap();
         assert_eq!((value(FORWARDED_FOR), value(REAL_IP)), ("192.0.2.1", "192.0.2.1"));
@@ -329,13 +377,18 @@ mod tests {
             ("192.0.2.1:1234, [2001:db8::2]:80", "192.0.2.1"),
             ("[2001:dead::2]", "2001:dead::2"),
             ("::ffff:192.0.2.1", "192.0.2.1"),
-            ("192.0.2.1, unknown, 10.0.0.2", "10.0.0.2"),
-            ("unknown", "10.9.9.9"),
             ("", "10.9.9.9"),
-            (" , 192.0.2.1 ,, 10.0.0.1", "10.0.0.1"),
+            (" , ,", "10.9.9.9"),
+            (" , 192.0.2.1 ,, 10.0.0.1,", "192.0.2.1"),
+            ("unknown, 192.0.2.1", "192.0.2.1"),
+            // Whoever that is, it is not the proxy that says so.
+            ("192.0.2.1, unknown, 10.0.0.2", "nobody"),
+            ("unknown", "nobody"),
+            ("fe80::1%eth0", "nobody"),
         ] {
             let own = "10.9.9.9".parse().ok();
-            assert_eq!(client(said, own, &trusted), expected.parse().ok(), "{said}");
+            let headers = HeaderMap::from_iter([(FORWARDED_FOR, said.parse().unwrap())]);
+            assert_eq!(client(&nodes(&headers), own, &trusted), expected.parse().ok(), "{said}");
         }
     }
 

@@ -32,7 +32,7 @@ use super::upload::{Upload, UploadProgress};
 use crate::logging::one_line;
 use crate::os::listener::Security;
 use crate::worker::guest::call::{Call, Failure, Head};
-use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops};
+use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops, remove_hop_by_hop};
 use crate::worker::requests::{REQUEST_ID, log_of};
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
@@ -122,6 +122,8 @@ impl Server {
             let host = HeaderValue::from_str(named.unwrap_or(NO_HOST));
             request.headers_mut().insert(HOST, host.unwrap_or(HeaderValue::from_static(NO_HOST)));
         }
+        // In this order: no client may have what is said of it taken out again.
+        remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
         Ok(authority)
     }

@@ -104,7 +104,8 @@ mod tests {
         let mut request = headers(&sent);
         request.append(CLIENT_CERT, HeaderValue::from_static("again"));
         let mut proven = request.clone();
-        let peer = |security| Peer::new(security, Remote { address: None, security }, Rc::default());
+        let peer =
+            |security| Peer::new(security, Remote { address: None, security, is_stranger: false }, Rc::default());
         let introduce = |peer: Peer, headers: &mut HeaderMap| {
             peer.introduce(headers, &Authority::from_static("a.test"));
             // What is said of everybody, elsewhere.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use nix::sys::socket::MsgFlags;
-use proxy_header::{ParseConfig, ProxyHeader};
+use proxy_header::{ParseConfig, Protocol, ProxyHeader};
 
 use super::accept::{AcceptedStream, Admission};
 use super::forwarded::Remote;
@@ -66,15 +66,15 @@ impl Server {
         }
         let peer = Peer::new(security, proxy, self.trusted_proxies.clone());
         let read = self.before_requests(self.limits.header_timeout, admission, peer, read(stream)).await;
-        Ok(read.ok_or(NoHeader::Late)??.map_or(proxy, |(address, is_secure)| Remote {
-            address: Some(address),
-            security: if is_secure { Security::Tls } else { proxy.security },
-        }))
+        let Some((address, is_secure)) = read.ok_or(NoHeader::Late)?? else { return Ok(proxy) };
+        let security = if is_secure { Security::Tls } else { proxy.security };
+        Ok(Remote { address, security, is_stranger: address.is_none() })
     }
 }
 
-/// The client, and whether it speaks TLS with the proxy. `None` if the proxy speaks for itself.
-type Introduction = Option<(IpAddr, bool)>;
+/// The address of the client, unless the proxy does not know it, and whether it speaks TLS with the proxy. `None` if the proxy
+/// speaks for itself.
+type Introduction = Option<(Option<IpAddr>, bool)>;
 
 /// Reads a header, and no byte behind it.
 async fn read(stream: &AcceptedStream) -> Result<Introduction, NoHeader> {
@@ -102,12 +102,22 @@ fn parse(bytes: &[u8]) -> Result<Option<(Introduction, usize)>, NoHeader> {
     match ProxyHeader::parse(bytes, ParseConfig::default()) {
         Ok((header, length)) => {
             let is_secure = header.ssl().is_some_and(|ssl| ssl.client_ssl());
-            let said = header.proxied_address().map(|address| (address.source.ip().to_canonical(), is_secure));
+            let said = match header.proxied_address() {
+                Some(address) if address.protocol == Protocol::Datagram => return Err(NoHeader::Malformed),
+                Some(address) => Some((Some(address.source.ip().to_canonical()), is_secure)),
+                None if is_local(bytes) => None,
+                None => Some((None, is_secure)),
+            };
             Ok(Some((said, length)))
         }
         Err(proxy_header::Error::BufferTooShort) => Ok(None),
         Err(_) => Err(NoHeader::Malformed),
     }
+}
+
+/// Whether a whole header of version 2 has the command LOCAL, which the library does not tell from an unknown address.
+fn is_local(header: &[u8]) -> bool {
+    header.starts_with(b"\r\n") && header.get(12).is_some_and(|command| command & 0xf == 0)
 }
 
 #[cfg(test)]
@@ -137,17 +147,19 @@ mod tests {
 
     #[test]
     fn both_versions_say_who_the_client_is() {
-        let client = |address: &str| Some((address.parse().unwrap(), false));
+        let client = |address: &str| Some((address.parse().ok(), false));
         assert_eq!(said(b"PROXY TCP4 192.0.2.1 10.0.0.1 56324 443\r\n"), client("192.0.2.1"));
         assert_eq!(said(b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\n"), client("2001:db8::1"));
-        assert_eq!(said(b"PROXY UNKNOWN\r\n"), None);
-        assert_eq!(said(b"PROXY UNKNOWN ffff:: ffff:: 1 2\r\n"), None);
+        let unknown = Some((None, false));
+        assert_eq!(said(b"PROXY UNKNOWN\r\n"), unknown);
+        assert_eq!(said(b"PROXY UNKNOWN ffff:: ffff:: 1 2\r\n"), unknown);
+        assert_eq!(said(b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0"), unknown);
         for address in ["192.0.2.1:1", "[2001:db8::1]:1"] {
             let mut header = header(address);
             let ip = address.parse::<std::net::SocketAddr>().unwrap().ip();
-            assert_eq!(said(&v2(&header)), Some((ip, false)));
+            assert_eq!(said(&v2(&header)), Some((Some(ip), false)));
             header.append_tlv(Tlv::Ssl(SslInfo::new(true, false, false, 0)));
-            assert_eq!(said(&v2(&header)), Some((ip, true)));
+            assert_eq!(said(&v2(&header)), Some((Some(ip), true)));
         }
         assert_eq!(said(&v2(&header("[::ffff:192.0.2.1]:1"))), client("192.0.2.1"));
         // A health check of the proxy itself.
@@ -164,6 +176,7 @@ mod tests {
             b"PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
             b"proxy UNKNOWN\r\n",
             b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xcb\0\x71\x05\x7f\0\0\x01\x13\x88\0\x50",
         ] {
             assert!(matches!(parse(bytes), Err(NoHeader::Malformed)), "{}", bytes.escape_ascii());
         }
@@ -188,7 +201,7 @@ mod tests {
                 let (said, ()) = tokio::join!(biased; reading, async {
                     theirs.write_all(&[second, b"behind"].concat()).unwrap();
                 });
-                assert_eq!(said, Some(("192.0.2.1".parse().unwrap(), false)), "{cut}");
+                assert_eq!(said, Some(("192.0.2.1".parse().ok(), false)), "{cut}");
                 let mut behind = [0; 16];
                 let length = ours.receive(&mut behind, MsgFlags::empty()).await.unwrap();
                 assert_eq!(&behind[..length], b"behind", "{cut}");

@@ -77,8 +77,8 @@ impl Pool {
         idle.retain(|idle| idle.until > now && !idle.upstream.is_closed());
         // The one that was used last: so those that are not needed grow old.
         let found = idle.iter().rposition(|idle| idle.upstream.is_ready());
-        let upstream = found.map(|place| match idle[place].upstream.share() {
-            Some(shared) => shared,
+        let upstream = found.map(|place| match idle[place].upstream.join() {
+            Some(joined) => joined,
             None => idle.remove(place).upstream,
         });
         let (after, is_empty) = (idle.len(), idle.is_empty());

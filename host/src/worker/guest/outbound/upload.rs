@@ -22,6 +22,10 @@ impl Begun {
         Self { first: None, rest: Some(body) }
     }
 
+    pub(crate) fn empty() -> Self {
+        Self { first: None, rest: None }
+    }
+
     /// Takes the first frame, or learns that there is none.
     pub(crate) fn begin(&mut self, context: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_EMPTY_FRAMES {

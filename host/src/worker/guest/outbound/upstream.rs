@@ -1,8 +1,11 @@
 //! One connection to another server: HTTP/1.1, or HTTP/2 where that was agreed on in the handshake of TLS. A task drives it
 //! until it is closed; requests are sent through a handle.
 
+use std::error::Error as _;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -100,6 +103,13 @@ impl AsyncWrite for Wire {
 /// Who is told how a connection ends, while it carries their request.
 type Awaiter = Arc<Mutex<Option<oneshot::Sender<Error>>>>;
 
+/// Requests that share a connection of HTTP/2. Beyond that, another is opened: one that stops reading stops the others only
+/// when the window of all is full.
+const MAX_SHARED: usize = 32;
+/// Bytes of an answer that wait for the guest, over HTTP/2; and of all answers of a connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_SHARED as u32;
+
 /// A handle of a connection.
 pub(crate) struct Upstream {
     sender: Sender,
@@ -110,7 +120,37 @@ pub(crate) struct Upstream {
 
 enum Sender {
     Http1(http1::SendRequest<Begun>),
-    Http2(http2::SendRequest<Begun>),
+    Http2 {
+        sender: http2::SendRequest<Begun>,
+        shared: Arc<Sharing>,
+        /// For a request, unless it is there to be shared.
+        _place: Option<SharedPlace>,
+    },
+}
+
+/// What the handles of a connection know of each other.
+struct Sharing {
+    requests: AtomicUsize,
+    /// So many it may have: what the other side permits, if that is less than our own bound.
+    most: AtomicUsize,
+    /// It takes no more requests, though it may have some.
+    is_retired: AtomicBool,
+}
+
+/// One of the requests of a connection.
+struct SharedPlace(Arc<Sharing>);
+
+impl SharedPlace {
+    fn take(shared: &Arc<Sharing>) -> Self {
+        shared.requests.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for SharedPlace {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Upstream {
@@ -123,13 +163,23 @@ impl Upstream {
         let sender = if is_http2 {
             let mut http = http2::Builder::new(TokioExecutor::new());
             http.max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX));
-            let (sender, connection) = http.handshake(stream).await.map_err(failure)?;
+            http.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+            let (sender, mut connection) = http.handshake(stream).await.map_err(failure)?;
+            let most = AtomicUsize::new(MAX_SHARED);
+            let shared = Arc::new(Sharing { requests: AtomicUsize::new(0), most, is_retired: AtomicBool::new(false) });
+            let told = shared.clone();
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
+                let ended = poll_fn(|context| {
+                    let polled = Pin::new(&mut connection).poll(context);
+                    told.most.store(MAX_SHARED.min(connection.current_max_send_streams()), Ordering::Relaxed);
+                    polled
+                });
+                if let Err(error) = ended.await {
                     tracing::debug!("an outbound connection ended early: {error}");
                 }
             });
-            Sender::Http2(sender)
+            let place = SharedPlace::take(&shared);
+            Sender::Http2 { sender, shared, _place: Some(place) }
         } else {
             let mut http = http1::Builder::new();
             http.max_buf_size(max_head);
@@ -140,23 +190,27 @@ impl Upstream {
         Ok(Self { sender, wire, awaiter })
     }
 
-    /// Another handle, if several requests may be under way at the same time.
+    /// A handle to be shared, if several requests may be under way at the same time.
     pub(crate) fn share(&self) -> Option<Self> {
-        match &self.sender {
-            Sender::Http1(_) => None,
-            Sender::Http2(sender) => Some(Self {
-                sender: Sender::Http2(sender.clone()),
-                wire: self.wire.clone(),
-                awaiter: Awaiter::default(),
-            }),
-        }
+        self.another(|_| None)
+    }
+
+    /// A handle for another request, if several may be under way at the same time.
+    pub(crate) fn join(&self) -> Option<Self> {
+        self.another(|shared| Some(SharedPlace::take(shared)))
+    }
+
+    fn another(&self, place: impl Fn(&Arc<Sharing>) -> Option<SharedPlace>) -> Option<Self> {
+        let Sender::Http2 { sender, shared, .. } = &self.sender else { return None };
+        let sender = Sender::Http2 { sender: sender.clone(), shared: shared.clone(), _place: place(shared) };
+        Some(Self { sender, wire: self.wire.clone(), awaiter: Awaiter::default() })
     }
 
     /// Whether it will never take another request.
     pub(crate) fn is_closed(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
-            Sender::Http2(sender) => sender.is_closed(),
+            Sender::Http2 { sender, shared, .. } => sender.is_closed() || shared.is_retired.load(Ordering::Relaxed),
         }
     }
 
@@ -164,12 +218,21 @@ impl Upstream {
     pub(crate) fn is_ready(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_ready() && self.wire.is_silent(),
-            Sender::Http2(sender) => sender.is_ready(),
+            Sender::Http2 { shared, .. } => {
+                !self.is_closed() && shared.requests.load(Ordering::Relaxed) < shared.most.load(Ordering::Relaxed)
+            }
+        }
+    }
+
+    /// Has it take no more requests.
+    pub(crate) fn retire(&self) {
+        if let Sender::Http2 { shared, .. } = &self.sender {
+            shared.is_retired.store(true, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn is_http2(&self) -> bool {
-        matches!(self.sender, Sender::Http2(_))
+        matches!(self.sender, Sender::Http2 { .. })
     }
 
     /// Sends a request. It comes back with the error if it surely was not sent.
@@ -179,7 +242,7 @@ impl Upstream {
     ) -> Result<http::Response<Incoming>, TrySendError<http::Request<Begun>>> {
         match &mut self.sender {
             Sender::Http1(sender) => sender.try_send_request(request).await,
-            Sender::Http2(sender) => sender.try_send_request(request).await,
+            Sender::Http2 { sender, .. } => sender.try_send_request(request).await,
         }
     }
 
@@ -194,6 +257,13 @@ impl Upstream {
     pub(crate) fn rests(&self) {
         self.awaiter.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// Whether the other side says that it has not begun with a request, and will not (RFC 9113, section 8.7).
+pub(crate) fn is_unprocessed(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    let is = |reason| error.is_remote() && error.reason() == Some(reason);
+    (error.is_reset() && is(h2::Reason::REFUSED_STREAM)) || (error.is_go_away() && is(h2::Reason::NO_ERROR))
 }
 
 /// Drives a connection of HTTP/1.1 to its end. What becomes of an answer's body, the body tells; here counts what becomes of
