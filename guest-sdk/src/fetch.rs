@@ -314,7 +314,7 @@ mod tests {
                 response.body(Body::from(status.to_string())).unwrap()
             }
         });
-        let ended = host.block_on(async { Ok(fetch.await?.into_body().text(64).await?) });
+        let ended = host.block_on(async { fetch.await?.into_body().text(64).await });
         (asked.take(), ended)
     }
 
