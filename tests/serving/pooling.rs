@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::Response;
+use nix::sys::socket::{MsgFlags, send};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::UnixStream;
@@ -64,12 +66,19 @@ fn upstream() -> (SocketAddr, Arc<Seen>) {
                     };
                     let (length, body) = if path == "/cut" { (9, "half") } else { (5, "whole") };
                     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{more}\r\n{body}");
-                    stream.write_all(answer.as_bytes()).unwrap();
                     if ["/close", "/last", "/cut"].contains(&path) {
-                        // Without a word, but in the first case.
+                        // Without a word, but in the first case. The end comes with the answer: later, the next request may
+                        // have been sent, and is lost.
+                        let sent = send(
+                            stream.as_raw_fd(),
+                            answer.as_bytes(),
+                            MsgFlags::from_bits_retain(nix::libc::MSG_MORE),
+                        );
+                        assert_eq!(sent, Ok(answer.len()));
                         let _ = stream.shutdown(Shutdown::Both);
                         return;
                     }
+                    stream.write_all(answer.as_bytes()).unwrap();
                 }
                 seen.closed.fetch_add(1, Ordering::SeqCst);
             });

@@ -101,7 +101,7 @@ impl FromStr for ListenAddr {
                 let (security, endpoint) = parse_network(address)?;
                 if let Some(option) = options.first() {
                     return Err(format!(
-                        "'{option}' is no option of such an address; there is {address}?{PROXY_PROTOCOL}"
+                        "'{option}' is not an option here; the only one is {PROXY_PROTOCOL}: write {address}?{PROXY_PROTOCOL}"
                     ));
                 }
                 (security, endpoint)
@@ -174,8 +174,8 @@ pub(crate) enum BindError {
     #[error("cannot listen on {0}: this cluster already listens there, on {1}. Leave one of the two out")]
     Twice(ListenAddr, String),
     #[error(
-        "cannot listen on {address}: systemd has passed on {}. Start the socket unit, not its service alone; behind \
-         systemd: stands its FileDescriptorName=",
+        "cannot listen on {address}: systemd has passed on {}. Start the socket unit, not its service alone; \
+         systemd:NAME is the socket with FileDescriptorName=NAME",
         listed(.names)
     )]
     NotPassed { address: ListenAddr, names: Vec<String> },

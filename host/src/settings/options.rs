@@ -81,10 +81,10 @@ options! {
         #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
         pub(crate) listen: Vec<ListenAddr>,
 
-        /// Network of proxies to believe what they say of clients, in x-forwarded-for above all; can be repeated
+        /// Network of proxies that may say who the client is, with x-forwarded-for and the like; can be repeated
         ///
-        /// For example 10.0.0.0/8, 2001:db8::/32, an address, or unix for all who connect to a Unix socket. What others say is
-        /// replaced by what the server knows.
+        /// For example 10.0.0.0/8, 2001:db8::/32, an address, or unix for everybody who connects to a Unix socket. From all
+        /// others these headers are removed, and the server sets them.
         #[arg(long, value_name = "NETWORK", help_heading = CLUSTER)]
         pub(crate) trust_proxy: Vec<TrustedProxy>,
 
