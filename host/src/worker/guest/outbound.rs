@@ -79,8 +79,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         // What nearly all say, and no field that a guest sees.
         .filter(|option| !option.eq_ignore_ascii_case("keep-alive") && !option.eq_ignore_ascii_case("close"))
         .filter_map(|option| HeaderName::try_from(option).ok())
-        // They say to whom a message goes and where it ends, whatever anybody says of them.
-        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        // They say to whom a message goes, where it ends and which way it came, whatever anybody says of them.
+        .filter(|name| ![HOST, CONTENT_LENGTH, CDN_LOOP].contains(name))
         .collect();
     for name in named {
         headers.remove(name);
@@ -624,7 +624,7 @@ mod tests {
             for value in connection {
                 headers.append(CONNECTION, HeaderValue::from_static(value));
             }
-            for name in ["host", "content-length", "x-hop", "x-end"] {
+            for name in ["cdn-loop", "host", "content-length", "x-hop", "x-end"] {
                 headers.append(name, HeaderValue::from_static("1"));
             }
             remove_hop_by_hop(&mut headers);
@@ -633,9 +633,10 @@ mod tests {
             left.sort_unstable();
             assert_eq!(left, expected, "{connection:?}");
         };
-        check(&[], &["content-length", "host", "x-end", "x-hop"]);
-        check(&["keep-alive, X-Hop"], &["content-length", "host", "x-end"]);
-        check(&["close", "x-none,, ,x hop,x-end , host, content-length"], &["content-length", "host", "x-hop"]);
+        check(&[], &["cdn-loop", "content-length", "host", "x-end", "x-hop"]);
+        check(&["keep-alive, X-Hop"], &["cdn-loop", "content-length", "host", "x-end"]);
+        let odd = "x-none,, ,x hop,x-end , host, content-length, cdn-loop";
+        check(&["close", odd], &["cdn-loop", "content-length", "host", "x-hop"]);
     }
 
     #[test]
