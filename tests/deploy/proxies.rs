@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use harness::load::{Load, Reuse};
-use harness::tools::{Tool, address_of_its_own};
+use harness::tools::{NGINX, Tool, address_of_its_own};
 use harness::{Follower, Setup, guest, until};
 use tempfile::TempDir;
 
@@ -14,20 +14,8 @@ use super::reload::{AT_ONCE, another_version};
 const RELOADS: usize = 10;
 const EVERY: Duration = Duration::from_secs(1);
 
-/// It runs as one process, which is easy to end.
-const NGINX: &str = "
-daemon off;
-master_process off;
-pid FOLDER/pid;
-error_log stderr crit;
-events {}
-http {
-    access_log off;
-    client_body_temp_path FOLDER/body;
-    proxy_temp_path FOLDER/proxy;
-    fastcgi_temp_path FOLDER/fastcgi;
-    uwsgi_temp_path FOLDER/uwsgi;
-    scgi_temp_path FOLDER/scgi;
+const NGINX_AS_PROXY: &str = "
+    BEGIN
     upstream cluster {
         server CLUSTER;
         keepalive 32;
@@ -72,7 +60,7 @@ const KINDS: [Kind; 4] = [
         what: "nginx with HTTP/1.1",
         program: "nginx",
         args: &["-e", "stderr", "-c"],
-        configuration: NGINX,
+        configuration: NGINX_AS_PROXY,
         settings: "proxy_pass http://cluster; proxy_http_version 1.1; proxy_set_header Connection ''; \
                    proxy_next_upstream off;",
         protocol: "",
@@ -82,7 +70,7 @@ const KINDS: [Kind; 4] = [
         what: "nginx with HTTP/2 (grpc_pass)",
         program: "nginx",
         args: &["-e", "stderr", "-c"],
-        configuration: NGINX,
+        configuration: NGINX_AS_PROXY,
         settings: "grpc_pass grpc://cluster; grpc_next_upstream off;",
         protocol: "",
     },
@@ -122,6 +110,7 @@ impl Proxy {
         let (folder, address) = (tempfile::tempdir().unwrap(), address_of_its_own());
         let configuration = kind
             .configuration
+            .replace("BEGIN", NGINX)
             .replace("SETTINGS", kind.settings)
             .replace("PROTOCOL", kind.protocol)
             .replace("FOLDER", folder.path().to_str().unwrap())

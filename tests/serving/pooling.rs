@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use harness::client::{Connection, get};
 use harness::tls::Authority;
-use harness::tools::{Tool, address_of_its_own};
+use harness::tools::{NGINX, Tool, address_of_its_own};
 use harness::{Cluster, Follower, Setup, guest, until};
 
 use super::calls::apart;
@@ -211,19 +211,8 @@ async fn an_upstream_that_offers_http2_is_asked_over_one_connection() {
 }
 
 /// Behind so many requests nginx ends a connection, and does not begin with those that are on their way.
-const NGINX: &str = "
-daemon off;
-master_process off;
-pid FOLDER/pid;
-error_log stderr crit;
-events {}
-http {
-    access_log off;
-    client_body_temp_path FOLDER/body;
-    proxy_temp_path FOLDER/proxy;
-    fastcgi_temp_path FOLDER/fastcgi;
-    uwsgi_temp_path FOLDER/uwsgi;
-    scgi_temp_path FOLDER/scgi;
+const NGINX_AS_UPSTREAM: &str = "
+    BEGIN
     keepalive_requests 40;
     server {
         listen ADDRESS ssl http2;
@@ -240,7 +229,8 @@ async fn an_upstream_that_ends_its_connections_loses_no_request() {
     let (authority, folder, address) =
         (Authority::new("upstreams"), tempfile::tempdir().unwrap(), address_of_its_own());
     let [cert, key] = authority.issue(&["localhost", &address.ip().to_string()]).write(folder.path(), "pair");
-    let configuration = NGINX
+    let configuration = NGINX_AS_UPSTREAM
+        .replace("BEGIN", NGINX)
         .replace("FOLDER", folder.path().to_str().unwrap())
         .replace("ADDRESS", &address.to_string())
         .replace("CERT", cert.to_str().unwrap())

@@ -24,7 +24,7 @@ impl Notifier {
     pub(crate) fn new() -> Option<Self> {
         let to = env::var_os("NOTIFY_SOCKET").filter(|to| !to.is_empty())?;
         Self::to(to.as_bytes())
-            .inspect_err(|error| tracing::warn!("cannot tell the service manager how it goes: {error}"))
+            .inspect_err(|error| tracing::warn!("cannot report to the service manager: {error}"))
             .ok()
     }
 

@@ -50,3 +50,20 @@ pub fn address_of_its_own() -> SocketAddr {
     let listener = TcpListener::bind(("127.83.0.1", 0)).expect("the loopback interface has all of 127.0.0.0/8");
     listener.local_addr().expect("a bound address")
 }
+
+/// How a configuration of nginx begins, up to what is said of its servers: it runs as one process, which is easy to end, and
+/// has its files in FOLDER.
+pub const NGINX: &str = "
+daemon off;
+master_process off;
+pid FOLDER/pid;
+error_log stderr crit;
+events {}
+http {
+    access_log off;
+    client_body_temp_path FOLDER/body;
+    proxy_temp_path FOLDER/proxy;
+    fastcgi_temp_path FOLDER/fastcgi;
+    uwsgi_temp_path FOLDER/uwsgi;
+    scgi_temp_path FOLDER/scgi;
+";

@@ -52,7 +52,6 @@ const CDN_ID: &str = "wasmcluster";
 pub(crate) const MAX_LOOPS: usize = 8;
 /// How long a request waits, once there is a connection, for what tells whether its body is empty.
 const MAX_HELD_BACK: Duration = Duration::from_millis(10);
-
 /// How often a request is sent that no upstream has begun with.
 const MAX_TRIES: usize = 4;
 /// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
@@ -170,11 +169,12 @@ impl WasiHttpHooks for Hooks {
         _: Pending<Sent>,
     ) -> Pending<Result<(Response<WasiBody>, Pending<Sent>), Error>> {
         match self.permit(&request) {
-            Ok((destination, places)) => {
+            Ok((destination, grant, places)) => {
                 let exchange = OutboundExchange {
                     world: self.world.clone(),
                     asked: self.origin.request.clone(),
                     destination,
+                    grant,
                     options: options.unwrap_or_default(),
                     places,
                 };
@@ -212,21 +212,21 @@ impl Hooks {
         }
     }
 
-    fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, Places), Error> {
+    fn permit(&mut self, request: &Request<WasiBody>) -> Result<(Destination, usize, Places), Error> {
         if request.method() == Method::CONNECT {
             return Err(Error::HttpRequestMethodInvalid);
         }
         let destination = Destination::of(request.uri()).map_err(|_| Error::HttpRequestUriInvalid)?;
         let Outbound { grants, notices, places, .. } = &self.world.outbound;
-        if !grants.permits(&destination) {
+        let Some(grant) = grants.first_that_permits(&destination) else {
             let remedy = format!("grant it with {}", destination.flag());
             notices.denied(self.origin.request.as_deref(), "a request to a host that is not granted", remedy);
             return Err(Error::HttpRequestDenied);
-        }
+        };
         let of_request =
             self.places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_OUTBOUND_PER_REQUEST * self.requests)));
         match (of_request.clone().try_acquire_owned(), places.clone().try_acquire_owned()) {
-            (Ok(of_request), Ok(of_worker)) => Ok((destination, [of_request, of_worker])),
+            (Ok(of_request), Ok(of_worker)) => Ok((destination, grant, [of_request, of_worker])),
             (Err(_), _) => {
                 let what = format!("more than {MAX_OUTBOUND_PER_REQUEST} outbound requests at a time for one request");
                 notices.denied(self.origin.request.as_deref(), what, "no flag raises this limit");
@@ -246,6 +246,8 @@ struct OutboundExchange {
     world: Arc<World>,
     asked: Option<Arc<Asked>>,
     destination: Destination,
+    /// The number of the grant that permits it.
+    grant: usize,
     options: RequestOptions,
     places: Places,
 }
@@ -349,8 +351,7 @@ impl OutboundExchange {
     async fn connection(&self, within: Duration) -> Result<KeptConnection, Error> {
         let connected = timeout(within, async {
             let addresses = self.resolve().await?;
-            let grant = self.world.outbound.grants.first_that_permits(&self.destination);
-            let key = |address| Key::new(grant.unwrap_or_default(), &self.destination, address);
+            let key = |address| Key::new(self.grant, &self.destination, address);
             let pool = &self.world.outbound.pool;
             if let Some(kept) = addresses.iter().find_map(|&address| pool.take(key(address))) {
                 return Ok(kept);
@@ -412,9 +413,7 @@ impl OutboundExchange {
     }
 
     async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, Error> {
-        let Outbound { grants, resolver, .. } = &self.world.outbound;
-        let grant = grants.first_that_permits(&self.destination).ok_or(Error::HttpRequestDenied)?;
-        resolver.look_up(name, grant).await.map_err(|error| match error {
+        self.world.outbound.resolver.look_up(name, self.grant).await.map_err(|error| match error {
             NotFound::Failed => Error::DnsError { rcode: None, info_code: None },
             NotFound::Silent => Error::DnsTimeout,
         })
