@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "worker::http::forwarded",
     "worker::http::frames",
     "worker::http::framing",
+    "worker::http::websocket::machine",
     "grants",
     "grants::address",
     "settings::proxies",

@@ -25,6 +25,8 @@ const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_HANDSHAKES: usize = MAX_CONNECTIONS;
 /// More do not make a connection faster, and each may hold a window's bytes.
 const MAX_STREAMS: usize = 10_000;
+/// As much as a call of a guest may bring (`MAX_HOSTCALL`).
+const MAX_MESSAGE: usize = MAX_HOSTCALL;
 /// Connections that live shorter would do little but begin.
 const MIN_AGE: Duration = Duration::from_secs(1);
 /// As many as hyper can count.
@@ -90,6 +92,8 @@ pub(crate) struct Limits {
     pub(crate) header_timeout: Duration,
     /// Of a connection, before the first byte of the next request.
     pub(crate) keep_alive_timeout: Duration,
+    /// Of a client, on a WebSocket. It is asked whether it is there after half of that.
+    pub(crate) websocket_timeout: Duration,
     /// From a connection's beginning to the end of its TLS handshake.
     pub(crate) tls_handshake_timeout: Duration,
     /// Requests of one worker; as many again wait.
@@ -100,6 +104,10 @@ pub(crate) struct Limits {
     pub(crate) max_handshakes: usize,
     /// Of one connection, at the same time (HTTP/2).
     pub(crate) max_streams: usize,
+    /// WebSockets of one worker.
+    pub(crate) max_websockets: usize,
+    /// Of a message that a client sends on one, in bytes.
+    pub(crate) max_websocket_message: usize,
     /// Of a connection, before it is closed between requests.
     pub(crate) max_connection_requests: u64,
     pub(crate) max_connection_age: Duration,
@@ -121,17 +129,22 @@ impl Limits {
         // In whole MiB, for people.
         let share = (Shares::of(memory_of_this_machine(), workers).worker >> 20 << 20).max(SMALLEST_SHARE);
         let max_memory = or_bytes(options.max_memory, share.min(128 << 20));
+        let max_connections = or_number(options.max_connections, 4096);
         let limits = Self {
             request_timeout: request_timeout(options),
             stream_timeout: or_seconds(options.stream_timeout, 60),
             min_rate: or_bytes(options.min_rate, 1),
             header_timeout: or_seconds(options.header_timeout, 10),
             keep_alive_timeout: or_seconds(options.keep_alive_timeout, 75),
+            websocket_timeout: or_seconds(options.websocket_timeout, 60),
             tls_handshake_timeout: or_seconds(options.tls_handshake_timeout, 10),
             max_in_flight: or_number(options.max_in_flight, 256),
-            max_connections: or_number(options.max_connections, 4096),
+            max_connections,
             max_handshakes: or_number(options.max_handshakes, 64),
             max_streams: or_number(options.max_streams, 128),
+            // The others are for requests.
+            max_websockets: or_number(options.max_websockets, 512.min(max_connections.div_ceil(2))),
+            max_websocket_message: or_bytes(options.max_websocket_message, 1 << 20) as usize,
             max_connection_requests: options.max_connection_requests.map_or(10_000, NonZeroU64::get),
             max_connection_age: or_seconds(options.max_connection_age, 60 * 60),
             max_body: or_bytes(options.max_body, 64 << 20),
@@ -155,6 +168,10 @@ impl Limits {
         ensure!(self.max_in_flight <= MAX_IN_FLIGHT, "--max-in-flight must be at most {MAX_IN_FLIGHT}");
         ensure!(self.max_connections <= MAX_CONNECTIONS, "--max-connections must be at most {MAX_CONNECTIONS}");
         ensure!(self.max_handshakes <= MAX_HANDSHAKES, "--max-handshakes must be at most {MAX_HANDSHAKES}");
+        ensure!(self.websocket_timeout >= MIN_TIMEOUT, "--websocket-timeout must be at least {MIN_TIMEOUT:?}");
+        ensure!(self.max_websockets <= MAX_CONNECTIONS, "--max-websockets must be at most {MAX_CONNECTIONS}");
+        let messages = 1..=MAX_MESSAGE;
+        ensure!(messages.contains(&self.max_websocket_message), "--max-websocket-message must be from 1B to 16MiB");
         ensure!(self.max_streams <= MAX_STREAMS, "--max-streams must be at most {MAX_STREAMS}");
         ensure!(self.max_connection_age >= MIN_AGE, "--max-connection-age must be at least {MIN_AGE:?}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
@@ -190,11 +207,14 @@ impl Limits {
             ("max-in-flight", self.max_in_flight.to_string()),
             ("max-memory", size(self.max_memory)),
             ("max-streams", self.max_streams.to_string()),
+            ("max-websocket-message", size(self.max_websocket_message)),
+            ("max-websockets", self.max_websockets.to_string()),
             ("max-worker-memory", size(self.max_worker_memory)),
             ("min-rate", size(self.min_rate)),
             ("request-timeout", time(self.request_timeout)),
             ("stream-timeout", time(self.stream_timeout)),
             ("tls-handshake-timeout", time(self.tls_handshake_timeout)),
+            ("websocket-timeout", time(self.websocket_timeout)),
         ];
         let fixed = [
             ("core-instances", MAX_CORE_INSTANCES.to_string()),

@@ -191,6 +191,12 @@ options! {
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) keep_alive_timeout: Option<Span>,
 
+        /// Longest time a WebSocket may be silent, its client not even answering pings, before it is closed [default: 60s]
+        ///
+        /// The client is sent a ping after half of that time.
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) websocket_timeout: Option<Span>,
+
         /// Longest time a client may take for its TLS handshake; past it, the connection is closed [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) tls_handshake_timeout: Option<Span>,
@@ -218,6 +224,16 @@ options! {
         /// Requests that an HTTP/2 connection may have open at the same time [default: 128]
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_streams: Option<NonZeroU32>,
+
+        /// WebSockets that a worker keeps open; more get 503 [default: 512, or half of --max-connections]
+        ///
+        /// A WebSocket does not count as a request in flight. With WASI 0.2 each has an instance of its own.
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_websockets: Option<NonZeroU32>,
+
+        /// Largest message that a client may send on a WebSocket; a larger one closes it with code 1009 [default: 1MiB]
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) max_websocket_message: Option<Size>,
 
         /// Requests after which a connection is closed, so that clients spread over all workers again [default: 10000]
         ///

@@ -84,6 +84,8 @@ counters! {
     in_flight,
     /// Connections open now.
     connections,
+    /// WebSockets open now.
+    websockets,
     /// Lines of guest output lost because nobody read them fast enough.
     lines_dropped,
     /// Frames that the worker has taken from its primary.
@@ -99,7 +101,7 @@ counters! {
 }
 
 /// The layout of the page. Another layout of the same size has another number.
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 

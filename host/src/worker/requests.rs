@@ -61,9 +61,16 @@ pub(crate) struct Asked {
 #[derive(Debug)]
 pub(super) struct InFlight {
     asked: Arc<Asked>,
+    /// Until it is something else.
+    listing: RefCell<Option<Listing>>,
+    began: Instant,
+}
+
+/// Its entry in the page.
+#[derive(Debug)]
+struct Listing {
     requests: Rc<Requests>,
     place: Option<usize>,
-    began: Instant,
     _counted: Held,
 }
 
@@ -79,6 +86,11 @@ impl Asked {
     /// What the log calls it.
     pub(super) fn request(&self) -> String {
         self.id.to_string()
+    }
+
+    /// Its number among those of its worker.
+    pub(super) fn number(&self) -> u64 {
+        self.id.number
     }
 
     /// What its client calls it, if it said that.
@@ -123,6 +135,11 @@ impl InFlight {
         self.asked.clone()
     }
 
+    /// It has become something else, which may last.
+    pub(super) fn is_upgraded(&self) {
+        self.listing.take();
+    }
+
     /// When its head was there.
     pub(super) fn began(&self) -> Instant {
         self.began
@@ -152,10 +169,12 @@ impl Requests {
         };
         InFlight {
             asked: Arc::new(asked),
-            requests: self.clone(),
-            place,
+            listing: RefCell::new(Some(Listing {
+                requests: self.clone(),
+                place,
+                _counted: self.stats.in_flight.hold(),
+            })),
             began: Instant::now(),
-            _counted: self.stats.in_flight.hold(),
         }
     }
 }
@@ -179,7 +198,7 @@ fn is_name(name: &[u8]) -> bool {
     (1..=MAX_CLIENT_ID).contains(&name.len()) && name.iter().all(is_good)
 }
 
-impl Drop for InFlight {
+impl Drop for Listing {
     fn drop(&mut self) {
         let requests = &*self.requests;
         if let Some(place) = self.place {

@@ -26,6 +26,7 @@ use super::call::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
 use super::trap::{Described, describe};
+use super::websocket::SocketLink;
 use super::world::{Guest, World};
 
 /// All instances of a component.
@@ -113,6 +114,8 @@ pub(crate) struct GuestRequest {
     pub(crate) request: p3::Request,
     pub(crate) hooks: Hooks,
     pub(crate) head: oneshot::Sender<Head>,
+    /// What it asks for, which may outlive the answer.
+    pub(crate) socket: Option<Arc<SocketLink>>,
 }
 
 type InstanceFuture = Pin<Box<dyn Future<Output = wasmtime::Result<Infallible>>>>;
@@ -283,11 +286,11 @@ async fn run(mut store: Store<Guest>, service: Service, work: Rc<SharedWork>) ->
 }
 
 /// Gives the guest a request, and its answer to whoever waits for it. Ends when the connection has taken the last frame,
-/// or is gone.
+/// or is gone, and the guest has let go of a WebSocket that it accepted.
 async fn answer(
     accessor: &Accessor<Guest>,
     service: &Service,
-    GuestRequest { request, hooks, head }: GuestRequest,
+    GuestRequest { request, hooks, head, socket }: GuestRequest,
     is_alone: bool,
 ) -> wasmtime::Result<()> {
     accessor.with(|mut access| access.data_mut().begin(hooks, is_alone));
@@ -302,6 +305,9 @@ async fn answer(
     let (taking, taken) = oneshot::channel::<Infallible>();
     let _ = head.send(Ok(answer.map(|frames| UnsyncBoxBody::new(Guarded { frames, _taking: taking }))));
     let _ = taken.await;
+    if let Some(socket) = socket {
+        socket.released().await;
+    }
     Ok(())
 }
 

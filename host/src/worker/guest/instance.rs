@@ -34,12 +34,14 @@ use super::world::World;
 use crate::component::engine::{self, Resident};
 use crate::logging::several_lines;
 use crate::os::listener::Security;
-use crate::settings::HealthPath;
+use crate::settings::{HealthPath, Limits, MAX_INSTANCES};
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::wire::version::WasiHttp;
 use crate::wire::worker_settings::{Reuse, WorkerSettings};
 
+/// What a component imports, in either version, that can accept WebSockets.
+const WEBSOCKET: &str = "wasmcluster:worker/websocket@";
 /// How long an instance that has to show whether it serves a second request may take for the head of its answer.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a health check may take.
@@ -68,7 +70,10 @@ impl Instances {
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = super::linker::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         epoch.clone().start(engine.clone())?;
-        let world = Arc::new(World::new(settings, &engine, identity, epoch, stats)?);
+        let mut world = World::new(settings, &engine, identity, epoch, stats)?;
+        let surface = component.component_type();
+        world.speaks_websocket = surface.imports(&engine).any(|(name, _)| name.starts_with(WEBSOCKET));
+        let world = Arc::new(world);
         let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
             WasiHttp::V0_2 => Self::V0_2(Rc::new(Stock::new(Factory::new(engine, ProxyPre::new(pre)?, world), uses))),
@@ -77,6 +82,19 @@ impl Instances {
                 Self::V0_3(Rc::new(concurrent::SharedStock::new(factory, uses, seats as usize)))
             }
         })
+    }
+
+    /// Whether the component can accept WebSockets.
+    pub(crate) fn speaks_websocket(&self) -> bool {
+        self.world().speaks_websocket
+    }
+
+    /// How many WebSockets there may be. Those of WASI 0.2 have an instance each, and leave enough for requests.
+    pub(crate) fn websockets(&self, limits: &Limits) -> usize {
+        match self {
+            Self::V0_2(_) => limits.max_websockets.min(MAX_INSTANCES as usize - limits.max_in_flight),
+            Self::V0_3(_) => limits.max_websockets,
+        }
     }
 
     /// Instantiates once and drops the instance.
@@ -151,12 +169,16 @@ impl Instances {
         (receiver, self.run(guest))
     }
 
-    /// All that guests do goes through here.
-    fn run(&self, guest: GuestFuture) -> Call {
-        let world = match self {
+    fn world(&self) -> &World {
+        match self {
             Self::V0_2(stock) => stock.world(),
             Self::V0_3(stock) => stock.world(),
-        };
+        }
+    }
+
+    /// All that guests do goes through here.
+    fn run(&self, guest: GuestFuture) -> Call {
+        let world = self.world();
         Call::new(world.turns.clone(), world.epoch.clone(), guest)
     }
 }
@@ -172,7 +194,8 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Error>,
 {
-    let live = stock.take(origin.clone(), Repeat::of(&request)).await?;
+    let repeat = if origin.sockets.is_empty() { Repeat::of(&request) } else { Repeat::Never };
+    let live = stock.take(origin.clone(), repeat).await?;
     if live.is_fresh() || !stock.is_unproven() {
         if let Some(live) = answer_v0_2(live, request, security, send(head)).await? {
             stock.give_back(live);
@@ -312,5 +335,6 @@ where
         Security::Tls => Scheme::HTTPS,
     };
     let (request, _sent) = p3::Request::new(parts.method, Some(scheme), Some(authority), path, headers, None, body);
-    concurrent::GuestRequest { request, hooks, head }
+    let socket = hooks.sockets().first().cloned();
+    concurrent::GuestRequest { request, hooks, head, socket }
 }

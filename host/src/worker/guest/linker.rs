@@ -3,7 +3,7 @@
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, Linker};
 
-use super::world::{Guest, identity, metrics};
+use super::world::{Guest, identity, metrics, websocket, websocket_async};
 use crate::wire::version::WasiHttp;
 
 /// Everything a guest may import.
@@ -22,6 +22,10 @@ pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker
     }
     identity::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    websocket::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    if http == WasiHttp::V0_3 {
+        websocket_async::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    }
     Ok(linker)
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod reuse;
 mod stdio;
 pub(crate) mod trap;
 mod turns;
+pub(crate) mod websocket;
 pub(crate) mod world;
 
 pub(crate) use linker::check_links;

@@ -32,6 +32,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::notices::Notices;
+use super::websocket::SocketLink;
 use super::world::World;
 use crate::grants::{Destination, Grants, Host, Scheme, special};
 use crate::settings::{
@@ -124,11 +125,14 @@ pub(crate) struct Origin {
     pub(crate) request: Option<Arc<Asked>>,
     /// The servers that the request came through.
     pub(crate) loops: Vec<HeaderValue>,
+    /// The WebSockets that it, or they, ask for.
+    pub(crate) sockets: Vec<Arc<SocketLink>>,
 }
 
 impl Origin {
     pub(crate) fn new(request: Arc<Asked>, headers: &HeaderMap) -> Self {
-        Self { request: Some(request), loops: headers.get_all(CDN_LOOP).iter().cloned().collect() }
+        let loops = headers.get_all(CDN_LOOP).iter().cloned().collect();
+        Self { request: Some(request), loops, sockets: Vec::new() }
     }
 }
 
@@ -199,6 +203,10 @@ impl Hooks {
         self.origin.request.as_ref()
     }
 
+    pub(super) fn sockets(&self) -> &[Arc<SocketLink>] {
+        &self.origin.sockets
+    }
+
     /// What another request may, beside the first: nobody can tell which of them the guest works on.
     pub(crate) fn join(&mut self, other: Self) {
         if let Some(places) = &self.places {
@@ -207,6 +215,8 @@ impl Hooks {
         self.requests += 1;
         self.bodies = 0;
         self.origin.request = None;
+        self.origin.sockets.retain(|socket| !socket.is_settled());
+        self.origin.sockets.extend(other.origin.sockets);
         if other.origin.loops.len() > self.origin.loops.len() {
             self.origin.loops = other.origin.loops;
         }

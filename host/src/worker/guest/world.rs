@@ -20,6 +20,7 @@ use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
 use super::stdio::{GuestOutput, Sink};
 use super::turns::Turns;
+use super::websocket::SocketLink;
 use crate::component::engine::Resident;
 use crate::grants::{Access, DirGrant};
 use crate::os::pipe::LineWriter;
@@ -31,9 +32,27 @@ use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::requests::Asked;
 
 mod bindings {
-    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "wasmcluster:worker/imports",
+        imports: { "wasmcluster:worker/websocket": trappable },
+        require_store_data_send: true,
+        with: {
+            "wasi:io": wasmtime_wasi_io::bindings::wasi::io,
+            "wasmcluster:worker/websocket.socket": crate::worker::guest::websocket::Socket,
+        },
+    });
 }
-pub(super) use bindings::wasmcluster::worker::{identity, metrics};
+mod bindings_p3 {
+    wasmtime::component::bindgen!({
+        path: "../wit/p3",
+        world: "wasmcluster:worker/imports",
+        imports: { default: trappable },
+        with: { "wasmcluster:worker/websocket.socket": crate::worker::guest::websocket::Socket },
+    });
+}
+pub(super) use bindings::wasmcluster::worker::{identity, metrics, websocket};
+pub(super) use bindings_p3::wasmcluster::worker::websocket as websocket_async;
 
 /// One instance's.
 pub(crate) struct Guest {
@@ -110,6 +129,12 @@ impl Guest {
         if let Some(Wasi { outputs, .. }) = &self.wasi {
             outputs.iter().for_each(|output| output.begin(self.hooks.asked().cloned()));
         }
+    }
+
+    /// The WebSocket that `ticket` names, if a request that it works on asks for one.
+    pub(super) fn offer(&self, ticket: &str) -> Option<&Arc<SocketLink>> {
+        let ticket: u64 = ticket.parse().ok()?;
+        self.hooks.sockets().iter().find(|link| link.ticket() == ticket)
     }
 
     /// It has served its request: how many of the host's resources it still holds.
@@ -189,6 +214,7 @@ pub(crate) struct World {
     metrics: Metrics,
     pub(crate) turns: Arc<Turns>,
     pub(super) epoch: Arc<Epoch>,
+    pub(super) speaks_websocket: bool,
 }
 
 impl World {
@@ -215,6 +241,7 @@ impl World {
             metrics: Metrics::new(stats),
             turns: Arc::new(Turns::start()),
             epoch,
+            speaks_websocket: false,
         })
     }
 

@@ -18,6 +18,7 @@ use super::connection::Connection;
 use super::exchange::Exchange;
 use super::head::{content_length, has_no_body};
 use super::outcome::Verdict;
+use super::websocket::Conversation;
 use crate::logging::one_line;
 use crate::worker::guest::call::{Call, Failure, said};
 use crate::worker::requests::log_of;
@@ -99,6 +100,8 @@ pub(super) struct Body {
     remaining: Option<u64>,
     /// Its connection, once it is on its way.
     sent_on: Option<Rc<Connection>>,
+    /// What follows instead of a body.
+    conversation: Option<Box<Conversation>>,
 }
 
 impl Body {
@@ -108,7 +111,16 @@ impl Body {
         exchange: Option<Rc<Exchange>>,
         remaining: Option<u64>,
     ) -> Self {
-        Self { gathered: Gathered::default(), length: None, frames, call, exchange, remaining, sent_on: None }
+        Self {
+            gathered: Gathered::default(),
+            length: None,
+            frames,
+            call,
+            exchange,
+            remaining,
+            sent_on: None,
+            conversation: None,
+        }
     }
 
     pub(super) fn text(text: String) -> Self {
@@ -125,6 +137,19 @@ impl Body {
     ) -> Self {
         let remaining = if has_no_body(method, head.status) { Some(0) } else { content_length(&head.headers).ok() };
         Self::new(Some(frames), call, Some(exchange), remaining)
+    }
+
+    /// None, since a WebSocket follows.
+    pub(super) fn of_websocket(conversation: Conversation) -> Self {
+        let exchange = Some(conversation.exchange().clone());
+        let mut body = Self::new(None, None, exchange, None);
+        body.conversation = Some(Box::new(conversation));
+        body
+    }
+
+    /// The WebSocket that follows.
+    pub(super) fn take_conversation(&mut self) -> Option<Box<Conversation>> {
+        self.conversation.take()
     }
 
     /// Takes what the guest has written by now, so that a short answer is sent with its length, and what is wrong with it is
@@ -314,7 +339,7 @@ impl Drop for Body {
 }
 
 /// Lets a guest finish what it does behind its answer.
-async fn outlive(mut call: Call, exchange: Rc<Exchange>) {
+pub(super) async fn outlive(mut call: Call, exchange: Rc<Exchange>) {
     match tokio::time::timeout(exchange.limit, &mut call).await {
         Ok(Err(Failure::Trap(error))) => {
             exchange.blame();

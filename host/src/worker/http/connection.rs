@@ -12,6 +12,7 @@ use super::drain::{self, Awaited, ConnectionEvent, Duty, Lifecycle};
 use super::exchange::Exchange;
 use super::peer::Peer;
 use super::transport::{Side, Transport};
+use super::websocket::Conversation;
 
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 4 * 1024;
@@ -57,6 +58,8 @@ pub(super) struct Connection {
     share: Share,
     /// Of the connection's task.
     waker: RefCell<Option<Waker>>,
+    /// The WebSocket that it becomes (HTTP/1.1).
+    conversation: RefCell<Option<Box<Conversation>>>,
 }
 
 impl Connection {
@@ -88,6 +91,7 @@ impl Connection {
             held: Cell::new(0),
             share: Share::of(buffers),
             waker: RefCell::new(None),
+            conversation: RefCell::new(None),
         }
     }
 
@@ -277,6 +281,24 @@ impl Connection {
             }
             self.closed();
         }
+    }
+
+    /// It becomes a WebSocket when the answer to the current request has been sent.
+    pub(super) fn becomes(&self, conversation: Box<Conversation>) {
+        self.conversation.replace(Some(conversation));
+    }
+
+    pub(super) fn becomes_websocket(&self) -> bool {
+        self.conversation.borrow().is_some()
+    }
+
+    /// The WebSocket that it has become, if its client was told so, and sent nothing too early.
+    pub(super) fn take_conversation(&self) -> Option<Box<Conversation>> {
+        let conversation = self.conversation.take()?;
+        let is_ready = self.unsent.get() == 0 && self.good.get().is_none() && !self.has_client_left();
+        // From now on it is busy, as with one long request.
+        self.step(if is_ready { ConnectionEvent::RequestBegan } else { ConnectionEvent::ClientLeft });
+        is_ready.then_some(conversation)
     }
 
     /// The head of an answer is there; its body may take longer.

@@ -124,6 +124,12 @@ impl Exchange {
         self.upload.get().is_some_and(|upload| upload.is(progress))
     }
 
+    /// It has become a WebSocket: it is not in flight any more, and needs no place to work at.
+    pub(super) fn is_upgraded(&self) {
+        self.guest_is_done();
+        self.in_flight.is_upgraded();
+    }
+
     /// What becomes of it, unless the first word about it stands already.
     pub(super) fn judge(&self, verdict: Verdict) {
         if self.is_over.get() {

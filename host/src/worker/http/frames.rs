@@ -48,15 +48,15 @@ pub(super) enum Abuse {
     TooMuch,
 }
 
-/// What may be spent.
+/// What may be spent on what is for nothing.
 #[derive(Debug)]
-struct Credit {
+pub(super) struct Credit {
     left: f64,
     since: Time,
 }
 
 impl Credit {
-    fn new(now: Time) -> Self {
+    pub(super) fn new(now: Time) -> Self {
         Self { left: BUDGET, since: now }
     }
 
@@ -65,7 +65,7 @@ impl Credit {
     }
 
     /// Whether there was as much left.
-    fn spend(&mut self, now: Time, cost: f64) -> bool {
+    pub(super) fn spend(&mut self, now: Time, cost: f64) -> bool {
         let passed = now.saturating_sub(self.since);
         self.since = now;
         self.fill(BUDGET * passed.as_secs_f64() / REFILL.as_secs_f64());

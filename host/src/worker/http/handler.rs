@@ -12,9 +12,9 @@ use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::{mpsc, oneshot};
@@ -29,10 +29,12 @@ use super::outcome::Verdict;
 use super::peer::Peer;
 use super::server::Server;
 use super::upload::{Upload, UploadProgress};
+use super::websocket::{BadHandshake, Handshake, Offer};
 use crate::logging::one_line;
 use crate::os::listener::Security;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops, remove_hop_by_hop};
+use crate::worker::guest::websocket::TICKET;
 use crate::worker::requests::{REQUEST_ID, log_of};
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
@@ -52,8 +54,12 @@ impl Server {
         alive: mpsc::Sender<()>,
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
+        let security = connection.peer().security;
         let answer = match self.admit(&mut request, connection.peer(), &exchange) {
-            Ok(authority) => self.serve_request(request, connection.peer().security, authority, &exchange).await,
+            Ok((authority, None)) => self.serve_request(request, security, authority, None, &exchange).await,
+            Ok((authority, Some(handshake))) => {
+                self.serve_websocket(request, security, authority, handshake, &exchange).await
+            }
             Err(answer) => *answer,
         };
         finish(answer, exchange, connection)
@@ -81,13 +87,13 @@ impl Server {
         exchange
     }
 
-    /// Whom the request is addressed to; or what it is answered without a guest.
+    /// Whom the request is addressed to, and how it asks for a WebSocket; or what it is answered without a guest.
     fn admit<B: Incoming>(
         &self,
         request: &mut Request<B>,
         peer: &Peer,
         exchange: &Exchange,
-    ) -> Result<Authority, Box<Answer>> {
+    ) -> Result<(Authority, Option<Handshake>), Box<Answer>> {
         let refused = |status, text: &str, why: &str| {
             exchange.judge(Verdict::Refused);
             log_of!(debug, exchange, "refused: {why}");
@@ -102,11 +108,18 @@ impl Server {
         {
             return refused(status, text, text);
         }
-        if request.method() == Method::CONNECT {
+        // Of a guest that does not know them, it is an ordinary request.
+        let handshake = if self.instances.speaks_websocket() { Handshake::of(request) } else { None };
+        let handshake = match handshake.transpose() {
+            Ok(handshake) => handshake,
+            Err(BadHandshake::Malformed(text)) => return refused(StatusCode::BAD_REQUEST, text, text),
+            Err(BadHandshake::Version) => {
+                let text = "this server speaks version 13 of WebSocket";
+                return refused(StatusCode::UPGRADE_REQUIRED, text, text).map_err(of_our_version);
+            }
+        };
+        if request.method() == Method::CONNECT && handshake.is_none() {
             return refused(StatusCode::NOT_IMPLEMENTED, "this server is not a proxy", "this server is not a proxy");
-        }
-        if asks_for_websocket(request.headers()) {
-            return refused(StatusCode::NOT_IMPLEMENTED, "WebSocket is not supported", "a WebSocket");
         }
         if loops(request.headers()) > MAX_LOOPS {
             exchange.judge(Verdict::Refused);
@@ -125,7 +138,25 @@ impl Server {
         // In this order: no client may have what is said of it taken out again.
         remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
-        Ok(authority)
+        request.headers_mut().remove(TICKET);
+        Ok((authority, handshake))
+    }
+
+    /// Asks the guest whether it accepts a WebSocket.
+    async fn serve_websocket<B: Incoming>(
+        &self,
+        request: Request<B>,
+        security: Security,
+        authority: Authority,
+        handshake: Handshake,
+        exchange: &Rc<Exchange>,
+    ) -> Answer {
+        let Ok(place) = self.websockets.clone().try_acquire_owned() else {
+            self.say(format_args!("too many WebSockets are open, so others are rejected; see --max-websockets"));
+            return busy(exchange);
+        };
+        let (request, offer) = Offer::of(handshake, request, exchange, place);
+        self.serve_request(request, security, authority, Some(offer), exchange).await
     }
 
     async fn serve_request<B: Incoming>(
@@ -133,6 +164,7 @@ impl Server {
         request: Request<B>,
         security: Security,
         authority: Authority,
+        offer: Option<Offer>,
         exchange: &Rc<Exchange>,
     ) -> Answer {
         let Some(place) = self.place(exchange.deadline()).await else {
@@ -141,15 +173,18 @@ impl Server {
         let method = request.method().clone();
         let (request, upload) = Upload::wrap(request, exchange.max_body, exchange.pace_of_upload());
         exchange.takes(place, upload);
-        let origin = Origin::new(exchange.asked(), request.headers());
+        let sockets = offer.iter().map(Offer::link).collect();
+        let origin = Origin { sockets, ..Origin::new(exchange.asked(), request.headers()) };
         let (head, call) = self.instances.call(request, security, authority, origin);
-        drive(head, call, exchange, &method).await
+        drive(head, call, offer, exchange, &method).await
     }
 }
 
 /// What every answer has, whoever made it.
 fn finish(answer: Answer, exchange: Rc<Exchange>, connection: Rc<Connection>) -> Answer {
-    let mut answer = if connection.is_draining() { closing(answer) } else { answer };
+    // A WebSocket is told in its own words.
+    let is_last = connection.is_draining() && answer.status() != StatusCode::SWITCHING_PROTOCOLS;
+    let mut answer = if is_last { closing(answer) } else { answer };
     if let Some(id) = exchange.echo() {
         answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.clone());
     }
@@ -204,7 +239,8 @@ fn check_http2<B>(request: &Request<B>, max_headers: usize) -> Result<(), (Statu
     }
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let is_path = path.starts_with('/') || (path == "*" && request.method() == Method::OPTIONS);
-    if !is_path && request.method() != Method::CONNECT {
+    let has_path = request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some();
+    if has_path && !is_path {
         return Err((StatusCode::BAD_REQUEST, "the request needs a path"));
     }
     if request.headers().keys().any(|name| name.as_str().contains('"')) {
@@ -222,7 +258,13 @@ fn check_http2<B>(request: &Request<B>, max_headers: usize) -> Result<(), (Statu
 struct Late;
 
 /// Polls the guest until its head is there, or it is clear that none will come.
-async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exchange>, method: &Method) -> Answer {
+async fn drive(
+    head: oneshot::Receiver<Head>,
+    mut call: Call,
+    offer: Option<Offer>,
+    exchange: &Rc<Exchange>,
+    method: &Method,
+) -> Answer {
     let mut head = pin!(head);
     let (mut ended, mut has_waited) = (None, false);
     let deadline = exchange.deadline();
@@ -261,7 +303,12 @@ async fn drive(head: oneshot::Receiver<Head>, mut call: Call, exchange: &Rc<Exch
         }
         (ended, Some(Ok(Ok(head)))) => {
             let call = if ended.is_some() { None } else { Some(call) };
-            answer(head, call, exchange, method).await
+            match offer {
+                Some(offer) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    offer.accept(head.into_parts().0, call, exchange).unwrap_or_else(|fault| unfit(fault, exchange))
+                }
+                _ => answer(head, call, exchange, method).await,
+            }
         }
         (_, Some(Ok(Err(said)))) => {
             log_of!(warn, exchange, "the guest answered with an error: {}", one_line(&said));
@@ -289,8 +336,7 @@ async fn answer(
 ) -> Answer {
     let (mut head, frames) = head.into_parts();
     if let Err(fault) = repair(&mut head, frames.is_end_stream() && method != Method::HEAD) {
-        log_of!(warn, exchange, "the guest's answer cannot be sent: {fault}");
-        return internal_error(exchange);
+        return unfit(fault, exchange);
     }
     let mut body = Body::of_guest(&head, frames, call, exchange.clone(), method);
     match poll_fn(|context| Poll::Ready(body.gather(context))).await {
@@ -303,9 +349,16 @@ async fn answer(
     }
 }
 
-/// Any other protocol that is offered may be ignored, and is (RFC 9110, 7.8). A client of this one waits for a handshake, and
-/// would take a page for an answer; guests do not see the header.
-fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    let offered = headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok());
-    offered.flat_map(|value| value.split(',')).any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+fn unfit(fault: &str, exchange: &Exchange) -> Answer {
+    log_of!(warn, exchange, "the guest's answer cannot be sent: {fault}");
+    internal_error(exchange)
+}
+
+/// Says which version of WebSocket is spoken (RFC 6455, section 4.2.2; RFC 9110, section 15.5.22).
+fn of_our_version(mut answer: Box<Answer>) -> Box<Answer> {
+    let headers = answer.headers_mut();
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    answer
 }

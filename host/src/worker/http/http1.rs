@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,6 +27,7 @@ use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
+use super::websocket::Bare;
 use crate::os::listener::{Entrance, Security};
 use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
@@ -156,10 +157,14 @@ impl Server {
         let service = service_fn(|request| {
             let (server, connection, alive) = (self.clone(), connection.clone(), alive.clone());
             async move {
-                Ok::<_, Infallible>(match admission {
-                    Admission::Serve => server.answer(request, connection, alive).await,
-                    Admission::Refuse => server.refuse(request, connection, alive),
-                })
+                let mut answer = match admission {
+                    Admission::Serve => server.answer(request, connection.clone(), alive).await,
+                    Admission::Refuse => server.refuse(request, connection.clone(), alive),
+                };
+                if let Some(conversation) = answer.body_mut().take_conversation() {
+                    connection.becomes(conversation);
+                }
+                Ok::<_, Infallible>(answer)
             }
         });
         let mut http = http1::Builder::new();
@@ -182,6 +187,9 @@ impl Server {
                 connection.step(ConnectionEvent::DrainBegan);
             }
             if let Poll::Ready(ended) = Pin::new(&mut hyper).poll(context) {
+                if ended.is_ok() && connection.becomes_websocket() {
+                    return Poll::Ready(());
+                }
                 connection.step(self.how_it_ended(ended, &connection));
                 return Poll::Ready(());
             }
@@ -219,9 +227,22 @@ impl Server {
             Poll::Pending
         })
         .await;
-        let mut io = hyper.into_parts().io.into_inner();
+        let Parts { io, read_buf, .. } = hyper.into_parts();
+        let mut io = io.into_inner();
         if connection.is_http2() {
             return Some(io.into_parts());
+        }
+        if let Some(conversation) = connection.take_conversation() {
+            let (mut stream, ahead) = io.into_parts();
+            // A client that does not wait for the answer breaks the protocol, or is none of this protocol.
+            if read_buf.is_empty() && ahead.is_empty() {
+                conversation.run(Bare(&mut stream), self).await;
+                connection.step(ConnectionEvent::Shut);
+            } else {
+                connection.step(ConnectionEvent::ClientLeft);
+            }
+            linger(stream, &connection).await;
+            return None;
         }
         match connection.duty() {
             Duty::Refuse => {
@@ -509,7 +530,10 @@ impl<S: Transport> AsyncRead for Io<S> {
 
 impl<S: Transport> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.turn.poll(bytes.len()));
+        // Hyper does not wait for the last answer before a WebSocket.
+        if !self.connection.becomes_websocket() {
+            ready!(self.turn.poll(bytes.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.wrote(written)
     }
@@ -519,7 +543,9 @@ impl<S: Transport> AsyncWrite for Io<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.turn.poll(slices.iter().map(|slice| slice.len()).sum()));
+        if !self.connection.becomes_websocket() {
+            ready!(self.turn.poll(slices.iter().map(|slice| slice.len()).sum()));
+        }
         let written = poll_write_together(Pin::new(&mut self.stream), context, slices);
         self.wrote(written)
     }

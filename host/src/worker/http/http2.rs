@@ -209,6 +209,9 @@ impl Server {
             .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
             .max_concurrent_reset_streams(MAX_FORGOTTEN)
             .data_frame_budget(SMALL_FRAMES);
+        if self.instances.speaks_websocket() {
+            builder.enable_connect_protocol();
+        }
         builder
     }
 

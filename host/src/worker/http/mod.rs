@@ -26,3 +26,4 @@ mod timer;
 pub(crate) mod tls;
 mod transport;
 mod upload;
+mod websocket;

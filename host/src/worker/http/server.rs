@@ -33,6 +33,8 @@ pub(crate) struct Server {
     pub(super) trusted_proxies: Rc<TrustedProxies>,
     /// One for each request that may be at work.
     places: Arc<Semaphore>,
+    /// One for each WebSocket.
+    pub(super) websockets: Arc<Semaphore>,
     /// Requests that wait for a place.
     waiting: Cell<usize>,
     pub(crate) gate: Arc<Gate>,
@@ -63,6 +65,7 @@ impl Server {
         let (keep_alive, header) = (limits.keep_alive_timeout, limits.header_timeout);
         let (grace, age) = (settings.drain_idle_grace, limits.max_connection_age);
         let timeouts = Timeouts { keep_alive, grace, header, age };
+        let websockets = Arc::new(Semaphore::new(instances.websockets(&limits)));
         let (places, waiting) = (Arc::new(Semaphore::new(limits.max_in_flight)), Cell::new(0));
         Self {
             instances,
@@ -72,6 +75,7 @@ impl Server {
             limits,
             trusted_proxies: Rc::new(settings.trusted_proxies.clone()),
             places,
+            websockets,
             waiting,
             gate,
             outbox: Rc::default(),

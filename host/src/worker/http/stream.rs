@@ -2,6 +2,7 @@
 //! that resets the stream, or leaves, ends all three.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::SystemTime;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
@@ -27,6 +28,7 @@ use super::exchange::Exchange;
 use super::head::{content_length, has_no_body};
 use super::server::Server;
 use super::timer::Timer;
+use super::websocket::{Conversation, SocketInflow, SocketWire};
 
 /// A stream that is being answered.
 pub(super) struct Stream {
@@ -70,8 +72,12 @@ impl Stream {
         let inflow = Arc::new(Inflow::default());
         let request = Arriving::wrap(request, inflow.clone());
         let Some(answer) = self.made(request, &inflow, expects, alive).await else { return };
-        let (mut head, body) = answer.into_parts();
+        let (mut head, mut body) = answer.into_parts();
         let Some(exchange) = body.exchange() else { return };
+        if let Some(conversation) = body.take_conversation() {
+            drop(body);
+            return self.converse(head, conversation, exchange).await;
+        }
         complete(&mut head, &body, &method);
         let is_over = has_no_body(&method, head.status) || body.is_sent();
         // A guest may answer while it reads.
@@ -98,6 +104,32 @@ impl Stream {
                 }
             }
             Delivery::Reset => {}
+        }
+    }
+
+    /// The stream becomes a WebSocket (RFC 8441).
+    async fn converse(
+        mut self,
+        mut head: response::Parts,
+        mut conversation: Box<Conversation>,
+        exchange: Rc<Exchange>,
+    ) {
+        remove_connection_fields(&mut head.headers);
+        add_date(&mut head.headers);
+        let (Some(inflow), Ok(send)) =
+            (conversation.take_inflow(), self.respond.send_response(Response::from_parts(head, ()), false))
+        else {
+            return;
+        };
+        // As soon as it leaves, which is now; what follows has no end that is known.
+        exchange.rests();
+        exchange.handed_over();
+        let mut wire = StreamWire { send, inflow, exchange: exchange.clone() };
+        conversation.run(&mut wire, &self.server).await;
+        let end = Piece::new(Bytes::new(), exchange.clone());
+        if wire.send.send_data(end, true).is_ok() {
+            self.is_whole = true;
+            self.connection.finish(exchange);
         }
     }
 
@@ -241,8 +273,12 @@ fn complete(head: &mut response::Parts, body: &Body, method: &Method) {
     {
         head.headers.insert(CONTENT_LENGTH, length.into());
     }
-    if !head.headers.contains_key(DATE) {
-        head.headers.insert(DATE, now());
+    add_date(&mut head.headers);
+}
+
+fn add_date(headers: &mut HeaderMap) {
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, now());
     }
 }
 
@@ -390,6 +426,48 @@ impl http_body::Body for Arriving {
             Some(length) => SizeHint::with_exact(length),
             None => SizeHint::default(),
         }
+    }
+}
+
+/// A WebSocket in a stream.
+struct StreamWire {
+    send: SendStream<Piece>,
+    inflow: SocketInflow,
+    exchange: Rc<Exchange>,
+}
+
+impl SocketWire for &mut StreamWire {
+    fn poll_read(&mut self, to: &mut dyn FnMut(&[u8]), context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut self.inflow).poll_frame(context)) else { return Poll::Ready(Ok(0)) };
+            let bytes = frame.map_err(|()| broken())?.into_data().unwrap_or_default();
+            if !bytes.is_empty() {
+                to(&bytes);
+                return Poll::Ready(Ok(bytes.len()));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, output: &mut BytesMut, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
+        while !output.is_empty() {
+            self.send.reserve_capacity(output.len());
+            let capacity = match self.send.capacity() {
+                // It tells only of capacity that is new.
+                0 => ready!(self.send.poll_capacity(context)).ok_or_else(broken)?.map_err(|_| broken())?,
+                capacity => capacity,
+            };
+            let part = output.split_to(capacity.min(output.len())).freeze();
+            if !part.is_empty() {
+                self.send.send_data(Piece::new(part, self.exchange.clone()), false).map_err(|_| broken())?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.send.poll_reset(context).map(drop)
     }
 }
 
