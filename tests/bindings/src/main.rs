@@ -17,8 +17,8 @@ struct Bindings {
     interfaces: &'static [&'static str],
     /// Types that other bindings have already.
     with: &'static [(&'static str, &'static str)],
-    /// Tells their section of the component apart from that of other bindings of the same package.
-    suffix: Option<&'static str>,
+    /// The name of that world. A component may have the bindings of several, which then must not have the same name.
+    world: &'static str,
 }
 
 const WORKER: (&str, &str) = ("wit/worker.wit", include_str!("../../../wit/worker.wit"));
@@ -32,21 +32,21 @@ const ALL: [Bindings; 3] = [
         packages: &[IO, WORKER],
         interfaces: &["identity", "metrics"],
         with: &[],
-        suffix: None,
+        world: "imports",
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",
         packages: &[IO, WORKER],
         interfaces: &["poll", "websocket"],
         with: &[("wasi:io/poll@0.2.12", "wasip2::io::poll")],
-        suffix: Some("websocket"),
+        world: "imports-websocket",
     },
     Bindings {
         file: "guest-sdk/src/host/p3/bindings.rs",
         packages: &[WORKER_P3],
         interfaces: &["websocket"],
         with: &[],
-        suffix: None,
+        world: "imports",
     },
 ];
 
@@ -71,13 +71,16 @@ impl Bindings {
         resolve.worlds[world]
             .imports
             .retain(|_, item| name_of(item).is_some_and(|name| self.interfaces.contains(&name)));
+        let worlds = &mut resolve.packages[package].worlds;
+        worlds.clear();
+        worlds.insert(self.world.into(), world);
+        resolve.worlds[world].name = self.world.into();
         let with = |(name, path): &(&str, &str)| ((*name).into(), WithOption::Path((*path).into()));
         let options = Opts {
             format: true,
             // These bindings serve WASI 0.2 and 0.3, whose crates bring two versions of the generator's runtime.
             runtime_path: Some("crate::host::cluster::runtime".into()),
             with: self.with.iter().map(with).collect(),
-            type_section_suffix: self.suffix.map(Into::into),
             ..Opts::default()
         };
         let mut files = Files::default();

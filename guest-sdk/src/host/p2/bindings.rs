@@ -2,7 +2,6 @@
 // Options used:
 //   * runtime_path: "crate::host::cluster::runtime"
 //   * with "wasi:io/poll@0.2.12" = "wasip2::io::poll"
-//   * type_section_suffix: "websocket"
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use wasip2::io::poll as __with_name0;
 #[rustfmt::skip]
@@ -646,12 +645,12 @@ mod _rt {
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.62.0:wasmcluster:worker@0.1.0:imports:encoded worldwebsocket"
+    link_section = "component-type:wit-bindgen:0.62.0:wasmcluster:worker@0.1.0:imports-websocket:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 728] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xda\x04\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 748] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe4\x04\x01A\x02\x01\
 A\x05\x01B\x0a\x04\0\x08pollable\x03\x01\x01h\0\x01@\x01\x04self\x01\0\x7f\x04\0\
 \x16[method]pollable.ready\x01\x02\x01@\x01\x04self\x01\x01\0\x04\0\x16[method]p\
 ollable.block\x01\x03\x01p\x01\x01py\x01@\x01\x02in\x04\0\x05\x04\0\x04poll\x01\x06\
@@ -665,9 +664,9 @@ self\x08\0\x0a\x04\0\x16[method]socket.receive\x01\x0b\x01i\x01\x01@\x01\x04self
 \0\x1d[method]socket.subscribe-send\x01\x0d\x01@\x03\x04self\x08\x04code{\x06rea\
 sons\x01\0\x04\0\x14[method]socket.close\x01\x10\x01i\x07\x01k\x11\x01@\x01\x06t\
 ickets\0\x12\x04\0\x06accept\x01\x13\x03\0\"wasmcluster:worker/websocket@0.1.0\x05\
-\x02\x04\0\x20wasmcluster:worker/imports@0.1.0\x04\0\x0b\x0d\x01\0\x07imports\x03\
-\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.259.0\x10wit-\
-bindgen-rust\x060.62.0";
+\x02\x04\0*wasmcluster:worker/imports-websocket@0.1.0\x04\0\x0b\x17\x01\0\x11imp\
+orts-websocket\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
+0.259.0\x10wit-bindgen-rust\x060.62.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {
