@@ -1,5 +1,5 @@
 //! The host, as the rest of the crate sees it, whichever it is: `Incoming`, the body of what comes in; `fetch`, `sleep`,
-//! `random`, `worker`, `metric`; and, on WebAssembly, `export!`, which makes a function the component's handler.
+//! `random`, `worker`, `metric`; `websocket`; and, on WebAssembly, `export!`, which makes a function the component's handler.
 
 /// Of `wit/worker.wit`. Generated and checked in, as the generator takes longer to compile than all of a guest:
 /// `scripts/generate-bindings` of the repository writes it.

@@ -33,7 +33,7 @@
 //! [`testing`].
 //!
 //! Files: `body` is the body of either direction, `client` is who sent a request, `response`, `extract` and `error` are what handlers take and return,
-//! `files` are those of a folder, `fetch`, `time`, `random`, `log`, `metrics` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! `files` are those of a folder, `fetch`, `time`, `random`, `log`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
@@ -62,6 +62,7 @@ pub mod sse;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod time;
+pub mod websocket;
 pub mod worker;
 
 pub use body::{Body, BodyError, TooLarge, Writer};

@@ -14,9 +14,11 @@
 //! ```
 //!
 //! Time is virtual: a handler that sleeps for an hour answers at once. Requests that it sends go to the function given to
-//! [`Host::on_fetch`], and fail without one. What it logs goes to stderr.
+//! [`Host::on_fetch`], and fail without one. What it logs goes to stderr. [`websocket`](fn@websocket) is the client of a
+//! WebSocket.
 
 mod answer;
+mod websocket;
 
 use std::fmt;
 use std::future::Future;
@@ -24,6 +26,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 pub use answer::Answer;
+pub use websocket::WebSocket;
 
 use crate::head::as_served;
 use crate::metrics::Update;
@@ -39,6 +42,26 @@ use crate::{IntoResponse, Request, Response, host};
 /// ```
 pub fn call<K>(app: impl App<K>, request: Request) -> Answer {
     Host::new().call(app, request)
+}
+
+/// Asks a handler, or an application, for a WebSocket, in a host that answers no requests. See [`Host::websocket`].
+///
+/// ```
+/// use wasmcluster_guest::{Request, testing, websocket};
+///
+/// let shout = async |request| {
+///     websocket::upgrade(request, async |mut socket| {
+///         while let Some(message) = socket.receive().await {
+///             socket.send(message.as_text().unwrap_or_default().to_uppercase()).await.unwrap();
+///         }
+///     })
+/// };
+/// let mut client = testing::websocket(shout, Request::get("/shout").body(().into()).unwrap());
+/// client.send("hi");
+/// assert_eq!(client.receive(), Some("HI".into()));
+/// ```
+pub fn websocket<K>(app: impl App<K>, request: Request) -> WebSocket {
+    Host::new().websocket(app, request)
 }
 
 /// Runs a future to its end.
@@ -118,6 +141,16 @@ impl Host {
     pub fn call<K>(&self, app: impl App<K>, request: Request) -> Answer {
         let request = as_served(request);
         self.block_on(async { Answer::read(app.answer(request).await).await })
+    }
+
+    /// Calls a handler or an application with a request that asks for a WebSocket. What is returned is the client's end, or,
+    /// if the handler did not open one, just its answer.
+    ///
+    /// # Panics
+    ///
+    /// If the handler does, or if it waits for something that can never happen.
+    pub fn websocket<K>(&self, app: impl App<K>, request: Request) -> WebSocket {
+        WebSocket::open(self, app, as_served(request))
     }
 
     /// Runs a future to its end.

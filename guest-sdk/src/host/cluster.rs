@@ -1,6 +1,7 @@
 //! What no standard covers: the package `wasmcluster:worker`, whichever WASI the rest is of.
 
 use crate::metrics::Update;
+use crate::websocket::{CloseCode, Closed, Message};
 use crate::worker::Worker;
 
 /// What the bindings call.
@@ -10,6 +11,10 @@ pub(super) use wasip3::wit_bindgen::rt as runtime;
 pub(super) use wit_bindgen::rt as runtime;
 
 use super::bindings::wasmcluster::worker::{identity, metrics};
+#[cfg(feature = "p2")]
+use super::p2::bindings::wasmcluster::worker::websocket;
+#[cfg(not(feature = "p2"))]
+use super::p3::bindings::wasmcluster::worker::websocket;
 
 pub(crate) fn worker() -> Worker {
     let identity::Worker { id, slot, pid, generation, digest, workers } = identity::current();
@@ -22,5 +27,30 @@ pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {
         Update::SetGauge(value) => metrics::set_gauge(name, labels, value),
         Update::AddGauge(by) => metrics::add_gauge(name, labels, by),
         Update::Observe(value) => metrics::observe(name, labels, value),
+    }
+}
+
+impl From<Message> for websocket::Message {
+    fn from(message: Message) -> Self {
+        match message {
+            Message::Text(text) => Self::Text(text),
+            // Without a copy, where nobody else has the bytes.
+            Message::Binary(bytes) => Self::Binary(bytes.into()),
+        }
+    }
+}
+
+impl From<websocket::Message> for Message {
+    fn from(message: websocket::Message) -> Self {
+        match message {
+            websocket::Message::Text(text) => Self::Text(text),
+            websocket::Message::Binary(bytes) => Self::Binary(bytes.into()),
+        }
+    }
+}
+
+impl From<websocket::Closed> for Closed {
+    fn from(websocket::Closed { code, reason }: websocket::Closed) -> Self {
+        Self { code: CloseCode(code), reason }
     }
 }

@@ -1,12 +1,17 @@
 //! No host: handlers run natively, in tests. Time is virtual: it passes when everything waits for it. What a test puts in
 //! the place of a host is a `testing::Host`.
+//!
+//! Files: `websocket` has both ends of one.
+
+pub(crate) mod websocket;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
-use std::pin::pin;
+use std::mem::ManuallyDrop;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -27,6 +32,14 @@ thread_local! {
     static HOST: RefCell<Host> = RefCell::default();
     static CLOCK: RefCell<Clock> = RefCell::default();
     static METRICS: RefCell<Vec<Metric>> = const { RefCell::new(Vec::new()) };
+    /// What runs beside the function of a `block_on`, each in the host that it was begun in. Those that are left when the
+    /// thread ends are leaked: what they would drop may use other thread-locals, which may be gone by then.
+    static TASKS: RefCell<ManuallyDrop<Vec<Task>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
+}
+
+struct Task {
+    host: Host,
+    future: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// Updates that are kept for a test to look at.
@@ -114,6 +127,30 @@ impl Drop for Timer {
     }
 }
 
+/// Runs the future in `host`, beside all that this thread runs from now on.
+pub(crate) fn spawn(host: &Host, future: Pin<Box<dyn Future<Output = ()>>>) {
+    TASKS.with_borrow_mut(|tasks| tasks.push(Task { host: host.clone(), future }));
+}
+
+fn poll_tasks(context: &mut Context<'_>) {
+    // They may spawn others, and are foreign code: no borrow is held while they run.
+    let mut running = TASKS.with_borrow_mut(|tasks| std::mem::take(&mut **tasks));
+    running.retain_mut(|task| {
+        let _restored = Restored(HOST.replace(task.host.clone()));
+        task.future.as_mut().poll(context).is_pending()
+    });
+    TASKS.with_borrow_mut(|tasks| tasks.append(&mut running));
+}
+
+/// Runs what was spawned until all of it waits. No time passes.
+pub(crate) fn run_tasks() {
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(woken.clone());
+    while woken.0.swap(false, Ordering::Relaxed) {
+        poll_tasks(&mut Context::from_waker(&waker));
+    }
+}
+
 /// Runs the future to its end, in `host`.
 ///
 /// # Panics
@@ -129,6 +166,7 @@ pub(crate) fn block_on<F: Future>(host: &Host, future: F) -> F::Output {
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return output;
         }
+        poll_tasks(&mut context);
         if !woken.0.swap(false, Ordering::Relaxed) {
             let (_, first) = CLOCK
                 .with_borrow_mut(|clock| {

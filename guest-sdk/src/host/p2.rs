@@ -1,10 +1,16 @@
 //! Hosts of WASI 0.2.
 //!
-//! Files: `incoming` and `outgoing` carry requests and responses in and out, `reactor` waits.
+//! Files: `incoming` and `outgoing` carry requests and responses in and out, `reactor` waits, `websocket` is that, with
+//! `bindings` of its own.
 
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+pub(super) mod bindings;
 mod incoming;
 mod outgoing;
 mod reactor;
+pub(crate) mod websocket;
 
 use std::future::{Future, poll_fn};
 use std::time::Duration;

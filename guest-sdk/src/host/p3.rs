@@ -1,4 +1,12 @@
 //! Hosts of WASI 0.3. Waiting is the bindings' part: they have an executor for each request.
+//!
+//! Files: `websocket` is that, with `bindings` of its own.
+
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+pub(super) mod bindings;
+pub(crate) mod websocket;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -65,11 +73,13 @@ where
         Some(request) => (request.method().clone(), answer(request).await.response),
         None => (Method::GET, StatusCode::BAD_REQUEST.into_response()),
     };
+    let mut running = crate::websocket::start::<R>(&mut response);
     finish_response(&mut response);
     let fields = match fields(response.headers()) {
         Ok(fields) => fields,
         Err(error) => {
             // A response of our own, whose head is known to be good.
+            running = None;
             response = Error::from(format!("the host refused its headers: {error:?}")).into_response();
             finish_response(&mut response);
             self::fields(response.headers()).expect("the host takes two plain headers")
@@ -80,6 +90,10 @@ where
     let (body, trailers) = outgoing_body("response", if has_body { response.into_body() } else { Body::empty() });
     let (outgoing, _sent) = types::Response::new(fields, body, trailers);
     outgoing.set_status_code(status.as_u16()).expect("the status is one of HTTP");
+    if let Some(running) = running {
+        // In the task of this request, which lasts until it has ended, and not before this returns.
+        wasip3::spawn_local(running);
+    }
     Ok(outgoing)
 }
 

@@ -1,40 +1,106 @@
-//! Prints the SDK's bindings of `wit/worker.wit`, for `scripts/generate-bindings`, which writes them where they belong.
-//! Its test fails when the file that is checked in is another.
+//! Writes the SDK's bindings of `wit/`, for `scripts/generate-bindings`. Its test fails when a file that is checked in is
+//! not the one that would be written today.
 
-use std::io::Write as _;
+use std::path::Path;
 
-use wit_bindgen_core::wit_parser::Resolve;
+use wit_bindgen_core::wit_parser::{Resolve, WorldItem};
 use wit_bindgen_core::{Files, WorldGenerator as _};
-use wit_bindgen_rust::Opts;
+use wit_bindgen_rust::{Opts, WithOption};
 
-const WIT: &str = include_str!("../../../wit/worker.wit");
-
-fn main() {
-    std::io::stdout().write_all(&generate()).expect("somebody reads it");
+/// The bindings of some interfaces.
+struct Bindings {
+    /// Where they are checked in, from the repository's root.
+    file: &'static str,
+    /// The packages, the one that has the interfaces last.
+    packages: &'static [(&'static str, &'static str)],
+    /// All that the bindings' world imports.
+    interfaces: &'static [&'static str],
+    /// Types that other bindings have already.
+    with: &'static [(&'static str, &'static str)],
+    /// The name of that world. A component may have the bindings of several, which then must not have the same name.
+    world: &'static str,
 }
 
-/// The bindings, as a file of Rust.
-fn generate() -> Vec<u8> {
-    let mut resolve = Resolve::default();
-    let package = resolve.push_str("wit/worker.wit", WIT).expect("the package is valid");
-    let world = resolve.select_world(&[package], Some("imports")).expect("it has this world");
-    let options = Opts {
-        format: true,
-        // These bindings serve WASI 0.2 and 0.3, whose crates bring two versions of the generator's runtime.
-        runtime_path: Some("crate::host::cluster::runtime".into()),
-        ..Opts::default()
-    };
-    let mut files = Files::default();
-    options.build().generate(&mut resolve, world, &mut files).expect("the world has bindings");
-    let (_, contents) = files.iter().next().expect("it makes one file");
-    contents.into()
+const WORKER: (&str, &str) = ("wit/worker.wit", include_str!("../../../wit/worker.wit"));
+const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
+const IO: (&str, &str) = ("wit/deps/io.wit", include_str!("../../../wit/deps/io.wit"));
+
+/// WebSocket stands apart, as its interface is another for each version of WASI.
+const ALL: [Bindings; 3] = [
+    Bindings {
+        file: "guest-sdk/src/host/bindings.rs",
+        packages: &[IO, WORKER],
+        interfaces: &["identity", "metrics"],
+        with: &[],
+        world: "imports",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/p2/bindings.rs",
+        packages: &[IO, WORKER],
+        interfaces: &["poll", "websocket"],
+        with: &[("wasi:io/poll@0.2.12", "wasip2::io::poll")],
+        world: "imports-websocket",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/p3/bindings.rs",
+        packages: &[WORKER_P3],
+        interfaces: &["websocket"],
+        with: &[],
+        world: "imports",
+    },
+];
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for bindings in ALL {
+        std::fs::write(root.join(bindings.file), bindings.generate()).expect("the SDK's folder can be written");
+    }
+}
+
+impl Bindings {
+    /// As a file of Rust.
+    fn generate(&self) -> Vec<u8> {
+        let mut resolve = Resolve::default();
+        let packages = self.packages.iter().map(|(path, text)| resolve.push_str(path, text).expect("a valid package"));
+        let package = packages.last().expect("one has the interfaces");
+        let world = resolve.select_world(&[package], Some("imports")).expect("it has this world");
+        let name_of = |item: &WorldItem| match item {
+            WorldItem::Interface { id, .. } => resolve.interfaces[*id].name.as_deref(),
+            _ => None,
+        };
+        resolve.worlds[world]
+            .imports
+            .retain(|_, item| name_of(item).is_some_and(|name| self.interfaces.contains(&name)));
+        let worlds = &mut resolve.packages[package].worlds;
+        worlds.clear();
+        worlds.insert(self.world.into(), world);
+        resolve.worlds[world].name = self.world.into();
+        let with = |(name, path): &(&str, &str)| ((*name).into(), WithOption::Path((*path).into()));
+        let options = Opts {
+            format: true,
+            // These bindings serve WASI 0.2 and 0.3, whose crates bring two versions of the generator's runtime.
+            runtime_path: Some("crate::host::cluster::runtime".into()),
+            with: self.with.iter().map(with).collect(),
+            ..Opts::default()
+        };
+        let mut files = Files::default();
+        options.build().generate(&mut resolve, world, &mut files).expect("the world has bindings");
+        let (_, contents) = files.iter().next().expect("it makes one file");
+        contents.into()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_sdk_has_the_bindings_that_are_generated_today() {
-        let checked_in = include_bytes!("../../../guest-sdk/src/host/bindings.rs");
-        assert!(super::generate() == checked_in, "wit/ or the generator has changed: run scripts/generate-bindings");
+        for bindings in ALL {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(bindings.file);
+            let checked_in = std::fs::read(&file).expect("the SDK has the file");
+            let same = bindings.generate() == checked_in;
+            assert!(same, "{}: wit/ or the generator has changed: run scripts/generate-bindings", bindings.file);
+        }
     }
 }

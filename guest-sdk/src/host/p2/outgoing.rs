@@ -22,16 +22,18 @@ use crate::fetch::{FetchError, place};
 use crate::head::{entries, finish_request, finish_response};
 use crate::host::code;
 use crate::response::forbids_body;
-use crate::{Body, BodyError, Error, IntoResponse, Request, Response, Result};
+use crate::{Body, BodyError, Error, IntoResponse, Request, Response, Result, websocket};
 
 /// Sends the response to a request of this method, made of an `R`. What goes wrong after the head is reported on stderr and cuts the
-/// body short, visibly to the client.
+/// body short, visibly to the client. Behind the response, a WebSocket runs to its end.
 pub(super) async fn send<R: IntoResponse>(method: &Method, mut response: Response, out: ResponseOutparam) {
+    let mut running = websocket::start::<R>(&mut response);
     finish_response(&mut response);
     let outgoing = match head(&response) {
         Ok(outgoing) => outgoing,
         Err(error) => {
             // A response of our own, whose head is known to be good.
+            running = None;
             response = Error::from(format!("the host refused its headers: {error:?}")).into_response();
             finish_response(&mut response);
             head(&response).expect("the host takes two plain headers")
@@ -46,6 +48,9 @@ pub(super) async fn send<R: IntoResponse>(method: &Method, mut response: Respons
     ResponseOutparam::set(out, Ok(outgoing));
     let source = if head_only { Body::empty() } else { response.into_body() };
     finish_report("response", write::<R>(body, source).await);
+    if let Some(running) = running {
+        running.await;
+    }
 }
 
 fn head(response: &Response) -> Result<OutgoingResponse, HeaderError> {

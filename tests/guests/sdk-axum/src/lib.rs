@@ -8,10 +8,13 @@ use axum::extract::Multipart;
 use axum::extract::multipart::MultipartError;
 use axum_extra::extract::cookie::{Cookie, CookieJar};
 use serde::{Deserialize, Serialize};
+use wasmcluster_guest::axum::extract::Request;
 use wasmcluster_guest::axum::extract::{Form, Json, Path, Query, State};
 use wasmcluster_guest::axum::http::StatusCode;
+use wasmcluster_guest::axum::response::{IntoResponse, Response};
 use wasmcluster_guest::axum::routing::{get, post};
-use wasmcluster_guest::axum::{Router, body};
+use wasmcluster_guest::axum::{Router, body, middleware};
+use wasmcluster_guest::websocket::{self, Closed};
 use wasmcluster_guest::{Client, fetch, time};
 
 #[wasmcluster_guest::main]
@@ -39,6 +42,7 @@ fn app() -> Router {
         .route("/upload", post(upload))
         .route("/nothing", get(async || StatusCode::NO_CONTENT))
         .route("/fetch", get(fetched))
+        .route("/websocket/echo", get(socket).layer(middleware::map_response(layered)))
         .with_state(visits)
 }
 
@@ -62,6 +66,21 @@ async fn upload(mut form: Multipart) -> Result<String, MultipartError> {
         text += &format!("{name} {file} {bytes}\n");
     }
     Ok(text)
+}
+
+/// Sends back what comes.
+async fn socket(request: Request) -> websocket::Upgrade {
+    websocket::upgrade(request, async |mut socket| {
+        while let Some(message) = socket.receive().await {
+            socket.send(message).await?;
+        }
+        Ok::<_, Closed>(())
+    })
+}
+
+/// What opens the socket is still in the response behind this.
+async fn layered(response: Response) -> Response {
+    ([("x-layer", "1")], response).into_response()
 }
 
 #[derive(Serialize, Deserialize)]

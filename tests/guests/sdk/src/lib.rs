@@ -1,4 +1,8 @@
 //! One guest with a path for each thing that the SDK offers. sdk-p3 is the same source for WASI 0.3.
+//!
+//! Files: `websocket` has the paths below `/websocket/`.
+
+mod websocket;
 
 use std::fmt::Write as _;
 use std::future::poll_fn;
@@ -27,6 +31,9 @@ async fn handle(request: Request) -> Result<Response> {
         return Ok(file.path.into_response());
     }
     let path = request.uri().path().to_owned();
+    if let Some(path) = path.strip_prefix("/websocket/") {
+        return websocket::handle(path, request);
+    }
     match path.split_once('/').map_or("", |(_, path)| path) {
         "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" | "follow" => outbound(&path, request).await,
         "sleeps" | "timeout" | "unordered" | "yield" => waiting(&path, request).await,
