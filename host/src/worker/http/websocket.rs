@@ -336,9 +336,13 @@ impl<W: SocketWire> Talk<W> {
             if self.machine.is_over() && self.machine.output().is_empty() {
                 return Poll::Ready(());
             }
+            let unsent = self.machine.output().len();
             guest_is_due = has_written | self.give_to_guest(now);
             let has_read = !guest_is_due && self.poll_read(now, &mut left, context);
-            if !guest_is_due && !has_read {
+            // The machine has its own to say: pongs, and its part of a close.
+            let left_to_send = self.machine.output().len();
+            let has_more = left_to_send > unsent || (left_to_send == 0 && self.machine.is_over());
+            if !guest_is_due && !has_read && !has_more {
                 return Poll::Pending;
             }
         }
