@@ -18,3 +18,4 @@ mod serving;
 mod strictness;
 mod tls;
 mod varnishtest;
+mod websocket;

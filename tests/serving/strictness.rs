@@ -10,7 +10,7 @@ use harness::{Cluster, Setup, corpus, guest, until};
 const MAX_ANSWER: u64 = 1024 * 1024;
 
 /// All that comes back until the server closes, which it does soon behind what it refused.
-fn exchange(cluster: &Cluster, bytes: &[u8]) -> String {
+pub(super) fn exchange(cluster: &Cluster, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(cluster.address()).unwrap();
     // It may be cut off before it is through.
     let _ = stream.write_all(bytes);

@@ -111,6 +111,10 @@ fn table(status: &Status) -> String {
         (totals.aborted, "aborted", "aborted"),
         (totals.crashes, "crash", "crashes"),
     ];
+    let websockets: u64 = status.workers.iter().map(|worker| worker.websockets).sum();
+    if websockets > 0 {
+        counted.push((websockets, "open WebSocket", "open WebSockets"));
+    }
     if !status.certificates.is_empty() {
         counted.push((totals.handshakes_failed, "failed handshake", "failed handshakes"));
     }

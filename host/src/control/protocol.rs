@@ -114,6 +114,8 @@ pub(crate) struct WorkerStatus {
     pub(crate) requests: u64,
     pub(crate) in_flight: u64,
     pub(crate) connections: u64,
+    #[serde(default)]
+    pub(crate) websockets: u64,
     pub(crate) restarts: u64,
     /// Resident memory; pages shared with other workers count in each.
     pub(crate) rss_bytes: u64,

@@ -92,6 +92,11 @@ impl Client {
         stream.whole().await
     }
 
+    /// Whether the server has said that it knows other protocols in a stream (RFC 8441).
+    pub fn may_connect(&self) -> bool {
+        self.sender.is_extended_connect_protocol_enabled()
+    }
+
     /// Waits until the connection has ended.
     pub async fn ended(&mut self) {
         // It fails only when the connection's task is gone, too.

@@ -47,6 +47,7 @@ pub mod tls;
 pub mod tools;
 pub mod upstream;
 mod wait;
+pub mod websocket;
 
 pub use cluster::{Cluster, Ended, Follower, Lines, Setup, is_gone};
 pub(crate) use places::target_folder;

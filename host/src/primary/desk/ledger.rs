@@ -36,7 +36,7 @@ impl Ledger {
     pub(crate) fn close(&mut self, generation: Generation, counted: &Snapshot) {
         let lost = counted.in_flight;
         let (errors, aborted) = (counted.errors.saturating_add(lost), counted.aborted.saturating_add(lost));
-        let last = Snapshot { in_flight: 0, connections: 0, errors, aborted, ..*counted };
+        let last = Snapshot { in_flight: 0, connections: 0, websockets: 0, errors, aborted, ..*counted };
         self.gone.entry(generation).or_default().add(&last);
         while self.gone.len() > MAX_GENERATIONS
             && let Some((_, oldest)) = self.gone.pop_first()

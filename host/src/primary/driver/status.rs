@@ -95,6 +95,7 @@ impl Driver<'_> {
             requests: 0,
             in_flight: 0,
             connections: 0,
+            websockets: 0,
             restarts,
             rss_bytes: 0,
         });
@@ -128,6 +129,7 @@ impl Driver<'_> {
             requests: counted.requests,
             in_flight: counted.in_flight,
             connections: counted.connections,
+            websockets: counted.websockets,
             restarts,
             rss_bytes: running.process.rss(),
         })

@@ -1,0 +1,511 @@
+//! WebSocket: what guests say and hear, over HTTP/1.1 and HTTP/2, and how it ends.
+
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request};
+use nix::unistd::Pid;
+
+use harness::client::get;
+use harness::http2::{Client, piece, send_all};
+use harness::websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, Socket, TEXT, frame, handshake};
+use harness::{Cluster, Setup, guest, until};
+
+use super::strictness::exchange;
+
+/// The same guest in both versions of WASI.
+const GUESTS: [&str; 2] = ["sdk", "sdk_p3"];
+
+fn serve(name: &str, args: &[&str]) -> Cluster {
+    Setup::new(&guest(name)).workers(1).args(args).start()
+}
+
+fn open(cluster: &Cluster, path: &str) -> Socket {
+    Socket::open(cluster.address(), path)
+}
+
+fn refusal(cluster: &Cluster, path: &str, fields: &str) -> String {
+    Socket::try_open(cluster.address(), path, fields).err().expect("no WebSocket")
+}
+
+/// A number of the only worker's.
+fn worker(cluster: &Cluster, name: &str) -> u64 {
+    cluster.status()["workers"][0][name].as_u64().unwrap()
+}
+
+fn until_it_has(cluster: &Cluster, name: &str, number: u64) {
+    until(&format!("{name} is {number}"), || (worker(cluster, name) == number).then_some(()));
+}
+
+#[test]
+fn a_guest_hears_and_says_whole_messages() {
+    for name in GUESTS {
+        let cluster = serve(name, &[]);
+        let mut socket = open(&cluster, "/websocket/echo");
+        socket.say("h\u{e9}llo");
+        assert_eq!(socket.hear(), "h\u{e9}llo", "{name}");
+        let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| at as u8).collect();
+        socket.send(FIN | BINARY, &bytes);
+        assert_eq!(socket.next(), Some(Frame::Binary(bytes)));
+        // In parts, with a ping between them.
+        socket.send(TEXT, b"one ");
+        socket.send(FIN | PING, b"there?");
+        socket.send(CONTINUATION, b"two ");
+        socket.send(FIN | CONTINUATION, b"three");
+        assert_eq!(socket.next(), Some(Frame::Control(PONG, b"there?".into())));
+        assert_eq!(socket.hear(), "one two three");
+        // Both at once: neither waits for the other.
+        for number in 0..200 {
+            socket.say(&number.to_string());
+        }
+        assert!((0..200).all(|number| socket.hear() == number.to_string()));
+        socket.send(FIN | CLOSE, &[&4001_u16.to_be_bytes()[..], b"enough"].concat());
+        assert_eq!(socket.closed(), (4001, "enough".into()));
+        assert_eq!(socket.next(), None);
+    }
+}
+
+#[test]
+fn a_guest_ends_its_socket_as_it_says() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-instance-reuse-count", "100"]);
+        for (text, code, reason) in [("close 4000 bye", 4000, "bye"), ("fail", 1011, ""), ("trap", 1011, "")] {
+            let mut socket = open(&cluster, "/websocket/echo");
+            socket.say(text);
+            assert_eq!(socket.closed(), (code, reason.into()), "{name}: {text}");
+        }
+        cluster.stderr.find("the guest trapped");
+        assert_eq!(cluster.status()["totals"]["traps"], 1);
+        let mut flood = open(&cluster, "/websocket/flood?bytes=10&count=3");
+        let said: Vec<_> = std::iter::from_fn(|| flood.next()).take(4).collect();
+        assert_eq!(said[3], Frame::Text("done".into()));
+        assert_eq!(flood.closed(), (1000, String::new()), "it returned");
+    }
+}
+
+/// The answer is the guest's own, and so is whether there is a WebSocket.
+#[test]
+fn a_guest_decides_who_gets_a_websocket() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-instance-reuse-count", "100"]);
+        let address = cluster.address();
+        let socket = Socket::try_open(address, "/websocket/headers", "").ok().unwrap();
+        assert!(socket.head.contains("set-cookie: a=1\r\nset-cookie: b=2; path=/\r\n"), "{}", socket.head);
+        for (path, fields, status) in [
+            ("/websocket/refuse", "", "403"),
+            ("/websocket/other", "", "200"),
+            ("/nowhere", "", "404"),
+            ("/websocket/echo", "origin: https://evil.example\r\n", "403"),
+        ] {
+            let answer = refusal(&cluster, path, fields);
+            assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{name} {path}: {answer}");
+            assert!(!answer.contains("upgrade"), "{answer}");
+        }
+        assert!(Socket::try_open(address, "/websocket/echo", "origin: http://test\r\n").is_ok());
+        assert!(Socket::try_open(address, "/websocket/any-origin", "origin: https://evil.example\r\n").is_ok());
+        let offers = "sec-websocket-protocol: chat.v1, x\r\nsec-websocket-protocol: chat.v2\r\n";
+        let mut socket = Socket::try_open(address, "/websocket/protocols", offers).ok().unwrap();
+        assert!(socket.head.contains("sec-websocket-protocol: chat.v"), "{}", socket.head);
+        assert!(socket.hear().starts_with("chat.v"));
+        let mut socket = open(&cluster, "/websocket/protocols");
+        assert!(!socket.head.contains("sec-websocket-protocol"), "{}", socket.head);
+        assert_eq!(socket.hear(), "none");
+        // Extensions are not spoken, and nobody is told otherwise.
+        let extension = "sec-websocket-extensions: permessage-deflate\r\n";
+        let socket = Socket::try_open(address, "/websocket/echo", extension).ok().unwrap();
+        assert!(!socket.head.contains("extensions"), "{}", socket.head);
+        // A ticket of the client's own is none.
+        let ticket = "wasmcluster-websocket: 1\r\n";
+        let plain = format!("GET /websocket/echo HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{ticket}\r\n");
+        let plain = exchange(&cluster, plain.as_bytes());
+        assert!(plain.starts_with("HTTP/1.1 426 "), "{plain}");
+    }
+}
+
+#[test]
+fn a_wrong_handshake_is_refused() {
+    let cluster = serve("sdk", &[]);
+    let ask = |head: &str| exchange(&cluster, head.as_bytes()).to_lowercase();
+    let good = handshake("/websocket/echo", "").replace("connection: Upgrade", "connection: upgrade, close");
+    let answer = ask(&good.replace("version: 13", "version: 8"));
+    assert!(answer.starts_with("http/1.1 426 ") && answer.contains("sec-websocket-version: 13\r\n"), "{answer}");
+    for (what, wrong) in [
+        ("no key", good.replace("sec-websocket-key:", "x-key:")),
+        ("a short key", good.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=")),
+        ("two keys", good.replace("\r\n\r\n", "\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")),
+        ("a body", good.replace("\r\n\r\n", "\r\ncontent-length: 1\r\n\r\nx")),
+    ] {
+        let answer = ask(&wrong);
+        assert!(answer.starts_with("http/1.1 400 "), "{what}: {answer}");
+    }
+    // It does not ask for one, and is told so by the guest.
+    assert!(ask(&good.replace("upgrade: websocket\r\n", "")).starts_with("http/1.1 426 "));
+    assert!(ask(&good.replace("GET", "POST")).starts_with("http/1.1 426 "));
+    // Who does not wait for the answer gets none: what it sends could be a request as well.
+    let answer = exchange(&cluster, &[good.into_bytes(), frame(FIN | TEXT, b"early")].concat());
+    assert!(!answer.contains("early"), "{answer}");
+}
+
+/// Whoever breaks the protocol is told with the code of RFC 6455, and the worker serves the others meanwhile.
+#[test]
+fn clients_that_break_the_protocol_are_told_so() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-websocket-message", "64KiB", "--max-instance-reuse-count", "100"]);
+        let pid = cluster.worker(0).unwrap();
+        let mut other = open(&cluster, "/websocket/echo");
+        let cases: &[(&str, Vec<u8>, u16)] = &[
+            ("no mask", vec![FIN | TEXT, 2, b'h', b'i'], 1002),
+            ("reserved bits", frame(FIN | 0x70 | TEXT, b"x"), 1002),
+            ("an unknown opcode", frame(FIN | 5, b"x"), 1002),
+            ("a continuation of nothing", frame(FIN | CONTINUATION, b"x"), 1002),
+            ("a close of one byte", frame(FIN | CLOSE, b"x"), 1002),
+            ("a close with a code that none may send", frame(FIN | CLOSE, &1005_u16.to_be_bytes()), 1002),
+            ("a ping in parts", frame(PING, b"x"), 1002),
+            ("a long ping", frame(FIN | PING, &[0; 126]), 1002),
+            ("no UTF-8", frame(FIN | TEXT, &[0xc0, 0xaf]), 1007),
+            ("a giant frame", vec![FIN | BINARY, 0x80 | 127, 0, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0], 1009),
+            ("a large message in parts", [frame(BINARY, &[0; 40 << 10]), frame(FIN, &[0; 40 << 10])].concat(), 1009),
+            ("empty parts without end", [frame(TEXT, b""), frame(0, b"").repeat(120_000)].concat(), 1008),
+            ("pings without end", frame(FIN | PING, b"").repeat(20_000), 1008),
+        ];
+        for (what, bytes, code) in cases {
+            let mut socket = open(&cluster, "/websocket/echo");
+            let mut writer = socket.stream().try_clone().unwrap();
+            let bytes = bytes.clone();
+            // It may be cut off in the middle.
+            let sending = thread::spawn(move || drop(std::io::Write::write_all(&mut writer, &bytes)));
+            assert_eq!(socket.closed().0, *code, "{name}: {what}");
+            sending.join().unwrap();
+            other.say(what);
+            assert_eq!(other.hear(), *what);
+        }
+        // Nothing of a message that never ends, or of a client that vanishes, is left.
+        let mut half = open(&cluster, "/websocket/echo");
+        half.send(BINARY, &[0; 1000]);
+        half.stream().shutdown(Shutdown::Both).unwrap();
+        drop(other);
+        until_it_has(&cluster, "websockets", 0);
+        until_it_has(&cluster, "connections", 0);
+        assert_eq!(cluster.worker(0), Some(pid));
+        assert_eq!(cluster.status()["totals"]["traps"], 0, "{name}");
+    }
+}
+
+/// A WebSocket is no request in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_take_no_place_of_requests() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-in-flight", "1", "--max-websockets", "3"]);
+        let mut sockets: Vec<_> = (0..3).map(|_| open(&cluster, "/websocket/echo")).collect();
+        until_it_has(&cluster, "websockets", 3);
+        until_it_has(&cluster, "in_flight", 0);
+        assert_eq!(get(cluster.address(), "/nowhere").await.unwrap().status, 404, "{name}");
+        let answer = refusal(&cluster, "/websocket/echo", "");
+        assert!(answer.starts_with("http/1.1 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
+        cluster.stderr.find("see --max-websockets");
+        for socket in &mut sockets {
+            socket.say("still here");
+            assert_eq!(socket.hear(), "still here");
+        }
+        sockets.pop();
+        until_it_has(&cluster, "websockets", 2);
+        open(&cluster, "/websocket/echo");
+    }
+}
+
+#[test]
+fn a_client_that_answers_no_pings_is_given_up() {
+    let cluster = serve("sdk", &["--websocket-timeout", "600ms"]);
+    let (mut live, mut silent) = (open(&cluster, "/websocket/goodbye"), open(&cluster, "/websocket/goodbye"));
+    // It is asked three times over before the silent one is done with.
+    for _ in 0..3 {
+        assert_eq!(live.next(), Some(Frame::Control(PING, Vec::new())));
+        live.send(FIN | PONG, b"");
+    }
+    assert_eq!(silent.next(), Some(Frame::Control(PING, Vec::new())));
+    assert_eq!(silent.closed().0, 1006);
+    cluster.stderr.find("code: CloseCode(1006)");
+    live.send(FIN | CLOSE, b"");
+    assert_eq!(live.next(), Some(Frame::Close(1005, String::new())));
+}
+
+/// It waits for its client, with a queue of its own and the kernel's full, and goes on when that reads.
+#[test]
+fn a_client_that_does_not_read_makes_its_guest_wait() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--log-level", "debug"]);
+        let pid = cluster.worker(0).unwrap();
+        let (bytes, count) = (256 << 10, 200);
+        let mut socket = open(&cluster, &format!("/websocket/flood?bytes={bytes}&count={count}"));
+        cluster.stderr.find("sent 1");
+        let before = memory(pid);
+        let sent = until("it waits", || {
+            let sent = cluster.stderr.lines().len();
+            thread::sleep(Duration::from_millis(300));
+            (cluster.stderr.lines().len() == sent).then_some(sent)
+        });
+        assert!(sent < count, "{name}: all {count} were taken");
+        assert!(memory(pid) < before + (16 << 20), "{name}");
+        for _ in 0..count {
+            assert_eq!(socket.next(), Some(Frame::Binary(vec![b'x'; bytes])));
+        }
+        assert_eq!(socket.hear(), "done");
+        // One that never reads is cut.
+        let cluster = serve(name, &["--stream-timeout", "500ms"]);
+        let _deaf = open(&cluster, &format!("/websocket/flood?bytes={bytes}&count={count}"));
+        until_it_has(&cluster, "websockets", 1);
+        until_it_has(&cluster, "websockets", 0);
+    }
+}
+
+/// Resident memory of its own, in bytes.
+fn memory(pid: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
+}
+
+/// And a guest that does not receive makes its client wait.
+#[test]
+fn a_guest_that_does_not_receive_makes_its_client_wait() {
+    let cluster = serve("sdk", &[]);
+    let mut socket = open(&cluster, "/websocket/deaf");
+    let stream = socket.stream().try_clone().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let message = frame(FIN | BINARY, &[0; 60_000]);
+    let mut sent = 0;
+    until("nothing more is taken", || {
+        for _ in 0..30 {
+            match std::io::Write::write(&mut &stream, &message) {
+                Ok(written) => sent += written,
+                Err(_) => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        std::io::Write::write(&mut &stream, &[]).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        std::io::Write::write(&mut &stream, &message).is_err().then_some(())
+    });
+    assert!(sent < 32 << 20, "{sent}");
+    until_it_has(&cluster, "websockets", 1);
+    // Nor is it taken for silent.
+    assert!(memory(cluster.worker(0).unwrap()) < 64 << 20);
+}
+
+#[test]
+fn waiting_for_two_things_loses_nothing() {
+    for name in GUESTS {
+        let cluster = serve(name, &[]);
+        let mut socket = open(&cluster, "/websocket/ticks");
+        for number in 0..50 {
+            socket.say(&number.to_string());
+            thread::sleep(Duration::from_millis(7));
+        }
+        let (mut echoed, mut ticks) = (0, 0);
+        while echoed < 50 || ticks < 4 {
+            match socket.hear().strip_prefix("tick ") {
+                Some(tick) => {
+                    ticks += 1;
+                    assert_eq!(tick, ticks.to_string());
+                }
+                None => echoed += 1,
+            }
+        }
+    }
+}
+
+/// Each gets the last word of its guest, and then 1001; new ones go to the new version.
+#[test]
+fn a_reload_closes_websockets_with_a_last_word() {
+    for (name, args) in [("sdk", &[][..]), ("sdk_p3", &["--max-instance-concurrent-reuse-count", "50"])] {
+        let cluster = Setup::new(&guest(name)).workers(2).args(args).start();
+        let mut sockets: Vec<_> = (0..200).map(|_| open(&cluster, "/websocket/goodbye")).collect();
+        let open_now = || -> u64 {
+            let status = cluster.status();
+            status["workers"].as_array().unwrap().iter().map(|worker| worker["websockets"].as_u64().unwrap()).sum()
+        };
+        until("all are open", || (open_now() == 200).then_some(()));
+        let reload = thread::scope(|scope| {
+            let reload = scope.spawn(|| cluster.reload(&[]));
+            for socket in &mut sockets {
+                assert_eq!(socket.hear(), "goodbye", "{name}");
+                assert_eq!(socket.closed(), (1001, String::new()));
+                // As a page would.
+                *socket = open(&cluster, "/websocket/echo");
+                socket.say("again");
+                assert_eq!(socket.hear(), "again");
+            }
+            reload.join().unwrap()
+        });
+        assert_eq!(reload.code, Some(0), "{}", reload.stderr);
+    }
+}
+
+/// A guest that has no last word is not waited for beyond the grace.
+#[test]
+fn a_drain_waits_for_no_guest_beyond_the_grace() {
+    let cluster = serve("sdk", &["--drain-idle-grace", "300ms", "--request-timeout", "2s"]);
+    let mut socket = open(&cluster, "/websocket/deaf");
+    until_it_has(&cluster, "websockets", 1);
+    let stop = thread::scope(|scope| {
+        let stop = scope.spawn(|| cluster.command(&["stop"]));
+        assert_eq!(socket.closed(), (1001, "the server is shutting down".into()));
+        stop.join().unwrap()
+    });
+    assert_eq!(stop.code, Some(0), "{}", stop.stderr);
+}
+
+/// A WebSocket in a stream of HTTP/2 (RFC 8441).
+struct OverHttp2 {
+    send: SendStream<Bytes>,
+    body: RecvStream,
+    come: Vec<u8>,
+}
+
+fn connect(path: &str) -> Request<()> {
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(format!("http://test{path}"))
+        .header("sec-websocket-version", "13")
+        .body(())
+        .unwrap();
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    request
+}
+
+impl OverHttp2 {
+    async fn open(client: &mut Client, path: &str) -> Self {
+        let stream = client.begin(connect(path)).await.unwrap();
+        let answer = stream.answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(
+            !answer.headers().contains_key("sec-websocket-accept") && !answer.headers().contains_key("content-length")
+        );
+        Self { send: stream.body, body: answer.into_body(), come: Vec::new() }
+    }
+
+    async fn say(&mut self, first: u8, payload: &[u8]) {
+        assert!(send_all(&mut self.send, frame(first, payload).into(), false).await);
+    }
+
+    /// The next frame, as far as one came before the stream ended.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            let mut rest = &self.come[..];
+            let before = rest.len();
+            let complete = match rest {
+                [_, length @ 0..=125, ..] => before >= 2 + usize::from(*length),
+                [_, 126, high, low, ..] => before >= 4 + usize::from(u16::from_be_bytes([*high, *low])),
+                [_, 127, length @ ..] if length.len() >= 8 => {
+                    before >= 10 + u64::from_be_bytes(length[..8].try_into().unwrap()) as usize
+                }
+                _ => false,
+            };
+            if complete {
+                let frame = Socket::opened(Readable(&mut rest)).next();
+                let taken = before - rest.len();
+                self.come.drain(..taken);
+                return frame;
+            }
+            self.come.extend_from_slice(&piece(&mut self.body).await?.ok()?);
+        }
+    }
+}
+
+/// Bytes that are there.
+struct Readable<'a, 'b>(&'a mut &'b [u8]);
+
+impl std::io::Read for Readable<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl std::io::Write for Readable<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_share_a_connection_of_http2() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-in-flight", "2"]);
+        let mut client = Client::open(cluster.address()).await;
+        // The server's settings are there.
+        assert_eq!(client.get("/nowhere").await.unwrap().status, 404);
+        assert!(client.may_connect());
+        let mut sockets = Vec::new();
+        for _ in 0..10 {
+            sockets.push(OverHttp2::open(&mut client, "/websocket/echo").await);
+        }
+        let large = vec![7; 1 << 20];
+        for socket in &mut sockets {
+            socket.say(FIN | TEXT, b"hello").await;
+            assert_eq!(socket.next().await, Some(Frame::Text("hello".into())), "{name}");
+            socket.say(FIN | BINARY, &large).await;
+            assert_eq!(socket.next().await, Some(Frame::Binary(large.clone())));
+        }
+        until_it_has(&cluster, "websockets", 10);
+        assert_eq!(client.get("/nowhere").await.unwrap().status, 404, "beside them");
+        let mut closed = sockets.pop().unwrap();
+        closed.say(FIN | TEXT, b"close 4000 bye").await;
+        assert_eq!(closed.next().await, Some(Frame::Close(4000, "bye".into())));
+        closed.say(FIN | CLOSE, &4000_u16.to_be_bytes()).await;
+        assert_eq!(closed.next().await, None, "the stream ends");
+        let mut bad = sockets.pop().unwrap();
+        assert!(send_all(&mut bad.send, Bytes::from_static(&[FIN | TEXT, 1, b'x']), false).await);
+        assert_eq!(bad.next().await, Some(Frame::Close(1002, "protocol error".into())));
+        // A reset is the client's end.
+        sockets.pop().unwrap().send.send_reset(Reason::CANCEL);
+        until_it_has(&cluster, "websockets", 7);
+        let refused = client.begin(connect("/websocket/refuse")).await.unwrap();
+        assert_eq!(refused.answer.await.unwrap().status(), 403);
+        drop((sockets, client));
+        until_it_has(&cluster, "websockets", 0);
+    }
+}
+
+/// A stop tells each of them, and the connection ends with the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_closes_websockets_of_http2_as_well() {
+    for name in GUESTS {
+        let cluster = serve(name, &[]);
+        let mut client = Client::open(cluster.address()).await;
+        assert_eq!(client.get("/nowhere").await.unwrap().status, 404);
+        let mut socket = OverHttp2::open(&mut client, "/websocket/goodbye").await;
+        thread::scope(|scope| {
+            let stop = scope.spawn(|| cluster.command(&["stop"]));
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(async {
+                    assert_eq!(socket.next().await, Some(Frame::Text("goodbye".into())), "{name}");
+                    assert_eq!(socket.next().await, Some(Frame::Close(1001, String::new())));
+                    socket.say(FIN | CLOSE, &1001_u16.to_be_bytes()).await;
+                    client.ended().await;
+                });
+            });
+            assert_eq!(stop.join().unwrap().code, Some(0));
+        });
+    }
+}
+
+/// Who does not know them does not say that it does, and CONNECT stays what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_without_websocket_says_so_nowhere() {
+    let cluster = serve("hello", &[]);
+    let mut client = Client::open(cluster.address()).await;
+    assert_eq!(client.get("/").await.unwrap().status, 200);
+    assert!(!client.may_connect());
+    let refused = client.begin(connect("/")).await.unwrap();
+    assert_eq!(refused.answer.await.unwrap_err().reason(), Some(Reason::PROTOCOL_ERROR));
+    assert_eq!(client.get("/").await.unwrap().status, 200);
+}
