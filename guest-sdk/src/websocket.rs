@@ -2,15 +2,15 @@
 //! is not part of a standard.
 //!
 //! ```
-//! use wasmcluster_guest::{Request, testing, websocket};
+//! use wasmcluster_guest::{Request, Result, testing, websocket};
 //!
 //! #[wasmcluster_guest::main]
 //! async fn echo(request: Request) -> websocket::Upgrade {
-//!     websocket::upgrade(request, async |mut socket| {
+//!     websocket::upgrade(request, async |mut socket| -> Result<()> {
 //!         while let Some(message) = socket.receive().await {
 //!             socket.send(message).await?;
 //!         }
-//!         wasmcluster_guest::Result::Ok(())
+//!         Ok(())
 //!     })
 //! }
 //!
@@ -71,16 +71,16 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = ()>>>;
 /// ```
 /// use std::time::Duration;
 /// use wasmcluster_guest::websocket::{self, CloseCode};
-/// use wasmcluster_guest::{Error, Request, testing, time};
+/// use wasmcluster_guest::{Request, Result, testing, time};
 ///
 /// async fn count_down(request: Request) -> websocket::Upgrade {
-///     websocket::upgrade(request, async |socket| {
+///     websocket::upgrade(request, async |socket| -> Result<()> {
 ///         for left in (1..=3).rev() {
 ///             socket.send(left.to_string()).await?;
 ///             time::sleep(Duration::from_secs(1)).await;
 ///         }
 ///         socket.close(CloseCode::NORMAL, "lift-off");
-///         Ok::<_, Error>(())
+///         Ok(())
 ///     })
 /// }
 ///

@@ -21,14 +21,14 @@ use crate::{Request, Response};
 ///
 /// ```
 /// use wasmcluster_guest::websocket::{self, CloseCode};
-/// use wasmcluster_guest::{Request, testing};
+/// use wasmcluster_guest::{Request, Result, testing};
 ///
 /// async fn handle(request: Request) -> websocket::Upgrade {
-///     websocket::upgrade(request, async |mut socket| {
+///     websocket::upgrade(request, async |mut socket| -> Result<()> {
 ///         let name = socket.receive().await.ok_or("no name")?;
 ///         socket.send(format!("hi, {}", name.as_text().unwrap_or("you"))).await?;
 ///         socket.close(CloseCode(4000), "that was all");
-///         wasmcluster_guest::Result::Ok(())
+///         Ok(())
 ///     })
 /// }
 ///

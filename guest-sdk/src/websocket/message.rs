@@ -46,7 +46,7 @@ impl Message {
     /// ```
     /// use wasmcluster_guest::websocket::Message;
     /// assert_eq!(Message::from_json(&[1, 2])?, "[1,2]".into());
-    /// # wasmcluster_guest::Result::Ok(())
+    /// # Ok::<_, wasmcluster_guest::Error>(())
     /// ```
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Message {
     /// ```
     /// use wasmcluster_guest::websocket::Message;
     /// assert_eq!(Message::from("[1,2]").json::<Vec<u32>>()?, [1, 2]);
-    /// # wasmcluster_guest::Result::Ok(())
+    /// # Ok::<_, wasmcluster_guest::Error>(())
     /// ```
     ///
     /// # Errors

@@ -11,10 +11,10 @@ use crate::{Request, time};
 
 /// Answers every message by itself, and does what some of them say.
 async fn echo(request: Request) -> Upgrade {
-    upgrade(request, async |mut socket| {
+    upgrade(request, async |mut socket| -> Result<()> {
         while let Some(message) = socket.receive().await {
             match message.as_text() {
-                Some("fail") => return Err(Error::from("broken on purpose")),
+                Some("fail") => return Err("broken on purpose".into()),
                 Some("close") => socket.close(CloseCode(4000), "bye"),
                 _ => socket.send(message).await?,
             }
@@ -146,12 +146,12 @@ fn the_guest_learns_how_the_client_left() {
 #[test]
 fn a_guest_says_goodbye_when_its_worker_shuts_down() {
     let app = async |request| {
-        upgrade(request, async |mut socket| {
+        upgrade(request, async |mut socket| -> Result<(), Closed> {
             while socket.receive().await.is_some() {}
             assert_eq!(socket.closed().map(|closed| closed.code), Some(CloseCode::GOING_AWAY));
             socket.send("goodbye").await?;
             socket.close(CloseCode::GOING_AWAY, "");
-            Ok::<_, Closed>(())
+            Ok(())
         })
     };
     let mut client = testing::websocket(app, get(&[]));
@@ -166,12 +166,12 @@ fn a_client_that_takes_nothing_holds_its_sender_back() {
         static SENT: Cell<usize> = const { Cell::new(0) };
     }
     let app = async |request| {
-        upgrade(request, async |socket| {
+        upgrade(request, async |socket| -> Result<(), Closed> {
             while SENT.get() < 100 {
                 socket.send("x").await?;
                 SENT.set(SENT.get() + 1);
             }
-            Ok::<_, Closed>(())
+            Ok(())
         })
     };
     let mut client = testing::websocket(app, get(&[]));
@@ -202,7 +202,7 @@ fn try_send_does_not_wait() {
 #[test]
 fn waiting_for_a_message_and_for_time_loses_neither() {
     let app = async |request| {
-        upgrade(request, async |mut socket| {
+        upgrade(request, async |mut socket| -> Result<()> {
             let sender = socket.sender();
             for tick in 1..=3 {
                 let mut nap = Box::pin(time::sleep(Duration::from_secs(1)));
@@ -211,7 +211,7 @@ fn waiting_for_a_message_and_for_time_loses_neither() {
                 }
                 socket.send(format!("tick {tick}")).await?;
             }
-            Ok::<_, Error>(())
+            Ok(())
         })
     };
     let mut client = testing::websocket(app, get(&[]));
@@ -284,11 +284,11 @@ fn a_router_upgrades_too() {
     use axum::routing::get;
 
     async fn handle(request: axum::extract::Request) -> Upgrade {
-        upgrade(request, async |mut socket| {
+        upgrade(request, async |mut socket| -> Result<(), Closed> {
             while let Some(message) = socket.receive().await {
                 socket.send(message).await?;
             }
-            Ok::<_, Closed>(())
+            Ok(())
         })
     }
     async fn layer(response: axum::response::Response) -> axum::response::Response {

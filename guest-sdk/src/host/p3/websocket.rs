@@ -40,10 +40,12 @@ impl Connection {
     }
 }
 
+type Received = Result<websocket::Message, websocket::Closed>;
+
 /// Receives from a socket. Fields drop in order: the call that waits before its socket.
 pub(crate) struct Receiving {
     /// A call of the host is kept until it has returned: if it were cancelled, its message would be lost.
-    call: Option<Pin<Box<dyn Future<Output = Result<websocket::Message, websocket::Closed>>>>>,
+    call: Option<Pin<Box<dyn Future<Output = Received>>>>,
     socket: Rc<websocket::Socket>,
 }
 

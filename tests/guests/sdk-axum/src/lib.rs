@@ -70,11 +70,11 @@ async fn upload(mut form: Multipart) -> Result<String, MultipartError> {
 
 /// Sends back what comes.
 async fn socket(request: Request) -> websocket::Upgrade {
-    websocket::upgrade(request, async |mut socket| {
+    websocket::upgrade(request, async |mut socket| -> Result<(), Closed> {
         while let Some(message) = socket.receive().await {
             socket.send(message).await?;
         }
-        Ok::<_, Closed>(())
+        Ok(())
     })
 }
 
