@@ -97,7 +97,7 @@ async fn goodbye(mut socket: Socket) {
 async fn flood(socket: Socket, bytes: usize, count: usize) -> Result<(), Closed> {
     for number in 1..=count {
         socket.send(vec![b'x'; bytes]).await?;
-        log::debug!("sent {number}");
+        log::info!("sent {number}");
     }
     socket.send("done").await
 }
