@@ -22,10 +22,11 @@
 //! The server answers pings, joins fragments and closes connections that break the protocol; a guest sees whole messages.
 //!
 //! The function of [`upgrade`] may `fetch`, `sleep` and keep metrics like any handler, and wait for several things at once with
-//! `select` of the crate `futures-util`. It ends when it returns, so a socket never outlives it by accident. Under WASI 0.2
-//! each socket has an instance to itself. Under 0.3 one instance may serve many, which then see each other through a
-//! `thread_local`. They are separate tasks of the component, so use a [`Sender`] to reach another socket: waking another
-//! task through a channel panics.
+//! `select` of the crate `futures-util`. The socket is closed when the function returns.
+//!
+//! Under WASI 0.2 each socket has an instance to itself. Under 0.3 one instance may serve many, which can find each other
+//! through a `thread_local`. Reach another socket through its [`Sender`], not through a channel: sockets are separate tasks
+//! of the component, and a task that wakes another one's future panics.
 //!
 //! A guest that calls [`upgrade`] runs only on wasmcluster. The component of any other guest has no trace of the interface. In
 //! native tests, [`testing::websocket`](crate::testing::websocket) is the client.
@@ -53,17 +54,17 @@ use crate::host::websocket::accept;
 use crate::{Body, Error, IntoResponse, Response, Result};
 use origin::Origins;
 
-/// What the server tells a request by that it asks for a WebSocket, and which one.
+/// The header by which the server says that a request asks for a WebSocket. Its value names the socket.
 pub(crate) const TICKET: &str = "wasmcluster-websocket";
 const PROTOCOL: &str = "sec-websocket-protocol";
 
-/// What a function of [`upgrade`] does, to its end.
+/// The function of [`upgrade`] at work, until it ends.
 pub(crate) type Running = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Answers a request that asks for a WebSocket, and then runs a function with the socket.
 ///
-/// The socket closes when the function ends: with code 1000, or with 1011 after an error, which is logged like a handler's
-/// error. That a client left is not an error: a [`Closed`] that the function returns is not logged.
+/// The socket is closed when the function ends: with code 1000, or with 1011 after an error, which is logged like a
+/// handler's error. A [`Closed`] that the function returns is not logged: clients may leave.
 ///
 /// A request that does not ask for a WebSocket is answered 426, and one from a web page of another site 403: see
 /// [`Upgrade::allow_origin`].
@@ -219,16 +220,16 @@ impl fmt::Debug for Upgrade {
     }
 }
 
-/// Accepts the socket, if it is still there to accept. Behind a pointer, so that only components with a WebSocket import
-/// its interface.
+/// Accepts the socket and begins, unless the client is gone. Behind a pointer, so that only components that call
+/// [`upgrade`] import its interface.
 type Start = Box<dyn FnOnce() -> Option<Running>>;
 
 /// What travels with the response of an [`Upgrade`], through whatever else the guest does with it.
 #[derive(Clone)]
 struct Starting(SendWrapper<Rc<Cell<Option<Start>>>>);
 
-/// For a response, made of an `R`, that opens a WebSocket: what is to be run when it has been sent. If it cannot be opened,
-/// the response becomes a 500.
+/// Accepts the WebSocket that the response, made of an `R`, opens. What is returned is to be run when the response has been
+/// sent. If the socket cannot be accepted, the response becomes a 500.
 pub(crate) fn start<R: IntoResponse>(response: &mut Response) -> Option<Running> {
     if R::IS_KNOWN {
         return None;

@@ -49,7 +49,7 @@ struct Member {
 }
 
 impl Room {
-    /// Sends it to all. Who cannot take it leaves the room, and the others are told.
+    /// Sends it to all. A member that cannot take it is removed, and the others are told.
     fn broadcast(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {

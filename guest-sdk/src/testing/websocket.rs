@@ -15,9 +15,9 @@ use crate::{Request, Response};
 
 /// The client of a guest's WebSocket: see [`testing::websocket`](super::websocket). Dropping it loses the connection.
 ///
-/// After each call, the guest runs until it waits. Other sockets that the test has opened run along, so several clients of
-/// one handler can be tested together. Like all time in tests, that which a guest sleeps passes at once, while a client waits
-/// in [`receive`](Self::receive).
+/// After each call, the guest runs until it waits for something. So do the other sockets that the test has opened, so
+/// several clients of one handler can be tested together. Time is virtual: while a client waits in
+/// [`receive`](Self::receive), a guest that sleeps goes on at once.
 ///
 /// ```
 /// use wasmcluster_guest::websocket::{self, CloseCode};

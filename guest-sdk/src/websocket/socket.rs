@@ -13,7 +13,7 @@ use crate::host::websocket::{Connection, Receiving};
 
 /// A WebSocket, in the function that [`upgrade`](super::upgrade) runs.
 ///
-/// Dropping it and all its [`Sender`]s closes it with code 1000.
+/// It is closed with code 1000 when the function ends, or before that when it and all its [`Sender`]s have been dropped.
 pub struct Socket {
     receiving: SendWrapper<Receiving>,
     sender: Sender,
@@ -31,9 +31,10 @@ impl Socket {
     /// socket, the connection was lost, or this worker shuts down.
     ///
     /// A worker that shuts down gives guests a moment to say goodbye: after code 1001, `send` still works for a short
-    /// time. End the function soon, or it is ended.
+    /// time. Then return soon: the worker does not wait for long.
     ///
-    /// A future of this may be dropped before it is ready, as `select` does: no message is lost.
+    /// The future may be dropped before it is ready, as `select` and [`time::timeout`](crate::time::timeout) do: no message
+    /// is lost.
     ///
     /// ```
     /// use wasmcluster_guest::websocket::{Closed, CloseCode, Socket};
@@ -89,7 +90,7 @@ impl Socket {
         self.sender.close(code, reason);
     }
 
-    /// One more way to send.
+    /// A handle that sends while the socket is being received from.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
@@ -107,8 +108,8 @@ impl fmt::Debug for Socket {
     }
 }
 
-/// Sends from elsewhere while the [`Socket`] is being received from, also from another request that the same instance
-/// serves. Guests have one thread: to use it on another one panics.
+/// Sends while the [`Socket`] is being received from, also from another request that the same instance serves. It must be
+/// used on the thread that it comes from, or it panics; guests have only one.
 ///
 /// ```
 /// use std::cell::RefCell;
@@ -199,23 +200,26 @@ where
     F: AsyncFnOnce(Socket) -> R,
     R: Outcome,
 {
-    // The function's own handles are gone when its error comes, and without this one the socket would be closed by then.
+    // The function drops its own handles before it returns an error. Without this one, that would close the socket with
+    // code 1000.
     let mut kept = Some(socket.sender());
     let mut running = pin!(function(socket));
     let outcome = poll_fn(|context| {
         let poll = running.as_mut().poll(context);
-        // It may drop the socket to close it, and go on.
+        // The function may drop the socket, to close it, and go on.
         if poll.is_pending() && kept.as_ref().is_some_and(|sender| sender.0.is_last()) {
             kept = None;
         }
         poll
     });
-    if let Err(error) = outcome.await.into_result()
-        && error.downcast_ref::<Closed>().is_none()
-    {
-        report("WebSocket failed", &error);
-        if let Some(sender) = kept {
-            sender.close(CloseCode::INTERNAL_ERROR, "");
-        }
+    let failure = outcome.await.into_result().err().filter(|error| error.downcast_ref::<Closed>().is_none());
+    if let Some(error) = &failure {
+        report("WebSocket failed", error);
+    }
+    match kept {
+        Some(sender) if failure.is_some() => sender.close(CloseCode::INTERNAL_ERROR, ""),
+        // A sender that was kept elsewhere must not keep the socket open. Otherwise dropping it is enough.
+        Some(sender) if !sender.0.is_last() => sender.close(CloseCode::NORMAL, ""),
+        _ => {}
     }
 }

@@ -104,6 +104,17 @@ fn an_end_without_an_error_is_normal() {
     assert_eq!(ended(&mut client), (1000, ""));
 }
 
+#[test]
+fn a_sender_that_is_kept_does_not_keep_the_socket_open() {
+    thread_local! {
+        static KEPT: RefCell<Vec<Sender>> = RefCell::default();
+    }
+    let app = async |request| upgrade(request, async |socket| KEPT.with_borrow_mut(|kept| kept.push(socket.sender())));
+    assert_eq!(ended(&mut testing::websocket(app, get(&[]))), (1000, ""));
+    let kept = KEPT.take();
+    assert!(matches!(kept[0].try_send("never"), Err(TrySendError::Closed(_))));
+}
+
 /// The function may go on when it has dropped its socket.
 #[test]
 fn a_dropped_socket_is_closed_at_once() {
