@@ -1,6 +1,7 @@
 //! WebSocket: what guests say and hear, over HTTP/1.1 and HTTP/2, and how it ends.
 
 use std::net::Shutdown;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use nix::unistd::Pid;
 
 use harness::client::get;
 use harness::http2::{Client, piece, send_all};
+use harness::tls::Authority;
 use harness::websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, Socket, TEXT, frame, handshake};
-use harness::{Cluster, Setup, guest, until};
+use harness::{Cluster, Follower, Setup, guest, root, until};
 
 use super::strictness::exchange;
 
@@ -508,4 +510,62 @@ async fn a_guest_without_websocket_says_so_nowhere() {
     let refused = client.begin(connect("/")).await.unwrap();
     assert_eq!(refused.answer.await.unwrap_err().reason(), Some(Reason::PROTOCOL_ERROR));
     assert_eq!(client.get("/").await.unwrap().status, 200);
+}
+
+/// Runs a program of scripts/websocket-client, which says whether all went well.
+fn client(args: &[&str]) -> Follower {
+    let mut client = Command::new("timeout");
+    // In the foreground, `timeout` passes SIGTERM on.
+    client.args(["--foreground", "300"]).arg(root().join("scripts/websocket-client")).args(args);
+    Follower::start(&mut client).unwrap()
+}
+
+/// Whether it ended well, or was skipped, which it says why.
+#[track_caller]
+fn ends_well(client: &Follower) {
+    let status = client.wait();
+    let said = client.stdout.lines();
+    assert!(status.success(), "{said:?}");
+    match said.iter().find(|line| line.starts_with("skipped: ")) {
+        Some(skipped) => println!("{skipped}"),
+        None => assert!(said.iter().any(|line| line == "well"), "{said:?}"),
+    }
+}
+
+#[test]
+fn clients_of_python_and_node_are_served() {
+    let clusters = GUESTS.map(|name| Setup::new(&guest(name)).args(&["--max-instance-reuse-count", "1000"]).start());
+    for cluster in &clusters {
+        let address = cluster.address().to_string();
+        let clients = ["python", "node"].map(|name| client(&[name, &address]));
+        clients.iter().for_each(ends_well);
+    }
+}
+
+/// A page in a browser says something in a room, and again when the room's server has been replaced.
+#[test]
+fn a_page_of_chromium_comes_back_after_a_reload() {
+    let setup = Setup::new(&guest("chat")).workers(1);
+    let folder = setup.folder.path().to_owned();
+    let certificate = Authority::new("test").issue(&["localhost"]).write(&folder, "localhost");
+    let [certificate, key] = certificate.map(|path| path.display().to_string());
+    let settings = root().join("examples/chat/wasmcluster.toml").display().to_string();
+    let listen = ["--listen", "https://127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
+    let cluster = setup.args(&["--config", &settings]).args(&listen).start();
+    for (number, scheme) in ["http", "https"].into_iter().enumerate() {
+        let url = format!("{scheme}://{}/", cluster.address_of(number));
+        let page = client(&["chromium", &url, folder.join(scheme).to_str().unwrap()]);
+        let said = until("it says something", || {
+            let lines = page.stdout.lines();
+            lines.into_iter().find(|line| line == "said" || line.starts_with("skipped: "))
+        });
+        if said == "said" {
+            let worker = &cluster.status()["workers"][0];
+            assert_eq!(worker["websockets"], 1);
+            // Over HTTP/2 the page and its WebSocket share a connection.
+            assert_eq!(worker["connections"] == 1, scheme == "https", "{worker}");
+            assert_eq!(cluster.reload(&[]).code, Some(0));
+        }
+        ends_well(&page);
+    }
 }
