@@ -440,8 +440,10 @@ pub mod wasmcluster {
             }
             impl Socket {
                 #[allow(unused_unsafe, clippy::all)]
-                /// Closes the socket, behind all that was sent. `code` is 1000 to 1014 but for 1004, 1005 and 1006, or 3000 to 4999;
-                /// another one is sent as 1000. Of `reason`, 123 bytes are sent. Only the first call counts.
+                /// Closes the socket, behind all that was sent. Then nothing more can be sent, and what has not been received yet is
+                /// followed by this code and reason. `code` is 1000 to 1014 but for 1004, 1005 and 1006, or 3000 to 4999;
+                /// another one is sent as 1000. Of `reason`, 123 bytes are sent. Only the first call counts. When
+                /// the worker shuts down, 1000 becomes 1001.
                 #[allow(async_fn_in_trait)]
                 pub fn close(&self, code: u16, reason: &str) -> () {
                     unsafe {
