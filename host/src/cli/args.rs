@@ -321,7 +321,8 @@ pub(super) struct EventsArgs {
 #[command(after_help = "Examples:\n  \
     wasmcluster config get\n  \
     wasmcluster config get wasmcluster.log-level\n  \
-    wasmcluster config set wasmcluster.log-level=debug")]
+    wasmcluster config set greeting=hello wasmcluster.log-level=debug\n  \
+    wasmcluster config unset greeting")]
 pub(super) struct ConfigArgs {
     #[command(subcommand)]
     pub(super) command: ConfigCommand,
@@ -340,11 +341,24 @@ pub(super) enum ConfigCommand {
         cluster: ClusterArgs,
     },
     /// Change values in every worker without a restart, all of them or none
-    #[command(after_help = "Example: wasmcluster config set wasmcluster.log-level=debug")]
+    ///
+    /// Keys that begin with `wasmcluster.` are the server's own: there is wasmcluster.log-level. All others are values for
+    /// guests, which they get by wasi:config. New requests see them at once, and `serve --resume` starts with them.
+    #[command(after_help = "Example: wasmcluster config set greeting=hello wasmcluster.log-level=debug")]
     Set {
-        /// What to change; `wasmcluster config get` lists the keys
+        /// What to change; `wasmcluster config get` lists what is set
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = parse_entry)]
         entries: Vec<(String, String)>,
+
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Take values for guests away in every worker, all of them or none
+    #[command(after_help = "Example: wasmcluster config unset greeting")]
+    Unset {
+        /// What to take away; `wasmcluster config get` lists what is set
+        #[arg(value_name = "KEY", required = true)]
+        keys: Vec<String>,
 
         #[command(flatten)]
         cluster: ClusterArgs,

@@ -7,11 +7,18 @@ use super::exit::Failure;
 use super::output::print;
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
+use crate::settings::Changes;
 
 pub(super) fn config(args: ConfigArgs) -> Result<(), Failure> {
     match args.command {
         ConfigCommand::Get { key, cluster } => Ok(block_on(get(&client(cluster), key.as_deref()))?),
-        ConfigCommand::Set { entries, cluster } => Ok(block_on(set(&client(cluster), entries))?),
+        ConfigCommand::Set { entries, cluster } => {
+            let changes = entries.into_iter().map(|(key, value)| (key, Some(value)));
+            Ok(block_on(change(&client(cluster), changes.collect()))?)
+        }
+        ConfigCommand::Unset { keys, cluster } => {
+            Ok(block_on(change(&client(cluster), keys.into_iter().map(|key| (key, None)).collect()))?)
+        }
     }
 }
 
@@ -23,8 +30,7 @@ async fn get(client: &Client, key: Option<&str>) -> Result<(), CommandError> {
         Some(key) => match entries.get(key) {
             Some(value) => format!("{value}\n"),
             None => {
-                let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
-                return Err(anyhow!("unknown key {key:?}; the keys are {}", keys.join(", ")).into());
+                return Err(anyhow!("{key:?} is not set; `wasmcluster config get` lists what is").into());
             }
         },
     };
@@ -32,10 +38,15 @@ async fn get(client: &Client, key: Option<&str>) -> Result<(), CommandError> {
 }
 
 /// Changes values, and waits until every worker has confirmed them.
-async fn set(client: &Client, entries: Vec<(String, String)>) -> Result<(), CommandError> {
-    let entries = entries.into_iter().collect();
-    client.configure(&entries).await?;
-    let said: String = entries.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+async fn change(client: &Client, changes: Changes) -> Result<(), CommandError> {
+    client.configure(&changes).await?;
+    let said: String = changes
+        .iter()
+        .map(|(key, value)| match value {
+            Some(value) => format!("{key}={value}\n"),
+            None => format!("{key} is not set any more\n"),
+        })
+        .collect();
     let _ = print(said.as_bytes());
     Ok(())
 }

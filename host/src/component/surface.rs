@@ -20,7 +20,7 @@ fn provides(http: WasiHttp, import: &str) -> bool {
 /// A package of which a worker provides interfaces.
 pub(crate) struct Package {
     pub(crate) name: &'static str,
-    /// Major and minor.
+    /// Major and minor; or all of a pre-release's.
     pub(crate) version: &'static str,
     pub(crate) interfaces: &'static [&'static str],
 }
@@ -33,6 +33,9 @@ impl Package {
     /// The `poll` of an import such as `wasi:io/poll@0.2.6`, if that is the package and it has a version like this one.
     fn interface<'a>(&self, import: &'a str) -> Option<&'a str> {
         let (interface, version) = import.strip_prefix(self.name)?.strip_prefix('/')?.split_once('@')?;
+        if version == self.version {
+            return Some(interface);
+        }
         let patch = version.strip_prefix(self.version)?.strip_prefix('.')?;
         // A pre-release is another interface under the same number.
         (!patch.contains('-')).then_some(interface)
@@ -52,6 +55,9 @@ const PROVIDED: &[Package] = &[
     ]),
     package("wasi:clocks", "0.2", &["monotonic-clock", "wall-clock"]),
     package("wasi:clocks", "0.3", &["monotonic-clock", "system-clock", "types"]),
+    package("wasi:config", "0.2.0-rc.1", &["store"]),
+    package("wasi:config", "0.2.0-draft", &["runtime", "store"]),
+    package("wasi:config", "0.2.0-draft-2024-09-27", &["runtime", "store"]),
     package("wasi:filesystem", "0.2", &["preopens", "types"]),
     package("wasi:filesystem", "0.3", &["preopens", "types"]),
     package("wasi:http", "0.2", &["outgoing-handler", "types"]),
@@ -119,7 +125,9 @@ fn unknown(imports: &[String], http: WasiHttp) -> String {
         text.push_str(&format!(". Of {name}@{version} it provides {}", interfaces.join(", ")));
     }
     if imports.iter().any(|import| !provided(http).any(|package| is_of(import, package))) {
-        let packages: Vec<String> = provided(http).map(|it| format!("{}@{}", it.name, it.version)).collect();
+        // Of drafts, those who have one know.
+        let packages = provided(http).filter(|it| !it.version.contains("draft"));
+        let packages: Vec<String> = packages.map(|it| format!("{}@{}", it.name, it.version)).collect();
         text.push_str(&format!(". A component for wasi:http@{http} may import {}", packages.join(", ")));
     }
     text
@@ -318,7 +326,7 @@ mod tests {
         check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
         check_import("wasi:io/polls@0.2.12", Err("Of wasi:io@0.2 it provides error, poll, streams"));
-        check_import("wasi:random/random@0.3.0", Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:filesystem@0.2"));
+        check_import("wasi:random/random@0.3.0", Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:config@0.2.0-rc.1, wasi:filesystem@0.2"));
         check_import("wasi:http/incoming-handler@0.2.3", Err("Compose it with a handler first"));
         check_import("wasi:http/handler@0.3.0", Err("Compose it with a handler first"));
         check_import("plain", Err("imports plain, which"));

@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 
 use super::protocol::{ReloadRequest, Scale, Scaled, Status, Stop};
+use crate::settings::Changes;
 
 /// How long a command waits for an answer: well beyond what the primary takes for its own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -93,8 +94,8 @@ impl Client {
         Ok(primary)
     }
 
-    pub(crate) async fn configure(&self, entries: &BTreeMap<String, String>) -> Result<(), CommandError> {
-        self.request(Method::POST, "/config", json!(entries).to_string().into()).await.map(drop)
+    pub(crate) async fn configure(&self, changes: &Changes) -> Result<(), CommandError> {
+        self.request(Method::POST, "/config", json!(changes).to_string().into()).await.map(drop)
     }
 
     /// Every key with its value.

@@ -384,8 +384,9 @@ pub(crate) enum Happening {
         to: u32,
     },
     Configured {
-        key: &'static str,
-        value: String,
+        key: String,
+        /// None if it was taken away.
+        value: Option<String>,
     },
     Stopping,
     /// The last event of all.

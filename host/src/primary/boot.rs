@@ -24,7 +24,7 @@ use crate::os::files;
 use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
 use crate::settings::paths;
-use crate::settings::{Policy, Settings};
+use crate::settings::{Changes, Policy, Settings};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
@@ -99,6 +99,7 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
         return Ok(());
     };
+    settings.cluster.live = settings.cluster.live.resumed(&first.config);
     let doing = format!("compiling {}{}", first.source.display(), size_of(&first.source));
     let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings, first)).await?
     else {
@@ -190,7 +191,7 @@ async fn first(settings: &Settings) -> anyhow::Result<First> {
 
 /// Has the component compiled, or found in the store.
 async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Generations> {
-    let First { generation, source, request, previous } = first;
+    let First { generation, source, request, previous, .. } = first;
     let (answers, mut answered) = mpsc::channel(1);
     let _compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
     match tokio::time::timeout(COMPILE_PATIENCE, answered.recv()).await {
@@ -210,6 +211,8 @@ struct First {
     source: PathBuf,
     request: ToCompiler,
     previous: Option<Version>,
+    /// What the primary before this one was told by `config set`.
+    config: Changes,
 }
 
 /// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
@@ -218,7 +221,7 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
         (&settings.application.app, settings.cluster.store.clone(), settings.cluster.state_dir.as_deref());
     if settings.cluster.resume
         && let Some(folder) = state
-        && let Some(Committed { generation, app: committed_app, current, previous, .. }) =
+        && let Some(Committed { generation, app: committed_app, current, previous, config, .. }) =
             Committed::read(folder, &settings.cluster.name)?
     {
         ensure!(
@@ -229,8 +232,8 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
         );
         let source = current.source.clone();
         let request = ToCompiler::Find { version: current, store, state: settings.cluster.state_dir.clone() };
-        return Ok(First { generation, source, request, previous });
+        return Ok(First { generation, source, request, previous, config });
     }
     let request = ToCompiler::Compile { source: app.clone(), store, state: settings.cluster.state_dir.clone() };
-    Ok(First { generation: Generation(1), source: app.clone(), request, previous: None })
+    Ok(First { generation: Generation(1), source: app.clone(), request, previous: None, config: Changes::new() })
 }

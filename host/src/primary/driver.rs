@@ -35,7 +35,7 @@ use crate::control::protocol::{Empty, Happening, ReloadRequest, ReloadResult, Sc
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
-use crate::settings::{LiveConfig, MAX_WORKERS, Settings};
+use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Settings};
 use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
@@ -187,7 +187,7 @@ impl<'a> Driver<'a> {
         let certified = settings.cluster.tls.clone().zip(certificates);
         let certified = certified.map(|(files, read)| Certified::new(files, read, Duration::ZERO)).transpose()?;
         let (first, _) = generations.current();
-        let live = Revision { number: 0, config: settings.cluster.live };
+        let live = Revision { number: 0, config: settings.cluster.live.clone() };
         Ok(Self {
             settings,
             generations,
@@ -388,7 +388,7 @@ impl<'a> Driver<'a> {
     fn answer(&mut self, query: Query) {
         match query {
             Query::Status(back) => drop(back.send(self.status())),
-            Query::Config(back) => drop(back.send(self.live.config)),
+            Query::Config(back) => drop(back.send(self.live.config.clone())),
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Reload(request, back) => drop(back.send(self.reload(&request))),
             Query::Rollback(request, back) => drop(back.send(self.rollback(&request))),
@@ -486,14 +486,15 @@ impl<'a> Driver<'a> {
     }
 
     /// Changes values of the live configuration, all of them or none.
-    fn configure(&mut self, entries: &BTreeMap<String, String>, done: oneshot::Sender<Refusable<()>>) {
-        let config = match self.live.config.with(entries) {
+    fn configure(&mut self, changes: &Changes, done: oneshot::Sender<Refusable<()>>) {
+        let config = match self.live.config.with(changes) {
             Ok(config) => config,
             Err(reason) => return drop(done.send(Err(Refused::Wrong(reason)))),
         };
         if self.pass_on(config, done) {
-            self.volume.set(config.log_level);
-            for (key, value) in config.entries() {
+            self.volume.set(self.live.config.log_level);
+            self.save_commit();
+            for (key, value) in changes.clone() {
                 self.events.publish(&Happening::Configured { key, value });
             }
         }

@@ -82,7 +82,7 @@ impl Cluster {
             policy: Policy::new(options)?,
             max_error_increase: options.max_error_increase.unwrap_or_default(),
             logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
-            live: LiveConfig { log_level: options.log_level.unwrap_or_default() },
+            live: LiveConfig::new(options.log_level.unwrap_or_default(), &options.set).map_err(anyhow::Error::msg)?,
         })
     }
 }

@@ -95,9 +95,10 @@ fn explain(message: &str, place: &Place<'_>) -> String {
     let is_type =
         ["invalid type", "invalid value: integer", "wanted string"].iter().any(|start| message.starts_with(start));
     match (place.table, example(key)) {
-        (Some("env"), _) if is_type => {
-            let misplaced = if example(key).is_some() { ", or put the key above [env]" } else { "" };
-            format!("the values of [env] are strings; write {key} = \"…\"{misplaced}")
+        (Some(table @ ("env" | "config")), _) if is_type => {
+            let misplaced =
+                if example(key).is_some() { format!(", or put the key above [{table}]") } else { String::new() };
+            format!("the values of [{table}] are strings; write {key} = \"…\"{misplaced}")
         }
         (_, Some(example)) if is_type => format!("`{key}` takes {}; write {example}", form(key)),
         _ if message.starts_with("unknown variant") => {
@@ -111,8 +112,11 @@ fn explain(message: &str, place: &Place<'_>) -> String {
 
 fn unknown_table(name: &str) -> String {
     match name {
+        "settings" | "set" | "values" => format!("unknown table [{name}]; did you mean [config]?"),
         "environment" | "vars" | "variables" => format!("unknown table [{name}]; did you mean [env]?"),
-        _ => format!("unknown table [{name}]; the tables are [env] and [build], and all other keys go above them"),
+        _ => format!(
+            "unknown table [{name}]; the tables are [env], [config] and [build], and all other keys go above them"
+        ),
     }
 }
 
@@ -148,7 +152,7 @@ fn value_name(flag: &Arg) -> String {
 
 /// What kind of value it takes.
 fn form(key: &str) -> &'static str {
-    let Some(flag) = flag(key) else { return if key == "build" { "a table" } else { "a string" } };
+    let Some(flag) = flag(key) else { return if ["build", "config"].contains(&key) { "a table" } else { "a string" } };
     match (flag.get_action(), value_name(&flag).as_str()) {
         (ArgAction::SetTrue, _) => "true or false",
         (_, "K=V") => "a table",
@@ -164,6 +168,7 @@ fn form(key: &str) -> &'static str {
 /// A line as it could stand in the file.
 fn example(key: &str) -> Option<String> {
     match key {
+        "config" => return Some("[config] and below it KEY = \"value\"".into()),
         "build" => return Some("[build] and below it command = \"…\" and component = \"…\"".into()),
         "command" => return Some("command = \"npm run build\"".into()),
         "component" => return Some("component = \"dist/app.wasm\"".into()),
@@ -233,7 +238,7 @@ mod tests {
                 "line 3: the values of [env] are strings; write workers = \"…\", or put the key above [env]\n  3 | workers = 4",
             ),
             ("[[env]]\nA = 1", "line 1: this is a list of tables; write [env]\n  1 | [[env]]"),
-            ("[server]\nworkers = 2", "line 1: unknown table [server]; the tables are [env] and [build]"),
+            ("[server]\nworkers = 2", "line 1: unknown table [server]; the tables are [env], [config] and [build]"),
             ("[environment]\nA = \"1\"", "line 1: unknown table [environment]; did you mean [env]?"),
             ("[build]\ncommand = [\"npm\"]", "line 2: `command` takes a string; write command = \"npm run build\""),
             ("workers =", "line 1: `workers` has no value; write workers = 4"),
@@ -248,7 +253,7 @@ mod tests {
     #[test]
     fn every_key_has_an_example_that_is_right() {
         let flags = Options::augment_args(clap::Command::new("serve"));
-        for key in flags.get_arguments().filter_map(Arg::get_long).filter(|key| *key != "env") {
+        for key in flags.get_arguments().filter_map(Arg::get_long).filter(|key| !["env", "set"].contains(key)) {
             let example = example(key).unwrap();
             assert!(parse(&example).is_ok(), "{example}: {:?}", parse(&example));
         }

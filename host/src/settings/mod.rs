@@ -28,7 +28,7 @@ pub(crate) use cluster::{Cluster, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use file::OTHER_WORDS;
 pub(crate) use granted::Granted;
 pub(crate) use limits::*;
-pub(crate) use live::LiveConfig;
+pub(crate) use live::{Changes, LiveConfig};
 pub(crate) use options::{Options, Recipe};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use proxies::{TrustedProxies, TrustedProxy};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::values::{HealthPath, Percent, Size, Span, count, parse_variable, variables};
+use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
 use super::{ClientAuth, DEFAULT_FILE, TrustedProxy, file};
 use crate::grants::{AllowHost, DirGrant};
 use crate::logging::{LogFormat, LogLevel};
@@ -150,6 +150,13 @@ options! {
         #[arg(long, value_name = "K=V", value_parser = parse_variable, help_heading = GRANTS)]
         #[serde(deserialize_with = "variables")]
         pub(crate) env: Vec<(String, String)>,
+
+        /// Value for guests by wasi:config, which `wasmcluster config set` changes while the cluster runs; can be repeated
+        ///
+        /// In the configuration file, it is the table [config].
+        #[arg(long, value_name = "K=V", value_parser = parse_setting, help_heading = GRANTS)]
+        #[serde(rename = "config", deserialize_with = "settings")]
+        pub(crate) set: Vec<(String, String)>,
 
         /// Environment variable to pass on from this process to guests; can be repeated
         #[arg(long, value_name = "K", help_heading = GRANTS)]
@@ -387,12 +394,17 @@ impl Options {
         Self { min_ready: self.min_ready.or(at_once), soak: self.soak.or(at_once), ..self }
     }
 
-    /// These options, and from `other` what they leave unsaid; environment variables are merged by name.
+    /// These options, and from `other` what they leave unsaid; environment variables and values for guests are merged by name.
     pub(crate) fn or(self, other: Self) -> Self {
-        let mut env: BTreeMap<String, String> = other.env.iter().cloned().collect();
-        env.extend(self.env.iter().cloned());
-        Self { env: env.into_iter().collect(), ..self.first_said(other) }
+        let (env, set) = (by_name(&self.env, &other.env), by_name(&self.set, &other.set));
+        Self { env, set, ..self.first_said(other) }
     }
+}
+
+/// All of both; `first` wins.
+fn by_name(first: &[(String, String)], other: &[(String, String)]) -> Vec<(String, String)> {
+    let all: BTreeMap<String, String> = other.iter().chain(first).cloned().collect();
+    all.into_iter().collect()
 }
 
 /// A file that others could have written is not gone by: it says what is run, and what it may do.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::live::check_key;
+
 /// Longest time that can be asked for: no sum of such times overflows.
 pub(super) const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -182,6 +184,19 @@ pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     check_variable(name, value)?;
     Ok((name.into(), value.into()))
+}
+
+/// A value for guests.
+pub(super) fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    check_key(key)?;
+    Ok((key.into(), value.into()))
+}
+
+pub(super) fn settings<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    let table = BTreeMap::<String, String>::deserialize(from)?;
+    table.keys().try_for_each(|key| check_key(key)).map_err(serde::de::Error::custom)?;
+    Ok(table.into_iter().collect())
 }
 
 fn check_variable(name: &str, value: &str) -> Result<(), String> {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::os::files::{self, Owner};
-use crate::settings::paths;
+use crate::settings::{Changes, paths};
 use crate::wire::ids::Generation;
 use crate::wire::version::Version;
 
@@ -19,7 +19,7 @@ const SCHEMA: u32 = 1;
 /// Far more clusters than one user has on a machine.
 const MAX_PINNED: usize = 256;
 /// Largest file that can be one of ours, in bytes.
-const MAX_FILE: u64 = 64 * 1024;
+const MAX_FILE: u64 = 2 * 1024 * 1024;
 
 /// What survives the primary: which generation was committed last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +30,20 @@ pub(crate) struct Committed {
     pub(crate) app: PathBuf,
     pub(crate) current: Version,
     pub(crate) previous: Option<Version>,
+    /// What `config set` changed since the start.
+    #[serde(default)]
+    pub(crate) config: Changes,
 }
 
 impl Committed {
-    pub(crate) fn new(generation: Generation, app: PathBuf, current: Version, previous: Option<Version>) -> Self {
-        Self { schema: SCHEMA, generation, app, current, previous }
+    pub(crate) fn new(
+        generation: Generation,
+        app: PathBuf,
+        current: Version,
+        previous: Option<Version>,
+        config: Changes,
+    ) -> Self {
+        Self { schema: SCHEMA, generation, app, current, previous, config }
     }
 
     /// SchemaOnly whole or not at all.
@@ -117,6 +126,7 @@ mod tests {
             app: "/app.wasm".into(),
             current: version(format!("sha256:{generation}")),
             previous: previous.map(|digest| version(digest.into())),
+            config: Changes::from([("key".into(), Some("value".into())), ("gone".into(), None)]),
         }
     }
 

@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn every_worker_reads_the_same_revision() {
-        let revision = Revision { number: 7, config: LiveConfig { log_level: LogLevel::Debug } };
+        let revision =
+            Revision { number: 7, config: LiveConfig { log_level: LogLevel::Debug, ..LiveConfig::default() } };
         let fd = revision.write().unwrap();
         for _ in 0..2 {
             assert_eq!(Revision::read(&fd.try_clone().unwrap()).unwrap(), revision);

@@ -324,6 +324,6 @@ mod tests {
     #[test]
     fn a_page_of_another_layout_is_refused() {
         let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
-        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 2"));
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 3"));
     }
 }

@@ -8,6 +8,7 @@ mod guest;
 mod http;
 mod process;
 mod requests;
+mod values;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -37,8 +38,9 @@ use guest::reuse::MAX_IDLE;
 use http::accept::{Accepted, Gate};
 use http::server::Server;
 use http::tls::Handshakes;
-use process::guardian::Guardian;
+use process::guardian::{Configurable, Guardian};
 use requests::Requests;
+use values::LiveValues;
 
 pub(crate) use guest::check_links;
 
@@ -128,9 +130,10 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let drain_timeout = settings.drain_timeout;
     let credentials = tls.map(|tls| Ok::<_, anyhow::Error>(Arc::new(Credentials::new(&Material::read(&tls)?)?)));
     let credentials = credentials.transpose().context("cannot use the certificates")?;
-    let (phase, tls) = (Arc::new(phase), credentials.clone());
-    Guardian { primary: primary.clone(), sigterm, phase, volume, tls, stats, drain_timeout }.start()?;
-    if let Err(error) = run(&primary, settings, artifact, identity, listeners, credentials, phases, stats) {
+    let configurable = Configurable { volume, tls: credentials, values: Arc::new(LiveValues::new(config.values)) };
+    let (phase, changes) = (Arc::new(phase), configurable.clone());
+    Guardian { primary: primary.clone(), sigterm, phase, changes, stats, drain_timeout }.start()?;
+    if let Err(error) = run(&primary, settings, artifact, identity, listeners, configurable, phases, stats) {
         // If the primary is gone, nobody is left to be told.
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
@@ -155,7 +158,7 @@ fn run(
     artifact: OwnedFd,
     identity: Identity,
     listeners: Vec<(OwnedFd, Entrance)>,
-    credentials: Option<Arc<Credentials>>,
+    Configurable { tls, values, .. }: Configurable,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
@@ -165,7 +168,7 @@ fn run(
     runtime.block_on(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
-        let instances = load(&settings, artifact, identity, epoch.clone(), stats).await?;
+        let instances = load(&settings, artifact, identity, epoch.clone(), values, stats).await?;
         primary.send(&ToPrimary::Ready, &[])?;
         if let Some(path) = &settings.health_path {
             let phases = phases.clone();
@@ -176,7 +179,7 @@ fn run(
             }
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
-        let handshakes = credentials.map(|credentials| Handshakes::new(credentials, settings.limits.max_handshakes));
+        let handshakes = tls.map(|credentials| Handshakes::new(credentials, settings.limits.max_handshakes));
         let server = Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), handshakes, stats);
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
     })
@@ -206,10 +209,11 @@ async fn load(
     artifact: OwnedFd,
     identity: Identity,
     epoch: Arc<Epoch>,
+    values: Arc<LiveValues>,
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
     let instances =
-        Instances::load(settings, &artifact, identity, epoch, stats).context("cannot load the component")?;
+        Instances::load(settings, &artifact, identity, epoch, values, stats).context("cannot load the component")?;
     let patience = settings.limits.request_timeout.clamp(MIN_LOAD_PATIENCE, MAX_LOAD_PATIENCE);
     let probed = tokio::time::timeout(patience, instances.probe()).await;
     let probed = probed.map_err(|_| anyhow!("the component was not instantiated within {patience:?}"))?;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::primary::fleet::process::Deployment;
+use crate::settings::Changes;
 use crate::wire::committed::Committed;
 use crate::wire::ids::{Generation, short_digest};
 use crate::wire::version::Version;
@@ -129,10 +130,11 @@ impl Generations {
     }
 
     /// What is to survive the primary; `app` is what `serve` was given, as an absolute path.
-    pub(crate) fn to_keep(&self, app: PathBuf) -> Committed {
+    pub(crate) fn to_keep(&self, app: PathBuf, config: Changes) -> Committed {
         let (generation, deployment) = self.current();
         let previous = self.previous().map(|(_, deployment)| deployment.version());
-        Committed::new(generation, app, deployment.version(), previous.or_else(|| self.remembered().cloned()))
+        let previous = previous.or_else(|| self.remembered().cloned());
+        Committed::new(generation, app, deployment.version(), previous, config)
     }
 
     /// A generation to bring back, or why not.

@@ -114,7 +114,7 @@ mod tests {
 
     fn commit(generation: u64) -> Committed {
         let version = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/app.wasm".into() };
-        Committed::new(Generation(generation), "/app.wasm".into(), version, None)
+        Committed::new(Generation(generation), "/app.wasm".into(), version, None, Default::default())
     }
 
     #[test]

@@ -5,7 +5,6 @@
 #[cfg(test)]
 mod fuzz;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
@@ -31,7 +30,7 @@ use tokio::task::AbortHandle;
 use super::name::Name;
 use crate::control::client::{PATIENCE, is_permitted};
 use crate::control::protocol::{Empty, ReloadRequest, Scale, Scaled, Status, Stop};
-use crate::settings::LiveConfig;
+use crate::settings::{Changes, LiveConfig};
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
@@ -57,7 +56,7 @@ pub(crate) enum Query {
     Rollback(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Scale(Scale, oneshot::Sender<Refusable<Scaled>>),
     Stop(Stop, oneshot::Sender<Refusable<()>>),
-    Configure(BTreeMap<String, String>, oneshot::Sender<Refusable<()>>),
+    Configure(Changes, oneshot::Sender<Refusable<()>>),
     ReadCertificates(Empty, oneshot::Sender<Refusable<()>>),
 }
 

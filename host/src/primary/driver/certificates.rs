@@ -119,7 +119,7 @@ impl Driver<'_> {
             waiting.push(oneshot::channel().0);
         }
         for done in waiting {
-            self.pass_on(self.live.config, done);
+            self.pass_on(self.live.config.clone(), done);
         }
     }
 

@@ -256,7 +256,7 @@ impl Driver<'_> {
         if let Some(saver) = &self.saver {
             let app = files::absolute(&self.settings.application.app)
                 .unwrap_or_else(|_| self.settings.application.app.clone());
-            saver.save(self.generations.to_keep(app));
+            saver.save(self.generations.to_keep(app, self.live.config.changed.clone()));
         }
     }
 

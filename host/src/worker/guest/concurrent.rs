@@ -28,6 +28,7 @@ use super::reuse::{Factory, MAX_IDLE};
 use super::trap::{Described, describe};
 use super::websocket::SocketLink;
 use super::world::{Guest, World};
+use crate::worker::values::Values;
 
 /// All instances of a component.
 pub(crate) struct SharedStock {
@@ -77,9 +78,11 @@ impl SharedStock {
 
     /// An instance that has a seat.
     fn take(&self) -> Option<Rc<Instance>> {
-        let idle = self.idle.borrow_mut().pop();
+        let is_current = |instance: &Rc<Instance>| self.world().configures(&instance.values);
+        let idle = std::iter::from_fn(|| self.idle.borrow_mut().pop()).find(is_current);
         // Of those that have requests, one may have trapped just now.
-        idle.or_else(|| std::iter::from_fn(|| self.open.borrow_mut().pop()).find(|instance| instance.is_good.get()))
+        let is_open = |instance: &Rc<Instance>| instance.is_good.get() && is_current(instance);
+        idle.or_else(|| std::iter::from_fn(|| self.open.borrow_mut().pop()).find(is_open))
     }
 
     /// What came of a change of `instance`: where it belongs now.
@@ -136,6 +139,8 @@ struct Instance {
     is_good: Cell<bool>,
     idle_since: Cell<Instant>,
     next_seat: Cell<u64>,
+    /// What it was configured with.
+    values: Values,
 }
 
 /// What an instance and those who wait for it tell each other.
@@ -151,6 +156,7 @@ struct SharedWork {
 impl Instance {
     fn start(store: Store<Guest>, service: Service) -> Rc<Self> {
         let (work, wakers) = (Rc::<SharedWork>::default(), Arc::<Wakers>::default());
+        let values = store.data().values().clone();
         Rc::new(Self {
             running: RefCell::new(Some(Box::pin(run(store, service, work.clone())))),
             trapped: RefCell::default(),
@@ -162,6 +168,7 @@ impl Instance {
             is_good: Cell::new(true),
             idle_since: Cell::new(Instant::now()),
             next_seat: Cell::new(0),
+            values,
         })
     }
 

@@ -39,6 +39,7 @@ use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::wire::version::WasiHttp;
 use crate::wire::worker_settings::{Reuse, WorkerSettings};
+use crate::worker::values::LiveValues;
 
 /// What a component imports, in either version, that can accept WebSockets.
 const WEBSOCKET: &str = "wasmcluster:worker/websocket@";
@@ -61,6 +62,7 @@ impl Instances {
         artifact: &OwnedFd,
         identity: Identity,
         epoch: Arc<Epoch>,
+        values: Arc<LiveValues>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
         let engine = engine::for_worker(settings.http, Resident::of(&settings.limits))?;
@@ -70,7 +72,7 @@ impl Instances {
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = super::linker::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         epoch.clone().start(engine.clone())?;
-        let mut world = World::new(settings, &engine, identity, epoch, stats)?;
+        let mut world = World::new(settings, &engine, identity, epoch, values, stats)?;
         let surface = component.component_type();
         world.speaks_websocket = surface.imports(&engine).any(|(name, _)| name.starts_with(WEBSOCKET));
         let world = Arc::new(world);

@@ -22,6 +22,7 @@ pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker
     }
     identity::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    super::config::add_to_linker(&mut linker)?;
     websocket::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     if http == WasiHttp::V0_3 {
         websocket_async::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
@@ -50,9 +51,11 @@ mod tests {
             let mut linker = linker(&engine::for_compiler(http).unwrap(), http).unwrap();
             // Nothing can be defined twice, and a linker has one patch version of each interface.
             let mut is_linked = |interface: &str, version: &str| {
-                (0..50).any(|patch| {
-                    linker.root().func_new(&format!("{interface}@{version}.{patch}"), |_, _, _, _| Ok(())).is_err()
-                })
+                let is_pre_release = version.contains('-');
+                let exact = is_pre_release.then(|| format!("{interface}@{version}"));
+                let patches =
+                    (0..if is_pre_release { 0 } else { 50 }).map(|patch| format!("{interface}@{version}.{patch}"));
+                exact.into_iter().chain(patches).any(|name| linker.root().func_new(&name, |_, _, _, _| Ok(())).is_err())
             };
             for package in provided(http) {
                 for interface in package.interfaces {

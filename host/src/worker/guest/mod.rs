@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 mod concurrent;
+mod config;
 pub(crate) mod epoch;
 mod handles;
 pub(crate) mod instance;

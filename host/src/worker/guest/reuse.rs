@@ -149,7 +149,7 @@ impl Stock {
     /// request, only what can be repeated is tried with one.
     pub(crate) async fn take(&self, origin: Origin, repeat: Repeat) -> Result<Live, Failure> {
         let may_wait = repeat == Repeat::Safe || self.is_proven.get();
-        let waiting = if may_wait { self.idle.borrow_mut().pop() } else { None };
+        let waiting = if may_wait { self.waiting() } else { None };
         match waiting {
             Some(mut live) => {
                 live.store.data_mut().begin(self.factory.hooks(origin), true);
@@ -157,6 +157,12 @@ impl Stock {
             }
             None => self.fresh(origin).await,
         }
+    }
+
+    /// The one that was used last, of those that have today's configuration. The others are dropped.
+    fn waiting(&self) -> Option<Live> {
+        let mut idle = self.idle.borrow_mut();
+        std::iter::from_fn(|| idle.pop()).find(|live| live.store.data().is_current())
     }
 
     /// A fresh instance, whoever waits.

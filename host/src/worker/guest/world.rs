@@ -30,6 +30,7 @@ use crate::wire::series::Update;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::requests::Asked;
+use crate::worker::values::{LiveValues, Values};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -67,6 +68,7 @@ pub(crate) struct Guest {
     calls: u32,
     /// Why it was stopped.
     stopped: Option<String>,
+    values: Values,
 }
 
 struct Wasi {
@@ -83,6 +85,16 @@ impl Guest {
     /// Why it was stopped, if it was, as the end of a sentence about it: more than the error that came of that.
     pub(crate) fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
+    }
+
+    /// What it is configured with.
+    pub(super) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Whether that is still what new instances get.
+    pub(super) fn is_current(&self) -> bool {
+        self.world.configures(&self.values)
     }
 
     /// Counts what the host keeps for it. If that is too much, it loses all of it, at once: it traps at its next use of any.
@@ -215,6 +227,7 @@ pub(crate) struct World {
     pub(crate) turns: Arc<Turns>,
     pub(super) epoch: Arc<Epoch>,
     pub(super) speaks_websocket: bool,
+    values: Arc<LiveValues>,
 }
 
 impl World {
@@ -224,6 +237,7 @@ impl World {
         engine: &Engine,
         identity: Identity,
         epoch: Arc<Epoch>,
+        values: Arc<LiveValues>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
         let sink =
@@ -242,7 +256,13 @@ impl World {
             turns: Arc::new(Turns::start()),
             epoch,
             speaks_websocket: false,
+            values,
         })
+    }
+
+    /// Whether new instances get these values.
+    pub(super) fn configures(&self, values: &Values) -> bool {
+        self.values.are(values)
     }
 
     /// The store of a fresh instance.
@@ -253,7 +273,8 @@ impl World {
         table.set_max_capacity(MAX_HANDLES);
         let quota = Quota::new(self.budget.clone(), self.max_memory);
         let hooks = Hooks::new(self.clone(), origin);
-        let guest = Guest { world: self.clone(), wasi: None, http, table, hooks, quota, calls: 0, stopped: None };
+        let (world, values) = (self.clone(), self.values.current());
+        let guest = Guest { world, wasi: None, http, table, hooks, quota, calls: 0, stopped: None, values };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);

@@ -21,6 +21,7 @@ use crate::wire::channel::{Received, Wait};
 use crate::wire::messages::{ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::revisions::Revision;
 use crate::wire::stats::Stats;
+use crate::worker::values::LiveValues;
 use crate::worker::{Phase, advance};
 
 /// What a worker without a primary still has for the requests it began.
@@ -41,14 +42,22 @@ pub(crate) fn take_signals() -> io::Result<SignalFd> {
     divert([Signal::SIGTERM as i32])
 }
 
+/// What a revision changes.
+#[derive(Clone)]
+pub(crate) struct Configurable {
+    pub(crate) volume: Volume,
+    /// None if no listener speaks TLS.
+    pub(crate) tls: Option<Arc<Credentials>>,
+    /// Of guests.
+    pub(crate) values: Arc<LiveValues>,
+}
+
 /// The thread's own things.
 pub(crate) struct Guardian {
     pub(crate) primary: Arc<WorkerEnd>,
     pub(crate) sigterm: SignalFd,
     pub(crate) phase: Arc<watch::Sender<Phase>>,
-    pub(crate) volume: Volume,
-    /// None if no listener speaks TLS.
-    pub(crate) tls: Option<Arc<Credentials>>,
+    pub(crate) changes: Configurable,
     pub(crate) stats: &'static Stats,
     pub(crate) drain_timeout: Duration,
 }
@@ -114,10 +123,12 @@ impl Guardian {
     /// Which revision it goes by from now on. The executor does not wait for it: keys are parsed here.
     fn take_over(&self, beside: &[OwnedFd]) -> anyhow::Result<u64> {
         let Revision { number, config } = Revision::read(beside.first().context("it came without a descriptor")?)?;
-        if let Some(credentials) = &self.tls {
+        let Configurable { volume, tls, values } = &self.changes;
+        if let Some(credentials) = tls {
             credentials.replace(&Material::read(beside.get(1).context("it came without certificates")?)?)?;
         }
-        self.volume.set(config.log_level);
+        volume.set(config.log_level);
+        values.replace(config.values);
         Ok(number)
     }
 

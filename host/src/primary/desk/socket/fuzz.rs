@@ -18,11 +18,11 @@ fn bodies() {
             // A moment that can be told.
             let _ = request.deadline(Duration::MAX);
         }
-        if let Some(entries) = again::<BTreeMap<String, String>>(body)
+        if let Some(entries) = again::<Changes>(body)
             && let Ok(config) = LiveConfig::default().with(&entries)
         {
-            let all = config.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            assert_eq!(LiveConfig::default().with(&all), Ok(config));
+            let all = config.entries().into_iter().map(|(key, value)| (key, Some(value))).collect();
+            assert_eq!(LiveConfig::default().with(&all).map(|same| same.values), Ok(config.values));
         }
     });
 }
