@@ -1,6 +1,6 @@
 //! WebSocket: what guests say and hear, over HTTP/1.1 and HTTP/2, and how it ends.
 
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -10,10 +10,14 @@ use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request};
 use nix::unistd::Pid;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use harness::client::get;
-use harness::http2::{Client, piece, send_all};
-use harness::tls::Authority;
+use harness::client::{get, soon};
+use harness::http2::{
+    self, Client, END_HEADERS, HEADERS, INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, WINDOW_UPDATE, piece, send_all,
+};
+use harness::tls::{Authority, TlsClient};
 use harness::websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, Socket, TEXT, frame, handshake};
 use harness::{Cluster, Follower, Setup, guest, root, until};
 
@@ -215,7 +219,7 @@ async fn websockets_take_no_place_of_requests() {
         }
         sockets.pop();
         until_it_has(&cluster, "websockets", 2);
-        open(&cluster, "/websocket/echo");
+        until("its guest is done", || Socket::try_open(cluster.address(), "/websocket/echo", "").ok());
     }
 }
 
@@ -324,7 +328,7 @@ fn waiting_for_two_things_loses_nothing() {
 /// Each gets the last word of its guest, and then 1001; new ones go to the new version.
 #[test]
 fn a_reload_closes_websockets_with_a_last_word() {
-    for (name, args) in [("sdk", &[][..]), ("sdk_p3", &["--max-instance-concurrent-reuse-count", "50"])] {
+    for (name, args) in [("sdk", &[][..]), ("sdk_p3", &["--max-instance-concurrent-reuse-count", "400"])] {
         let cluster = Setup::new(&guest(name)).workers(2).args(args).start();
         let mut sockets: Vec<_> = (0..200).map(|_| open(&cluster, "/websocket/goodbye")).collect();
         let open_now = || -> u64 {
@@ -360,6 +364,150 @@ fn a_drain_waits_for_no_guest_beyond_the_grace() {
         stop.join().unwrap()
     });
     assert_eq!(stop.code, Some(0), "{}", stop.stderr);
+}
+
+/// Whoever closes at once, again and again, does not get more guests than WebSockets: one that goes on keeps its place.
+#[test]
+fn a_guest_behind_a_closed_websocket_keeps_its_place() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--max-websockets", "2", "--request-timeout", "2s"]);
+        for _ in 0..2 {
+            open(&cluster, "/websocket/deaf");
+        }
+        until_it_has(&cluster, "websockets", 0);
+        let answer = refusal(&cluster, "/websocket/deaf", "");
+        assert!(answer.starts_with("http/1.1 503 "), "{name}: {answer}");
+        cluster.stderr.find("the guest was stopped 2s after its WebSocket ended");
+        until("there is a place", || Socket::try_open(cluster.address(), "/websocket/echo", "").ok());
+    }
+}
+
+/// Its guest, which has the next message yet to receive, has no part in it.
+#[test]
+fn a_client_that_leaves_is_noticed_though_nobody_receives() {
+    let cluster = serve("sdk", &[]);
+    let mut sockets: Vec<_> = (0..2).map(|_| open(&cluster, "/websocket/deaf")).collect();
+    for socket in &mut sockets {
+        for _ in 0..4 {
+            socket.send(FIN | BINARY, &[0; 60_000]);
+        }
+    }
+    until_it_has(&cluster, "websockets", 2);
+    // A reset, and an end.
+    let mut reset = sockets.pop().unwrap();
+    SockRef::from(&*reset.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(reset);
+    until_it_has(&cluster, "websockets", 1);
+}
+
+/// All that was sent before a close arrives, as long as the client takes some of it.
+#[test]
+fn a_slow_client_gets_all_that_was_sent_before_the_close() {
+    for name in GUESTS {
+        let cluster = serve(name, &[]);
+        let mut socket = open(&cluster, "/websocket/echo");
+        let message = vec![b'x'; 1 << 20];
+        let mut writer = socket.stream().try_clone().unwrap();
+        let frames = [frame(FIN | BINARY, &message).repeat(8), frame(FIN | TEXT, b"close 4000 bye")].concat();
+        let sending = thread::spawn(move || std::io::Write::write_all(&mut writer, &frames));
+        let mut stream = socket.stream().try_clone().unwrap();
+        let mut slow = Socket::opened(Slow(&mut stream));
+        for _ in 0..8 {
+            assert_eq!(slow.next(), Some(Frame::Binary(message.clone())), "{name}");
+        }
+        assert_eq!(slow.next(), Some(Frame::Close(4000, "bye".into())));
+        sending.join().unwrap().unwrap();
+    }
+}
+
+/// Reads some 3 MB a second.
+struct Slow<'a>(&'a mut TcpStream);
+
+impl std::io::Read for Slow<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = buffer.len().min(64 << 10);
+        let read = std::io::Read::read(self.0, &mut buffer[..most])?;
+        thread::sleep(Duration::from_micros(read as u64 / 3));
+        Ok(read)
+    }
+}
+
+impl std::io::Write for Slow<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What TLS has encrypted and the kernel has yet to take, goes out although nothing follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_nothing_stays_behind() {
+    let setup = Setup::new(&guest("sdk")).workers(1);
+    let authority = Authority::new("test");
+    let [certificate, key] =
+        authority.issue(&["localhost"]).write(setup.folder.path(), "localhost").map(|path| path.display().to_string());
+    let args =
+        ["--listen", "https://127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key, "--websocket-timeout", "1h"];
+    let cluster = setup.args(&args).start();
+    let client = TlsClient::new(&authority);
+    let mut stream = client.connect(cluster.address_of(1), "localhost").await.unwrap();
+    stream.write_all(handshake("/websocket/flood?bytes=1000000&count=5", "").as_bytes()).await.unwrap();
+    // It is full before anything is read.
+    until("it waits", || {
+        let before = cluster.stderr.lines().len();
+        thread::sleep(Duration::from_millis(200));
+        (cluster.stderr.lines().len() == before).then_some(())
+    });
+    let (mut read, mut piece) = (0, vec![0; 20_000]);
+    while read < 5_000_000 {
+        let taken = soon(stream.read(&mut piece)).await.unwrap();
+        assert!(taken > 0);
+        read += taken;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Over HTTP/2 as well: the guest is told, and the connection of a client that takes nothing does not stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_connection_of_http2_is_told_to_its_guests() {
+    for name in GUESTS {
+        let cluster = serve(name, &["--stream-timeout", "500ms"]);
+        let mut client = Client::open(cluster.address()).await;
+        assert_eq!(client.get("/nowhere").await.unwrap().status, 404);
+        let socket = OverHttp2::open(&mut client, "/websocket/goodbye").await;
+        drop((socket, client));
+        cluster.stderr.find("code: CloseCode(1006)");
+
+        let mut deaf = TcpStream::connect(cluster.address()).unwrap();
+        let settings = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &(i32::MAX as u32).to_be_bytes()].concat();
+        let fields = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":path", "/websocket/flood?bytes=1000000&count=50"),
+            (":authority", "test"),
+            ("sec-websocket-version", "13"),
+        ];
+        // Each as it is, and kept in no table (RFC 7541, section 6.2.2).
+        let literal = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+        let head = fields.map(|(name, value)| [vec![0], literal(name), literal(value)].concat()).concat();
+        let wide = (i32::MAX as u32 - 65_535).to_be_bytes();
+        for part in [
+            PREFACE.to_vec(),
+            http2::frame(SETTINGS, 0, 0, &settings),
+            http2::frame(WINDOW_UPDATE, 0, 0, &wide),
+            http2::frame(HEADERS, END_HEADERS, 1, &head),
+        ] {
+            std::io::Write::write_all(&mut deaf, &part).unwrap();
+        }
+        until_it_has(&cluster, "websockets", 1);
+        until_it_has(&cluster, "websockets", 0);
+        until_it_has(&cluster, "connections", 0);
+        cluster.stderr.find("a WebSocket was cut: its client takes nothing; see --stream-timeout");
+    }
 }
 
 /// A WebSocket in a stream of HTTP/2 (RFC 8441).
@@ -424,7 +572,7 @@ struct Readable<'a, 'b>(&'a mut &'b [u8]);
 
 impl std::io::Read for Readable<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buffer)
+        std::io::Read::read(self.0, buffer)
     }
 }
 

@@ -326,7 +326,10 @@ mod tests {
         check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
         check_import("wasi:io/polls@0.2.12", Err("Of wasi:io@0.2 it provides error, poll, streams"));
-        check_import("wasi:random/random@0.3.0", Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:config@0.2.0-rc.1, wasi:filesystem@0.2"));
+        check_import(
+            "wasi:random/random@0.3.0",
+            Err("may import wasi:cli@0.2, wasi:clocks@0.2, wasi:config@0.2.0-rc.1, wasi:filesystem@0.2"),
+        );
         check_import("wasi:http/incoming-handler@0.2.3", Err("Compose it with a handler first"));
         check_import("wasi:http/handler@0.3.0", Err("Compose it with a handler first"));
         check_import("plain", Err("imports plain, which"));

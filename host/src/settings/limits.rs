@@ -51,6 +51,8 @@ pub(crate) const MAX_MEMORIES: usize = 20;
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 64 * 1024;
 /// Resources of the host's that one instance may hold: streams, fields, open files. Wasmtime's default is a million.
 pub(crate) const MAX_HANDLES: usize = 1000;
+/// And for each request that it may serve at the same time, if that is more in all.
+pub(crate) const HANDLES_EACH: usize = 10;
 /// Bytes that a guest may hand to the host in one call. Wasmtime's default is 128 MiB.
 pub(crate) const MAX_HOSTCALL: usize = 16 * 1024 * 1024;
 /// Bytes of each set of header fields that a guest makes, as they take up memory. Wasmtime's default is 128 KiB.

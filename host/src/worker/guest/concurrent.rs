@@ -46,6 +46,11 @@ impl SharedStock {
         Self { factory, max_uses, max_seats, idle: RefCell::default(), open: RefCell::default() }
     }
 
+    /// How many requests an instance may serve at the same time.
+    pub(crate) fn seats(&self) -> usize {
+        self.max_seats
+    }
+
     /// What all its instances have in common.
     pub(crate) fn world(&self) -> &World {
         self.factory.world()
@@ -200,6 +205,7 @@ struct Seat {
     instance: Rc<Instance>,
     number: u64,
     is_over: Rc<Cell<bool>>,
+    socket: Option<Arc<SocketLink>>,
 }
 
 impl Seat {
@@ -208,16 +214,17 @@ impl Seat {
         instance.next_seat.set(number + 1);
         instance.seats.set(instance.seats.get() + 1);
         instance.uses.set(instance.uses.get() + 1);
-        let is_over = Rc::new(Cell::new(false));
+        let (is_over, socket) = (Rc::new(Cell::new(false)), request.socket.clone());
         instance.work.new.borrow_mut().push((request, is_over.clone()));
         if stock.max_seats > 1 {
             stock.file(&instance);
         }
-        Self { stock, instance, number, is_over }
+        Self { stock, instance, number, is_over, socket }
     }
 
     fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), Failure>> {
-        self.instance.wakers.register(self.number, context.waker());
+        let is_attended = self.socket.as_ref().is_some_and(|socket| socket.is_attended());
+        self.instance.wakers.register(self.number, context.waker(), is_attended);
         self.instance.poll(self.number);
         if self.is_over.get() {
             return Poll::Ready(Ok(()));
@@ -318,30 +325,44 @@ async fn answer(
     Ok(())
 }
 
-/// Those who wait for an instance. All of them are woken when it can go on, since one that cannot write for now would not
-/// poll it.
+/// Those who wait for an instance. When it can go on, one of them is woken that polls it for sure: a WebSocket's. If there is
+/// none, all are, since one that cannot write for now would not poll it.
 #[derive(Default)]
-struct Wakers(Mutex<Vec<(u64, Waker)>>);
+struct Wakers(Mutex<Vec<Waits>>);
+
+struct Waits {
+    seat: u64,
+    waker: Waker,
+    is_attended: bool,
+}
 
 impl Wakers {
-    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Waits>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register(&self, seat: u64, waker: &Waker) {
+    fn register(&self, seat: u64, waker: &Waker, is_attended: bool) {
         let mut wakers = self.lock();
-        match wakers.iter_mut().find(|(other, _)| *other == seat) {
-            Some((_, known)) => known.clone_from(waker),
-            None => wakers.push((seat, waker.clone())),
+        match wakers.iter_mut().find(|known| known.seat == seat) {
+            Some(known) => {
+                known.waker.clone_from(waker);
+                known.is_attended = is_attended;
+            }
+            None => wakers.push(Waits { seat, waker: waker.clone(), is_attended }),
         }
     }
 
+    /// Whoever is left may have been counted on to poll the instance.
     fn remove(&self, seat: u64) {
-        self.lock().retain(|(other, _)| *other != seat);
+        let mut wakers = self.lock();
+        let Some(place) = wakers.iter().position(|known| known.seat == seat) else { return };
+        if wakers.remove(place).is_attended {
+            wake_one_that_polls(&wakers);
+        }
     }
 
     fn wake_others(&self, seat: u64) {
-        self.lock().iter().filter(|(other, _)| *other != seat).for_each(|(_, waker)| waker.wake_by_ref());
+        self.lock().iter().filter(|known| known.seat != seat).for_each(|known| known.waker.wake_by_ref());
     }
 }
 
@@ -351,7 +372,14 @@ impl Wake for Wakers {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.lock().iter().for_each(|(_, waker)| waker.wake_by_ref());
+        wake_one_that_polls(&self.lock());
+    }
+}
+
+fn wake_one_that_polls(wakers: &[Waits]) {
+    match wakers.iter().find(|known| known.is_attended) {
+        Some(attended) => attended.waker.wake_by_ref(),
+        None => wakers.iter().for_each(|known| known.waker.wake_by_ref()),
     }
 }
 

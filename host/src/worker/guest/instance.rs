@@ -91,12 +91,22 @@ impl Instances {
         self.world().speaks_websocket
     }
 
-    /// How many WebSockets there may be. Those of WASI 0.2 have an instance each, and leave enough for requests.
+    /// How many WebSockets there may be, so that enough instances are left for requests.
     pub(crate) fn websockets(&self, limits: &Limits) -> usize {
-        match self {
-            Self::V0_2(_) => limits.max_websockets.min(MAX_INSTANCES as usize - limits.max_in_flight),
-            Self::V0_3(_) => limits.max_websockets,
+        let seats = match self {
+            Self::V0_2(_) => 1,
+            Self::V0_3(stock) => stock.seats(),
+        };
+        let instances = MAX_INSTANCES as usize - limits.max_in_flight;
+        let most = instances.saturating_mul(seats);
+        if self.speaks_websocket() && most < limits.max_websockets {
+            tracing::warn!(
+                "no more than {most} WebSockets can be open: --max-in-flight {} leaves {instances} of {MAX_INSTANCES} \
+                 instances for them",
+                limits.max_in_flight
+            );
         }
+        limits.max_websockets.min(most)
     }
 
     /// Instantiates once and drops the instance.

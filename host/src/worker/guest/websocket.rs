@@ -35,6 +35,7 @@ pub(crate) mod code {
     pub(crate) const POLICY: u16 = 1008;
     pub(crate) const TOO_BIG: u16 = 1009;
     pub(crate) const INTERNAL: u16 = 1011;
+    pub(crate) const TRY_AGAIN: u16 = 1013;
 }
 
 /// A whole message.
@@ -58,7 +59,7 @@ impl Closed {
 }
 
 impl SocketMessage {
-    fn cost(&self) -> usize {
+    pub(super) fn cost(&self) -> usize {
         OVERHEAD
             + match self {
                 Self::Text(text) => text.len(),
@@ -107,6 +108,10 @@ struct State {
     over: Option<Closed>,
     /// Of the connection's task.
     connection: Option<Waker>,
+    /// That polls the guest whenever it is woken.
+    is_attended: bool,
+    /// Bytes of messages that wait for their turn to go out.
+    waiting: usize,
 }
 
 /// What a guest and its client's connection tell each other.
@@ -120,13 +125,15 @@ pub(crate) struct SocketLink {
     went: Notify,
     /// The guest has it no more.
     released: Notify,
+    /// Whose message is next to go out.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl SocketLink {
     /// The offer that `ticket` names.
     pub(crate) fn new(ticket: u64) -> Arc<Self> {
         let (came, went, released) = (Notify::new(), Notify::new(), Notify::new());
-        Arc::new(Self { ticket, state: Mutex::default(), came, went, released })
+        Arc::new(Self { ticket, state: Mutex::default(), came, went, released, turn: tokio::sync::Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -139,6 +146,21 @@ impl SocketLink {
 
     pub(crate) fn is_accepted(&self) -> bool {
         self.lock().is_accepted
+    }
+
+    /// From now on its connection's task polls the guest whenever it is woken.
+    pub(crate) fn attend(&self) {
+        self.lock().is_attended = true;
+    }
+
+    pub(super) fn is_attended(&self) -> bool {
+        self.lock().is_attended
+    }
+
+    /// Bytes that are kept for the guest, in both directions.
+    pub(super) fn held(&self) -> usize {
+        let state = self.lock();
+        state.inbound.bytes + state.outbound.bytes + state.waiting
     }
 
     /// Whether nobody can accept it any more.
@@ -158,7 +180,8 @@ impl SocketLink {
     /// Whether the guest is to be given another message.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.lock();
-        state.inbound.has_room() && state.end.is_none() && !state.is_released
+        // Whom nobody listens to any more is read from, and not heard: it may close, or answer a close.
+        state.inbound.has_room() || state.end.is_some() || state.is_released
     }
 
     /// Gives the guest a message. One that has let go of the socket gets none.
@@ -185,6 +208,7 @@ impl SocketLink {
         state.connection = None;
         self.came.notify_waiters();
         self.went.notify_waiters();
+        self.released.notify_waiters();
     }
 
     /// The guest is done. If it has not closed the socket, that is a normal close.
@@ -208,12 +232,12 @@ impl SocketLink {
         if state.outbound.messages.is_empty() { state.close.clone() } else { None }
     }
 
-    /// Ends when the guest has it no more; at once if it never had it.
+    /// Ends when the guest has it no more, or no use for it; at once if it never had it.
     pub(crate) async fn released(&self) {
         loop {
             let released = self.released.notified();
             let state = self.lock();
-            if state.is_released || !state.is_accepted {
+            if state.is_released || !state.is_accepted || state.over.is_some() {
                 return;
             }
             drop(state);
@@ -290,7 +314,10 @@ impl SocketLink {
         }
     }
 
+    /// One after the other, in the order in which they were begun.
     async fn send(&self, mut message: SocketMessage) -> Result<(), Closed> {
+        let _waits = WaitingSend::begin(self, message.cost());
+        let _turn = self.turn.lock().await;
         loop {
             let went = self.went.notified();
             match self.try_send(message)? {
@@ -299,6 +326,22 @@ impl SocketLink {
             }
             went.await;
         }
+    }
+}
+
+/// A message that waits for its turn.
+struct WaitingSend<'a>(&'a SocketLink, usize);
+
+impl<'a> WaitingSend<'a> {
+    fn begin(link: &'a SocketLink, bytes: usize) -> Self {
+        link.lock().waiting += bytes;
+        Self(link, bytes)
+    }
+}
+
+impl Drop for WaitingSend<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= self.1;
     }
 }
 
@@ -315,6 +358,11 @@ fn wake(state: &State) {
 pub struct Socket(Arc<SocketLink>);
 
 impl Socket {
+    /// Bytes that are kept for it.
+    pub(super) fn held(&self) -> usize {
+        self.0.held()
+    }
+
     /// The guest's end of a link that nobody has yet.
     pub(super) fn accept(link: &Arc<SocketLink>) -> Option<Self> {
         let mut state = link.lock();

@@ -20,17 +20,22 @@ use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
 use super::stdio::{GuestOutput, Sink};
 use super::turns::Turns;
-use super::websocket::SocketLink;
+use super::websocket::{Socket, SocketLink};
 use crate::component::engine::Resident;
 use crate::grants::{Access, DirGrant};
 use crate::os::pipe::LineWriter;
-use crate::settings::{Granted, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, size};
+use crate::settings::{
+    Granted, HANDLES_EACH, MAX_FIELDS, MAX_HANDLES, MAX_HELD, MAX_HOSTCALL, MAX_OUTPUT, MAX_RANDOM, size,
+};
 use crate::wire::messages::Identity;
 use crate::wire::series::Update;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::requests::Asked;
 use crate::worker::values::{LiveValues, Values};
+
+/// Bytes of messages that a guest may send before it is looked at how many wait.
+const ACCOUNT_EVERY: usize = 1 << 20;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -66,6 +71,8 @@ pub(crate) struct Guest {
     quota: Quota,
     /// Calls of its that may have made the host keep more for it.
     calls: u32,
+    /// Bytes of messages that it has sent since that was counted.
+    unaccounted: usize,
     /// Why it was stopped.
     stopped: Option<String>,
     values: Values,
@@ -97,22 +104,33 @@ impl Guest {
         self.world.configures(&self.values)
     }
 
+    /// It sends a message of so many bytes on a WebSocket. Who sends much is looked at from time to time.
+    pub(super) fn sends(&mut self, bytes: usize) {
+        self.unaccounted += bytes;
+        if self.unaccounted >= ACCOUNT_EVERY {
+            self.settle();
+        }
+    }
+
     /// Counts what the host keeps for it. If that is too much, it loses all of it, at once: it traps at its next use of any.
     fn settle(&mut self) {
+        self.unaccounted = 0;
         let held = handles::measure(&mut self.table);
+        let queued: usize =
+            self.table.iter_mut().filter_map(|entry| Some(entry.downcast_ref::<Socket>()?.held())).sum();
         let limit = self.world.max_memory;
         let why = if held > MAX_HELD {
             format!("and the limit is {}", size(MAX_HELD))
-        } else if self.quota.hold(held) {
+        } else if self.quota.hold(held + queued) {
             return;
         } else if self.quota.is_starved() {
             "and --max-worker-memory leaves no room for that".to_owned()
         } else {
             format!("which together with its own memory is over --max-memory {}", size(limit))
         };
-        let held = size(held);
-        self.stopped =
-            Some(format!("was stopped: its header fields and requests take up {held} of the host's memory, {why}"));
+        let what = if queued > held { "messages on WebSockets" } else { "header fields and requests" };
+        let held = size(held + queued);
+        self.stopped = Some(format!("was stopped: its {what} take up {held} of the host's memory, {why}"));
         // A body that is dropped with them would end well.
         self.abort_open_bodies();
         self.table = ResourceTable::new();
@@ -219,6 +237,8 @@ pub(crate) struct World {
     folders: WasiFilesystemCtx,
     pub(crate) outbound: Outbound,
     max_memory: usize,
+    /// Of an instance: enough for as many requests as it may serve at the same time.
+    max_handles: usize,
     pub(crate) budget: Arc<Budget>,
     identity: Identity,
     stdout: Arc<Sink>,
@@ -248,6 +268,7 @@ impl World {
             folders: open(&dirs)?,
             outbound: Outbound::new(hosts, &settings.limits),
             max_memory: settings.limits.max_memory,
+            max_handles: MAX_HANDLES.max(HANDLES_EACH * settings.reuse.seats as usize),
             budget: Budget::new(settings.limits.max_worker_memory, Warm::of(engine, Resident::of(&settings.limits))),
             identity,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
@@ -270,17 +291,18 @@ impl World {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_FIELDS);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_HANDLES);
+        table.set_max_capacity(self.max_handles);
         let quota = Quota::new(self.budget.clone(), self.max_memory);
         let hooks = Hooks::new(self.clone(), origin);
         let (world, values) = (self.clone(), self.values.current());
-        let guest = Guest { world, wasi: None, http, table, hooks, quota, calls: 0, stopped: None, values };
+        let guest =
+            Guest { world, wasi: None, http, table, hooks, quota, calls: 0, unaccounted: 0, stopped: None, values };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);
-        store.set_max_component_handles(MAX_HANDLES);
+        store.set_max_component_handles(self.max_handles);
         if let Some(table) = store.concurrent_resource_table() {
-            table.set_max_capacity(MAX_HANDLES);
+            table.set_max_capacity(self.max_handles);
         }
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {

@@ -328,7 +328,7 @@ impl Drop for Body {
         match self.call.take().filter(|_| is_complete) {
             Some(call) => {
                 self.frames = None;
-                tokio::task::spawn_local(outlive(call, exchange.clone()));
+                tokio::task::spawn_local(outlive(call, exchange.clone(), "its answer"));
             }
             None => exchange.guest_is_done(),
         }
@@ -338,8 +338,8 @@ impl Drop for Body {
     }
 }
 
-/// Lets a guest finish what it does behind its answer.
-pub(super) async fn outlive(mut call: Call, exchange: Rc<Exchange>) {
+/// Lets a guest finish what it does behind its answer, or behind `what`.
+pub(super) async fn outlive(mut call: Call, exchange: Rc<Exchange>, what: &str) {
     match tokio::time::timeout(exchange.limit, &mut call).await {
         Ok(Err(Failure::Trap(error))) => {
             exchange.blame();
@@ -348,12 +348,7 @@ pub(super) async fn outlive(mut call: Call, exchange: Rc<Exchange>) {
         Ok(_) => {}
         Err(_) => {
             exchange.judge(Verdict::Late);
-            log_of!(
-                warn,
-                &exchange,
-                "the guest was stopped {:?} after its answer; see --request-timeout",
-                exchange.limit
-            );
+            log_of!(warn, &exchange, "the guest was stopped {:?} after {what}; see --request-timeout", exchange.limit);
         }
     }
     drop(call);

@@ -204,6 +204,11 @@ impl Exchange {
         self.moved_at.set(None);
     }
 
+    /// The rest of it is to move.
+    pub(super) fn resumes(&self) {
+        self.moved_at.set(Some(Instant::now()));
+    }
+
     pub(super) fn ends_with_connection(&self) -> bool {
         self.ends_with_connection
     }

@@ -27,7 +27,7 @@ use super::peer::Peer;
 use super::server::{Listed, Server};
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport, poll_write_together};
-use super::websocket::Bare;
+use super::websocket::{Bare, Parting};
 use crate::os::listener::{Entrance, Security};
 use crate::tls::credentials::Protocol;
 use crate::worker::Phase;
@@ -236,8 +236,11 @@ impl Server {
             let (mut stream, ahead) = io.into_parts();
             // A client that does not wait for the answer breaks the protocol, or is none of this protocol.
             if read_buf.is_empty() && ahead.is_empty() {
-                conversation.run(Bare(&mut stream), self).await;
-                connection.step(ConnectionEvent::Shut);
+                let parting = conversation.run(Bare::new(&mut stream), self).await;
+                connection.step(match parting {
+                    Parting::Orderly => ConnectionEvent::Shut,
+                    Parting::Lost => ConnectionEvent::ClientLeft,
+                });
             } else {
                 connection.step(ConnectionEvent::ClientLeft);
             }

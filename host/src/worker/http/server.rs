@@ -40,6 +40,8 @@ pub(crate) struct Server {
     pub(crate) gate: Arc<Gate>,
     pub(crate) outbox: Rc<Outbox>,
     pub(super) buffers: Rc<Buffers>,
+    /// Of messages on WebSockets that are not whole.
+    pub(super) messages: Rc<Buffers>,
     /// None if no listener speaks TLS.
     pub(super) handshakes: Option<Handshakes>,
     /// When it was said last that connections make room.
@@ -80,6 +82,7 @@ impl Server {
             gate,
             outbox: Rc::default(),
             buffers: Rc::new(Buffers::new(&limits)),
+            messages: Rc::new(Buffers::new(&limits)),
             handshakes,
             said_at: Cell::new(None),
             connections: RefCell::default(),

@@ -28,7 +28,7 @@ use super::exchange::Exchange;
 use super::head::{content_length, has_no_body};
 use super::server::Server;
 use super::timer::Timer;
-use super::websocket::{Conversation, SocketInflow, SocketWire};
+use super::websocket::{Conversation, Parting, SocketInflow, SocketWire};
 
 /// A stream that is being answered.
 pub(super) struct Stream {
@@ -125,10 +125,21 @@ impl Stream {
         exchange.rests();
         exchange.handed_over();
         let mut wire = StreamWire { send, inflow, exchange: exchange.clone() };
-        conversation.run(&mut wire, &self.server).await;
+        let parting = conversation.run(&mut wire, &self.server).await;
+        if parting == Parting::Lost {
+            wire.send.send_reset(Reason::CANCEL);
+            if exchange.waits() {
+                // In the middle of a frame, behind which no other can leave: the client takes nothing at all.
+                self.connection.step(ConnectionEvent::ClientLeft);
+                self.connection.wake();
+            }
+            return;
+        }
         let end = Piece::new(Bytes::new(), exchange.clone());
         if wire.send.send_data(end, true).is_ok() {
             self.is_whole = true;
+            // The client has as long for the end as for that of any answer.
+            exchange.resumes();
             self.connection.finish(exchange);
         }
     }

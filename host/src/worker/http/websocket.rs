@@ -32,17 +32,22 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Answer;
 use super::body::{Body, outlive};
+use super::buffers::{Buffers, FREE, Share};
 use super::drain::Time;
 use super::exchange::Exchange;
 use super::handler::Incoming as IncomingBody;
+use super::http1::LOOK_EVERY;
+use super::outcome::Verdict;
 use super::server::Server;
-use super::timer::Timer;
-use super::transport::Transport;
+use super::timer::{Beat, Timer};
+use super::transport::{Side, Transport};
+use crate::logging::one_line;
 use crate::wire::stats::Held;
 use crate::worker::Phase;
 use crate::worker::guest::call::{Call, Failure};
 use crate::worker::guest::websocket::{Closed, SocketLink, TICKET, code};
-use machine::{Arrived, Bounds, SocketMachine};
+use crate::worker::requests::log_of;
+use machine::{Arrived, Bounds, SocketMachine, TooLate};
 
 /// What a client's key is hashed with (RFC 6455, section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -205,7 +210,10 @@ impl Offer {
             }
             Handshake::Http2 => head.status = StatusCode::OK,
         }
-        let conversation = Conversation { line, call, inflow, exchange: exchange.clone(), _place: place };
+        if call.is_none() {
+            line.0.abandon();
+        }
+        let conversation = Conversation { line, call, inflow, exchange: exchange.clone(), place };
         Ok(Response::from_parts(head, Body::of_websocket(conversation)))
     }
 }
@@ -216,7 +224,7 @@ pub(super) struct Conversation {
     call: Option<Call>,
     inflow: Option<SocketInflow>,
     exchange: Rc<Exchange>,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 impl fmt::Debug for Conversation {
@@ -236,9 +244,11 @@ impl Conversation {
     }
 
     /// Speaks with the client over `wire` until one of them closes the WebSocket. The client has the answer's head.
-    pub(super) async fn run(self, wire: impl SocketWire, server: &Server) {
-        let Self { line, call, exchange, _place, .. } = self;
+    /// Says whether all that was said has left.
+    pub(super) async fn run(self, wire: impl SocketWire, server: &Server) -> Parting {
+        let Self { line, call, exchange, place, .. } = self;
         exchange.is_upgraded();
+        line.0.attend();
         let bounds = Bounds {
             silence: server.limits.websocket_timeout,
             stall: server.limits.stream_timeout,
@@ -251,8 +261,13 @@ impl Conversation {
             call,
             exchange,
             wire,
+            is_sent: true,
             leaves: None,
             grace: server.timeouts.grace,
+            unfinished: Share::of(server.messages.clone()),
+            messages: server.messages.clone(),
+            parting: Parting::Orderly,
+            place: Some(place),
             _counted: server.stats.websockets.hold(),
         };
         let mut phases = server.phases.clone();
@@ -275,8 +290,16 @@ impl Conversation {
             }
         })
         .await;
-        talk.end();
+        talk.parting
     }
+}
+
+/// How a WebSocket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parting {
+    Orderly,
+    /// The client is gone, or takes nothing.
+    Lost,
 }
 
 /// A WebSocket in use.
@@ -286,9 +309,17 @@ struct Talk<W> {
     call: Option<Call>,
     exchange: Rc<Exchange>,
     wire: W,
+    /// Nothing of what left the machine waits in the wire.
+    is_sent: bool,
     /// When it is closed at the latest, as the worker drains.
     leaves: Option<Time>,
     grace: Duration,
+    /// Its part of the memory for messages that are not whole.
+    unfinished: Share,
+    messages: Rc<Buffers>,
+    parting: Parting,
+    /// Until its guest is done.
+    place: Option<OwnedSemaphorePermit>,
     _counted: Held,
 }
 
@@ -313,8 +344,22 @@ impl<W: SocketWire> Talk<W> {
             self.send();
             self.close(now, &Closed::new(code::GOING_AWAY, RESTART));
         }
-        if let Some(closed) = self.machine.pass(now) {
-            self.link().is_over(closed);
+        match self.machine.pass(now) {
+            None => {}
+            Some(TooLate::Unanswered) => self.lost(),
+            Some(TooLate::Silent) => {
+                log_of!(
+                    debug,
+                    &self.exchange,
+                    "a WebSocket was cut: its client answers no pings; see --websocket-timeout"
+                );
+                self.lost();
+            }
+            Some(TooLate::Stuck) => {
+                self.exchange.judge(Verdict::Late);
+                log_of!(warn, &self.exchange, "a WebSocket was cut: its client takes nothing; see --stream-timeout");
+                self.lost();
+            }
         }
     }
 
@@ -333,7 +378,7 @@ impl<W: SocketWire> Talk<W> {
             }
             self.take_from_guest(now);
             let has_written = self.poll_write(now, context);
-            if self.machine.is_over() && self.machine.output().is_empty() {
+            if self.machine.is_over() && self.machine.output().is_empty() && self.is_sent {
                 return Poll::Ready(());
             }
             let unsent = self.machine.output().len();
@@ -341,7 +386,7 @@ impl<W: SocketWire> Talk<W> {
             let has_read = !guest_is_due && self.poll_read(now, &mut left, context);
             // The machine has its own to say: pongs, and its part of a close.
             let left_to_send = self.machine.output().len();
-            let has_more = left_to_send > unsent || (left_to_send == 0 && self.machine.is_over());
+            let has_more = left_to_send > unsent || (left_to_send == 0 && self.is_sent && self.machine.is_over());
             if !guest_is_due && !has_read && !has_more {
                 return Poll::Pending;
             }
@@ -391,12 +436,13 @@ impl<W: SocketWire> Talk<W> {
     /// Whether there may be room for more now.
     fn poll_write(&mut self, now: Time, context: &mut Context<'_>) -> bool {
         let before = self.machine.output().len();
-        if before == 0 {
+        if before == 0 && self.is_sent {
             return false;
         }
         let polled = self.wire.poll_write(self.machine.output(), context);
         let after = self.machine.output().len();
-        self.machine.moved(now, after < before);
+        self.is_sent = polled.is_ready();
+        self.machine.moved(now, after < before, self.is_sent);
         if matches!(polled, Poll::Ready(Err(_))) {
             self.lost();
         }
@@ -405,7 +451,8 @@ impl<W: SocketWire> Talk<W> {
 
     /// Whether what the client sends is read: its guest takes it, or none will, and the client takes the answers to its pings.
     fn reads(&mut self) -> bool {
-        (self.link().has_room() || !self.machine.is_open()) && self.machine.output().len() < MAX_UNSENT
+        let is_taken = self.link().has_room() || !self.machine.is_open();
+        is_taken && !self.machine.is_over() && self.machine.output().len() < MAX_UNSENT
     }
 
     /// Whether the guest has something to do now.
@@ -418,10 +465,16 @@ impl<W: SocketWire> Talk<W> {
                         self.link().deliver(message);
                     }
                 }
-                Some(Arrived::Closed(closed)) => self.link().is_over(closed),
+                Some(Arrived::Closed(closed)) => {
+                    log_of!(debug, &self.exchange, "a WebSocket ended with code {}{}", closed.code, why(&closed));
+                    self.link().is_over(closed);
+                }
                 None => break,
             }
             has_given = true;
+        }
+        if has_given {
+            self.account(now);
         }
         has_given
     }
@@ -445,6 +498,7 @@ impl<W: SocketWire> Talk<W> {
         match self.wire.poll_read(&mut |bytes| machine.feed(now, bytes), context) {
             Poll::Ready(Ok(read @ 1..)) => {
                 *left = left.saturating_sub(read);
+                self.account(now);
                 true
             }
             Poll::Ready(_) => {
@@ -455,21 +509,47 @@ impl<W: SocketWire> Talk<W> {
         }
     }
 
+    /// Counts what is kept of a message that is not whole. Those of a worker have a budget: whoever is over it may try again.
+    fn account(&mut self, now: Time) {
+        let bytes = self.machine.unfinished();
+        self.unfinished.set(if bytes > FREE { bytes } else { 0 });
+        if self.machine.is_open() && !self.unfinished.is_empty() && self.messages.is_exceeded() {
+            log_of!(debug, &self.exchange, "a WebSocket was closed: unfinished messages take up too much memory");
+            self.close(now, &Closed::new(code::TRY_AGAIN, "too many large messages"));
+        }
+    }
+
     fn lost(&mut self) {
+        self.parting = Parting::Lost;
         if let Some(closed) = self.machine.lost() {
             self.link().is_over(closed);
         }
         self.machine.output().clear();
+        self.is_sent = true;
     }
+}
 
-    /// The connection is no more. Its guest gets to know, and may finish what it does.
-    fn end(self) {
-        let Self { line, call, exchange, .. } = self;
-        drop(line);
-        match call {
-            Some(call) => drop(tokio::task::spawn_local(outlive(call, exchange))),
-            None => exchange.guest_is_done(),
+/// The connection is no more, also one that was dropped with others. Its guest gets to know, and may finish what it does;
+/// until then it keeps its place.
+impl<W> Drop for Talk<W> {
+    fn drop(&mut self) {
+        self.line.0.is_over(Closed::new(code::LOST, ""));
+        let (place, exchange) = (self.place.take(), self.exchange.clone());
+        if let Some(call) = self.call.take() {
+            tokio::task::spawn_local(async move {
+                outlive(call, exchange, "its WebSocket ended").await;
+                drop(place);
+            });
         }
+    }
+}
+
+/// What an operator can do about a close of ours.
+fn why(closed: &Closed) -> String {
+    match (closed.code, closed.reason.as_str()) {
+        (code::TOO_BIG, _) => ": a message is too large; see --max-websocket-message".to_owned(),
+        (_, "") => String::new(),
+        (_, reason) => format!(": {}", one_line(reason)),
     }
 }
 
@@ -486,28 +566,44 @@ pub(super) trait SocketWire {
 }
 
 /// A connection of HTTP/1.1.
-pub(super) struct Bare<'a, S>(pub(super) &'a mut S);
+pub(super) struct Bare<'a, S> {
+    stream: &'a mut S,
+    look: Beat,
+}
+
+impl<'a, S> Bare<'a, S> {
+    pub(super) fn new(stream: &'a mut S) -> Self {
+        Self { stream, look: Beat::default() }
+    }
+}
 
 impl<S: Transport> SocketWire for Bare<'_, S> {
     fn poll_read(&mut self, to: &mut dyn FnMut(&[u8]), context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut buffer = [MaybeUninit::uninit(); READ];
         let mut buffer = ReadBuf::uninit(&mut buffer);
-        ready!(Pin::new(&mut *self.0).poll_read(context, &mut buffer))?;
+        ready!(Pin::new(&mut *self.stream).poll_read(context, &mut buffer))?;
         to(buffer.filled());
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
     fn poll_write(&mut self, output: &mut BytesMut, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !output.is_empty() {
-            match ready!(Pin::new(&mut *self.0).poll_write(context, output))? {
+            match ready!(Pin::new(&mut *self.stream).poll_write(context, output))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => output.advance(written),
             }
         }
-        Pin::new(&mut *self.0).poll_flush(context)
+        Pin::new(&mut *self.stream).poll_flush(context)
     }
 
-    fn poll_gone(&mut self, _: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self { stream, look } = self;
+        // Nobody is woken when a connection that is not read from breaks.
+        while look.poll(LOOK_EVERY, context).is_ready() {
+            if stream.side() == Side::Gone {
+                return Poll::Ready(());
+            }
+        }
         Poll::Pending
     }
 }

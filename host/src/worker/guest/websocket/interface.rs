@@ -81,7 +81,9 @@ impl websocket::HostSocket for Guest {
         socket: Resource<Socket>,
         message: websocket::Message,
     ) -> wasmtime::Result<Result<bool, websocket::Closed>> {
-        let sent = link(self.table(), &socket)?.try_send(message.into());
+        let message = SocketMessage::from(message);
+        self.sends(message.cost());
+        let sent = link(self.table(), &socket)?.try_send(message);
         Ok(sent.map(|refused| refused.is_none()).map_err(Into::into))
     }
 
@@ -133,7 +135,9 @@ impl<T: 'static> websocket_async::HostSocketWithStore<T> for HasSelf<Guest> {
         socket: Resource<Socket>,
         message: websocket_async::Message,
     ) -> wasmtime::Result<Result<(), websocket_async::Closed>> {
-        let sent = link_of(accessor, &socket)?.send(message.into()).await;
+        let message = SocketMessage::from(message);
+        accessor.with(|mut access| access.get().sends(message.cost()));
+        let sent = link_of(accessor, &socket)?.send(message).await;
         Ok(sent.map_err(Into::into))
     }
 }

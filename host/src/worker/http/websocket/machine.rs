@@ -9,6 +9,8 @@
 //!    └── the client's close, its end, silence, or it takes nothing ─────────────────────┘
 //! ```
 //!
+//! In `Over` nothing is read any more; what is left to send is sent, as long as the client takes some of it.
+//!
 //! The frames are tungstenite's. Here is what it does not decide: when a client is asked whether it is there, how long it may
 //! keep silent, and how much it may send for nothing.
 
@@ -33,6 +35,10 @@ const READ_BUFFER: usize = 4 * 1024;
 const MOST_PER_BYTE: usize = 8;
 /// And beside messages.
 const MOST_BESIDE: usize = 64 * 1024;
+/// Of a ping or a pong, beside what it says: two bytes, and a mask of four.
+const CONTROL: usize = 6;
+/// Bytes of memory that are kept for what is sent next.
+const KEPT: usize = 64 * 1024;
 
 /// How long a connection may take, and how much.
 #[derive(Clone, Copy, Debug)]
@@ -53,12 +59,23 @@ pub(super) enum Arrived {
     Closed(Closed),
 }
 
+/// What a client did not do in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TooLate {
+    /// It takes nothing.
+    Stuck,
+    /// It does not even answer pings.
+    Silent,
+    /// It has not answered our close. Nobody waits for that.
+    Unanswered,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// We have said that we close it.
+    /// We have said that we close it. The client may answer that from `sent` on, when all before it has left.
     Closing {
-        since: Time,
+        sent: Option<Time>,
     },
     /// What is left of the output is sent, and that is all.
     Over,
@@ -70,8 +87,10 @@ pub(super) struct SocketMachine {
     pipe: Pipe,
     bounds: Bounds,
     phase: Phase,
-    /// When the client last sent something; `None` while nobody reads.
-    heard: Option<Time>,
+    /// When the client last sent something; while nobody reads, when it was asked last whether it is there.
+    heard: Time,
+    /// Somebody reads, so that its silence counts.
+    listens: bool,
     /// It was asked since then.
     is_asked: bool,
     /// Since when it takes nothing.
@@ -95,7 +114,8 @@ impl SocketMachine {
             pipe: Pipe::default(),
             bounds,
             phase: Phase::Open,
-            heard: Some(now),
+            heard: now,
+            listens: true,
             is_asked: false,
             stuck: None,
             beside: 0,
@@ -105,7 +125,10 @@ impl SocketMachine {
 
     /// Takes bytes that came from the client.
     pub(super) fn feed(&mut self, now: Time, bytes: &[u8]) {
-        (self.heard, self.is_asked) = (Some(now), false);
+        if self.phase == Phase::Over {
+            return;
+        }
+        (self.heard, self.is_asked) = (now, false);
         self.beside = self.beside.saturating_add(bytes.len());
         self.pipe.input.extend_from_slice(bytes);
     }
@@ -113,8 +136,13 @@ impl SocketMachine {
     /// The client has closed its side, or the connection is broken.
     pub(super) fn lost(&mut self) -> Option<Closed> {
         let was_open = self.phase == Phase::Open;
-        self.phase = Phase::Over;
+        self.is_over_now();
         was_open.then(|| Closed::new(code::LOST, ""))
+    }
+
+    fn is_over_now(&mut self) {
+        self.phase = Phase::Over;
+        self.pipe.input = BytesMut::new();
     }
 
     /// What comes of the bytes so far; `None` if it takes more.
@@ -130,12 +158,15 @@ impl SocketMachine {
                 }
                 Ok(AnyMessage::Close(frame)) => {
                     let was_open = self.phase == Phase::Open;
-                    self.phase = Phase::Over;
                     // The answer to it.
                     let _ = self.context.flush(&mut self.pipe);
+                    self.is_over_now();
                     return was_open.then(|| Arrived::Closed(closed(frame)));
                 }
-                Ok(_) if self.for_nothing.spend(now, 1.0) => {}
+                Ok(AnyMessage::Ping(said) | AnyMessage::Pong(said)) if self.for_nothing.spend(now, 1.0) => {
+                    // It may come in the middle of a message, and is no part of one.
+                    self.beside = self.beside.saturating_sub(CONTROL + said.len());
+                }
                 Ok(_) => return self.fail(now, code::POLICY, "too many pings"),
                 // There are no more bytes: what it reads from and writes to is memory.
                 Err(Error::Io(_)) => {
@@ -148,7 +179,7 @@ impl SocketMachine {
                 Err(Error::Capacity(_)) => return self.fail(now, code::TOO_BIG, "message too big"),
                 Err(Error::Utf8(_)) => return self.fail(now, code::NOT_UTF8, "invalid UTF-8"),
                 Err(Error::ConnectionClosed | Error::AlreadyClosed) => {
-                    self.phase = Phase::Over;
+                    self.is_over_now();
                     return None;
                 }
                 Err(_) => return self.fail(now, code::PROTOCOL, "protocol error"),
@@ -163,7 +194,7 @@ impl SocketMachine {
         if was_open {
             self.close(now, &Closed::new(code, reason));
         }
-        self.phase = Phase::Over;
+        self.is_over_now();
         was_open.then(|| Arrived::Closed(Closed::new(code, reason)))
     }
 
@@ -182,9 +213,10 @@ impl SocketMachine {
     /// Begins to close it.
     pub(super) fn close(&mut self, now: Time, closed: &Closed) {
         if self.phase == Phase::Open {
-            self.phase = Phase::Closing { since: now };
+            self.phase = Phase::Closing { sent: None };
             let frame = CloseFrame { code: closed.code.into(), reason: closed.reason.as_str().into() };
             let _ = self.context.close(&mut self.pipe, Some(frame));
+            self.moved(now, false, false);
         }
     }
 
@@ -202,22 +234,34 @@ impl SocketMachine {
         &mut self.pipe.output
     }
 
-    /// The client took some of the output, or all, or nothing.
-    pub(super) fn moved(&mut self, now: Time, has_moved: bool) {
-        if self.pipe.output.is_empty() {
-            self.stuck = None;
-        } else if has_moved || self.stuck.is_none() {
-            self.stuck = Some(now);
+    /// The client took some of the output, or not; `is_sent` says whether nothing of it waits below either.
+    pub(super) fn moved(&mut self, now: Time, has_moved: bool, is_sent: bool) {
+        if !self.pipe.output.is_empty() || !is_sent {
+            if has_moved || self.stuck.is_none() {
+                self.stuck = Some(now);
+            }
+            return;
+        }
+        self.stuck = None;
+        if let Phase::Closing { sent } = &mut self.phase {
+            sent.get_or_insert(now);
+        }
+        // What a large message needed, nobody may need again.
+        if self.pipe.output.capacity() > KEPT {
+            self.pipe.output = BytesMut::new();
         }
     }
 
     /// The client is read from, or not: its silence counts only if it could be heard.
     pub(super) fn listens(&mut self, now: Time, listens: bool) {
-        match (listens, self.heard) {
-            (true, None) => self.heard = Some(now),
-            (false, Some(_)) => self.heard = None,
-            _ => {}
+        if self.listens != listens {
+            (self.listens, self.heard, self.is_asked) = (listens, now, false);
         }
+    }
+
+    /// Bytes of a message that has begun, about.
+    pub(super) fn unfinished(&self) -> usize {
+        self.beside
     }
 
     /// When to call [`Self::pass`].
@@ -225,31 +269,30 @@ impl SocketMachine {
         let Bounds { silence, stall, .. } = self.bounds;
         let stuck = self.stuck.map(|since| since + stall);
         let own = match self.phase {
-            Phase::Open => self.heard.map(|heard| heard + if self.is_asked { silence } else { silence / 2 }),
-            Phase::Closing { since } => Some(since + CLOSE_PATIENCE),
+            Phase::Open => Some(self.heard + if self.is_asked { silence } else { silence / 2 }),
+            Phase::Closing { sent } => sent.map(|sent| sent + CLOSE_PATIENCE),
             Phase::Over => None,
         };
         own.into_iter().chain(stuck).min()
     }
 
-    /// Time has passed. Says how the connection ended, if it did so for its guest.
-    pub(super) fn pass(&mut self, now: Time) -> Option<Closed> {
+    /// Time has passed: what has become too late by now, after which the connection is over.
+    pub(super) fn pass(&mut self, now: Time) -> Option<TooLate> {
         if self.deadline().is_none_or(|at| now < at) {
             return None;
         }
-        let is_stuck = self.stuck.is_some_and(|since| now >= since + self.bounds.stall);
+        if self.stuck.is_some_and(|since| now >= since + self.bounds.stall) {
+            return Some(TooLate::Stuck);
+        }
         match self.phase {
-            Phase::Open if !is_stuck && !self.is_asked => {
-                self.is_asked = true;
+            Phase::Open if !self.is_asked => {
                 let _ = self.context.write(&mut self.pipe, AnyMessage::Ping(Vec::new().into()));
+                // One that is not read from is asked again and again: if it is gone, the kernel learns that by this.
+                (self.is_asked, self.heard) = if self.listens { (true, self.heard) } else { (false, now) };
                 None
             }
-            _ => {
-                if is_stuck || self.phase != Phase::Open {
-                    self.pipe.output.clear();
-                }
-                self.lost()
-            }
+            Phase::Open => Some(TooLate::Silent),
+            Phase::Closing { .. } | Phase::Over => Some(TooLate::Unanswered),
         }
     }
 }
@@ -403,6 +446,17 @@ mod tests {
         }
     }
 
+    /// Whatever a client still sends.
+    #[test]
+    fn behind_the_end_nothing_is_kept() {
+        let mut protocol = open();
+        protocol.feed(s(1), &[close(1000, ""), vec![0; 1000]].concat());
+        assert_eq!(all(&mut protocol).len(), 1);
+        assert!(protocol.is_over() && protocol.pipe.input.is_empty());
+        protocol.feed(s(1), &[0; 1000]);
+        assert!(protocol.pipe.input.is_empty() && protocol.pipe.input.capacity() == 0);
+    }
+
     #[test]
     fn our_close_waits_for_the_clients() {
         let mut protocol = open();
@@ -413,6 +467,7 @@ mod tests {
         assert_eq!(output.as_ref(), b"\x81\x04last\x88\x09\x03\xe9restart");
         protocol.feed(s(6), &frame(FIN | TEXT, b"it did not know yet"));
         assert_eq!(all(&mut protocol), []);
+        protocol.moved(s(5), true, true);
         assert!(!protocol.is_over() && protocol.deadline() == Some(s(7)));
         protocol.feed(s(6), &close(1001, ""));
         assert_eq!(all(&mut protocol), []);
@@ -420,10 +475,13 @@ mod tests {
 
         let mut silent = open();
         silent.close(s(5), &Closed::new(1000, ""));
-        assert_eq!(silent.pass(s(6)), None);
-        assert!(!silent.is_over());
-        assert_eq!(silent.pass(s(7)), None);
-        assert!(silent.is_over());
+        // It counts from when the close has left, behind all that was sent before.
+        assert_eq!((silent.pass(s(24)), silent.deadline()), (None, Some(s(25))));
+        silent.output().clear();
+        silent.moved(s(24), true, false);
+        assert_eq!((silent.pass(s(30)), silent.deadline()), (None, Some(s(44))));
+        silent.moved(s(31), true, true);
+        assert_eq!((silent.pass(s(32)), silent.pass(s(33))), (None, Some(TooLate::Unanswered)));
     }
 
     #[test]
@@ -437,8 +495,7 @@ mod tests {
         assert_eq!((all(&mut protocol), protocol.deadline()), (vec![], Some(s(89))));
         protocol.pass(s(89));
         protocol.output().clear();
-        assert_eq!(protocol.pass(s(119)), Some(Closed::new(code::LOST, "")));
-        assert!(protocol.is_over());
+        assert_eq!(protocol.pass(s(119)), Some(TooLate::Silent));
     }
 
     /// Silence that nobody could hear is none.
@@ -446,7 +503,11 @@ mod tests {
     fn a_client_that_is_not_read_is_not_silent() {
         let mut protocol = open();
         protocol.listens(s(10), false);
-        assert_eq!(protocol.deadline(), None);
+        // It is asked all the same, as a kernel tells of a client that is gone.
+        for asked in [40, 70, 100] {
+            assert_eq!((protocol.deadline(), protocol.pass(s(asked))), (Some(s(asked)), None));
+            assert_eq!(protocol.output().split().as_ref(), [FIN | PING, 0]);
+        }
         protocol.listens(s(500), true);
         assert_eq!(protocol.deadline(), Some(s(530)));
     }
@@ -455,17 +516,20 @@ mod tests {
     fn a_client_that_takes_nothing_is_given_up() {
         let mut protocol = open();
         protocol.send(SocketMessage::Text("text".into()));
-        protocol.moved(s(1), false);
+        protocol.moved(s(1), false, true);
         assert_eq!(protocol.deadline(), Some(s(21)));
         protocol.output().advance(1);
-        protocol.moved(s(20), true);
-        protocol.moved(s(30), false);
+        protocol.moved(s(20), true, true);
+        protocol.moved(s(30), false, true);
         assert_eq!(protocol.pass(s(39)), None);
         // Pings, and what it sends, are no reason to wait for it.
         protocol.feed(s(39), &frame(FIN | TEXT, b"here"));
         all(&mut protocol);
-        assert_eq!(protocol.pass(s(40)), Some(Closed::new(code::LOST, "")));
-        assert!(protocol.is_over() && protocol.output().is_empty());
+        assert_eq!(protocol.pass(s(40)), Some(TooLate::Stuck));
+        // Nor that bytes wait below, as those of TLS do.
+        let mut below = open();
+        below.moved(s(1), true, false);
+        assert_eq!(below.deadline(), Some(s(21)));
     }
 
     #[test]
@@ -483,6 +547,14 @@ mod tests {
         };
         ends(&frame(FIN | PING, b""), 20_000);
         ends(&frame(FIN | PONG, b""), 20_000);
+        // But whoever only pings, for as long as may be, is welcome.
+        let mut protocol = open();
+        for second in 0..5000 {
+            protocol.feed(s(second), &frame(FIN | PING, &[7; 125]));
+            assert_eq!(protocol.next(s(second)), None);
+            protocol.output().clear();
+        }
+        assert!(!protocol.is_over());
         let mut protocol = open();
         protocol.feed(s(1), &frame(TEXT, b""));
         assert_eq!(all(&mut protocol), []);
