@@ -1,5 +1,5 @@
 //! The host, as the rest of the crate sees it, whichever it is: `Incoming`, the body of what comes in; `fetch`, `sleep`,
-//! `random`, `worker`, `metric`; `websocket`; and, on WebAssembly, `export!`, which makes a function the component's handler.
+//! `random`, `worker`, `metric`, `config`; `websocket`; and, on WebAssembly, `export!`, which makes a function the component's handler.
 
 /// Of `wit/worker.wit`. Generated and checked in, as the generator takes longer to compile than all of a guest:
 /// `scripts/generate-bindings` of the repository writes it.
@@ -10,6 +10,12 @@
 mod bindings;
 #[cfg(target_arch = "wasm32")]
 mod cluster;
+/// Of `wasi:config`, likewise.
+#[cfg(target_arch = "wasm32")]
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+mod config_bindings;
 #[cfg(target_arch = "wasm32")]
 mod code;
 #[cfg(not(target_arch = "wasm32"))]

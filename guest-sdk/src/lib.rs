@@ -33,7 +33,7 @@
 //! [`testing`].
 //!
 //! Files: `body` is the body of either direction, `client` is who sent a request, `response`, `extract` and `error` are what handlers take and return,
-//! `files` are those of a folder, `fetch`, `time`, `random`, `log`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! `files` are those of a folder, `fetch`, `config`, `time`, `random`, `log`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
@@ -46,6 +46,7 @@ compile_error!("wasmcluster-guest needs one of its features `p2` (the default) a
 
 mod body;
 mod client;
+pub mod config;
 mod error;
 mod extract;
 pub mod fetch;

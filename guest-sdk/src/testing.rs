@@ -20,6 +20,7 @@
 mod answer;
 mod websocket;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -98,6 +99,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 pub struct Host {
     fetch: Option<Rc<dyn Fn(Request) -> Answering>>,
     worker: Option<Worker>,
+    config: BTreeMap<String, String>,
 }
 
 type Answering = Pin<Box<dyn Future<Output = Response>>>;
@@ -126,6 +128,13 @@ impl Host {
     #[must_use]
     pub fn with_worker(mut self, worker: Worker) -> Self {
         self.worker = Some(worker);
+        self
+    }
+
+    /// Sets a value that guests find with [`config::get`](crate::config::get).
+    #[must_use]
+    pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.insert(key.into(), value.into());
         self
     }
 
@@ -164,6 +173,14 @@ impl Host {
 
     pub(crate) fn fetch(&self, request: Request) -> Option<Answering> {
         self.fetch.as_ref().map(|fetch| fetch(request))
+    }
+
+    pub(crate) fn config(&self, key: &str) -> Option<String> {
+        self.config.get(key).cloned()
+    }
+
+    pub(crate) fn all_config(&self) -> Vec<(String, String)> {
+        self.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     pub(crate) fn current_worker(&self) -> Worker {

@@ -46,6 +46,7 @@ in_worlds! { p2 with "sdk", p3 with "sdk-p3": {
     numbers_are_random
     the_environment_says_what_is_logged
     the_worker_is_known
+    values_are_read
     requests_are_sent
     bodies_stream_through
     what_cannot_be_fetched_says_why
@@ -337,6 +338,13 @@ async fn the_worker_is_known(name: &str) {
         &1.into(),
     ];
     assert_eq!(who.as_array().unwrap().iter().collect::<Vec<_>>(), expected);
+}
+
+async fn values_are_read(name: &str) {
+    let cluster = cluster(name, &["--set", "a.b=c", "--set", "empty="]);
+    let config = async |key: &str| get(cluster.address(), &format!("/config?{key}")).await.unwrap().text().to_owned();
+    assert_eq!(config("a.b").await, r#"Some("c") of {"a.b": "c", "empty": ""}"#);
+    assert!(config("empty").await.starts_with(r#"Some("")"#) && config("none").await.starts_with("None"));
 }
 
 async fn requests_are_sent(name: &str) {

@@ -1,4 +1,5 @@
-//! What no standard covers: the package `wasmcluster:worker`, whichever WASI the rest is of.
+//! What no standard covers, or none that is final: the package `wasmcluster:worker`, and `wasi:config`, whichever WASI the rest
+//! is of.
 
 use crate::metrics::Update;
 use crate::websocket::{CloseCode, Closed, Message};
@@ -11,6 +12,7 @@ pub(super) use wasip3::wit_bindgen::rt as runtime;
 pub(super) use wit_bindgen::rt as runtime;
 
 use super::bindings::wasmcluster::worker::{identity, metrics};
+use super::config_bindings::wasi::config::store;
 #[cfg(feature = "p2")]
 use super::p2::bindings::wasmcluster::worker::websocket;
 #[cfg(not(feature = "p2"))]
@@ -19,6 +21,15 @@ use super::p3::bindings::wasmcluster::worker::websocket;
 pub(crate) fn worker() -> Worker {
     let identity::Worker { id, slot, pid, generation, digest, workers } = identity::current();
     Worker { id, slot, pid, generation, digest, workers }
+}
+
+/// A value, if the host has it, and can read it: wasmcluster always can.
+pub(crate) fn config(key: &str) -> Option<String> {
+    store::get(key).ok().flatten()
+}
+
+pub(crate) fn all_config() -> Vec<(String, String)> {
+    store::get_all().unwrap_or_default()
 }
 
 pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {

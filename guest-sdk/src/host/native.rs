@@ -88,6 +88,14 @@ pub(crate) fn worker() -> Worker {
     HOST.with_borrow(Host::current_worker)
 }
 
+pub(crate) fn config(key: &str) -> Option<String> {
+    HOST.with_borrow(|host| host.config(key))
+}
+
+pub(crate) fn all_config() -> Vec<(String, String)> {
+    HOST.with_borrow(Host::all_config)
+}
+
 pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {
     METRICS.with_borrow_mut(|metrics| {
         if metrics.len() < MAX_METRICS {

@@ -10,7 +10,9 @@ use super::exit::Failure;
 use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
-use crate::control::protocol::{CertificateStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus};
+use crate::control::protocol::{
+    CertificateStatus, ConfigStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus,
+};
 use crate::wire::ids::short_digest;
 
 /// Most certificates that the table shows; `--json` prints all.
@@ -79,6 +81,10 @@ fn table(status: &Status) -> String {
     text.push_str(&certificates(&status.certificates));
     let digest = short_digest(&generation.digest);
     text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
+    if let ConfigStatus { revision, values: values @ 1.. } = status.config {
+        let what = if values == 1 { "1 value" } else { &format!("{values} values") };
+        text.insert_str(text.len() - 1, &format!("{what} for guests, revision {revision}\n"));
+    }
     let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
     // While two versions run, which worker runs which is more important than restarts.
     let is_mixed = status.workers.iter().any(|worker| worker.generation != generation.current);

@@ -39,6 +39,9 @@ pub(crate) struct Status {
     /// What https listeners show to clients, in the order of the flags.
     #[serde(default)]
     pub(crate) certificates: Vec<CertificateStatus>,
+    /// The live configuration.
+    #[serde(default)]
+    pub(crate) config: ConfigStatus,
     /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
     /// gauges, over those that live.
     #[serde(default)]
@@ -53,6 +56,15 @@ impl Status {
     pub(crate) fn serves(&self) -> bool {
         self.state != "stopping" && self.workers.iter().any(|worker| worker.state == "ready")
     }
+}
+
+/// The live configuration that all workers go by.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ConfigStatus {
+    /// Grows with each change; certificates that are read again are one, too.
+    pub(crate) revision: u64,
+    /// How many values guests have.
+    pub(crate) values: usize,
 }
 
 /// How far a start has come.

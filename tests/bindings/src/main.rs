@@ -1,4 +1,4 @@
-//! Writes the SDK's bindings of `wit/`, for `scripts/generate-bindings`. Its test fails when a file that is checked in is
+//! Writes the SDK's bindings of `wit/`, and of `wasi:config`, for `scripts/generate-bindings`. Its test fails when a file that is checked in is
 //! not the one that would be written today.
 
 use std::path::Path;
@@ -23,16 +23,24 @@ struct Bindings {
 
 const WORKER: (&str, &str) = ("wit/worker.wit", include_str!("../../../wit/worker.wit"));
 const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
+const CONFIG: (&str, &str) = ("tests/bindings/wit/config.wit", include_str!("../wit/config.wit"));
 const IO: (&str, &str) = ("wit/deps/io.wit", include_str!("../../../wit/deps/io.wit"));
 
 /// WebSocket stands apart, as its interface is another for each version of WASI.
-const ALL: [Bindings; 3] = [
+const ALL: [Bindings; 4] = [
     Bindings {
         file: "guest-sdk/src/host/bindings.rs",
         packages: &[IO, WORKER],
         interfaces: &["identity", "metrics"],
         with: &[],
         world: "imports",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/config_bindings.rs",
+        packages: &[CONFIG],
+        interfaces: &["store"],
+        with: &[],
+        world: "imports-config",
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",

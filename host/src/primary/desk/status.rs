@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::control::protocol::{GenerationStatus, Starting, Status, Totals};
+use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, Totals};
 use crate::settings::Settings;
 
 /// The status of a cluster that began at `since`, has these addresses, and deploys nothing yet.
@@ -32,6 +32,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         workers: Vec::new(),
         totals: Totals::default(),
         certificates: Vec::new(),
+        config: ConfigStatus::default(),
         guest_metrics: Vec::new(),
         limits: application.limits.in_force(),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Driver;
-use crate::control::protocol::{GenerationStatus, Starting, Status, WorkerStatus};
+use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, WorkerStatus};
 use crate::os::files;
 use crate::primary::desk::status::of_start;
 use crate::primary::supervisor::{Description, Role, Waiting, WorkerState};
@@ -31,6 +31,7 @@ impl Driver<'_> {
             workers: self.worker_statuses(&sample),
             totals: self.ledger.totals(by_generation),
             certificates: self.certified.as_ref().map(|certified| certified.status()).unwrap_or_default(),
+            config: ConfigStatus { revision: self.live.number, values: self.live.config.values.len() },
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)
         }

@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_handshake_is_refused() {
+    fn what_is_wrong_in_a_handshake_is_told() {
         let with = |key: &str, version: &str| {
             asked("GET", &[("sec-websocket-key", key), ("sec-websocket-version", version), UPGRADE, CONNECTION])
                 .unwrap()

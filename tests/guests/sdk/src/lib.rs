@@ -17,8 +17,8 @@ use wasmcluster_guest::fetch::{self, FetchError};
 use wasmcluster_guest::http::{HeaderMap, HeaderValue, StatusCode, header};
 use wasmcluster_guest::sse::{self, Event};
 use wasmcluster_guest::{
-    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, files, random, time,
-    worker,
+    Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, config, files,
+    random, time, worker,
 };
 
 #[wasmcluster_guest::main]
@@ -36,7 +36,7 @@ async fn handle(request: Request) -> Result<Response> {
     }
     match path.split_once('/').map_or("", |(_, path)| path) {
         "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" | "follow" => outbound(&path, request).await,
-        "sleeps" | "timeout" | "unordered" | "yield" => waiting(&path, request).await,
+        "sleeps" | "timeout" | "unordered" | "yield" | "keeps-config" => waiting(&path, request).await,
         "written" | "paced" | "events" | "trailers" | "unordered-writer" => Ok(streamed(&path)),
         "json" | "text" | "count" | "echo" | "cut" => incoming(&path, request).await,
         path => plain(path, &request),
@@ -72,6 +72,10 @@ fn plain(path: &str, request: &Request) -> Result<Response> {
             page.word.repeat(page.times.max(1)).into_response()
         }
         "head" => head(request)?,
+        "config" => {
+            let key = request.uri().query().unwrap_or_default();
+            format!("{:?} of {:?}", config::get(key), config::all()).into_response()
+        }
         "client" => format!("{:?}", client(request)).into_response(),
         "html" => Html("<p>").into_response(),
         "created" => (StatusCode::CREATED, [(header::LOCATION, "/7")], Json(7)).into_response(),
@@ -229,6 +233,11 @@ async fn waiting(path: &str, request: Request) -> Result<Response> {
             };
             join(slow, fast).await;
             Json(order.into_inner()).into_response()
+        }
+        "/keeps-config" => {
+            let before = config::all();
+            nap(ms).await;
+            format!("{before:?} {:?}", config::all()).into_response()
         }
         "/timeout" => format!("{:?}", time::timeout(Duration::from_millis(ms), nap(20)).await).into_response(),
         // Each is polled when it was woken, and not before.

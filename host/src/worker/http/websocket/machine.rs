@@ -580,7 +580,7 @@ mod tests {
 
         /// In whatever pieces they come, the same bytes are the same messages; and whatever they are, they end.
         #[test]
-        fn pieces_do_not_matter(
+        fn pieces_of_frames_do_not_matter(
             frames in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..200)), 0..20),
             noise in prop::collection::vec(any::<u8>(), 0..30),
             pieces in prop::collection::vec(1..50_usize, 1..20),
