@@ -328,16 +328,16 @@ async fn answer(
 /// Those who wait for an instance. When it can go on, one of them is woken that polls it for sure: a WebSocket's. If there is
 /// none, all are, since one that cannot write for now would not poll it.
 #[derive(Default)]
-struct Wakers(Mutex<Vec<Waits>>);
+struct Wakers(Mutex<Vec<SeatWaker>>);
 
-struct Waits {
+struct SeatWaker {
     seat: u64,
     waker: Waker,
     is_attended: bool,
 }
 
 impl Wakers {
-    fn lock(&self) -> MutexGuard<'_, Vec<Waits>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<SeatWaker>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -348,7 +348,7 @@ impl Wakers {
                 known.waker.clone_from(waker);
                 known.is_attended = is_attended;
             }
-            None => wakers.push(Waits { seat, waker: waker.clone(), is_attended }),
+            None => wakers.push(SeatWaker { seat, waker: waker.clone(), is_attended }),
         }
     }
 
@@ -376,7 +376,7 @@ impl Wake for Wakers {
     }
 }
 
-fn wake_one_that_polls(wakers: &[Waits]) {
+fn wake_one_that_polls(wakers: &[SeatWaker]) {
     match wakers.iter().find(|known| known.is_attended) {
         Some(attended) => attended.waker.wake_by_ref(),
         None => wakers.iter().for_each(|known| known.waker.wake_by_ref()),
