@@ -56,13 +56,13 @@ fn a_guest_hears_and_says_whole_messages() {
         assert_eq!(socket.hear(), "h\u{e9}llo", "{name}");
         let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| at as u8).collect();
         socket.send(FIN | BINARY, &bytes);
-        assert_eq!(socket.next(), Some(Frame::Binary(bytes)));
+        assert_eq!(socket.receive(), Some(Frame::Binary(bytes)));
         // In parts, with a ping between them.
         socket.send(TEXT, b"one ");
         socket.send(FIN | PING, b"there?");
         socket.send(CONTINUATION, b"two ");
         socket.send(FIN | CONTINUATION, b"three");
-        assert_eq!(socket.next(), Some(Frame::Control(PONG, b"there?".into())));
+        assert_eq!(socket.receive(), Some(Frame::Control(PONG, b"there?".into())));
         assert_eq!(socket.hear(), "one two three");
         // Both at once: neither waits for the other.
         for number in 0..200 {
@@ -71,7 +71,7 @@ fn a_guest_hears_and_says_whole_messages() {
         assert!((0..200).all(|number| socket.hear() == number.to_string()));
         socket.send(FIN | CLOSE, &[&4001_u16.to_be_bytes()[..], b"enough"].concat());
         assert_eq!(socket.closed(), (4001, "enough".into()));
-        assert_eq!(socket.next(), None);
+        assert_eq!(socket.receive(), None);
     }
 }
 
@@ -87,7 +87,7 @@ fn a_guest_ends_its_socket_as_it_says() {
         cluster.stderr.find("the guest trapped");
         assert_eq!(cluster.status()["totals"]["traps"], 1);
         let mut flood = open(&cluster, "/websocket/flood?bytes=10&count=3");
-        let said: Vec<_> = std::iter::from_fn(|| flood.next()).take(4).collect();
+        let said: Vec<_> = std::iter::from_fn(|| flood.receive()).take(4).collect();
         assert_eq!(said[3], Frame::Text("done".into()));
         assert_eq!(flood.closed(), (1000, String::new()), "it returned");
     }
@@ -229,14 +229,14 @@ fn a_client_that_answers_no_pings_is_given_up() {
     let (mut live, mut silent) = (open(&cluster, "/websocket/goodbye"), open(&cluster, "/websocket/goodbye"));
     // It is asked three times over before the silent one is done with.
     for _ in 0..3 {
-        assert_eq!(live.next(), Some(Frame::Control(PING, Vec::new())));
+        assert_eq!(live.receive(), Some(Frame::Control(PING, Vec::new())));
         live.send(FIN | PONG, b"");
     }
-    assert_eq!(silent.next(), Some(Frame::Control(PING, Vec::new())));
+    assert_eq!(silent.receive(), Some(Frame::Control(PING, Vec::new())));
     assert_eq!(silent.closed().0, 1006);
     cluster.stderr.find("code: CloseCode(1006)");
     live.send(FIN | CLOSE, b"");
-    assert_eq!(live.next(), Some(Frame::Close(1005, String::new())));
+    assert_eq!(live.receive(), Some(Frame::Close(1005, String::new())));
 }
 
 /// It waits for its client, with a queue of its own and the kernel's full, and goes on when that reads.
@@ -257,7 +257,7 @@ fn a_client_that_does_not_read_makes_its_guest_wait() {
         assert!(sent < count, "{name}: all {count} were taken");
         assert!(memory(pid) < before + (16 << 20), "{name}");
         for _ in 0..count {
-            assert_eq!(socket.next(), Some(Frame::Binary(vec![b'x'; bytes])));
+            assert_eq!(socket.receive(), Some(Frame::Binary(vec![b'x'; bytes])));
         }
         assert_eq!(socket.hear(), "done");
         // One that never reads is cut.
@@ -413,9 +413,9 @@ fn a_slow_client_gets_all_that_was_sent_before_the_close() {
         let mut stream = socket.stream().try_clone().unwrap();
         let mut slow = Socket::opened(Slow(&mut stream));
         for _ in 0..8 {
-            assert_eq!(slow.next(), Some(Frame::Binary(message.clone())), "{name}");
+            assert_eq!(slow.receive(), Some(Frame::Binary(message.clone())), "{name}");
         }
-        assert_eq!(slow.next(), Some(Frame::Close(4000, "bye".into())));
+        assert_eq!(slow.receive(), Some(Frame::Close(4000, "bye".into())));
         sending.join().unwrap().unwrap();
     }
 }
@@ -544,7 +544,7 @@ impl OverHttp2 {
     }
 
     /// The next frame, as far as one came before the stream ended.
-    async fn next(&mut self) -> Option<Frame> {
+    async fn receive(&mut self) -> Option<Frame> {
         loop {
             let mut rest = &self.come[..];
             let before = rest.len();
@@ -557,7 +557,7 @@ impl OverHttp2 {
                 _ => false,
             };
             if complete {
-                let frame = Socket::opened(Readable(&mut rest)).next();
+                let frame = Socket::opened(Readable(&mut rest)).receive();
                 let taken = before - rest.len();
                 self.come.drain(..taken);
                 return frame;
@@ -601,20 +601,20 @@ async fn websockets_share_a_connection_of_http2() {
         let large = vec![7; 1 << 20];
         for socket in &mut sockets {
             socket.say(FIN | TEXT, b"hello").await;
-            assert_eq!(socket.next().await, Some(Frame::Text("hello".into())), "{name}");
+            assert_eq!(socket.receive().await, Some(Frame::Text("hello".into())), "{name}");
             socket.say(FIN | BINARY, &large).await;
-            assert_eq!(socket.next().await, Some(Frame::Binary(large.clone())));
+            assert_eq!(socket.receive().await, Some(Frame::Binary(large.clone())));
         }
         until_it_has(&cluster, "websockets", 10);
         assert_eq!(client.get("/nowhere").await.unwrap().status, 404, "beside them");
         let mut closed = sockets.pop().unwrap();
         closed.say(FIN | TEXT, b"close 4000 bye").await;
-        assert_eq!(closed.next().await, Some(Frame::Close(4000, "bye".into())));
+        assert_eq!(closed.receive().await, Some(Frame::Close(4000, "bye".into())));
         closed.say(FIN | CLOSE, &4000_u16.to_be_bytes()).await;
-        assert_eq!(closed.next().await, None, "the stream ends");
+        assert_eq!(closed.receive().await, None, "the stream ends");
         let mut bad = sockets.pop().unwrap();
         assert!(send_all(&mut bad.send, Bytes::from_static(&[FIN | TEXT, 1, b'x']), false).await);
-        assert_eq!(bad.next().await, Some(Frame::Close(1002, "protocol error".into())));
+        assert_eq!(bad.receive().await, Some(Frame::Close(1002, "protocol error".into())));
         // A reset is the client's end.
         sockets.pop().unwrap().send.send_reset(Reason::CANCEL);
         until_it_has(&cluster, "websockets", 7);
@@ -637,8 +637,8 @@ async fn a_drain_closes_websockets_of_http2_as_well() {
             let stop = scope.spawn(|| cluster.command(&["stop"]));
             tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(async {
-                    assert_eq!(socket.next().await, Some(Frame::Text("goodbye".into())), "{name}");
-                    assert_eq!(socket.next().await, Some(Frame::Close(1001, String::new())));
+                    assert_eq!(socket.receive().await, Some(Frame::Text("goodbye".into())), "{name}");
+                    assert_eq!(socket.receive().await, Some(Frame::Close(1001, String::new())));
                     socket.say(FIN | CLOSE, &1001_u16.to_be_bytes()).await;
                     client.ended().await;
                 });

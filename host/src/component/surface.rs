@@ -69,7 +69,8 @@ const PROVIDED: &[Package] = &[
         "instance-network", "ip-name-lookup", "network", "tcp", "tcp-create-socket", "udp", "udp-create-socket",
     ]),
     package("wasi:sockets", "0.3", &["ip-name-lookup", "types"]),
-    package("wasmcluster:worker", "0.1", &["identity", "metrics", "websocket"]),
+    package("wasmcluster:worker", "0.1", &["identity", "metrics"]),
+    package("wasmcluster:worker", "0.2", &["websocket"]),
     package("wasmcluster:worker", "0.3", &["websocket"]),
 ];
 

@@ -22,15 +22,16 @@ struct Bindings {
 }
 
 const WORKER: (&str, &str) = ("wit/worker.wit", include_str!("../../../wit/worker.wit"));
+const WORKER_P2: (&str, &str) = ("wit/p2/worker.wit", include_str!("../../../wit/p2/worker.wit"));
 const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
 const CONFIG: (&str, &str) = ("tests/bindings/wit/config.wit", include_str!("../wit/config.wit"));
-const IO: (&str, &str) = ("wit/deps/io.wit", include_str!("../../../wit/deps/io.wit"));
+const IO: (&str, &str) = ("wit/p2/deps/io.wit", include_str!("../../../wit/p2/deps/io.wit"));
 
 /// WebSocket stands apart, as its interface is another for each version of WASI.
 const ALL: [Bindings; 4] = [
     Bindings {
         file: "guest-sdk/src/host/bindings.rs",
-        packages: &[IO, WORKER],
+        packages: &[WORKER],
         interfaces: &["identity", "metrics"],
         with: &[],
         world: "imports",
@@ -44,7 +45,7 @@ const ALL: [Bindings; 4] = [
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",
-        packages: &[IO, WORKER],
+        packages: &[IO, WORKER_P2],
         interfaces: &["poll", "websocket"],
         with: &[("wasi:io/poll@0.2.12", "wasip2::io::poll")],
         world: "imports-websocket",

@@ -141,7 +141,7 @@ impl<S: Read + Write> Socket<S> {
     }
 
     /// The next frame; `None` at the end of the connection.
-    pub fn next(&mut self) -> Option<Frame> {
+    pub fn receive(&mut self) -> Option<Frame> {
         let mut head = [0; 2];
         self.stream.read_exact(&mut head).ok()?;
         assert_eq!((head[0] & FIN, head[1] & 0x80), (FIN, 0), "whole messages, and no mask");
@@ -175,7 +175,7 @@ impl<S: Read + Write> Socket<S> {
     /// The next text.
     #[track_caller]
     pub fn hear(&mut self) -> String {
-        match self.next() {
+        match self.receive() {
             Some(Frame::Text(text)) => text,
             other => panic!("no text: {other:?}"),
         }
@@ -185,7 +185,7 @@ impl<S: Read + Write> Socket<S> {
     /// connection ends without one.
     pub fn closed(&mut self) -> (u16, String) {
         loop {
-            match self.next() {
+            match self.receive() {
                 Some(Frame::Close(code, reason)) => {
                     let payload = if code == 1005 { Vec::new() } else { code.to_be_bytes().to_vec() };
                     let _ = self.stream.write_all(&frame(FIN | CLOSE, &payload));

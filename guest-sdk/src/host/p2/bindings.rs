@@ -8,8 +8,7 @@ use wasip2::io::poll as __with_name0;
 #[allow(dead_code, clippy::all)]
 pub mod wasmcluster {
     pub mod worker {
-        /// WebSocket (RFC 6455), for guests of WASI 0.2. Those of WASI 0.3 import the interface of the same name in
-        /// `wasmcluster:worker@0.3.0`, in which functions wait.
+        /// WebSocket (RFC 6455).
         ///
         /// A request that asks for a WebSocket, over HTTP/1.1 or HTTP/2 (RFC 8441), reaches the guest as a GET with the header
         /// `wasmcluster-websocket`, which no client can set. The guest passes its value to `accept`, and answers with status 101, where
@@ -102,7 +101,7 @@ pub mod wasmcluster {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "wasmcluster:worker/websocket@0.1.0")]
+                    #[link(wasm_import_module = "wasmcluster:worker/websocket@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]socket"]
                         fn drop(_: i32);
@@ -130,7 +129,7 @@ pub mod wasmcluster {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "wasmcluster:worker/websocket@0.1.0")]
+                    #[link(wasm_import_module = "wasmcluster:worker/websocket@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "accept"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -178,7 +177,7 @@ pub mod wasmcluster {
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
                         #[link(
-                            wasm_import_module = "wasmcluster:worker/websocket@0.1.0"
+                            wasm_import_module = "wasmcluster:worker/websocket@0.2.0"
                         )]
                         unsafe extern "C" {
                             #[link_name = "[method]socket.receive"]
@@ -288,7 +287,7 @@ pub mod wasmcluster {
                     unsafe {
                         #[cfg(target_arch = "wasm32")]
                         #[link(
-                            wasm_import_module = "wasmcluster:worker/websocket@0.1.0"
+                            wasm_import_module = "wasmcluster:worker/websocket@0.2.0"
                         )]
                         unsafe extern "C" {
                             #[link_name = "[method]socket.subscribe-receive"]
@@ -343,7 +342,7 @@ pub mod wasmcluster {
                         let ptr3 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
                         #[link(
-                            wasm_import_module = "wasmcluster:worker/websocket@0.1.0"
+                            wasm_import_module = "wasmcluster:worker/websocket@0.2.0"
                         )]
                         unsafe extern "C" {
                             #[link_name = "[method]socket.send"]
@@ -421,7 +420,7 @@ pub mod wasmcluster {
                     unsafe {
                         #[cfg(target_arch = "wasm32")]
                         #[link(
-                            wasm_import_module = "wasmcluster:worker/websocket@0.1.0"
+                            wasm_import_module = "wasmcluster:worker/websocket@0.2.0"
                         )]
                         unsafe extern "C" {
                             #[link_name = "[method]socket.subscribe-send"]
@@ -452,7 +451,7 @@ pub mod wasmcluster {
                         let len0 = vec0.len();
                         #[cfg(target_arch = "wasm32")]
                         #[link(
-                            wasm_import_module = "wasmcluster:worker/websocket@0.1.0"
+                            wasm_import_module = "wasmcluster:worker/websocket@0.2.0"
                         )]
                         unsafe extern "C" {
                             #[link_name = "[method]socket.close"]
@@ -647,7 +646,7 @@ mod _rt {
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.62.0:wasmcluster:worker@0.1.0:imports-websocket:encoded world"
+    link_section = "component-type:wit-bindgen:0.62.0:wasmcluster:worker@0.2.0:imports-websocket:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
@@ -665,8 +664,8 @@ self\x08\0\x0a\x04\0\x16[method]socket.receive\x01\x0b\x01i\x01\x01@\x01\x04self
 \x01@\x02\x04self\x08\x07message\x04\0\x0e\x04\0\x13[method]socket.send\x01\x0f\x04\
 \0\x1d[method]socket.subscribe-send\x01\x0d\x01@\x03\x04self\x08\x04code{\x06rea\
 sons\x01\0\x04\0\x14[method]socket.close\x01\x10\x01i\x07\x01k\x11\x01@\x01\x06t\
-ickets\0\x12\x04\0\x06accept\x01\x13\x03\0\"wasmcluster:worker/websocket@0.1.0\x05\
-\x02\x04\0*wasmcluster:worker/imports-websocket@0.1.0\x04\0\x0b\x17\x01\0\x11imp\
+ickets\0\x12\x04\0\x06accept\x01\x13\x03\0\"wasmcluster:worker/websocket@0.2.0\x05\
+\x02\x04\0*wasmcluster:worker/imports-websocket@0.2.0\x04\0\x0b\x17\x01\0\x11imp\
 orts-websocket\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
 0.259.0\x10wit-bindgen-rust\x060.62.0";
 #[inline(never)]

@@ -236,13 +236,17 @@ impl SocketLink {
     pub(crate) async fn released(&self) {
         loop {
             let released = self.released.notified();
-            let state = self.lock();
-            if state.is_released || !state.is_accepted || state.over.is_some() {
+            if self.is_done() {
                 return;
             }
-            drop(state);
             released.await;
         }
+    }
+
+    /// Whether the guest has no use for it, or never had it.
+    fn is_done(&self) -> bool {
+        let state = self.lock();
+        state.is_released || !state.is_accepted || state.over.is_some()
     }
 
     /// What `receive` says; `None` if that is to come.

@@ -38,8 +38,11 @@ use crate::worker::values::{LiveValues, Values};
 const ACCOUNT_EVERY: usize = 1 << 20;
 
 mod bindings {
+    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+}
+mod bindings_p2 {
     wasmtime::component::bindgen!({
-        path: "../wit",
+        path: "../wit/p2",
         world: "wasmcluster:worker/imports",
         imports: { "wasmcluster:worker/websocket": trappable },
         require_store_data_send: true,
@@ -57,7 +60,8 @@ mod bindings_p3 {
         with: { "wasmcluster:worker/websocket.socket": crate::worker::guest::websocket::Socket },
     });
 }
-pub(super) use bindings::wasmcluster::worker::{identity, metrics, websocket};
+pub(super) use bindings::wasmcluster::worker::{identity, metrics};
+pub(super) use bindings_p2::wasmcluster::worker::websocket;
 pub(super) use bindings_p3::wasmcluster::worker::websocket as websocket_async;
 
 /// One instance's.
