@@ -5,8 +5,10 @@
 //! the same name wait for the same look-up, a name has one at a time, the names of one grant have a share of all look-ups, and
 //! whoever waits has a deadline. A guest that is gone waits for nothing.
 
+mod finding;
 mod name_servers;
 mod order;
+mod sockets;
 mod system;
 
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
+use finding::Finding;
 use system::SystemNames;
 
 /// Look-ups at a time, and how many of them for names of the same grant, which may be that of a whole domain. Each asks for two
@@ -44,13 +47,6 @@ pub(crate) enum NotFound {
     Failed,
     /// Nobody said anything in time.
     Silent,
-}
-
-/// What a look-up comes to, and for how long that is good.
-#[derive(Debug, PartialEq, Eq)]
-struct Finding {
-    addresses: Result<Vec<IpAddr>, NotFound>,
-    good_for: Duration,
 }
 
 /// Where addresses come from.
@@ -150,8 +146,7 @@ impl<S: AddressSource> Resolver<S> {
         let seeking = Seeking { all: self.names.clone(), name: name.to_owned(), sought: sought.clone() };
         let asked = self.source.ask(name);
         tokio::spawn(async move {
-            let none = Finding { addresses: Err(NotFound::Silent), good_for: Duration::ZERO };
-            let found = timeout(MAX_WAIT, asked).await.unwrap_or(none);
+            let found = timeout(MAX_WAIT, asked).await.unwrap_or(Finding::none(NotFound::Silent));
             let resolution = found.addresses.map(bounded);
             seeking.ended(&resolution, found.good_for);
             drop(places);

@@ -5,7 +5,6 @@
 //! to TCP when an answer is cut, and follows at most eight aliases. What it would do besides is left alone: it asks two
 //! servers at once, believes the first that refuses, mixes hosts with answers, and keeps a cache.
 
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,14 +12,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
-use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime};
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use resolv_conf::{Config, ParseError, ScopedIp};
-use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout};
 
-use super::{Finding, MAX_WAIT, NotFound, order};
+use super::finding::Finding;
+use super::sockets::Sockets;
+use super::{MAX_WAIT, NotFound, order};
 use crate::logging::one_line;
 
 const PORT: u16 = 53;
@@ -31,8 +30,6 @@ const MAX_ATTEMPTS: u32 = 5;
 const MAX_NDOTS: u32 = 15;
 /// How long the other family is waited for, once there are addresses of one: some servers never answer for IPv6.
 const MAX_BEHIND: Duration = Duration::from_secs(1);
-/// How long the addresses of one family are good, if the other did not come.
-const HALF_GOOD_FOR: Duration = Duration::from_secs(5);
 /// How long a server that was silent is asked after the others.
 const SHUNNED_FOR: Duration = Duration::from_secs(30);
 
@@ -199,31 +196,6 @@ async fn behind(first: &Finding, other: Pin<&mut impl Future<Output = Finding>>)
     timeout(MAX_BEHIND, other).await.unwrap_or(Finding::none(NotFound::Silent))
 }
 
-impl Finding {
-    fn none(why: NotFound) -> Self {
-        Self { addresses: Err(why), good_for: Duration::ZERO }
-    }
-
-    /// What both families come to.
-    fn and(self, other: Self) -> Self {
-        let good_for = self.good_for.min(other.good_for);
-        match (self.addresses, other.addresses) {
-            (Ok(mut addresses), Ok(others)) => {
-                addresses.extend(others);
-                Self { addresses: Ok(order::sorted(addresses)), good_for }
-            }
-            (Ok(addresses), Err(NotFound::Silent)) | (Err(NotFound::Silent), Ok(addresses)) => {
-                let good_for = self.good_for.max(other.good_for).min(HALF_GOOD_FOR);
-                Self { addresses: Ok(addresses), good_for }
-            }
-            (Ok(addresses), Err(_)) => Self { addresses: Ok(addresses), good_for: self.good_for },
-            (Err(_), Ok(addresses)) => Self { addresses: Ok(addresses), good_for: other.good_for },
-            (Err(NotFound::Failed), Err(NotFound::Failed)) => Self { addresses: Err(NotFound::Failed), good_for },
-            (Err(_), Err(_)) => Self::none(NotFound::Silent),
-        }
-    }
-}
-
 impl NameServer {
     fn new(address: SocketAddr, patience: Duration, config: &Config) -> Self {
         let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
@@ -261,51 +233,8 @@ fn socket_address(named: &ScopedIp) -> SocketAddr {
     }
 }
 
-/// Sockets to one name server. Hickory's own are not connected: they take datagrams of anybody, drop them one by one and say
-/// so in the log, and never hear that nobody listens.
-#[derive(Clone)]
-struct Sockets {
-    /// With the zone of a link-local address, which hickory does not know.
-    server: SocketAddr,
-    tokio: TokioRuntimeProvider,
-}
-
-impl Sockets {
-    fn to(server: SocketAddr) -> Self {
-        Self { server, tokio: TokioRuntimeProvider::default() }
-    }
-}
-
-type Opening<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
-
-impl RuntimeProvider for Sockets {
-    type Handle = TokioHandle;
-    type Timer = TokioTime;
-    type Udp = UdpSocket;
-    type Tcp = <TokioRuntimeProvider as RuntimeProvider>::Tcp;
-
-    fn create_handle(&self) -> Self::Handle {
-        self.tokio.create_handle()
-    }
-
-    fn connect_tcp(&self, _: SocketAddr, from: Option<SocketAddr>, within: Option<Duration>) -> Opening<Self::Tcp> {
-        self.tokio.connect_tcp(self.server, from, within)
-    }
-
-    fn bind_udp(&self, from: SocketAddr, _: SocketAddr) -> Opening<Self::Udp> {
-        let server = self.server;
-        Box::pin(async move {
-            let socket = UdpSocket::bind(from).await?;
-            socket.connect(server).await?;
-            Ok(socket)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv6Addr};
-
     use super::*;
 
     fn parsed(text: &str) -> NameServers {
@@ -368,21 +297,5 @@ mod tests {
         assert_eq!(first(&servers), "192.0.2.2");
         let rotating = parsed("nameserver 192.0.2.1\nnameserver 192.0.2.2\noptions rotate");
         assert_eq!([(); 3].map(|()| first(&rotating)), ["192.0.2.1", "192.0.2.2", "192.0.2.1"]);
-    }
-
-    #[test]
-    fn the_addresses_of_both_families_are_one_finding() {
-        let (six, four) = (IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(Ipv4Addr::LOCALHOST));
-        let found = |address, seconds| Finding { addresses: Ok(vec![address]), good_for: Duration::from_secs(seconds) };
-        let none = |seconds| Finding { addresses: Err(NotFound::Failed), good_for: Duration::from_secs(seconds) };
-        let silent = || Finding::none(NotFound::Silent);
-        let both = Finding { addresses: Ok(vec![six, four]), good_for: Duration::from_secs(20) };
-        assert_eq!(found(four, 30).and(found(six, 20)), both);
-        assert_eq!(found(four, 30).and(none(0)), found(four, 30));
-        assert_eq!(none(0).and(found(four, 30)), found(four, 30));
-        assert_eq!(found(four, 30).and(silent()), found(four, 5), "the other may be there the next time");
-        assert_eq!(silent().and(found(four, 3)), found(four, 3));
-        assert_eq!(none(30).and(none(20)), none(20));
-        assert_eq!(none(30).and(silent()), silent());
     }
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::finding::Finding;
 use super::name_servers::NameServers;
-use super::{AddressSource, Finding, order};
+use super::{AddressSource, order};
 use crate::logging::one_line;
 
 /// How often it is looked at whether the files have changed, at most.
