@@ -239,6 +239,26 @@ async fn a_name_server_that_lies_is_not_believed() {
     assert!(lines.iter().all(|line| !line.contains("ignoring")), "{lines:#?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aliases_are_followed_and_not_for_ever() {
+    let Some(stage) = Stage::set(&by(SERVER), "") else { return };
+    stage.server.says(
+        "first.test.example A alias 0 second.test.example\nsecond.test.example A 600 127.0.0.1\n\
+         inside.test.example A alias 600 metadata.test.example\nmetadata.test.example A 600 169.254.169.254\n\
+         round.test.example A alias 600 about.test.example\nabout.test.example A alias 600 round.test.example",
+    );
+    for n in 1..=3 {
+        assert_eq!(stage.fetch("first.test.example").await, FINE);
+        assert_eq!(stage.count("first.test.example"), n, "the alias is good for no time");
+    }
+    let said = stage.fetch("inside.test.example").await;
+    assert!(said.contains("DestinationIpProhibited"), "{said}");
+    let said = stage.fetch("round.test.example").await;
+    assert!(said.contains("DnsError"), "{said}");
+    let asked = stage.count("round.test.example") + stage.count("about.test.example");
+    assert!(asked <= 8, "it was asked {asked} times");
+}
+
 async fn until_it_says(stage: &Stage, name: &str, what: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {

@@ -55,7 +55,8 @@ impl NameServer {
     }
 
     /// What it says from now on: a line has a name, a type, and either a TTL with addresses or what it does instead:
-    /// `silent`, `held` until that is no longer so, `refused`, `cut SECONDS ADDRESS` (over UDP) or `forged SECONDS ADDRESS`.
+    /// `silent`, `held` until that is no longer so, `refused`, `cut SECONDS ADDRESS` (over UDP), `forged SECONDS ADDRESS` or
+    /// `alias SECONDS NAME`.
     pub fn says(&self, zone: &str) {
         let new = self.zone.with_extension("new");
         fs::write(&new, zone).and_then(|()| fs::rename(&new, &self.zone)).expect("a zone");
@@ -220,6 +221,11 @@ impl Asked {
             [] => self.answer(0x8183, NEGATIVE_TTL, &[]),
             [word] if word == "refused" => self.answer(0x8185, 0, &[]),
             [word] if word == "nothing" => self.answer(0x8180, NEGATIVE_TTL, &[]),
+            [word, ttl, name] if word == "alias" => {
+                let labels = name.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat());
+                let name: Vec<u8> = labels.chain([0]).collect();
+                self.records(0x8180, ttl.parse().expect("a TTL"), &[(5, name)])
+            }
             [ttl, addresses @ ..] => {
                 let addresses: Vec<_> = addresses.iter().map(|text| text.parse().expect("an address")).collect();
                 self.answer(0x8180, ttl.parse().expect("a TTL"), &addresses)
@@ -227,10 +233,18 @@ impl Asked {
         }
     }
 
-    /// With these flags, and records of the addresses; or with a SOA record if there are none.
     fn answer(&self, flags: u16, ttl: u32, addresses: &[IpAddr]) -> Vec<u8> {
-        let has_soa = addresses.is_empty() && ttl > 0;
-        let counts = [self.id, flags, 1, addresses.len() as u16, u16::from(has_soa), 0];
+        let records = addresses.iter().map(|address| match address {
+            IpAddr::V4(address) => (1, address.octets().to_vec()),
+            IpAddr::V6(address) => (28, address.octets().to_vec()),
+        });
+        self.records(flags, ttl, &records.collect::<Vec<_>>())
+    }
+
+    /// With these flags, and records by type; or with a SOA record if there are none.
+    fn records(&self, flags: u16, ttl: u32, records: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        let has_soa = records.is_empty() && ttl > 0;
+        let counts = [self.id, flags, 1, records.len() as u16, u16::from(has_soa), 0];
         let mut message: Vec<u8> = counts.iter().flat_map(|count| count.to_be_bytes()).collect();
         message.extend(&self.question);
         let mut record = |name: &[u8], kind: u16, data: &[u8]| {
@@ -240,12 +254,9 @@ impl Asked {
             message.extend((data.len() as u16).to_be_bytes());
             message.extend(data);
         };
-        for address in addresses {
+        for (kind, data) in records {
             // The name is that of the question.
-            match address {
-                IpAddr::V4(address) => record(&[0xc0, 12], 1, &address.octets()),
-                IpAddr::V6(address) => record(&[0xc0, 12], 28, &address.octets()),
-            }
+            record(&[0xc0, 12], *kind, data);
         }
         if has_soa {
             let times = [1, 60, 60, 60, ttl].map(u32::to_be_bytes).concat();

@@ -144,9 +144,9 @@ impl NameServers {
                 match server.resolver.lookup(name.clone(), family).await {
                     Ok(answer) => {
                         let addresses = answer.answers().iter().filter_map(|record| record.data.ip_addr());
-                        let addresses = order::sorted(addresses);
+                        let addresses = Some(order::sorted(addresses)).filter(|found| !found.is_empty());
                         let good_for = answer.valid_until().saturating_duration_since(std::time::Instant::now());
-                        return Finding { addresses: Ok(addresses), good_for };
+                        return Finding { addresses: addresses.ok_or(NotFound::Failed), good_for };
                     }
                     Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
                         let good_for = Duration::from_secs(none.negative_ttl.unwrap_or(0).into());
