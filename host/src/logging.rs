@@ -115,6 +115,8 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(own.min(LevelFilter::WARN))
         .with_target("wasmcluster", own)
         .with_target("h2", of_clients)
+        // It warns of each datagram that somebody forges, in words of theirs.
+        .with_target("hickory", LevelFilter::OFF)
 }
 
 impl Logging {

@@ -12,6 +12,7 @@ mod drain;
 mod grpc;
 mod http2;
 mod identity;
+mod names;
 mod pooling;
 mod reuse;
 mod serving;

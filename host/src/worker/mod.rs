@@ -53,7 +53,7 @@ const MAX_LOAD_PATIENCE: Duration = Duration::from_secs(30);
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 /// How often a worker that is ready and serves nobody yet checks its health.
 const HEALTH_CHECK: Duration = Duration::from_millis(100);
-/// Threads for what guests do with files, and for resolving names; what is over waits.
+/// Threads for what guests do with files; what is over waits.
 const MAX_BLOCKING: usize = 16;
 
 /// What the worker is to do. It only ever moves forward.

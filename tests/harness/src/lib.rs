@@ -42,6 +42,7 @@ pub mod client;
 mod cluster;
 pub mod http2;
 pub mod load;
+pub mod name_server;
 mod places;
 pub mod tls;
 pub mod tools;
