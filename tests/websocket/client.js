@@ -8,7 +8,7 @@ const assert = require('node:assert');
 const { once } = require('node:events');
 const WebSocket = require('ws');
 
-const PATIENCE = 60_000; // milliseconds
+const PATIENCE = 120_000; // milliseconds
 const [address] = process.argv.slice(2);
 const at = (path) => `ws://${address}/websocket/${path}`;
 
