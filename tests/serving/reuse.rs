@@ -45,7 +45,7 @@ async fn by_default_only_wasi_0_3_is_reused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_did_not_do_well_is_not_used_again() {
     for name in ["hostile_p2", "hostile_p3"] {
-        let cluster = cluster(name, &["--max-instance-reuse-count", "100", "--request-timeout", "500ms"]);
+        let cluster = cluster(name, &["--max-instance-reuse-count", "100", "--request-timeout", "1500ms"]);
         for path in ["/trap", "/wait", "/spin", "/exit?code=1", "/error-code", "/trap-after-head?bytes=10"] {
             text(&cluster, "/secret?set=abc").await;
             assert_eq!(text(&cluster, "/secret").await, "SECRET-abc", "{name}");

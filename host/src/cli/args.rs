@@ -343,7 +343,7 @@ pub(super) enum ConfigCommand {
     /// Change values in every worker without a restart, all of them or none
     ///
     /// Keys that begin with `wasmcluster.` are the server's own: there is wasmcluster.log-level. All others are values for
-    /// guests, which they get by wasi:config. New requests see them at once, and `serve --resume` starts with them.
+    /// guests, which they get by wasi:config. New requests see them at once, and a cluster that is resumed starts with them.
     #[command(after_help = "Example: wasmcluster config set greeting=hello wasmcluster.log-level=debug")]
     Set {
         /// What to change; `wasmcluster config get` lists what is set
