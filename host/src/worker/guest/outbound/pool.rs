@@ -16,9 +16,9 @@ use crate::grants::Destination;
 pub(crate) const IDLE: Duration = Duration::from_secs(4);
 /// And if it says more.
 pub(crate) const MAX_IDLE: Duration = Duration::from_secs(60);
-/// Connections that are kept, all and of one place.
+/// Connections that are kept. One place may have all of them, and gives way to others: a place that has as many requests at a
+/// time as that would otherwise close most of its connections after each, and hold a port for a minute with every one.
 const MAX_KEPT: usize = 256;
-const MAX_KEPT_OF_ONE: usize = 64;
 /// How often those are looked for that were idle for too long.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,20 @@ struct Kept {
     idle: HashMap<Key, Vec<Idle>>,
     count: usize,
     is_swept: bool,
+}
+
+impl Kept {
+    /// Closes the connection that has been idle for longest, of the place that has most.
+    fn make_room(&mut self) {
+        let most = self.idle.iter_mut().max_by_key(|(_, idle)| idle.len());
+        if let Some((key, idle)) = most.map(|(key, idle)| (key.clone(), idle)) {
+            idle.remove(0);
+            self.count -= 1;
+            if idle.is_empty() {
+                self.idle.remove(&key);
+            }
+        }
+    }
 }
 
 impl Pool {
@@ -112,9 +126,8 @@ impl Pool {
 
     fn put(self: &Arc<Self>, key: Key, upstream: Upstream, idle_for: Duration) {
         let mut kept = self.lock();
-        let of_one = kept.idle.get(&key).map_or(0, Vec::len);
-        if kept.count >= MAX_KEPT || of_one >= MAX_KEPT_OF_ONE {
-            return;
+        if kept.count >= MAX_KEPT {
+            kept.make_room();
         }
         kept.count += 1;
         kept.idle.entry(key).or_default().push(Idle { upstream, until: Instant::now() + idle_for });
