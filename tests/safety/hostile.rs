@@ -604,7 +604,7 @@ async fn send_for_ever(address: SocketAddr, path: &str) -> Vec<u8> {
 async fn uploads_that_lead_nowhere_are_ended() {
     let post = |path: &str| format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 100000\r\n\r\nbut this");
     for name in GUESTS {
-        let cluster = serve(name, &["--max-body", "1MiB", "--request-timeout", "1s", "--stream-timeout", "1s"]);
+        let cluster = serve(name, &["--max-body", "1MiB", "--request-timeout", "2s", "--stream-timeout", "1s"]);
         again_and_again(&cluster, async || {
             let outcomes = [("/count", Status(408)), ("/echo", Cut), ("/ignore-upload", Says("ignored"))];
             let begun = outcomes.map(|(path, outcome)| (path, outcome, begin(&cluster, &post(path))));
