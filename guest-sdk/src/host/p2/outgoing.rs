@@ -47,7 +47,7 @@ pub(super) async fn send<R: IntoResponse>(method: &Method, mut response: Respons
     let body = outgoing.body().expect("the body is opened once");
     ResponseOutparam::set(out, Ok(outgoing));
     let source = if head_only { Body::empty() } else { response.into_body() };
-    finish_report("response", write::<R>(body, source).await);
+    write::<R>("response", body, source).await;
     if let Some(running) = running {
         running.await;
     }
@@ -89,8 +89,8 @@ pub(crate) async fn fetch(request: Request, idle_timeout: Option<Duration>) -> R
         Ok(bytes) if bytes.is_empty() => {
             finish(body, None).unwrap_or_else(|error| report("request body refused", error))
         }
-        Ok(bytes) => reactor::spawn(async { finish_report("request", write::<Bytes>(body, bytes.into()).await) }),
-        Err(source) => reactor::spawn(async { finish_report("request", write::<Body>(body, source).await) }),
+        Ok(bytes) => reactor::spawn(write::<Bytes>("request", body, bytes.into())),
+        Err(source) => reactor::spawn(write::<Body>("request", body, source)),
     }
     let waiter = Waiter::new(response.subscribe());
     let incoming = loop {
@@ -137,19 +137,27 @@ fn scheme(scheme: &http::uri::Scheme) -> Scheme {
     }
 }
 
-/// Writes the body of an `R` to its end, or drops it unfinished, which tells the host that it is incomplete.
-async fn write<R: IntoResponse>(body: OutgoingBody, source: Body) -> Result<(), Broken> {
-    let trailers = match source.known() {
-        Ok(bytes) if bytes.is_empty() => None,
-        Ok(bytes) => Sink::new(&body).write(&bytes).await.map(|()| None)?,
+/// Writes the body of an `R` to its end, or drops it unfinished, which tells the host that it is incomplete. That is reported
+/// before: the client sees the cut at once, and when it leaves, this guest is ended.
+async fn write<R: IntoResponse>(what: &str, body: OutgoingBody, source: Body) {
+    match contents::<R>(&body, source).await {
+        Ok(trailers) => finish_report(what, finish(body, trailers).map_err(Broken::Sink)),
+        Err(broken) => finish_report(what, Err(broken)),
+    }
+}
+
+/// Writes all but the end of the body; what trailers there are.
+async fn contents<R: IntoResponse>(body: &OutgoingBody, source: Body) -> Result<Option<HeaderMap>, Broken> {
+    match source.known() {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
+        Ok(bytes) => Sink::new(body).write(&bytes).await.map(|()| None),
         Err(_) if R::IS_KNOWN => unreachable!("the body is known in full"),
         // Behind a pointer, so that it is no part of components which never come here.
         Err(source) => {
-            let pumping: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(pump(Sink::new(&body), source));
-            pumping.await?
+            let pumping: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(pump(Sink::new(body), source));
+            pumping.await
         }
-    };
-    finish(body, trailers).map_err(Broken::Sink)
+    }
 }
 
 /// Moves the frames of the body to the host; its trailers are what is left to send.
