@@ -353,10 +353,10 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
-    /// Take values for guests away in every worker, all of them or none
+    /// Remove values for guests in every worker, all of them or none
     #[command(after_help = "Example: wasmcluster config unset greeting")]
     Unset {
-        /// What to take away; `wasmcluster config get` lists what is set
+        /// What to remove; `wasmcluster config get` lists what is set
         #[arg(value_name = "KEY", required = true)]
         keys: Vec<String>,
 

@@ -234,7 +234,8 @@ options! {
 
         /// WebSockets that a worker keeps open; more get 503 [default: 512, or half of --max-connections]
         ///
-        /// A WebSocket does not count as a request in flight. With WASI 0.2 each has an instance of its own.
+        /// A WebSocket does not count as a request in flight. Each has an instance of its own, unless instances of WASI 0.3
+        /// may serve several requests at the same time.
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_websockets: Option<NonZeroU32>,
 
