@@ -122,7 +122,7 @@ impl Drop for Killed {
 }
 
 /// What a worker has for itself.
-fn anonymous_memory(worker: Pid) -> u64 {
+pub(super) fn anonymous_memory(worker: Pid) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
     let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")).unwrap();
     kib.parse::<u64>().unwrap() * 1024

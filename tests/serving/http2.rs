@@ -17,6 +17,8 @@ use harness::http2::{
 use harness::load::{Load, Reuse};
 use harness::{Cluster, Setup, guest, until};
 
+use super::clients::anonymous_memory;
+
 /// Guests of both versions of WASI, with the same paths.
 const GUESTS: [&str; 2] = ["hostile_p2", "hostile_p3"];
 /// What a worker may grow by while bodies go through it that are many times as large, in bytes.
@@ -41,10 +43,7 @@ fn in_flight_are(cluster: &Cluster, number: u64) {
 
 /// Memory of its only worker that no file is behind, in bytes.
 fn anonymous(cluster: &Cluster) -> u64 {
-    let worker = cluster.worker(0).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    anonymous_memory(cluster.worker(0).unwrap())
 }
 
 fn get_request(path: &str) -> Request<()> {

@@ -18,7 +18,7 @@ use harness::tls::{Authority, Issued, TlsClient, TlsStream};
 use harness::{Setup, guest, until};
 
 /// A cluster with a listener of each kind, in this order: clear text, https.
-fn serve(component: &str, pairs: &[&Issued]) -> Setup {
+pub(super) fn serve(component: &str, pairs: &[&Issued]) -> Setup {
     let mut setup = Setup::new(&guest(component)).args(&["--listen", "https://127.0.0.1:0"]);
     for (number, issued) in pairs.iter().enumerate() {
         let [cert, key] = issued.write(setup.folder.path(), &format!("pair-{number}"));

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request};
-use nix::unistd::Pid;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -21,7 +20,9 @@ use harness::tls::{Authority, TlsClient};
 use harness::websocket::{BINARY, CLOSE, CONTINUATION, FIN, Frame, PING, PONG, Socket, TEXT, frame, handshake};
 use harness::{Cluster, Follower, Setup, guest, root, until};
 
+use super::clients::anonymous_memory;
 use super::strictness::exchange;
+use super::tls;
 
 /// The same guest in both versions of WASI.
 const GUESTS: [&str; 2] = ["sdk", "sdk_p3"];
@@ -248,14 +249,14 @@ fn a_client_that_does_not_read_makes_its_guest_wait() {
         let (bytes, count) = (256 << 10, 200);
         let mut socket = open(&cluster, &format!("/websocket/flood?bytes={bytes}&count={count}"));
         cluster.stderr.find("sent 1");
-        let before = memory(pid);
+        let before = anonymous_memory(pid);
         let sent = until("it waits", || {
             let sent = cluster.stderr.lines().len();
             thread::sleep(Duration::from_millis(300));
             (cluster.stderr.lines().len() == sent).then_some(sent)
         });
         assert!(sent < count, "{name}: all {count} were taken");
-        assert!(memory(pid) < before + (16 << 20), "{name}");
+        assert!(anonymous_memory(pid) < before + (16 << 20), "{name}");
         for _ in 0..count {
             assert_eq!(socket.receive(), Some(Frame::Binary(vec![b'x'; bytes])));
         }
@@ -266,13 +267,6 @@ fn a_client_that_does_not_read_makes_its_guest_wait() {
         until_it_has(&cluster, "websockets", 1);
         until_it_has(&cluster, "websockets", 0);
     }
-}
-
-/// Resident memory of its own, in bytes.
-fn memory(pid: Pid) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
 }
 
 /// And a guest that does not receive makes its client wait.
@@ -300,7 +294,7 @@ fn a_guest_that_does_not_receive_makes_its_client_wait() {
     assert!(sent < 32 << 20, "{sent}");
     until_it_has(&cluster, "websockets", 1);
     // Nor is it taken for silent.
-    assert!(memory(cluster.worker(0).unwrap()) < 64 << 20);
+    assert!(anonymous_memory(cluster.worker(0).unwrap()) < 64 << 20);
 }
 
 #[test]
@@ -432,26 +426,12 @@ impl std::io::Read for Slow<'_> {
     }
 }
 
-impl std::io::Write for Slow<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What TLS has encrypted and the kernel has yet to take, goes out although nothing follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_tls_nothing_stays_behind() {
-    let setup = Setup::new(&guest("sdk")).workers(1);
     let authority = Authority::new("test");
-    let [certificate, key] =
-        authority.issue(&["localhost"]).write(setup.folder.path(), "localhost").map(|path| path.display().to_string());
-    let args =
-        ["--listen", "https://127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key, "--websocket-timeout", "1h"];
-    let cluster = setup.args(&args).start();
+    let setup = tls::serve("sdk", &[&authority.issue(&["localhost"])]).workers(1);
+    let cluster = setup.args(&["--websocket-timeout", "1h"]).start();
     let client = TlsClient::new(&authority);
     let mut stream = client.connect(cluster.address_of(1), "localhost").await.unwrap();
     stream.write_all(handshake("/websocket/flood?bytes=1000000&count=5", "").as_bytes()).await.unwrap();
@@ -547,42 +527,13 @@ impl OverHttp2 {
     async fn receive(&mut self) -> Option<Frame> {
         loop {
             let mut rest = &self.come[..];
-            let before = rest.len();
-            let complete = match rest {
-                [_, length @ 0..=125, ..] => before >= 2 + usize::from(*length),
-                [_, 126, high, low, ..] => before >= 4 + usize::from(u16::from_be_bytes([*high, *low])),
-                [_, 127, length @ ..] if length.len() >= 8 => {
-                    before >= 10 + u64::from_be_bytes(length[..8].try_into().unwrap()) as usize
-                }
-                _ => false,
-            };
-            if complete {
-                let frame = Socket::opened(Readable(&mut rest)).receive();
-                let taken = before - rest.len();
+            if let Some(frame) = Socket::opened(&mut rest).receive() {
+                let taken = self.come.len() - rest.len();
                 self.come.drain(..taken);
-                return frame;
+                return Some(frame);
             }
             self.come.extend_from_slice(&piece(&mut self.body).await?.ok()?);
         }
-    }
-}
-
-/// Bytes that are there.
-struct Readable<'a, 'b>(&'a mut &'b [u8]);
-
-impl std::io::Read for Readable<'_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        std::io::Read::read(self.0, buffer)
-    }
-}
-
-impl std::io::Write for Readable<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 
@@ -693,13 +644,10 @@ fn clients_of_python_and_node_are_served() {
 /// A page in a browser says something in a room, and again when the room's server has been replaced.
 #[test]
 fn a_page_of_chromium_comes_back_after_a_reload() {
-    let setup = Setup::new(&guest("chat")).workers(1);
+    let setup = tls::serve("chat", &[&Authority::new("test").issue(&["localhost"])]).workers(1);
     let folder = setup.folder.path().to_owned();
-    let certificate = Authority::new("test").issue(&["localhost"]).write(&folder, "localhost");
-    let [certificate, key] = certificate.map(|path| path.display().to_string());
     let settings = root().join("examples/chat/wasmcluster.toml").display().to_string();
-    let listen = ["--listen", "https://127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key];
-    let cluster = setup.args(&["--config", &settings]).args(&listen).start();
+    let cluster = setup.args(&["--config", &settings]).start();
     for (number, scheme) in ["http", "https"].into_iter().enumerate() {
         let url = format!("{scheme}://{}/", cluster.address_of(number));
         let page = client(&["chromium", &url, folder.join(scheme).to_str().unwrap()]);

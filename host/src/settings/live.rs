@@ -58,16 +58,12 @@ impl LiveConfig {
                         "unknown key {key:?}; of those that begin with {OWN} there is only {LOG_LEVEL}"
                     ));
                 }
-                (_, Some(value)) => {
-                    check_key(key)?;
-                    config.values.insert(key.clone(), value.clone());
-                    config.changed.insert(key.clone(), Some(value.clone()));
+                (_, None) if !config.values.contains_key(key) => {
+                    return Err(format!("{key:?} is not set; `wasmcluster config get` lists what is"));
                 }
-                (_, None) => {
-                    if config.values.remove(key).is_none() {
-                        return Err(format!("{key:?} is not set; `wasmcluster config get` lists what is"));
-                    }
-                    config.changed.insert(key.clone(), None);
+                (_, value) => {
+                    check_key(key)?;
+                    config.put(key, value.as_deref());
                 }
             }
         }
@@ -75,16 +71,20 @@ impl LiveConfig {
         Ok(config)
     }
 
-    /// With what a primary before this one had changed, as far as it still makes sense.
+    /// With what a primary before this one had changed.
     pub(crate) fn resumed(mut self, changed: &Changes) -> Self {
         for (key, value) in changed {
-            match value {
-                Some(value) => drop(self.values.insert(key.clone(), value.clone())),
-                None => drop(self.values.remove(key)),
-            }
+            self.put(key, value.as_deref());
         }
-        self.changed.extend(changed.clone());
         self
+    }
+
+    fn put(&mut self, key: &str, value: Option<&str>) {
+        match value {
+            Some(value) => drop(self.values.insert(key.to_owned(), value.to_owned())),
+            None => drop(self.values.remove(key)),
+        }
+        self.changed.insert(key.to_owned(), value.map(ToOwned::to_owned));
     }
 
     fn check(&self) -> Result<(), String> {

@@ -194,9 +194,7 @@ pub(super) fn parse_setting(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn settings<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
-    let table = BTreeMap::<String, String>::deserialize(from)?;
-    table.keys().try_for_each(|key| check_key(key)).map_err(serde::de::Error::custom)?;
-    Ok(table.into_iter().collect())
+    table(from, |key, _| check_key(key))
 }
 
 fn check_variable(name: &str, value: &str) -> Result<(), String> {
@@ -209,10 +207,16 @@ fn check_variable(name: &str, value: &str) -> Result<(), String> {
 }
 
 pub(super) fn variables<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    table(from, check_variable)
+}
+
+/// A table of the file whose entries are all right.
+fn table<'de, D: serde::Deserializer<'de>>(
+    from: D,
+    check: impl Fn(&str, &str) -> Result<(), String>,
+) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(from)?;
-    for (name, value) in &table {
-        check_variable(name, value).map_err(serde::de::Error::custom)?;
-    }
+    table.iter().try_for_each(|(key, value)| check(key, value)).map_err(serde::de::Error::custom)?;
     Ok(table.into_iter().collect())
 }
 

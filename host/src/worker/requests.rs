@@ -136,7 +136,7 @@ impl InFlight {
     }
 
     /// It has become something else, which may last.
-    pub(super) fn is_upgraded(&self) {
+    pub(super) fn upgraded(&self) {
         self.listing.take();
     }
 

@@ -118,11 +118,6 @@ impl<S: Read + Write> Socket<S> {
         Ok(Self { stream, head })
     }
 
-    /// One that is open already.
-    pub fn opened(stream: S) -> Self {
-        Self { stream, head: String::new() }
-    }
-
     /// Sends bytes as they are. Whether they were taken.
     pub fn send_raw(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
@@ -138,6 +133,38 @@ impl<S: Read + Write> Socket<S> {
     #[track_caller]
     pub fn say(&mut self, text: &str) {
         self.send(FIN | TEXT, text.as_bytes());
+    }
+
+    /// The next text.
+    #[track_caller]
+    pub fn hear(&mut self) -> String {
+        match self.receive() {
+            Some(Frame::Text(text)) => text,
+            other => panic!("no text: {other:?}"),
+        }
+    }
+
+    /// The code and the reason of the server's close, which is answered; what came before it is dropped. 1006 if the
+    /// connection ends without one.
+    pub fn closed(&mut self) -> (u16, String) {
+        loop {
+            match self.receive() {
+                Some(Frame::Close(code, reason)) => {
+                    let payload = if code == 1005 { Vec::new() } else { code.to_be_bytes().to_vec() };
+                    let _ = self.stream.write_all(&frame(FIN | CLOSE, &payload));
+                    return (code, reason);
+                }
+                Some(_) => {}
+                None => return (1006, String::new()),
+            }
+        }
+    }
+}
+
+impl<S: Read> Socket<S> {
+    /// One that is open already.
+    pub fn opened(stream: S) -> Self {
+        Self { stream, head: String::new() }
     }
 
     /// The next frame; `None` at the end of the connection.
@@ -170,30 +197,5 @@ impl<S: Read + Write> Socket<S> {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes).ok()?;
         Some(bytes)
-    }
-
-    /// The next text.
-    #[track_caller]
-    pub fn hear(&mut self) -> String {
-        match self.receive() {
-            Some(Frame::Text(text)) => text,
-            other => panic!("no text: {other:?}"),
-        }
-    }
-
-    /// The code and the reason of the server's close, which is answered; what came before it is dropped. 1006 if the
-    /// connection ends without one.
-    pub fn closed(&mut self) -> (u16, String) {
-        loop {
-            match self.receive() {
-                Some(Frame::Close(code, reason)) => {
-                    let payload = if code == 1005 { Vec::new() } else { code.to_be_bytes().to_vec() };
-                    let _ = self.stream.write_all(&frame(FIN | CLOSE, &payload));
-                    return (code, reason);
-                }
-                Some(_) => {}
-                None => return (1006, String::new()),
-            }
-        }
     }
 }

@@ -59,10 +59,15 @@ const MAX_TRIES: usize = 4;
 const MAX_DISCARDED: u64 = 64 * 1024;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
 
+/// What a field lists, with commas between, in one line or several (RFC 9110, section 5.6.1).
+pub(crate) fn listed<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
 /// How often a request with this head has come through a server like this one.
 pub(crate) fn loops(headers: &HeaderMap) -> usize {
-    let values = headers.get_all(CDN_LOOP).iter().filter_map(|value| value.to_str().ok());
-    let names = values.flat_map(|value| value.split(',')).map(|entry| entry.split(';').next().unwrap_or_default());
+    let names = listed(headers, &CDN_LOOP).map(|entry| entry.split(';').next().unwrap_or_default());
     names.filter(|name| name.trim().eq_ignore_ascii_case(CDN_ID)).count()
 }
 
@@ -72,10 +77,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if !headers.contains_key(CONNECTION) {
         return;
     }
-    let options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<HeaderName> = options
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+    let named: Vec<HeaderName> = listed(headers, &CONNECTION)
         // What nearly all say, and no field that a guest sees.
         .filter(|option| !option.eq_ignore_ascii_case("keep-alive") && !option.eq_ignore_ascii_case("close"))
         .filter_map(|option| HeaderName::try_from(option).ok())

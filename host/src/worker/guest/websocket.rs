@@ -200,7 +200,7 @@ impl SocketLink {
     }
 
     /// The connection is no more, or takes nothing more.
-    pub(crate) fn is_over(&self, closed: Closed) {
+    pub(crate) fn shut(&self, closed: Closed) {
         let mut state = self.lock();
         state.over.get_or_insert(closed.clone());
         state.end.get_or_insert(closed);
@@ -234,13 +234,7 @@ impl SocketLink {
 
     /// Ends when the guest has it no more, or no use for it; at once if it never had it.
     pub(crate) async fn released(&self) {
-        loop {
-            let released = self.released.notified();
-            if self.is_done() {
-                return;
-            }
-            released.await;
-        }
+        self.wait(&self.released, Self::is_done).await;
     }
 
     /// Whether the guest has no use for it, or never had it.
@@ -442,7 +436,7 @@ mod tests {
         let closed = link.close().unwrap();
         assert_eq!((closed.code, closed.reason.len()), (4000, 122));
 
-        link.is_over(Closed::new(code::LOST, ""));
+        link.shut(Closed::new(code::LOST, ""));
         assert!(matches!(link.try_send(text("late")), Err(Closed { code: code::LOST, .. })));
     }
 

@@ -125,9 +125,9 @@ impl Exchange {
     }
 
     /// It has become a WebSocket: it is not in flight any more, and needs no place to work at.
-    pub(super) fn is_upgraded(&self) {
+    pub(super) fn upgraded(&self) {
         self.guest_is_done();
-        self.in_flight.is_upgraded();
+        self.in_flight.upgraded();
     }
 
     /// What becomes of it, unless the first word about it stands already.

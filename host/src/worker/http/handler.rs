@@ -34,7 +34,6 @@ use crate::logging::one_line;
 use crate::os::listener::Security;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops, remove_hop_by_hop};
-use crate::worker::guest::websocket::TICKET;
 use crate::worker::requests::{REQUEST_ID, log_of};
 
 /// What a request of HTTP/1.0 is addressed to if it does not say.
@@ -138,7 +137,6 @@ impl Server {
         // In this order: no client may have what is said of it taken out again.
         remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
-        request.headers_mut().remove(TICKET);
         Ok((authority, handshake))
     }
 

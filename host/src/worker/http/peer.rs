@@ -11,6 +11,7 @@ use super::forwarded::{LastHop, Remote, is_forwarded, same};
 use crate::os::listener::Security;
 use crate::settings::TrustedProxies;
 use crate::tls::rfc4514;
+use crate::worker::guest::websocket::TICKET;
 
 /// The client's certificate in DER, between colons in base64 (RFC 9440).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
@@ -47,7 +48,7 @@ impl Peer {
 
     /// Takes what only we may say from a request, and says it.
     pub(super) fn introduce(&self, headers: &mut HeaderMap, host: &Authority) {
-        remove(headers, |name| is_of_certificates(name) || self.hop.forbids(name));
+        remove(headers, |name| is_ours(name) || self.hop.forbids(name));
         for (name, value) in &self.certificate {
             headers.insert(name, value.clone());
         }
@@ -57,7 +58,7 @@ impl Peer {
 
 /// Takes what only we may say from the trailers of a request: we say it in heads alone.
 pub(super) fn remove_forged(trailers: &mut HeaderMap) {
-    remove(trailers, |name| is_of_certificates(name) || is_forwarded(name));
+    remove(trailers, |name| is_ours(name) || is_forwarded(name));
 }
 
 fn remove(fields: &mut HeaderMap, is_forged: impl Fn(&str) -> bool) {
@@ -68,8 +69,9 @@ fn remove(fields: &mut HeaderMap, is_forged: impl Fn(&str) -> bool) {
     }
 }
 
-fn is_of_certificates(name: &str) -> bool {
-    OF_CERTIFICATES.iter().any(|ours| same(name, ours))
+/// What has nothing to do with the way that a request came.
+fn is_ours(name: &str) -> bool {
+    OF_CERTIFICATES.iter().any(|ours| same(name, ours)) || same(name, TICKET.as_str())
 }
 
 fn described(certificate: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
@@ -99,6 +101,7 @@ mod tests {
         let sent = [
             &OF_CERTIFICATES[..],
             &["client_cert", "Client_Cert-Chain", "x_client_cert_sha256", "client-certs", "cert"],
+            &["wasmcluster-websocket", "wasmcluster_websocket"],
         ]
         .concat();
         let mut request = headers(&sent);

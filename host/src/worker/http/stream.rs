@@ -221,17 +221,13 @@ fn poll_send(
             return Poll::Ready(Delivery::Reset);
         }
         if !waiting.is_empty() {
-            // It tells only of capacity that is new.
-            let capacity = match send.capacity() {
-                0 => match send.poll_capacity(context) {
-                    Poll::Ready(Some(Ok(capacity))) => capacity,
-                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Delivery::Reset),
-                    Poll::Pending => {
-                        exchange.waits_for_client();
-                        return Poll::Pending;
-                    }
-                },
-                capacity => capacity,
+            let capacity = match poll_capacity(send, context) {
+                Poll::Ready(Some(capacity)) => capacity,
+                Poll::Ready(None) => return Poll::Ready(Delivery::Reset),
+                Poll::Pending => {
+                    exchange.waits_for_client();
+                    return Poll::Pending;
+                }
             };
             let part = waiting.split_to(capacity.min(waiting.len()));
             let is_end = waiting.is_empty() && *is_last;
@@ -263,6 +259,15 @@ fn poll_send(
                 return Poll::Ready(if send.send_trailers(trailers).is_ok() { Delivery::Whole } else { Delivery::Cut });
             }
         }
+    }
+}
+
+/// How many bytes the client takes now, of those that were asked for; `None` if it takes no more. H2 itself tells only of
+/// capacity that is new.
+fn poll_capacity(send: &mut SendStream<Piece>, context: &mut Context<'_>) -> Poll<Option<usize>> {
+    match send.capacity() {
+        0 => send.poll_capacity(context).map(|capacity| capacity.and_then(Result::ok)),
+        capacity => Poll::Ready(Some(capacity)),
     }
 }
 
@@ -464,11 +469,7 @@ impl SocketWire for &mut StreamWire {
         let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
         while !output.is_empty() {
             self.send.reserve_capacity(output.len());
-            let capacity = match self.send.capacity() {
-                // It tells only of capacity that is new.
-                0 => ready!(self.send.poll_capacity(context)).ok_or_else(broken)?.map_err(|_| broken())?,
-                capacity => capacity,
-            };
+            let capacity = ready!(poll_capacity(&mut self.send, context)).ok_or_else(broken)?;
             let part = output.split_to(capacity.min(output.len())).freeze();
             if !part.is_empty() {
                 self.send.send_data(Piece::new(part, self.exchange.clone()), false).map_err(|_| broken())?;

@@ -45,6 +45,7 @@ use crate::logging::one_line;
 use crate::wire::stats::Held;
 use crate::worker::Phase;
 use crate::worker::guest::call::{Call, Failure};
+use crate::worker::guest::outbound::listed;
 use crate::worker::guest::websocket::{Closed, SocketLink, TICKET, code};
 use crate::worker::requests::log_of;
 use machine::{Arrived, Bounds, SocketMachine, TooLate};
@@ -121,12 +122,7 @@ fn check_version(headers: &HeaderMap) -> Result<(), BadHandshake> {
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|other| other.eq_ignore_ascii_case(token))
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
+    listed(headers, name).any(|other| other.eq_ignore_ascii_case(token))
 }
 
 /// What proves that a key was read (RFC 6455, section 4.2.2); `None` if it is none.
@@ -143,7 +139,7 @@ struct Line(Arc<SocketLink>);
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.0.is_over(Closed::new(code::LOST, ""));
+        self.0.shut(Closed::new(code::LOST, ""));
     }
 }
 
@@ -168,7 +164,7 @@ impl Offer {
     ) -> (Request<Empty<Bytes>>, Self) {
         let (mut head, body) = request.into_parts();
         head.method = Method::GET;
-        let protocols = tokens(&head.headers, &SEC_WEBSOCKET_PROTOCOL).map(ToOwned::to_owned).collect();
+        let protocols = listed(&head.headers, &SEC_WEBSOCKET_PROTOCOL).map(ToOwned::to_owned).collect();
         for name in [SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_EXTENSIONS, CONTENT_LENGTH] {
             head.headers.remove(name);
         }
@@ -247,7 +243,7 @@ impl Conversation {
     /// Says whether all that was said has left.
     pub(super) async fn run(self, wire: impl SocketWire, server: &Server) -> Parting {
         let Self { line, call, exchange, place, .. } = self;
-        exchange.is_upgraded();
+        exchange.upgraded();
         line.0.attend();
         let bounds = Bounds {
             silence: server.limits.websocket_timeout,
@@ -365,7 +361,7 @@ impl<W: SocketWire> Talk<W> {
 
     fn close(&mut self, now: Time, closed: &Closed) {
         self.machine.close(now, closed);
-        self.link().is_over(closed.clone());
+        self.link().shut(closed.clone());
     }
 
     /// Ready when the connection is to be closed.
@@ -460,14 +456,10 @@ impl<W: SocketWire> Talk<W> {
         let mut has_given = false;
         while self.reads() {
             match self.machine.next(now) {
-                Some(Arrived::Message(message)) => {
-                    if let Some(message) = machine::message(message) {
-                        self.link().deliver(message);
-                    }
-                }
+                Some(Arrived::Message(message)) => self.link().deliver(message),
                 Some(Arrived::Closed(closed)) => {
                     log_of!(debug, &self.exchange, "a WebSocket ended with code {}{}", closed.code, why(&closed));
-                    self.link().is_over(closed);
+                    self.link().shut(closed);
                 }
                 None => break,
             }
@@ -522,7 +514,7 @@ impl<W: SocketWire> Talk<W> {
     fn lost(&mut self) {
         self.parting = Parting::Lost;
         if let Some(closed) = self.machine.lost() {
-            self.link().is_over(closed);
+            self.link().shut(closed);
         }
         self.machine.output().clear();
         self.is_sent = true;
@@ -533,7 +525,7 @@ impl<W: SocketWire> Talk<W> {
 /// until then it keeps its place.
 impl<W> Drop for Talk<W> {
     fn drop(&mut self) {
-        self.line.0.is_over(Closed::new(code::LOST, ""));
+        self.line.0.shut(Closed::new(code::LOST, ""));
         let (place, exchange) = (self.place.take(), self.exchange.clone());
         if let Some(call) = self.call.take() {
             tokio::task::spawn_local(async move {

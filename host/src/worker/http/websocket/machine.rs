@@ -17,10 +17,10 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tungstenite::Message as AnyMessage;
 use tungstenite::error::Error;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
-use tungstenite::{Message as AnyMessage, Utf8Bytes};
 
 use super::super::drain::Time;
 use super::super::frames::Credit;
@@ -28,7 +28,7 @@ use super::pipe::Pipe;
 use crate::worker::guest::websocket::{Closed, SocketMessage, code};
 
 /// How long a client may take to answer a close.
-pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes that tungstenite reads at once, and keeps of every connection.
 const READ_BUFFER: usize = 4 * 1024;
 /// What a client may send for a message, in parts of it: whoever sends a frame for each byte needs seven.
@@ -54,7 +54,7 @@ pub(super) struct Bounds {
 /// What comes of the client's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Arrived {
-    Message(AnyMessage),
+    Message(SocketMessage),
     /// Nothing more comes, for this reason.
     Closed(Closed),
 }
@@ -136,11 +136,11 @@ impl SocketMachine {
     /// The client has closed its side, or the connection is broken.
     pub(super) fn lost(&mut self) -> Option<Closed> {
         let was_open = self.phase == Phase::Open;
-        self.is_over_now();
+        self.finish();
         was_open.then(|| Closed::new(code::LOST, ""))
     }
 
-    fn is_over_now(&mut self) {
+    fn finish(&mut self) {
         self.phase = Phase::Over;
         self.pipe.input = BytesMut::new();
     }
@@ -149,18 +149,21 @@ impl SocketMachine {
     pub(super) fn next(&mut self, now: Time) -> Option<Arrived> {
         while self.phase != Phase::Over {
             match self.context.read(&mut self.pipe) {
-                Ok(message @ (AnyMessage::Text(_) | AnyMessage::Binary(_))) => {
+                // Nobody wants it behind a close.
+                Ok(AnyMessage::Text(_) | AnyMessage::Binary(_)) if self.phase != Phase::Open => self.beside = 0,
+                Ok(AnyMessage::Text(text)) => {
                     self.beside = 0;
-                    // Nobody wants it behind a close.
-                    if self.phase == Phase::Open {
-                        return Some(Arrived::Message(message));
-                    }
+                    return Some(Arrived::Message(SocketMessage::Text(text.as_str().to_owned())));
+                }
+                Ok(AnyMessage::Binary(bytes)) => {
+                    self.beside = 0;
+                    return Some(Arrived::Message(SocketMessage::Binary(bytes.into())));
                 }
                 Ok(AnyMessage::Close(frame)) => {
                     let was_open = self.phase == Phase::Open;
                     // The answer to it.
                     let _ = self.context.flush(&mut self.pipe);
-                    self.is_over_now();
+                    self.finish();
                     return was_open.then(|| Arrived::Closed(closed(frame)));
                 }
                 Ok(AnyMessage::Ping(said) | AnyMessage::Pong(said)) if self.for_nothing.spend(now, 1.0) => {
@@ -179,7 +182,7 @@ impl SocketMachine {
                 Err(Error::Capacity(_)) => return self.fail(now, code::TOO_BIG, "message too big"),
                 Err(Error::Utf8(_)) => return self.fail(now, code::NOT_UTF8, "invalid UTF-8"),
                 Err(Error::ConnectionClosed | Error::AlreadyClosed) => {
-                    self.is_over_now();
+                    self.finish();
                     return None;
                 }
                 Err(_) => return self.fail(now, code::PROTOCOL, "protocol error"),
@@ -194,7 +197,7 @@ impl SocketMachine {
         if was_open {
             self.close(now, &Closed::new(code, reason));
         }
-        self.is_over_now();
+        self.finish();
         was_open.then(|| Arrived::Closed(Closed::new(code, reason)))
     }
 
@@ -305,18 +308,10 @@ fn closed(frame: Option<CloseFrame>) -> Closed {
     }
 }
 
-/// A message for a guest.
-pub(super) fn message(message: AnyMessage) -> Option<SocketMessage> {
-    match message {
-        AnyMessage::Text(text) => Some(SocketMessage::Text(Utf8Bytes::as_str(&text).to_owned())),
-        AnyMessage::Binary(bytes) => Some(SocketMessage::Binary(bytes.into())),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Buf;
+    use harness::websocket::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, frame};
     use proptest::prelude::*;
 
     use super::*;
@@ -333,33 +328,6 @@ mod tests {
         SocketMachine::new(s(0), BOUNDS)
     }
 
-    /// A frame as a client sends it, with a mask that changes nothing.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![first];
-        match payload.len() {
-            length @ 0..126 => frame.push(0x80 | length as u8),
-            length @ 126..65536 => {
-                frame.push(0x80 | 126);
-                frame.extend((length as u16).to_be_bytes());
-            }
-            length => {
-                frame.push(0x80 | 127);
-                frame.extend((length as u64).to_be_bytes());
-            }
-        }
-        frame.extend([0; 4]);
-        frame.extend(payload);
-        frame
-    }
-
-    const FIN: u8 = 0x80;
-    const CONTINUATION: u8 = 0;
-    const TEXT: u8 = 1;
-    const BINARY: u8 = 2;
-    const CLOSE: u8 = 8;
-    const PING: u8 = 9;
-    const PONG: u8 = 10;
-
     /// What comes of it all.
     fn all(protocol: &mut SocketMachine) -> Vec<Arrived> {
         std::iter::from_fn(|| protocol.next(s(1))).collect()
@@ -374,7 +342,7 @@ mod tests {
     }
 
     fn text(text: &str) -> Arrived {
-        Arrived::Message(AnyMessage::text(text))
+        Arrived::Message(SocketMessage::Text(text.into()))
     }
 
     fn close(code: u16, reason: &str) -> Vec<u8> {
@@ -392,7 +360,7 @@ mod tests {
         protocol.feed(s(1), &frame(FIN | CONTINUATION, &"\u{f6}lf".as_bytes()[1..]));
         assert_eq!(all(&mut protocol), [text("zw\u{f6}lf")]);
         protocol.feed(s(1), &frame(FIN | BINARY, &[0xff; MAX]));
-        assert_eq!(all(&mut protocol), [Arrived::Message(AnyMessage::binary(vec![0xff; MAX]))]);
+        assert_eq!(all(&mut protocol), [Arrived::Message(SocketMessage::Binary(vec![0xff; MAX]))]);
     }
 
     /// What is wrong gets the code that RFC 6455 has for it (section 7.4.1), and the connection ends.
