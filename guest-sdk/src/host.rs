@@ -1,5 +1,5 @@
 //! The host, as the rest of the crate sees it, whichever it is: `Incoming`, the body of what comes in; `fetch`, `sleep`,
-//! `random`, `worker`, `metric`, `config`; `websocket`; and, on WebAssembly, `export!`, which makes a function the component's handler.
+//! `random`, `worker`, `metric`, `config`; `websocket`, `stores`; and, on WebAssembly, `export!`, which makes a function the component's handler.
 
 /// Of `wit/worker.wit`. Generated and checked in, as the generator takes longer to compile than all of a guest:
 /// `scripts/generate-bindings` of the repository writes it.
@@ -18,12 +18,20 @@ mod cluster;
 mod config_bindings;
 #[cfg(target_arch = "wasm32")]
 mod code;
+/// Of `wasi:keyvalue`, likewise.
+#[cfg(target_arch = "wasm32")]
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+mod keyvalue_bindings;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]
 mod p2;
 #[cfg(all(target_arch = "wasm32", feature = "p3", not(feature = "p2")))]
 mod p3;
+#[cfg(target_arch = "wasm32")]
+pub(crate) mod stores;
 
 #[cfg(target_arch = "wasm32")]
 pub(crate) use cluster::*;

@@ -55,6 +55,7 @@ pub mod files;
 #[cfg_attr(not(any(test, target_arch = "wasm32")), expect(dead_code, reason = "most of it is for hosts"))]
 mod head;
 mod host;
+pub mod kv;
 pub mod log;
 pub mod metrics;
 pub mod random;

@@ -30,6 +30,7 @@ pub use answer::Answer;
 pub use websocket::WebSocket;
 
 use crate::head::as_served;
+use crate::host::stores::Pairs;
 use crate::metrics::Update;
 use crate::worker::Worker;
 use crate::{IntoResponse, Request, Response, host};
@@ -100,6 +101,17 @@ pub struct Host {
     fetch: Option<Rc<dyn Fn(Request) -> Answering>>,
     worker: Option<Worker>,
     config: BTreeMap<String, String>,
+    stores: Stores,
+}
+
+/// Key-value stores by name. What is written is there for all that is called with the same host, or with a clone of it.
+#[derive(Clone)]
+struct Stores(BTreeMap<String, Pairs>);
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self(BTreeMap::from([("default".to_owned(), Pairs::default())]))
+    }
 }
 
 type Answering = Pin<Box<dyn Future<Output = Response>>>;
@@ -135,6 +147,14 @@ impl Host {
     #[must_use]
     pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds an empty key-value store, which guests open with [`kv::open`](crate::kv::open). The store `default` is always there.
+    /// What guests write stays for those that are called later with this host.
+    #[must_use]
+    pub fn with_store(mut self, name: impl Into<String>) -> Self {
+        self.stores.0.insert(name.into(), Pairs::default());
         self
     }
 
@@ -177,6 +197,10 @@ impl Host {
 
     pub(crate) fn config(&self, key: &str) -> Option<String> {
         self.config.get(key).cloned()
+    }
+
+    pub(crate) fn store(&self, name: &str) -> Option<Pairs> {
+        self.stores.0.get(name).cloned()
     }
 
     pub(crate) fn all_config(&self) -> Vec<(String, String)> {

@@ -1,8 +1,9 @@
 //! No host: handlers run natively, in tests. Time is virtual: it passes when everything waits for it. What a test puts in
 //! the place of a host is a `testing::Host`.
 //!
-//! Files: `websocket` has both ends of one.
+//! Files: `websocket` has both ends of one, `stores` key-value stores.
 
+pub(crate) mod stores;
 pub(crate) mod websocket;
 
 use std::cell::RefCell;
@@ -94,6 +95,11 @@ pub(crate) fn config(key: &str) -> Option<String> {
 
 pub(crate) fn all_config() -> Vec<(String, String)> {
     HOST.with_borrow(Host::all_config)
+}
+
+/// A key-value store.
+fn store(name: &str) -> Option<stores::Pairs> {
+    HOST.with_borrow(|host| host.store(name))
 }
 
 pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {

@@ -1,4 +1,4 @@
-//! Writes the SDK's bindings of `wit/`, and of `wasi:config`, for `scripts/generate-bindings`. Its test fails when a file that is checked in is
+//! Writes the SDK's bindings of `wit/`, and of drafts of WASI, for `scripts/generate-bindings`. Its test fails when a file that is checked in is
 //! not the one that would be written today.
 
 use std::path::Path;
@@ -25,10 +25,11 @@ const WORKER: (&str, &str) = ("wit/worker.wit", include_str!("../../../wit/worke
 const WORKER_P2: (&str, &str) = ("wit/p2/worker.wit", include_str!("../../../wit/p2/worker.wit"));
 const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
 const CONFIG: (&str, &str) = ("tests/bindings/wit/config.wit", include_str!("../wit/config.wit"));
+const KEYVALUE: (&str, &str) = ("tests/bindings/wit/keyvalue.wit", include_str!("../wit/keyvalue.wit"));
 const IO: (&str, &str) = ("wit/p2/deps/io.wit", include_str!("../../../wit/p2/deps/io.wit"));
 
 /// WebSocket stands apart, as its interface is another for each version of WASI.
-const ALL: [Bindings; 4] = [
+const ALL: [Bindings; 5] = [
     Bindings {
         file: "guest-sdk/src/host/bindings.rs",
         packages: &[WORKER],
@@ -42,6 +43,13 @@ const ALL: [Bindings; 4] = [
         interfaces: &["store"],
         with: &[],
         world: "imports-config",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/keyvalue_bindings.rs",
+        packages: &[KEYVALUE],
+        interfaces: &["store", "atomics", "batch"],
+        with: &[],
+        world: "imports-keyvalue",
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",
