@@ -10,6 +10,7 @@ mod address;
 mod dir;
 #[cfg(test)]
 mod fuzz;
+mod store;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use address::special;
 pub(crate) use dir::{Access, DirGrant, check_dirs};
+pub(crate) use store::{StoreGrant, StorePlace};
 
 /// Longest name and label that the DNS can carry, in bytes (RFC 1035).
 const MAX_NAME: usize = 253;

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["grants", "logging"],
     &["settings"],
     &["wire"],
-    &["control", "component", "build", "tls"],
+    &["control", "component", "build", "tls", "keyvalue"],
     &["primary", "worker"],
     &["cli"],
 ];
@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "worker::http::websocket::machine",
     "grants",
     "grants::address",
+    "grants::store",
     "settings::proxies",
     "settings::values",
     "tls::names",

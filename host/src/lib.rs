@@ -10,6 +10,7 @@ mod control;
 #[cfg(test)]
 mod fuzz;
 mod grants;
+mod keyvalue;
 #[cfg(test)]
 mod layers;
 mod logging;

@@ -10,4 +10,5 @@ mod output;
 mod processes;
 mod service_manager;
 mod state;
+mod stores;
 mod supervision;

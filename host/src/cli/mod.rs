@@ -27,6 +27,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::component::compiler;
+use crate::keyvalue::keeper;
 use crate::{build as builder, logging, worker};
 use args::{Cli, Command};
 use exit::Failure;
@@ -58,6 +59,7 @@ fn role() -> Option<anyhow::Result<()>> {
         "worker" => Some(worker::worker_main()),
         "compiler" => Some(compiler::compiler_main(worker::check_links)),
         "builder" => Some(builder::builder_main()),
+        "keeper" => Some(keeper::keeper_main()),
         _ => None,
     }
 }

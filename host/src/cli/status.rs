@@ -11,7 +11,7 @@ use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{
-    CertificateStatus, ConfigStatus, GuestMetric, MetricValue, ReloadStatus, Status, WorkerStatus,
+    CertificateStatus, ConfigStatus, GuestMetric, KeeperStatus, MetricValue, ReloadStatus, Status, WorkerStatus,
 };
 use crate::wire::ids::short_digest;
 
@@ -126,6 +126,11 @@ fn table(status: &Status) -> String {
     }
     let shown = |(number, one, many): &(u64, _, _)| format!("{number} {}", if *number == 1 { one } else { many });
     wrap(&mut text, "", &counted.iter().map(shown).collect::<Vec<_>>());
+    if let Some(KeeperStatus { pid, restarts }) = status.keeper {
+        let process = pid.map_or("being replaced".into(), |pid| format!("pid {pid}"));
+        let restarts = if restarts == 1 { "1 restart".into() } else { format!("{restarts} restarts") };
+        text.push_str(&format!("keeper of key-value stores: {process}, {restarts}\n"));
+    }
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms\n"));
     }

@@ -63,6 +63,8 @@ const PROVIDED: &[Package] = &[
     package("wasi:http", "0.2", &["outgoing-handler", "types"]),
     package("wasi:http", "0.3", &["client", "types"]),
     package("wasi:io", "0.2", &["error", "poll", "streams"]),
+    package("wasi:keyvalue", "0.2.0-draft", &["atomics", "batch", "store"]),
+    package("wasi:keyvalue", "0.2.0-draft2", &["atomics", "batch", "store"]),
     package("wasi:random", "0.2", &["insecure", "insecure-seed", "random"]),
     package("wasi:random", "0.3", &["insecure", "insecure-seed", "random"]),
     package("wasi:sockets", "0.2", &[
@@ -324,7 +326,8 @@ mod tests {
         check_import("wasmcluster:worker/identity@0.1.0", Ok(WasiHttp::V0_2));
         check_import("acme:db/query@1.0.0", Err("imports acme:db/query@1.0.0"));
         check_import("wasi:io/poll@0.20.0", Err("imports wasi:io/poll@0.20.0"));
-        check_import("wasi:keyvalue/store@0.2.0-draft", Err("wasi:keyvalue/store@0.2.0-draft"));
+        check_import("wasi:keyvalue/store@0.2.0-draft", Ok(WasiHttp::V0_2));
+        check_import("wasi:keyvalue/store@0.2.0-draft3", Err("imports wasi:keyvalue/store@0.2.0-draft3"));
         check_import("wasi:http/types@0.3.0-rc-2025-09-16", Err("no flag grants"));
         check_import("wasi:io/polls@0.2.12", Err("Of wasi:io@0.2 it provides error, poll, streams"));
         check_import(

@@ -42,6 +42,9 @@ pub(crate) struct Status {
     /// The live configuration.
     #[serde(default)]
     pub(crate) config: ConfigStatus,
+    /// The process that writes key-value stores in files; None as long as no component may have any.
+    #[serde(default)]
+    pub(crate) keeper: Option<KeeperStatus>,
     /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
     /// gauges, over those that live.
     #[serde(default)]
@@ -65,6 +68,15 @@ pub(crate) struct ConfigStatus {
     pub(crate) revision: u64,
     /// How many values guests have.
     pub(crate) values: usize,
+}
+
+/// The keeper of key-value stores.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeeperStatus {
+    /// None while it is being replaced: the stores can be read, and not be written.
+    pub(crate) pid: Option<i32>,
+    /// How often it was replaced.
+    pub(crate) restarts: u64,
 }
 
 /// How far a start has come.

@@ -25,6 +25,7 @@ use super::desk::ledger::Ledger;
 use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
+use super::fleet::keeper::KeeperNews;
 use super::fleet::output::Output;
 use super::fleet::process::WorkerProcess;
 use super::signals::{SignalRequest, Signals};
@@ -45,9 +46,11 @@ use crate::wire::stats::Counter;
 
 mod certificates;
 mod deploying;
+mod keeping;
 mod status;
 
 use certificates::Askers;
+use keeping::Keeping;
 
 /// How often the workers are looked at within the hang timeout.
 const READS_PER_HANG_TIMEOUT: u32 = 40;
@@ -93,6 +96,8 @@ enum News {
     FileChanged,
     CertificatesRead(anyhow::Result<Certificates>),
     CertificatesDue,
+    Keeper(u64, KeeperNews),
+    KeeperDue,
 }
 
 /// What came of a worker.
@@ -161,6 +166,7 @@ pub(super) struct Driver<'a> {
     is_unsaved: bool,
     outcome: Option<Ending>,
     builder: Option<Builder>,
+    keeping: Keeping,
 }
 
 impl<'a> Driver<'a> {
@@ -222,6 +228,7 @@ impl<'a> Driver<'a> {
             is_unsaved: false,
             outcome: None,
             builder,
+            keeping: Keeping::new(settings.cluster.policy.hang_timeout),
         })
     }
 
@@ -239,6 +246,7 @@ impl<'a> Driver<'a> {
         loop {
             match self.outcome.take() {
                 Some(Ending::Stopped) => {
+                    self.end_keeper().await;
                     self.finish_saving();
                     self.tell_stopped();
                     return Ok(());
@@ -252,6 +260,7 @@ impl<'a> Driver<'a> {
             let saving_deadline = self.saving_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let certificates_deadline = self.certificates_deadline();
+            let keeper_deadline = self.keeper_deadline();
             let has_to_spawn = !self.to_spawn.is_empty();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
@@ -268,6 +277,8 @@ impl<'a> Driver<'a> {
                 () = watch.changed() => News::FileChanged,
                 Some(read) = self.read.recv() => News::CertificatesRead(read),
                 () = at(certificates_deadline) => News::CertificatesDue,
+                Some((number, news)) = self.keeping.told.recv() => News::Keeper(number, news),
+                () = at(keeper_deadline) => News::KeeperDue,
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
             match news {
@@ -334,6 +345,8 @@ impl<'a> Driver<'a> {
             News::SavingIsLate => self.saving_is_late(),
             News::CertificatesRead(read) => self.certificates_read(read),
             News::CertificatesDue => self.look_after_certificates(),
+            News::Keeper(number, news) => self.keeper_told(number, news),
+            News::KeeperDue => self.keeper_is_due(),
             News::SpawnDue => self.spawn_next(),
             News::Signal(SignalRequest::Grow) => self.scale_by_signal(1),
             News::Signal(SignalRequest::Shrink) => self.scale_by_signal(-1),
@@ -380,6 +393,7 @@ impl<'a> Driver<'a> {
             ToPrimary::Accepting => Event::BeganAccepting { worker },
             ToPrimary::Draining => Event::BeganDraining { worker },
             ToPrimary::LoadFailed { reason } => Event::LoadFailed { worker, reason },
+            ToPrimary::NeedsKeeper => return self.keeper_needed(worker),
             ToPrimary::Configured { revision } => return self.confirmed(worker, |expected| expected <= revision),
         });
     }
@@ -757,6 +771,7 @@ impl<'a> Driver<'a> {
         self.lost_requests = self.remember(worker, &running);
         self.tell(Event::Exited { worker, how });
         self.lost_requests.clear();
+        self.keeper_user_is_gone(worker);
         self.confirmed(worker, |_| true);
     }
 

@@ -27,13 +27,18 @@ pub(crate) struct Application {
 }
 
 impl Application {
-    /// What `app` runs with, in a cluster of so many workers.
-    pub(super) fn new(app: PathBuf, options: &Options, workers: u32) -> anyhow::Result<Self> {
+    /// What `app` runs with, in a cluster of so many workers whose default key-value store has a place of its own.
+    pub(super) fn new(
+        app: PathBuf,
+        options: &Options,
+        workers: u32,
+        default_store: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             app,
             folder: None,
             limits: Limits::new(options, workers)?,
-            granted: Granted::new(options)?,
+            granted: Granted::new(options, default_store)?,
             trusted_proxies: options.trust_proxy.clone().into(),
             health_path: options.health_path.clone(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),

@@ -85,6 +85,11 @@ impl Cluster {
             live: LiveConfig::new(options.log_level.unwrap_or_default(), &options.set).map_err(anyhow::Error::msg)?,
         })
     }
+
+    /// The folder of the key-value store that guests have without a flag.
+    pub(super) fn default_store(&self) -> Option<PathBuf> {
+        Some(self.state_dir.as_ref()?.join(format!("{}.kv", self.name)).join("default"))
+    }
 }
 
 pub(super) fn check_name(name: &str) -> anyhow::Result<()> {

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
-use crate::grants::{DirGrant, Grants, check_dirs};
+use crate::grants::{DirGrant, Grants, StoreGrant, StorePlace, check_dirs};
 use crate::os::files;
 
 /// Hosts that guests may be granted: each outbound request looks at all of them.
 const MAX_GRANTS: usize = 1024;
+/// Key-value stores: those in files have a thread in the keeper, and a mapping in each worker.
+const MAX_STORES: usize = 64;
+/// The key-value store that is there without a flag.
+const DEFAULT_STORE: &str = "default";
 
 /// What guests were granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +24,26 @@ pub(crate) struct Granted {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) dirs: Vec<DirGrant>,
     pub(crate) hosts: Grants,
+    /// Key-value stores, by name.
+    pub(crate) stores: BTreeMap<String, StorePlace>,
 }
 
 impl Granted {
-    pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
+    /// The folders of the key-value stores that are in files, each once. Workers and the keeper number them in this order.
+    pub(crate) fn file_stores(&self) -> Vec<&PathBuf> {
+        let mut folders: Vec<&PathBuf> = Vec::new();
+        for place in self.stores.values() {
+            if let StorePlace::File(folder) = place
+                && !folders.contains(&folder)
+            {
+                folders.push(folder);
+            }
+        }
+        folders
+    }
+
+    /// With the key-value store that is always there, if it has a place.
+    pub(super) fn new(options: &Options, default_store: Option<PathBuf>) -> anyhow::Result<Self> {
         let (dirs, hosts) = (&options.dir, &options.allow_host);
         let mut variables = BTreeMap::new();
         for name in &options.env_inherit {
@@ -51,6 +72,23 @@ impl Granted {
             env: variables.into_iter().collect(),
             dirs: dirs.collect::<anyhow::Result<_>>()?,
             hosts: hosts.clone().into(),
+            stores: stores(&options.kv, default_store)?,
         })
     }
+}
+
+fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Result<BTreeMap<String, StorePlace>> {
+    let mut stores = BTreeMap::new();
+    for StoreGrant { name, place } in granted {
+        let place = match place {
+            StorePlace::File(path) => StorePlace::File(files::absolute(path)?),
+            place => place.clone(),
+        };
+        ensure!(stores.insert(name.clone(), place).is_none(), "--kv {name}: there are two stores of that name");
+    }
+    if let Some(path) = default_store {
+        stores.entry(DEFAULT_STORE.into()).or_insert(StorePlace::File(path));
+    }
+    ensure!(stores.len() <= MAX_STORES, "--kv is given {} times; the limit is {}", granted.len(), MAX_STORES - 1);
+    Ok(stores)
 }

@@ -29,6 +29,10 @@ const MAX_STREAMS: usize = 10_000;
 const MAX_MESSAGE: usize = MAX_HOSTCALL;
 /// Connections that live shorter would do little but begin.
 const MIN_AGE: Duration = Duration::from_secs(1);
+/// A store with less would be full of what it needs for itself.
+const MIN_STORE: u64 = 1 << 20;
+/// What is left of a process's addresses has room for some of these.
+const MAX_STORE: u64 = 16 << 40;
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
 /// A page of WebAssembly's: no guest has less.
@@ -72,6 +76,10 @@ pub(crate) const MAX_OUTBOUND: usize = 512;
 /// How long an outbound connection may take to come about. Its first byte has the request timeout, every further one the
 /// stream timeout.
 pub(crate) const MAX_CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a key of a key-value store, of which it has at least one. LMDB's own bound.
+pub(crate) const MAX_KEY: usize = 511;
+/// Keys that are listed at once.
+pub(crate) const MAX_PAGE: usize = 1000;
 /// Bytes that the guests of one worker may print in a second, and as much again in a burst.
 pub(crate) const MAX_OUTPUT: u32 = 1024 * 1024;
 /// Series of metrics that the guests of one worker may have.
@@ -117,6 +125,12 @@ pub(crate) struct Limits {
     pub(crate) max_body: u64,
     pub(crate) max_header_bytes: usize,
     pub(crate) max_headers: usize,
+    /// Of a value in a key-value store, in bytes.
+    pub(crate) kv_max_value: u64,
+    /// Of each such store, in bytes.
+    pub(crate) kv_max_size: u64,
+    /// Until such a store has answered.
+    pub(crate) kv_timeout: Duration,
     /// Of all linear memories of an instance together, in bytes.
     pub(crate) max_memory: usize,
     /// Of all instances of a worker together.
@@ -152,6 +166,9 @@ impl Limits {
             max_body: or_bytes(options.max_body, 64 << 20),
             max_header_bytes: or_bytes(options.max_header_bytes, 64 << 10) as usize,
             max_headers: or_number(options.max_headers, 100),
+            kv_max_value: or_bytes(options.kv_max_value, 1 << 20),
+            kv_max_size: or_bytes(options.kv_max_size, 1 << 30),
+            kv_timeout: or_seconds(options.kv_timeout, 5),
             max_memory: max_memory as usize,
             max_worker_memory: or_bytes(options.max_worker_memory, share.max(max_memory)) as usize,
         };
@@ -174,6 +191,11 @@ impl Limits {
         ensure!(self.max_websockets <= MAX_CONNECTIONS, "--max-websockets must be at most {MAX_CONNECTIONS}");
         let messages = 1..=MAX_MESSAGE;
         ensure!(messages.contains(&self.max_websocket_message), "--max-websocket-message must be from 1B to 16MiB");
+        ensure!(self.kv_timeout >= MIN_TIMEOUT, "--kv-timeout must be at least {MIN_TIMEOUT:?}");
+        let values = 1..=MAX_HOSTCALL as u64;
+        ensure!(values.contains(&self.kv_max_value), "--kv-max-value must be from 1B to 16MiB");
+        let sizes = MIN_STORE..=MAX_STORE;
+        ensure!(sizes.contains(&self.kv_max_size), "--kv-max-size must be from 1MiB to 16TiB");
         ensure!(self.max_streams <= MAX_STREAMS, "--max-streams must be at most {MAX_STREAMS}");
         ensure!(self.max_connection_age >= MIN_AGE, "--max-connection-age must be at least {MIN_AGE:?}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");
@@ -199,6 +221,9 @@ impl Limits {
         let by_flag = [
             ("header-timeout", time(self.header_timeout)),
             ("keep-alive-timeout", time(self.keep_alive_timeout)),
+            ("kv-max-size", size(self.kv_max_size)),
+            ("kv-max-value", size(self.kv_max_value)),
+            ("kv-timeout", time(self.kv_timeout)),
             ("max-body", size(self.max_body)),
             ("max-connection-age", time(self.max_connection_age)),
             ("max-connection-requests", self.max_connection_requests.to_string()),
@@ -225,6 +250,8 @@ impl Limits {
             ("handles", MAX_HANDLES.to_string()),
             ("host-call", size(MAX_HOSTCALL)),
             ("instances-per-worker", MAX_INSTANCES.to_string()),
+            ("kv-key", size(MAX_KEY)),
+            ("kv-keys-per-page", MAX_PAGE.to_string()),
             ("memories", MAX_MEMORIES.to_string()),
             ("metric-labels", MAX_LABELS.to_string()),
             ("metric-text", size(MAX_METRIC_TEXT)),

@@ -53,7 +53,7 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(app: PathBuf, options: &Options) -> anyhow::Result<Self> {
         let cluster = Cluster::new(options)?;
-        let application = Application::new(app, options, cluster.workers)?;
+        let application = Application::new(app, options, cluster.workers, cluster.default_store())?;
         let proxied = cluster.listen.iter().find(|address| address.entrance.takes_proxy);
         if let Some(address) = proxied.filter(|_| application.trusted_proxies.is_empty()) {
             bail!(

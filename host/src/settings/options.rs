@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
 use super::{ClientAuth, DEFAULT_FILE, TrustedProxy, file};
-use crate::grants::{AllowHost, DirGrant};
+use crate::grants::{AllowHost, DirGrant, StoreGrant};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::files;
 use crate::os::listener::ListenAddr;
@@ -175,6 +175,13 @@ options! {
         #[arg(long, value_name = "URL", help_heading = GRANTS)]
         pub(crate) allow_host: Vec<AllowHost>,
 
+        /// Key-value store that guests may open by the name NAME; can be repeated
+        ///
+        /// URL is file:PATH, a folder that all workers share and that outlives them, or memory:, which each worker has for
+        /// itself, as long as it lives. The store `default` is there without a flag, in the state folder.
+        #[arg(long, value_name = "NAME=URL", help_heading = GRANTS)]
+        pub(crate) kv: Vec<StoreGrant>,
+
         /// Longest time from a request's headers to the headers of its response; past it, 504 [default: 30s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) request_timeout: Option<Span>,
@@ -207,6 +214,10 @@ options! {
         /// Longest time a client may take for its TLS handshake; past it, the connection is closed [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) tls_handshake_timeout: Option<Span>,
+
+        /// Longest time a key-value store may take to answer; past it, the guest gets an error [default: 5s]
+        #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
+        pub(crate) kv_timeout: Option<Span>,
 
         /// Longest time without a heartbeat before a worker is killed and replaced [default: 10s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
@@ -267,6 +278,16 @@ options! {
         /// Largest number of header fields in a request; more get 431 [default: 100]
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_headers: Option<NonZeroU32>,
+
+        /// Largest value in a key-value store [default: 1MiB]
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) kv_max_value: Option<Size>,
+
+        /// Size limit of each key-value store; in a store that is full, values can only be deleted [default: 1GiB]
+        ///
+        /// A store that is larger already keeps what it has. A store in memory: has this limit in each worker.
+        #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
+        pub(crate) kv_max_size: Option<Size>,
 
         /// Memory limit of one instance [default: 128MiB, or less where a worker has less]
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]

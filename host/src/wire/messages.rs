@@ -1,4 +1,4 @@
-//! What a primary says to its workers and compilers, and they to it.
+//! What a primary says to its workers, its compilers and its keeper, and they to it.
 
 use std::path::PathBuf;
 
@@ -26,6 +26,14 @@ impl Message for FromCompiler {
     const MAX_DESCRIPTORS: usize = 2;
 }
 
+impl Message for ToKeeper {
+    const MAX_DESCRIPTORS: usize = 1;
+}
+
+impl Message for FromKeeper {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
 /// What a primary tells a worker.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
@@ -39,6 +47,8 @@ pub(crate) enum ToWorker {
     /// Go on as the [`Revision`](super::revisions::Revision) beside it says, and with the TLS material behind that, if the
     /// worker was started with some, and say [`ToPrimary::Configured`].
     Configure,
+    /// Beside it comes the socket to the keeper of the stores, in place of the one before.
+    Keeper,
 }
 
 /// What a descriptor is that a worker begins with.
@@ -76,6 +86,8 @@ pub(crate) enum ToPrimary {
     },
     /// It goes by the revision of that number.
     Configured { revision: u64 },
+    /// The component may use key-value stores, and some of those are in files: the worker needs the keeper.
+    NeedsKeeper,
     /// Somebody else told the worker to drain: it exits when it has finished what it began.
     Draining,
     /// The component cannot be loaded or instantiated; the worker exits.
@@ -107,6 +119,35 @@ pub(crate) enum FromCompiler {
         /// What is wrong and what to do, for a person.
         reason: String,
     },
+}
+
+/// What a primary tells the keeper of key-value stores, which ends when its channel does.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToKeeper {
+    /// Beside it comes the socket of a worker, which may write these stores.
+    Serve { worker: WorkerId, stores: Vec<FileStore> },
+    /// That worker has ended: what it left in the stores may be cleared.
+    Gone { worker: WorkerId },
+}
+
+/// What the keeper tells its primary.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromKeeper {
+    /// It is at work. Said twice a second.
+    Alive,
+    /// A store cannot be used: why and what to do, for a person.
+    Trouble { text: String },
+}
+
+/// A key-value store in a file, as its keeper is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileStore {
+    /// The folder that it has for itself.
+    pub(crate) path: PathBuf,
+    /// Bytes that it may take up.
+    pub(crate) max_size: u64,
+    /// Bytes of a value.
+    pub(crate) max_value: u64,
 }
 
 /// Who a worker is.

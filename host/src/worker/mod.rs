@@ -6,6 +6,7 @@
 
 mod guest;
 mod http;
+mod keeper;
 mod process;
 mod requests;
 mod values;
@@ -38,6 +39,7 @@ use guest::reuse::MAX_IDLE;
 use http::accept::{Accepted, Gate};
 use http::server::Server;
 use http::tls::Handshakes;
+use keeper::KeeperLink;
 use process::guardian::{Configurable, Guardian};
 use requests::Requests;
 use values::LiveValues;
@@ -130,7 +132,8 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let drain_timeout = settings.drain_timeout;
     let credentials = tls.map(|tls| Ok::<_, anyhow::Error>(Arc::new(Credentials::new(&Material::read(&tls)?)?)));
     let credentials = credentials.transpose().context("cannot use the certificates")?;
-    let configurable = Configurable { volume, tls: credentials, values: Arc::new(LiveValues::new(config.values)) };
+    let (values, keeper) = (Arc::new(LiveValues::new(config.values)), Arc::<KeeperLink>::default());
+    let configurable = Configurable { volume, tls: credentials, values, keeper };
     let (phase, changes) = (Arc::new(phase), configurable.clone());
     Guardian { primary: primary.clone(), sigterm, phase, changes, stats, drain_timeout }.start()?;
     if let Err(error) = run(&primary, settings, artifact, identity, listeners, configurable, phases, stats) {
@@ -158,7 +161,7 @@ fn run(
     artifact: OwnedFd,
     identity: Identity,
     listeners: Vec<(OwnedFd, Entrance)>,
-    Configurable { tls, values, .. }: Configurable,
+    Configurable { tls, values, keeper, .. }: Configurable,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
@@ -168,7 +171,11 @@ fn run(
     runtime.block_on(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
-        let instances = load(&settings, artifact, identity, epoch.clone(), values, stats).await?;
+        let instances = load(&settings, artifact, identity, epoch.clone(), values, keeper.clone(), stats).await?;
+        if instances.needs_keeper() {
+            tokio::spawn(async move { keeper.run().await });
+            primary.send(&ToPrimary::NeedsKeeper, &[])?;
+        }
         primary.send(&ToPrimary::Ready, &[])?;
         if let Some(path) = &settings.health_path {
             let phases = phases.clone();
@@ -210,10 +217,11 @@ async fn load(
     identity: Identity,
     epoch: Arc<Epoch>,
     values: Arc<LiveValues>,
+    keeper: Arc<KeeperLink>,
     stats: &'static Stats,
 ) -> anyhow::Result<Rc<Instances>> {
-    let instances =
-        Instances::load(settings, &artifact, identity, epoch, values, stats).context("cannot load the component")?;
+    let instances = Instances::load(settings, &artifact, identity, epoch, values, keeper, stats)
+        .context("cannot load the component")?;
     let patience = settings.limits.request_timeout.clamp(MIN_LOAD_PATIENCE, MAX_LOAD_PATIENCE);
     let probed = tokio::time::timeout(patience, instances.probe()).await;
     let probed = probed.map_err(|_| anyhow!("the component was not instantiated within {patience:?}"))?;

@@ -40,6 +40,7 @@
 
 pub mod client;
 mod cluster;
+pub mod history;
 pub mod http2;
 pub mod load;
 pub mod name_server;

@@ -33,6 +33,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         totals: Totals::default(),
         certificates: Vec::new(),
         config: ConfigStatus::default(),
+        keeper: None,
         guest_metrics: Vec::new(),
         limits: application.limits.in_force(),
     }

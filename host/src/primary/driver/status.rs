@@ -32,6 +32,7 @@ impl Driver<'_> {
             totals: self.ledger.totals(by_generation),
             certificates: self.certified.as_ref().map(|certified| certified.status()).unwrap_or_default(),
             config: ConfigStatus { revision: self.live.number, values: self.live.config.values.len() },
+            keeper: self.keeping.status(),
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)
         }

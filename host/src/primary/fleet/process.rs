@@ -22,9 +22,11 @@ use crate::os::child::Child;
 use crate::os::files;
 use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
-use crate::settings::Settings;
+use crate::settings::{Limits, Settings};
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
-use crate::wire::messages::{FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker};
+use crate::wire::messages::{
+    FileStore, FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker,
+};
 use crate::wire::stats::Page;
 use crate::wire::version::{Compiled, Version};
 use crate::wire::worker_settings::WorkerSettings;
@@ -43,6 +45,8 @@ pub(crate) struct Deployment {
     /// Open, so that the store keeps it.
     _entry: Option<OwnedFd>,
     settings: OwnedFd,
+    /// The key-value stores that its workers may write by way of the keeper.
+    pub(crate) file_stores: Vec<FileStore>,
 }
 
 impl Deployment {
@@ -65,14 +69,22 @@ impl Deployment {
                  every start compiles it again"
             );
         }
+        let file_stores = file_stores(settings);
         let settings = WorkerSettings::new(settings, &compiled).write()?;
-        Ok(Self { source: files::absolute(source)?, compiled, artifact, _entry: descriptors.next(), settings })
+        let source = files::absolute(source)?;
+        Ok(Self { source, compiled, artifact, _entry: descriptors.next(), settings, file_stores })
     }
 
     pub(crate) fn version(&self) -> Version {
         let Compiled { digest, http, .. } = &self.compiled;
         Version { digest: digest.clone(), http: *http, source: self.source.clone() }
     }
+}
+
+fn file_stores(settings: &Settings) -> Vec<FileStore> {
+    let Limits { kv_max_size: max_size, kv_max_value: max_value, .. } = settings.application.limits;
+    let store = |path: &PathBuf| FileStore { path: path.clone(), max_size, max_value };
+    settings.application.granted.file_stores().into_iter().map(store).collect()
 }
 
 #[cfg(test)]
@@ -82,7 +94,8 @@ impl Deployment {
         let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
         let http = crate::wire::version::WasiHttp::V0_2;
         let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
-        Self { source: "/app.wasm".into(), compiled, artifact: nothing(), _entry: None, settings: nothing() }
+        let (artifact, settings, file_stores) = (nothing(), nothing(), Vec::new());
+        Self { source: "/app.wasm".into(), compiled, artifact, _entry: None, settings, file_stores }
     }
 }
 
@@ -236,7 +249,7 @@ impl CompilerProcess {
 }
 
 /// Starts this binary anew as `role`.
-fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
+pub(super) fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("wasmcluster")

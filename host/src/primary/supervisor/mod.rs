@@ -30,9 +30,11 @@ use errors::Recent;
 use swap::Reload;
 
 pub(crate) use errors::Answers;
+pub(crate) use keeper::{KeeperStep, KeeperWatch};
 pub(crate) use swap::{Cause, Gates, SwapProgress};
 
 mod errors;
+mod keeper;
 mod swap;
 
 /// Time since the primary started.

@@ -27,6 +27,7 @@ use wasmtime_wasi_http::{Error, FieldMap, WasiHttpView};
 use super::call::{Call, Failure, GuestFuture, Head, said};
 use super::concurrent;
 use super::epoch::Epoch;
+use super::keyvalue::KEYVALUE;
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, Live, Repeat, Stock};
 use super::trap::{Described, describe};
@@ -39,6 +40,7 @@ use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::wire::version::WasiHttp;
 use crate::wire::worker_settings::{Reuse, WorkerSettings};
+use crate::worker::keeper::KeeperLink;
 use crate::worker::values::LiveValues;
 
 /// What a component imports, in either version, that can accept WebSockets.
@@ -63,6 +65,7 @@ impl Instances {
         identity: Identity,
         epoch: Arc<Epoch>,
         values: Arc<LiveValues>,
+        keeper: Arc<KeeperLink>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
         let engine = engine::for_worker(settings.http, Resident::of(&settings.limits))?;
@@ -72,9 +75,11 @@ impl Instances {
         let component = unsafe { Component::deserialize_file(&engine, path) }?;
         let pre = super::linker::linker(&engine, settings.http)?.instantiate_pre(&component)?;
         epoch.clone().start(engine.clone())?;
-        let mut world = World::new(settings, &engine, identity, epoch, values, stats)?;
+        let mut world = World::new(settings, &engine, identity, epoch, values, keeper, stats)?;
         let surface = component.component_type();
-        world.speaks_websocket = surface.imports(&engine).any(|(name, _)| name.starts_with(WEBSOCKET));
+        let imports = |prefix: &str| surface.imports(&engine).any(|(name, _)| name.starts_with(prefix));
+        world.speaks_websocket = imports(WEBSOCKET);
+        world.needs_keeper = imports(KEYVALUE) && world.stores.need_keeper();
         let world = Arc::new(world);
         let Reuse { uses, seats } = settings.reuse;
         Ok(match settings.http {
@@ -89,6 +94,11 @@ impl Instances {
     /// Whether the component can accept WebSockets.
     pub(crate) fn speaks_websocket(&self) -> bool {
         self.world().speaks_websocket
+    }
+
+    /// Whether the component may open key-value stores that are written by the keeper.
+    pub(crate) fn needs_keeper(&self) -> bool {
+        self.world().needs_keeper
     }
 
     /// How many WebSockets there may be, so that enough instances are left for requests.

@@ -23,6 +23,7 @@ pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker
     identity::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     super::config::add_to_linker(&mut linker)?;
+    super::keyvalue::add_to_linker(&mut linker)?;
     websocket::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     if http == WasiHttp::V0_3 {
         websocket_async::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;

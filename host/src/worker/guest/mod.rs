@@ -6,6 +6,7 @@ mod config;
 pub(crate) mod epoch;
 mod handles;
 pub(crate) mod instance;
+pub(crate) mod keyvalue;
 mod linker;
 mod metrics;
 mod notices;

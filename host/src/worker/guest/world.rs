@@ -1,5 +1,6 @@
 //! What one instance may see of the world, and how much of it: the data of its store.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use wasmtime_wasi_io::IoView;
 
 use super::epoch::Epoch;
 use super::handles::{self, MEASURE_EVERY};
+use super::keyvalue::{Stores, Swap};
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
@@ -31,6 +33,7 @@ use crate::wire::messages::Identity;
 use crate::wire::series::Update;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
+use crate::worker::keeper::KeeperLink;
 use crate::worker::requests::Asked;
 use crate::worker::values::{LiveValues, Values};
 
@@ -108,8 +111,13 @@ impl Guest {
         self.world.configures(&self.values)
     }
 
-    /// It sends a message of so many bytes on a WebSocket. Who sends much is looked at from time to time.
-    pub(super) fn sends(&mut self, bytes: usize) {
+    /// The key-value stores that it may open.
+    pub(super) fn stores(&self) -> &Stores {
+        &self.world.stores
+    }
+
+    /// The host keeps so many bytes more for it. Who has much kept is looked at from time to time.
+    pub(super) fn holds(&mut self, bytes: usize) {
         self.unaccounted += bytes;
         if self.unaccounted >= ACCOUNT_EVERY {
             self.settle();
@@ -120,8 +128,7 @@ impl Guest {
     fn settle(&mut self) {
         self.unaccounted = 0;
         let held = handles::measure(&mut self.table);
-        let queued: usize =
-            self.table.iter_mut().filter_map(|entry| Some(entry.downcast_ref::<Socket>()?.held())).sum();
+        let queued: usize = self.table.iter_mut().map(|entry| queued(entry)).sum();
         let limit = self.world.max_memory;
         let why = if held > MAX_HELD {
             format!("and the limit is {}", size(MAX_HELD))
@@ -132,7 +139,7 @@ impl Guest {
         } else {
             format!("which together with its own memory is over --max-memory {}", size(limit))
         };
-        let what = if queued > held { "messages on WebSockets" } else { "header fields and requests" };
+        let what = if queued > held { "messages on WebSockets and values" } else { "header fields and requests" };
         let held = size(held + queued);
         self.stopped = Some(format!("was stopped: its {what} take up {held} of the host's memory, {why}"));
         // A body that is dropped with them would end well.
@@ -251,6 +258,8 @@ pub(crate) struct World {
     pub(crate) turns: Arc<Turns>,
     pub(super) epoch: Arc<Epoch>,
     pub(super) speaks_websocket: bool,
+    pub(super) needs_keeper: bool,
+    pub(super) stores: Stores,
     values: Arc<LiveValues>,
 }
 
@@ -262,11 +271,13 @@ impl World {
         identity: Identity,
         epoch: Arc<Epoch>,
         values: Arc<LiveValues>,
+        keeper: Arc<KeeperLink>,
         stats: &'static Stats,
     ) -> anyhow::Result<Self> {
+        let stores = Stores::new(&settings.granted, &settings.limits, keeper);
         let sink =
             |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
-        let Granted { env, dirs, hosts } = settings.granted.clone();
+        let Granted { env, dirs, hosts, .. } = settings.granted.clone();
         Ok(Self {
             env,
             folders: open(&dirs)?,
@@ -281,6 +292,8 @@ impl World {
             turns: Arc::new(Turns::start()),
             epoch,
             speaks_websocket: false,
+            needs_keeper: false,
+            stores,
             values,
         })
     }
@@ -333,6 +346,12 @@ impl World {
         *ctx.filesystem() = self.folders.clone();
         Wasi { ctx, outputs }
     }
+}
+
+/// Bytes that the host keeps for a guest's WebSocket, or for a compare-and-set that it has begun.
+fn queued(entry: &dyn Any) -> usize {
+    let socket = entry.downcast_ref::<Socket>().map(Socket::held);
+    socket.or_else(|| entry.downcast_ref::<Swap>().map(Swap::held)).unwrap_or(0)
 }
 
 fn open(dirs: &[DirGrant]) -> anyhow::Result<WasiFilesystemCtx> {

@@ -21,6 +21,7 @@ use crate::wire::channel::{Received, Wait};
 use crate::wire::messages::{ToPrimary, ToWorker, WorkerEnd};
 use crate::wire::revisions::Revision;
 use crate::wire::stats::Stats;
+use crate::worker::keeper::KeeperLink;
 use crate::worker::values::LiveValues;
 use crate::worker::{Phase, advance};
 
@@ -50,6 +51,8 @@ pub(crate) struct Configurable {
     pub(crate) tls: Option<Arc<Credentials>>,
     /// Of guests.
     pub(crate) values: Arc<LiveValues>,
+    /// Whose other end the primary hands over.
+    pub(crate) keeper: Arc<KeeperLink>,
 }
 
 /// The thread's own things.
@@ -92,6 +95,9 @@ impl Guardian {
             match self.hear(cut_at) {
                 FromPrimary::Order(ToWorker::StartAccepting, _) => advance(&self.phase, Phase::Accepting),
                 FromPrimary::Order(ToWorker::Configure, beside) => self.configure(&beside),
+                FromPrimary::Order(ToWorker::Keeper, beside) => {
+                    beside.into_iter().for_each(|socket| self.changes.keeper.hand(socket));
+                }
                 FromPrimary::Order(ToWorker::Drain, _) => {
                     cut_at.get_or_insert(self.drain(self.drain_timeout));
                 }
@@ -123,7 +129,7 @@ impl Guardian {
     /// Which revision it goes by from now on. The executor does not wait for it: keys are parsed here.
     fn take_over(&self, beside: &[OwnedFd]) -> anyhow::Result<u64> {
         let Revision { number, config } = Revision::read(beside.first().context("it came without a descriptor")?)?;
-        let Configurable { volume, tls, values } = &self.changes;
+        let Configurable { volume, tls, values, .. } = &self.changes;
         if let Some(credentials) = tls {
             credentials.replace(&Material::read(beside.get(1).context("it came without certificates")?)?)?;
         }

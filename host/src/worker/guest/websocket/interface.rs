@@ -82,7 +82,7 @@ impl websocket::HostSocket for Guest {
         message: websocket::Message,
     ) -> wasmtime::Result<Result<bool, websocket::Closed>> {
         let message = SocketMessage::from(message);
-        self.sends(message.cost());
+        self.holds(message.cost());
         let sent = link(self.table(), &socket)?.try_send(message);
         Ok(sent.map(|refused| refused.is_none()).map_err(Into::into))
     }
@@ -136,7 +136,7 @@ impl<T: 'static> websocket_async::HostSocketWithStore<T> for HasSelf<Guest> {
         message: websocket_async::Message,
     ) -> wasmtime::Result<Result<(), websocket_async::Closed>> {
         let message = SocketMessage::from(message);
-        accessor.with(|mut access| access.get().sends(message.cost()));
+        accessor.with(|mut access| access.get().holds(message.cost()));
         let sent = link_of(accessor, &socket)?.send(message).await;
         Ok(sent.map_err(Into::into))
     }

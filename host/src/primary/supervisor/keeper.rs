@@ -1,0 +1,146 @@
+//! When the keeper of key-value stores is started and ended; pure.
+//!
+//! ```text
+//!   Unneeded ──▶ Due ──▶ Running ──▶ (ended) ──▶ Due: at once, then after 100 ms, doubling to 30 s
+//!                           └─ silent for the hang timeout ──▶ killed
+//! ```
+
+use std::time::Duration;
+
+use super::{FIRST_BACKOFF, HEALTHY, MAX_BACKOFF, Time};
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeeperStep {
+    Start,
+    Kill,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeeperPhase {
+    /// No component that was served so far uses stores which it would write.
+    Unneeded,
+    Due(Time),
+    Running {
+        since: Time,
+        heard: Time,
+        is_killed: bool,
+    },
+}
+
+/// The life of keepers, one after the other.
+#[derive(Debug)]
+pub(crate) struct KeeperWatch {
+    phase: KeeperPhase,
+    /// That ended before they were healthy, one after the other.
+    failures: u32,
+    hang_timeout: Duration,
+}
+
+impl KeeperWatch {
+    pub(crate) fn new(hang_timeout: Duration) -> Self {
+        Self { phase: KeeperPhase::Unneeded, failures: 0, hang_timeout }
+    }
+
+    /// Somebody has something to write.
+    pub(crate) fn needed(&mut self, now: Time) {
+        if self.phase == KeeperPhase::Unneeded {
+            self.phase = KeeperPhase::Due(now);
+        }
+    }
+
+    pub(crate) fn started(&mut self, now: Time) {
+        self.phase = KeeperPhase::Running { since: now, heard: now, is_killed: false };
+    }
+
+    /// It is at work.
+    pub(crate) fn heard(&mut self, now: Time) {
+        if let KeeperPhase::Running { heard, .. } = &mut self.phase {
+            *heard = now;
+        }
+    }
+
+    /// It has ended, or could not be started. In how much time there is another.
+    pub(crate) fn ended(&mut self, now: Time) -> Duration {
+        let was_healthy = matches!(self.phase, KeeperPhase::Running { since, .. } if now >= since + HEALTHY);
+        self.failures = if was_healthy { 0 } else { self.failures.saturating_add(1) };
+        let wait = match self.failures {
+            0 | 1 => Duration::ZERO,
+            more => FIRST_BACKOFF.saturating_mul(1 << (more - 2).min(16)).min(MAX_BACKOFF),
+        };
+        self.phase = KeeperPhase::Due(now + wait);
+        wait
+    }
+
+    /// When [`Self::next`] is to be asked.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        match self.phase {
+            KeeperPhase::Due(at) => Some(at),
+            KeeperPhase::Running { heard, is_killed: false, .. } => Some(heard + self.hang_timeout),
+            KeeperPhase::Unneeded | KeeperPhase::Running { .. } => None,
+        }
+    }
+
+    /// What is to be done now, if anything.
+    pub(crate) fn next(&mut self, now: Time) -> Option<KeeperStep> {
+        if self.deadline().is_none_or(|at| now < at) {
+            return None;
+        }
+        match &mut self.phase {
+            KeeperPhase::Running { is_killed, .. } => {
+                *is_killed = true;
+                Some(KeeperStep::Kill)
+            }
+            KeeperPhase::Due(_) => Some(KeeperStep::Start),
+            KeeperPhase::Unneeded => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Time {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_keeper_is_started_when_it_is_needed_and_again_with_back_off() {
+        let mut watch = KeeperWatch::new(ms(10_000));
+        assert_eq!((watch.deadline(), watch.next(ms(5))), (None, None));
+        watch.needed(ms(5));
+        assert_eq!(watch.next(ms(5)), Some(KeeperStep::Start));
+        watch.started(ms(6));
+        // Another one that needs it changes nothing.
+        watch.needed(ms(7));
+        assert_eq!(watch.next(ms(7)), None);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let now = watch.deadline().unwrap();
+            waits.push(watch.ended(now).as_millis());
+            let due = watch.deadline().unwrap();
+            assert!(due == now || watch.next(due - ms(1)).is_none());
+            assert_eq!(watch.next(due), Some(KeeperStep::Start));
+            watch.started(due);
+        }
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+        // One that was well clears what was before.
+        let now = watch.deadline().unwrap() + HEALTHY;
+        assert_eq!(watch.ended(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_keeper_that_is_silent_is_killed_once() {
+        let mut watch = KeeperWatch::new(ms(1000));
+        watch.needed(ms(0));
+        watch.started(ms(0));
+        watch.heard(ms(900));
+        assert_eq!(
+            (watch.next(ms(1899)), watch.next(ms(1900)), watch.next(ms(9000))),
+            (None, Some(KeeperStep::Kill), None)
+        );
+        watch.ended(ms(9000));
+        assert_eq!(watch.next(ms(9000)), Some(KeeperStep::Start));
+    }
+}

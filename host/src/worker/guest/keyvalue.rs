@@ -1,0 +1,176 @@
+//! The key-value stores that guests may open, whatever they are kept in.
+
+mod interface;
+mod memory;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::grants::StorePlace;
+use crate::keyvalue::file::{FileReader, KeyPage};
+use crate::keyvalue::{Write, WriteFailure, Written, check_key};
+use crate::settings::{Granted, Limits, MAX_HOSTCALL};
+use crate::worker::keeper::KeeperLink;
+use memory::MemoryStore;
+
+pub(super) use interface::{Swap, add_to_linker};
+
+/// What a component imports that may open stores.
+pub(super) const KEYVALUE: &str = "wasi:keyvalue/";
+
+/// Why a store did not do what it was asked for: the error of the interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StoreError {
+    /// No store of that name was granted.
+    NoSuchStore,
+    /// For a person.
+    Other(String),
+}
+
+impl From<WriteFailure> for StoreError {
+    fn from(failure: WriteFailure) -> Self {
+        Self::Other(match failure {
+            WriteFailure::Refused(reason) => reason,
+            // The SDK knows such errors by their beginning.
+            WriteFailure::Unknown(reason) => format!("unknown outcome: {reason}"),
+        })
+    }
+}
+
+impl From<anyhow::Error> for StoreError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(format!("{error:#}"))
+    }
+}
+
+/// All that guests may open.
+#[derive(Debug)]
+pub(super) struct Stores {
+    by_name: BTreeMap<String, Arc<GuestStore>>,
+}
+
+impl Stores {
+    pub(super) fn new(granted: &Granted, limits: &Limits, keeper: Arc<KeeperLink>) -> Self {
+        let files: BTreeMap<PathBuf, u16> = granted.file_stores().into_iter().cloned().zip(0..).collect();
+        let mut readers: BTreeMap<PathBuf, Arc<OnceLock<FileReader>>> = BTreeMap::new();
+        let mut store = |place: &StorePlace| match place {
+            StorePlace::File(path) => {
+                let reader = readers.entry(path.clone()).or_default().clone();
+                StoreKind::File { path: path.clone(), number: files[path], reader, keeper: keeper.clone() }
+            }
+            StorePlace::Memory => StoreKind::Memory(MemoryStore::new(limits.kv_max_size)),
+        };
+        let (max_value, timeout) = (limits.kv_max_value, limits.kv_timeout);
+        let mut named = |(name, place): (&String, &StorePlace)| {
+            (name.clone(), Arc::new(GuestStore { kind: store(place), max_value, timeout }))
+        };
+        Self { by_name: granted.stores.iter().map(&mut named).collect() }
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<GuestStore>, StoreError> {
+        self.by_name.get(name).cloned().ok_or(StoreError::NoSuchStore)
+    }
+
+    /// Whether one of them is written by the keeper.
+    pub(super) fn need_keeper(&self) -> bool {
+        self.by_name.values().any(|store| matches!(store.kind, StoreKind::File { .. }))
+    }
+}
+
+/// One that may be opened.
+#[derive(Debug)]
+pub(super) struct GuestStore {
+    kind: StoreKind,
+    max_value: u64,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum StoreKind {
+    File { path: PathBuf, number: u16, reader: Arc<OnceLock<FileReader>>, keeper: Arc<KeeperLink> },
+    Memory(MemoryStore),
+}
+
+impl GuestStore {
+    /// The reader of a store in a file. Once it is open, nobody is asked.
+    async fn reader<'a>(
+        &self,
+        path: &Path,
+        number: u16,
+        reader: &'a OnceLock<FileReader>,
+        keeper: &KeeperLink,
+    ) -> Result<&'a FileReader, StoreError> {
+        if let Some(reader) = reader.get() {
+            return Ok(reader);
+        }
+        // One that was there before can be read, keeper or not.
+        let opened = match FileReader::open(path) {
+            Ok(opened) => opened,
+            Err(_) => {
+                keeper.opened(number, self.timeout).await.map_err(StoreError::Other)?;
+                // Somebody else may have been faster.
+                if let Some(reader) = reader.get() {
+                    return Ok(reader);
+                }
+                FileReader::open(path).map_err(|error| StoreError::Other(error.to_string()))?
+            }
+        };
+        Ok(reader.get_or_init(|| opened))
+    }
+
+    async fn open(&self) -> Result<(), StoreError> {
+        if let StoreKind::File { path, number, reader, keeper } = &self.kind {
+            self.reader(path, *number, reader, keeper).await?;
+        }
+        Ok(())
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        check_key(key).map_err(StoreError::Other)?;
+        Ok(match &self.kind {
+            StoreKind::File { path, number, reader, keeper } => {
+                self.reader(path, *number, reader, keeper).await?.get(key)?
+            }
+            StoreKind::Memory(store) => store.get(key),
+        })
+    }
+
+    async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        keys.iter().try_for_each(|key| check_key(key)).map_err(StoreError::Other)?;
+        Ok(match &self.kind {
+            StoreKind::File { path, number, reader, keeper } => {
+                self.reader(path, *number, reader, keeper).await?.get_all(keys, MAX_HOSTCALL)?
+            }
+            StoreKind::Memory(store) => store.get_all(keys, MAX_HOSTCALL)?,
+        })
+    }
+
+    async fn has(&self, key: &str) -> Result<bool, StoreError> {
+        check_key(key).map_err(StoreError::Other)?;
+        Ok(match &self.kind {
+            StoreKind::File { path, number, reader, keeper } => {
+                self.reader(path, *number, reader, keeper).await?.has(key)?
+            }
+            StoreKind::Memory(store) => store.has(key),
+        })
+    }
+
+    async fn keys(&self, after: Option<&str>) -> Result<KeyPage, StoreError> {
+        Ok(match &self.kind {
+            StoreKind::File { path, number, reader, keeper } => {
+                self.reader(path, *number, reader, keeper).await?.keys(after)?
+            }
+            StoreKind::Memory(store) => store.keys(after),
+        })
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+        write.check(self.max_value).map_err(StoreError::Other)?;
+        match &self.kind {
+            StoreKind::File { number, keeper, .. } => Ok(keeper.write(*number, write, self.timeout).await?),
+            StoreKind::Memory(store) => store.write(write),
+        }
+    }
+}
