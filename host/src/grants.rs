@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use address::special;
 pub(crate) use dir::{Access, DirGrant, check_dirs};
-pub(crate) use store::{StoreGrant, StorePlace};
+pub(crate) use store::{RedisPlace, RedisServer, StoreGrant, StorePlace};
 
 /// Longest name and label that the DNS can carry, in bytes (RFC 1035).
 const MAX_NAME: usize = 253;
@@ -62,7 +62,7 @@ impl Scheme {
 }
 
 /// Where a request wants to go. One host has one spelling, whatever the guest wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Host {
     /// Lower case, without the dot at the end, never an address in disguise; at most 253 bytes.
     Name(String),

@@ -8,6 +8,7 @@ mod lifecycle;
 mod names;
 mod output;
 mod processes;
+mod redis;
 mod service_manager;
 mod state;
 mod stores;

@@ -17,7 +17,7 @@ use harness::{Cluster, Setup, guest, until};
 
 const GUESTS: [&str; 2] = ["stores", "stores_p3"];
 
-fn serve(name: &str, workers: u32, args: &[&str]) -> Cluster {
+pub(super) fn serve(name: &str, workers: u32, args: &[&str]) -> Cluster {
     Setup::new(&guest(name)).workers(workers).args(&["--min-ready", "0s", "--soak", "0s"]).args(args).start()
 }
 
@@ -30,13 +30,13 @@ async fn ask(address: SocketAddr, method: Method, path: &str, body: String) -> h
 }
 
 #[track_caller]
-fn told(cluster: &Cluster, method: Method, path: &str, body: &str) -> (u16, String) {
+pub(super) fn told(cluster: &Cluster, method: Method, path: &str, body: &str) -> (u16, String) {
     let answer = ask(cluster.address(), method, path, body.into()).unwrap();
     (answer.status, answer.text().to_owned())
 }
 
 #[track_caller]
-fn get(cluster: &Cluster, path: &str) -> String {
+pub(super) fn get(cluster: &Cluster, path: &str) -> String {
     told(cluster, Method::GET, path, "").1
 }
 
@@ -276,15 +276,19 @@ impl Client {
 /// Every increment that was acknowledged is there, exactly once, whatever ends meanwhile, and whatever is deployed.
 #[test]
 fn every_acknowledged_increment_counts_once() {
+    counts_once(&serve("stores", 8, &["--max-error-increase", "100"]), 10_000);
+}
+
+/// `WASMCLUSTER_TEST_INCREMENTS` is another number of them.
+pub(super) fn counts_once(cluster: &Cluster, increments: u64) {
     const CLIENTS: u64 = 64;
     let increments: u64 =
-        std::env::var("WASMCLUSTER_TEST_INCREMENTS").map_or(10_000, |number| number.parse().expect("a number"));
-    let cluster = serve("stores", 8, &["--max-error-increase", "100"]);
+        std::env::var("WASMCLUSTER_TEST_INCREMENTS").map_or(increments, |number| number.parse().expect("a number"));
     let (left, acknowledged, unknown) = (AtomicU64::new(increments), AtomicU64::new(0), AtomicU64::new(0));
     let (began, goes_on) = (Instant::now(), AtomicBool::new(true));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let killed = thread::scope(|scope| {
-        let killing = scope.spawn(|| end_processes(&cluster, Duration::from_secs(2), &goes_on));
+        let killing = scope.spawn(|| end_processes(cluster, Duration::from_secs(2), &goes_on));
         let counting = scope.spawn(|| {
             runtime.block_on(async {
                 let clients = (0..CLIENTS).map(|_| async {
@@ -311,7 +315,7 @@ fn every_acknowledged_increment_counts_once() {
     });
     let took = began.elapsed();
     let (acknowledged, unknown) = (acknowledged.into_inner(), unknown.into_inner());
-    let found: u64 = until("it is read", || get(&cluster, "/default/n").parse().ok());
+    let found: u64 = until("it is read", || get(cluster, "/default/n").parse().ok());
     println!("{increments} increments in {took:?}: {acknowledged} acknowledged, {unknown} unknown, {killed} killed");
     assert!((acknowledged..=acknowledged + unknown).contains(&found), "{found}, {acknowledged} and {unknown}");
     assert!(killed > 2 && acknowledged > increments / 2);

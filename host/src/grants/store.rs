@@ -6,11 +6,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-const FORM: &str = "write sessions=file:./sessions, or sessions=memory: for a store of each worker's own";
-/// Bytes of a name.
+use super::{Host, parse_digits, parse_port, split_port};
+
+const FORM: &str = "write sessions=file:./sessions, sessions=redis://127.0.0.1:6379/0, or sessions=memory: for a store \
+                    of each worker's own";
+/// Bytes of a store's name.
 const MAX_NAME: usize = 64;
+const REDIS_PORT: u16 = 6379;
 
 /// One `--kv NAME=URL`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -26,8 +31,30 @@ pub(crate) struct StoreGrant {
 pub(crate) enum StorePlace {
     /// A folder that it has for itself, as written: relative to wherever the text came from.
     File(PathBuf),
+    Redis(RedisPlace),
     /// In the memory of each worker, as long as that lives.
     Memory,
+}
+
+/// A database of a Redis or Valkey, or the keys of one that begin alike.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RedisPlace {
+    pub(crate) server: RedisServer,
+    pub(crate) user: Option<String>,
+    /// Never shown.
+    pub(crate) password: Option<String>,
+    /// What the password is read from.
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) db: u32,
+    /// What all keys begin with there, and guests do not see.
+    pub(crate) prefix: String,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RedisServer {
+    Tcp { host: Host, port: u16, tls: bool },
+    Unix(PathBuf),
 }
 
 impl FromStr for StoreGrant {
@@ -57,11 +84,77 @@ impl FromStr for StorePlace {
                 }
                 Ok(Self::File(path.into()))
             }
+            "redis" | "rediss" => RedisPlace::tcp(rest, scheme == "rediss").map(Self::Redis),
+            "unix" => RedisPlace::unix(rest).map(Self::Redis),
             "memory" if rest.is_empty() => Ok(Self::Memory),
             "memory" => Err("memory: has nothing behind it".into()),
-            _ => Err(format!("{scheme}: is no kind of store; there are file: and memory:; {FORM}")),
+            _ => Err(format!(
+                "{scheme}: is no kind of store; there are file:, redis:, rediss:, unix: and memory:; {FORM}"
+            )),
         }
     }
+}
+
+impl RedisPlace {
+    fn at(server: RedisServer) -> Self {
+        Self { server, user: None, password: None, password_file: None, db: 0, prefix: String::new() }
+    }
+
+    /// `//[[USER]:PASSWORD@]HOST[:PORT][/DB][?prefix=PREFIX]`, as the registration of the scheme with IANA has it.
+    fn tcp(rest: &str, tls: bool) -> Result<Self, String> {
+        let rest = rest.strip_prefix("//").ok_or("expected // before the server; write redis://127.0.0.1:6379/0")?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (login, address) = authority.rsplit_once('@').map_or((None, authority), |(login, at)| (Some(login), at));
+        let (host, port) = split_port(address)?;
+        let port = port.map_or(Ok(REDIS_PORT), parse_port)?;
+        let mut place = Self::at(RedisServer::Tcp { host: Host::parse(host)?, port, tls });
+        if let Some(login) = login {
+            let (user, password) =
+                login.split_once(':').ok_or("a password follows a colon; write redis://:PASSWORD@HOST")?;
+            place.user = Some(decoded(user)?).filter(|user| !user.is_empty());
+            place.password = Some(decoded(password)?);
+        }
+        if !path.is_empty() {
+            place.db = parse_digits(path).ok_or("what follows the server is the number of a database, as in /0")?;
+        }
+        place.query(query, &["prefix", "password-file"])
+    }
+
+    /// `PATH[?db=DB&user=USER&password=PASSWORD&prefix=PREFIX]`
+    fn unix(rest: &str) -> Result<Self, String> {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if path.is_empty() || path.contains('\0') {
+            return Err("the path of the server's socket is missing; write unix:/run/redis/redis.sock".into());
+        }
+        Self::at(RedisServer::Unix(path.into())).query(query, &["prefix", "password-file", "db", "user", "password"])
+    }
+
+    fn query(mut self, query: &str, known: &[&str]) -> Result<Self, String> {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if !known.contains(&key) {
+                return Err(format!("unknown option {key:?}; there are {}", known.join(", ")));
+            }
+            let value = decoded(value)?;
+            match key {
+                "db" => self.db = parse_digits(&value).ok_or("db is the number of a database")?,
+                "user" => self.user = Some(value),
+                "password" => self.password = Some(value),
+                "password-file" => self.password_file = Some(value.into()),
+                _ => self.prefix = value,
+            }
+        }
+        if self.password.is_some() && self.password_file.is_some() {
+            return Err("the password is given twice".into());
+        }
+        Ok(self)
+    }
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| "what is escaped with % must be UTF-8")?;
+    Ok(decoded.into_owned())
 }
 
 impl TryFrom<String> for StoreGrant {
@@ -72,18 +165,37 @@ impl TryFrom<String> for StoreGrant {
     }
 }
 
-impl fmt::Display for StoreGrant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.name, self.place)
-    }
-}
-
 impl fmt::Display for StorePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Redis(place) => place.fmt(f),
             Self::Memory => f.write_str("memory:"),
         }
+    }
+}
+
+/// Without what nobody is to see.
+impl fmt::Display for RedisPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.server {
+            RedisServer::Tcp { host, port, tls } => {
+                let scheme = if *tls { "rediss" } else { "redis" };
+                match host {
+                    Host::Name(name) => write!(f, "{scheme}://{name}:{port}/{}", self.db),
+                    Host::Address(address) => {
+                        write!(f, "{scheme}://{}/{}", std::net::SocketAddr::new(*address, *port), self.db)
+                    }
+                }
+            }
+            RedisServer::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Debug for RedisPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RedisPlace").field(&self.to_string()).field(&self.prefix).finish()
     }
 }
 
@@ -91,17 +203,18 @@ impl fmt::Display for StorePlace {
 mod tests {
     use super::*;
 
+    fn place(text: &str) -> StorePlace {
+        let grant: StoreGrant = format!("a={text}").parse().unwrap();
+        assert_eq!(grant.name, "a");
+        grant.place
+    }
+
     #[test]
     fn stores_are_named_and_have_a_place() {
-        let check = |text: &str, name: &str, place: StorePlace| {
-            let grant: StoreGrant = text.parse().unwrap();
-            assert_eq!(grant, StoreGrant { name: name.into(), place }, "{text}");
-            assert_eq!(grant.to_string().parse(), Ok(grant));
-        };
-        check("a=file:/srv/a", "a", StorePlace::File("/srv/a".into()));
-        check("a=file:///srv/a", "a", StorePlace::File("/srv/a".into()));
-        check("a.b-c_1=file:./x=y:z", "a.b-c_1", StorePlace::File("./x=y:z".into()));
-        check("m=memory:", "m", StorePlace::Memory);
+        assert_eq!(place("file:/srv/a"), StorePlace::File("/srv/a".into()));
+        assert_eq!(place("file:///srv/a"), StorePlace::File("/srv/a".into()));
+        assert_eq!(place("file:./x=y:z"), StorePlace::File("./x=y:z".into()));
+        assert_eq!(place("memory:"), StorePlace::Memory);
         for (text, message) in [
             ("", "NAME=URL"),
             ("a", "NAME=URL"),
@@ -113,9 +226,39 @@ mod tests {
             ("a=file://host/x", "another machine"),
             ("a=memory:x", "nothing behind it"),
             ("a=s3://x", "no kind of store"),
+            ("a=redis:x", "expected //"),
+            ("a=redis://", "host is missing"),
+            ("a=redis://x:0", "1 to 65535"),
+            ("a=redis://x/a", "number of a database"),
+            ("a=redis://user@x", "follows a colon"),
+            ("a=redis://x?db=1", "unknown option"),
+            ("a=redis://:p@x?password-file=/p", "given twice"),
+            ("a=redis://:%ff@x", "UTF-8"),
+            ("a=unix:", "is missing"),
+            ("a=unix:/x?db=a", "number of a database"),
         ] {
             let error = text.parse::<StoreGrant>().unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn servers_are_read_and_their_passwords_never_shown() {
+        let redis = |text: &str| match place(text) {
+            StorePlace::Redis(place) => place,
+            other => panic!("{other:?}"),
+        };
+        let full = redis("rediss://ada:p%40ss%3a@Redis.example:7000/3?prefix=app%3A");
+        let host = Host::Name("redis.example".into());
+        assert_eq!(full.server, RedisServer::Tcp { host, port: 7000, tls: true });
+        assert_eq!((full.user.as_deref(), full.password.as_deref()), (Some("ada"), Some("p@ss:")));
+        assert_eq!((full.db, full.prefix.as_str()), (3, "app:"));
+        for shown in [format!("{full:?}"), full.to_string(), format!("{:?}", StorePlace::Redis(full.clone()))] {
+            assert!(shown.contains("rediss://redis.example:7000/3") && !shown.contains("p@ss"), "{shown}");
+        }
+        assert_eq!(redis("redis://:secret@[::1]").to_string(), "redis://[::1]:6379/0");
+        assert_eq!(redis("redis://:secret@[::1]").user, None);
+        let unix = redis("unix:/run/r.sock?db=2&password=x");
+        assert_eq!((unix.server, unix.db), (RedisServer::Unix("/run/r.sock".into()), 2));
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
-use crate::grants::{DirGrant, Grants, StoreGrant, StorePlace, check_dirs};
+use crate::grants::{DirGrant, Grants, RedisPlace, StoreGrant, StorePlace, check_dirs};
 use crate::os::files;
 
 /// Hosts that guests may be granted: each outbound request looks at all of them.
@@ -82,6 +82,7 @@ fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Res
     for StoreGrant { name, place } in granted {
         let place = match place {
             StorePlace::File(path) => StorePlace::File(files::absolute(path)?),
+            StorePlace::Redis(place) => StorePlace::Redis(with_password(name, place)?),
             place => place.clone(),
         };
         ensure!(stores.insert(name.clone(), place).is_none(), "--kv {name}: there are two stores of that name");
@@ -91,4 +92,16 @@ fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Res
     }
     ensure!(stores.len() <= MAX_STORES, "--kv is given {} times; the limit is {}", granted.len(), MAX_STORES - 1);
     Ok(stores)
+}
+
+/// With what its file says, without the end of the line.
+fn with_password(name: &str, place: &RedisPlace) -> anyhow::Result<RedisPlace> {
+    let mut place = place.clone();
+    if let Some(path) = &place.password_file {
+        let password = std::fs::read_to_string(path).map_err(|error| {
+            anyhow::anyhow!("--kv {name}: cannot read the password from {}: {error}", path.display())
+        })?;
+        place.password = Some(password.trim_end_matches(['\n', '\r']).to_owned());
+    }
+    Ok(place)
 }

@@ -177,8 +177,8 @@ options! {
 
         /// Key-value store that guests may open by the name NAME; can be repeated
         ///
-        /// URL is file:PATH, a folder that all workers share and that outlives them, or memory:, which each worker has for
-        /// itself, as long as it lives. The store `default` is there without a flag, in the state folder.
+        /// URL is file:PATH, a folder that all workers share and that outlives them; redis://HOST:PORT/DB, rediss:// or
+        /// unix:PATH for Redis and Valkey; or memory:, which each worker has for itself, as long as it lives. The store `default` is there without a flag, in the state folder.
         #[arg(long, value_name = "NAME=URL", help_heading = GRANTS)]
         pub(crate) kv: Vec<StoreGrant>,
 

@@ -2,18 +2,21 @@
 
 mod interface;
 mod memory;
+mod redis;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::outbound::dialer::Dialer;
 use crate::grants::StorePlace;
 use crate::keyvalue::file::{FileReader, KeyPage};
 use crate::keyvalue::{Write, WriteFailure, Written, check_key};
 use crate::settings::{Granted, Limits, MAX_HOSTCALL};
 use crate::worker::keeper::KeeperLink;
 use memory::MemoryStore;
+use redis::RedisStore;
 
 pub(super) use interface::{Swap, add_to_linker};
 
@@ -55,10 +58,15 @@ impl Stores {
     pub(super) fn new(granted: &Granted, limits: &Limits, keeper: Arc<KeeperLink>) -> Self {
         let files: BTreeMap<PathBuf, u16> = granted.file_stores().into_iter().cloned().zip(0..).collect();
         let mut readers: BTreeMap<PathBuf, Arc<OnceLock<FileReader>>> = BTreeMap::new();
+        let mut dialer: Option<Arc<Dialer>> = None;
         let mut store = |place: &StorePlace| match place {
             StorePlace::File(path) => {
                 let reader = readers.entry(path.clone()).or_default().clone();
                 StoreKind::File { path: path.clone(), number: files[path], reader, keeper: keeper.clone() }
+            }
+            StorePlace::Redis(place) => {
+                let dialer = dialer.get_or_insert_default().clone();
+                StoreKind::Redis(RedisStore::new(place.clone(), dialer, limits.kv_max_value, limits.kv_timeout))
             }
             StorePlace::Memory => StoreKind::Memory(MemoryStore::new(limits.kv_max_size)),
         };
@@ -90,6 +98,7 @@ pub(super) struct GuestStore {
 #[derive(Debug)]
 enum StoreKind {
     File { path: PathBuf, number: u16, reader: Arc<OnceLock<FileReader>>, keeper: Arc<KeeperLink> },
+    Redis(Arc<RedisStore>),
     Memory(MemoryStore),
 }
 
@@ -133,6 +142,7 @@ impl GuestStore {
             StoreKind::File { path, number, reader, keeper } => {
                 self.reader(path, *number, reader, keeper).await?.get(key)?
             }
+            StoreKind::Redis(store) => store.get(key).await?,
             StoreKind::Memory(store) => store.get(key),
         })
     }
@@ -143,6 +153,7 @@ impl GuestStore {
             StoreKind::File { path, number, reader, keeper } => {
                 self.reader(path, *number, reader, keeper).await?.get_all(keys, MAX_HOSTCALL)?
             }
+            StoreKind::Redis(store) => store.get_all(keys).await?,
             StoreKind::Memory(store) => store.get_all(keys, MAX_HOSTCALL)?,
         })
     }
@@ -153,6 +164,7 @@ impl GuestStore {
             StoreKind::File { path, number, reader, keeper } => {
                 self.reader(path, *number, reader, keeper).await?.has(key)?
             }
+            StoreKind::Redis(store) => store.has(key).await?,
             StoreKind::Memory(store) => store.has(key),
         })
     }
@@ -162,6 +174,7 @@ impl GuestStore {
             StoreKind::File { path, number, reader, keeper } => {
                 self.reader(path, *number, reader, keeper).await?.keys(after)?
             }
+            StoreKind::Redis(store) => store.keys(after).await?,
             StoreKind::Memory(store) => store.keys(after),
         })
     }
@@ -170,6 +183,7 @@ impl GuestStore {
         write.check(self.max_value).map_err(StoreError::Other)?;
         match &self.kind {
             StoreKind::File { number, keeper, .. } => Ok(keeper.write(*number, write, self.timeout).await?),
+            StoreKind::Redis(store) => Ok(store.write(write).await?),
             StoreKind::Memory(store) => store.write(write),
         }
     }

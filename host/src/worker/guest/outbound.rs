@@ -3,6 +3,7 @@
 //! A request goes to a host that was granted, and to an address of it that was checked after the name was resolved, each
 //! time anew. Connections are kept for the next request that goes there.
 
+pub(super) mod dialer;
 mod pool;
 mod resolver;
 mod tls;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -20,15 +21,28 @@ pub(crate) struct Tls(Arc<OnceCell<TlsConnector>>);
 impl Tls {
     /// Proves that the other side is `host`, and encrypts.
     pub(crate) async fn connect(&self, host: &Host, stream: Wire) -> Result<TlsStream<Wire>, Error> {
-        let connector = self.connector().await.map_err(|_| Error::TlsProtocolError)?;
+        self.handshake(host, stream, &PROTOCOLS).await.map_err(|error| {
+            match error.get_ref().and_then(|it| it.downcast_ref()) {
+                Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+                _ => Error::TlsProtocolError,
+            }
+        })
+    }
+
+    /// The same, and agrees on one of these protocols, if there are any.
+    pub(super) async fn handshake<S>(&self, host: &Host, stream: S, protocols: &[&[u8]]) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let connector = self.connector().await?;
         let name = match host {
             Host::Address(address) => ServerName::from(*address),
-            Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Error::TlsCertificateError)?,
+            Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| {
+                io::Error::other(rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidForName))
+            })?,
         };
-        connector.connect(name, stream).await.map_err(|error| match error.get_ref().and_then(|it| it.downcast_ref()) {
-            Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
-            _ => Error::TlsProtocolError,
-        })
+        let protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        connector.with_alpn(protocols).connect(name, stream).await
     }
 }
 
@@ -59,7 +73,6 @@ async fn connector() -> io::Result<TlsConnector> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    let config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
 }

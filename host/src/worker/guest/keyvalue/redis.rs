@@ -1,0 +1,428 @@
+//! A store in a Redis or Valkey: one connection of the worker, which all its requests share, and another when that is lost.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, ProtocolVersion, RedisConnectionInfo, RedisError, Value, cmd};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::super::outbound::dialer::Dialer;
+use super::StoreError;
+use crate::grants::{RedisPlace, RedisServer};
+use crate::keyvalue::file::{KeyPage, too_much};
+use crate::keyvalue::{Write, WriteFailure, Written};
+use crate::settings::{MAX_HOSTCALL, MAX_KEY, MAX_PAGE};
+
+/// How long a connection may take to come about, if that is less than an answer may.
+const MAX_CONNECT: Duration = Duration::from_secs(2);
+/// After how long it is tried again, at first; doubles.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// Bytes that an answer has beside a value.
+const OVERHEAD: u64 = 4096;
+/// Bytes that a page of keys may have: the server gives more than it was asked for, and others' keys may be longer.
+const MAX_KEYS: u64 = 4 * (MAX_PAGE * MAX_KEY) as u64;
+
+/// Sets the value if it is still the one that is expected, on the server: nobody comes between.
+const SWAP: &str = "local value = redis.call('GET', KEYS[1]) \
+                    if ARGV[1] == '1' then if value ~= ARGV[2] then return 0 end elseif value then return 0 end \
+                    redis.call('SET', KEYS[1], ARGV[3]) return 1";
+
+/// A store in a Redis.
+pub(super) struct RedisStore {
+    place: RedisPlace,
+    dialer: Arc<Dialer>,
+    line: tokio::sync::Mutex<RedisLine>,
+    max_value: u64,
+    timeout: Duration,
+}
+
+/// The way to the server.
+#[derive(Default)]
+struct RedisLine {
+    connected: Option<RedisConnection>,
+    /// Tries in a row that have failed, when the next is due, and why the last one failed.
+    failures: u32,
+    due: Option<Instant>,
+    reason: String,
+}
+
+#[derive(Clone)]
+struct RedisConnection {
+    redis: MultiplexedConnection,
+    allowance: Arc<AnswerBudget>,
+}
+
+/// Why there was no answer of the server's.
+enum NoAnswer {
+    /// It was asked for nothing.
+    Unreached(String),
+    /// It was asked, and may have done it.
+    Lost(String),
+    /// It has refused.
+    Refused(String),
+}
+
+impl From<NoAnswer> for StoreError {
+    /// Of what changes nothing.
+    fn from(none: NoAnswer) -> Self {
+        match none {
+            NoAnswer::Unreached(reason) | NoAnswer::Lost(reason) | NoAnswer::Refused(reason) => Self::Other(reason),
+        }
+    }
+}
+
+impl From<NoAnswer> for WriteFailure {
+    fn from(none: NoAnswer) -> Self {
+        match none {
+            NoAnswer::Lost(reason) => Self::Unknown(reason),
+            NoAnswer::Unreached(reason) => Self::Refused(format!("{reason}; nothing was written")),
+            NoAnswer::Refused(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+impl RedisStore {
+    pub(super) fn new(place: RedisPlace, dialer: Arc<Dialer>, max_value: u64, timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { place, dialer, line: tokio::sync::Mutex::default(), max_value, timeout })
+    }
+
+    pub(super) async fn get(self: &Arc<Self>, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        bytes(self.ask(cmd("GET").arg(self.key(key)).take(), self.max_value + OVERHEAD).await?)
+    }
+
+    pub(super) async fn has(self: &Arc<Self>, key: &str) -> Result<bool, StoreError> {
+        match self.ask(cmd("EXISTS").arg(self.key(key)).take(), OVERHEAD).await? {
+            Value::Int(number) => Ok(number > 0),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// As many at once as an answer may have.
+    pub(super) async fn get_all(self: &Arc<Self>, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let at_once = (MAX_HOSTCALL as u64 / self.max_value).clamp(1, MAX_PAGE as u64);
+        let (mut found, mut left) = (Vec::new(), MAX_HOSTCALL);
+        for keys in keys.chunks(at_once as usize) {
+            let mut get = cmd("MGET");
+            get.arg(keys.iter().map(|key| self.key(key)).collect::<Vec<_>>());
+            let Value::Array(values) = self.ask(get, at_once * self.max_value + OVERHEAD * at_once).await? else {
+                return Err(nonsense());
+            };
+            for value in values {
+                let value = bytes(value)?;
+                left = left.checked_sub(value.as_ref().map_or(0, Vec::len)).ok_or_else(|| too_much(MAX_HOSTCALL))?;
+                found.push(value);
+            }
+        }
+        if found.len() == keys.len() { Ok(found) } else { Err(nonsense()) }
+    }
+
+    /// A page of the server's own, in which a key may come twice.
+    pub(super) async fn keys(self: &Arc<Self>, cursor: Option<&str>) -> Result<KeyPage, StoreError> {
+        let cursor = cursor.map_or(Ok(0), str::parse::<u64>);
+        let cursor = cursor.map_err(|_| StoreError::Other("the cursor is none of this store's".into()))?;
+        let mut scan = cmd("SCAN");
+        scan.arg(cursor);
+        if !self.place.prefix.is_empty() {
+            scan.arg("MATCH").arg(format!("{}*", escaped(&self.place.prefix)));
+        }
+        scan.arg("COUNT").arg(MAX_PAGE);
+        let Value::Array(answer) = self.ask(scan, MAX_KEYS).await? else { return Err(nonsense()) };
+        let [next, Value::Array(keys)] = &answer[..] else { return Err(nonsense()) };
+        let next = bytes(next.clone())?.and_then(|next| String::from_utf8(next).ok()).ok_or_else(nonsense)?;
+        // What no guest could have set is not there for guests.
+        let of_guests = |key: &Value| match key {
+            Value::BulkString(key) => Some(str::from_utf8(key).ok()?.strip_prefix(&self.place.prefix)?.to_owned()),
+            _ => None,
+        };
+        let keys = keys.iter().filter_map(of_guests).filter(|key| (1..=MAX_KEY).contains(&key.len())).collect();
+        Ok((keys, Some(next).filter(|next| next != "0")))
+    }
+
+    pub(super) async fn write(self: &Arc<Self>, write: Write) -> Result<Written, WriteFailure> {
+        let command = match &write {
+            Write::Set(pairs) if pairs.is_empty() => return Ok(Written::Done),
+            Write::Delete(keys) if keys.is_empty() => return Ok(Written::Done),
+            Write::Set(pairs) => {
+                let mut set = cmd("MSET");
+                for (key, value) in pairs {
+                    set.arg(self.key(key)).arg(value);
+                }
+                set
+            }
+            Write::Delete(keys) => {
+                let mut delete = cmd("DEL");
+                delete.arg(keys.iter().map(|key| self.key(key)).collect::<Vec<_>>());
+                delete
+            }
+            Write::Increment { key, by } => cmd("INCRBY").arg(self.key(key)).arg(*by).take(),
+            Write::Swap { key, from, to } => {
+                let is_there = if from.is_some() { "1" } else { "0" };
+                let from = from.as_deref().unwrap_or_default();
+                cmd("EVAL").arg(SWAP).arg(1).arg(self.key(key)).arg(is_there).arg(from).arg(to).take()
+            }
+        };
+        let answer = self.ask(command, OVERHEAD).await?;
+        match (write, answer) {
+            (Write::Set(_), Value::Okay) | (Write::Delete(_), Value::Int(_)) => Ok(Written::Done),
+            (Write::Increment { .. }, Value::Int(sum)) => Ok(Written::Sum(sum)),
+            (Write::Swap { .. }, Value::Int(swapped @ (0 | 1))) => Ok(Written::Swapped(swapped == 1)),
+            _ => Err(WriteFailure::Unknown("the server's answer makes no sense".into())),
+        }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.place.prefix)
+    }
+
+    /// Asks the server, whose answer has at most so many bytes.
+    async fn ask(self: &Arc<Self>, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
+        // To its end, though its guest may be cancelled: the answer comes nevertheless.
+        let asking = tokio::spawn(self.clone().exchange(command, most));
+        asking.await.unwrap_or_else(|_| Err(NoAnswer::Lost("the worker is about to end".into())))
+    }
+
+    async fn exchange(self: Arc<Self>, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
+        let deadline = Instant::now() + self.timeout;
+        let connected = match timeout_at(deadline, self.connected()).await {
+            Ok(connected) => connected.map_err(NoAnswer::Unreached)?,
+            Err(_) => return Err(NoAnswer::Unreached(self.late())),
+        };
+        let RedisConnection { mut redis, allowance } = connected.clone();
+        let _allowed = allowance.allow(most);
+        match timeout_at(deadline, redis.send_packed_command(&command)).await {
+            Ok(Ok(Value::ServerError(error))) => {
+                let (code, details) = (error.code(), error.details().unwrap_or_default());
+                Err(NoAnswer::Refused(format!("{} says: {code} {details}", self.place)))
+            }
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if is_of_the_server(&error) => {
+                Err(NoAnswer::Refused(format!("{} says: {error}", self.place)))
+            }
+            Ok(Err(error)) => {
+                self.lose(&connected).await;
+                Err(NoAnswer::Lost(format!("the connection to {} was lost: {error}", self.place)))
+            }
+            Err(_) => {
+                // It may be dead without a word.
+                self.lose(&connected).await;
+                Err(NoAnswer::Lost(self.late()))
+            }
+        }
+    }
+
+    fn late(&self) -> String {
+        format!("{} did not answer within --kv-timeout {}", self.place, humantime::format_duration(self.timeout))
+    }
+
+    /// The connection, or a new one; or why there is none. While one is about to come, others wait for it.
+    async fn connected(&self) -> Result<RedisConnection, String> {
+        let mut line = self.line.lock().await;
+        if let Some(connected) = &line.connected {
+            return Ok(connected.clone());
+        }
+        if line.due.is_some_and(|due| Instant::now() < due) {
+            return Err(line.reason.clone());
+        }
+        let patience = MAX_CONNECT.min(self.timeout);
+        let connecting = timeout(patience, self.connect()).await;
+        match connecting.unwrap_or_else(|_| Err(format!("it took longer than {patience:?}"))) {
+            Ok(connected) => {
+                *line = RedisLine { connected: Some(connected.clone()), ..RedisLine::default() };
+                Ok(connected)
+            }
+            Err(reason) => {
+                let wait = FIRST_BACKOFF.saturating_mul(1 << line.failures.min(8)).min(MAX_BACKOFF);
+                let reason = format!("cannot connect to {}: {reason}", self.place);
+                tracing::debug!("{reason}");
+                let failures = line.failures.saturating_add(1);
+                *line =
+                    RedisLine { connected: None, failures, due: Some(Instant::now() + wait), reason: reason.clone() };
+                Err(reason)
+            }
+        }
+    }
+
+    /// The next request gets another connection, unless somebody has one already.
+    async fn lose(&self, lost: &RedisConnection) {
+        let mut line = self.line.lock().await;
+        if line.connected.as_ref().is_some_and(|now| Arc::ptr_eq(&now.allowance, &lost.allowance)) {
+            line.connected = None;
+        }
+    }
+
+    async fn connect(&self) -> Result<RedisConnection, String> {
+        let allowance = Arc::new(AnswerBudget::default());
+        // What the server says to a greeting.
+        let _allowed = allowance.allow(OVERHEAD);
+        match &self.place.server {
+            RedisServer::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
+                self.greet(stream, allowance.clone()).await
+            }
+            RedisServer::Tcp { host, port, tls } => {
+                let stream = self.dialer.connect(host, *port).await?;
+                if *tls {
+                    let stream = self.dialer.encrypt(host, stream).await?;
+                    self.greet(stream, allowance.clone()).await
+                } else {
+                    self.greet(stream, allowance.clone()).await
+                }
+            }
+        }
+    }
+
+    async fn greet<S>(&self, stream: S, allowance: Arc<AnswerBudget>) -> Result<RedisConnection, String>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let RedisPlace { user, password, db, .. } = &self.place;
+        let mut info = RedisConnectionInfo::default().set_db(i64::from(*db)).set_protocol(ProtocolVersion::RESP2);
+        info = info.set_skip_set_lib_name();
+        if let Some(user) = user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = password {
+            info = info.set_password(password);
+        }
+        // Time is kept for each request, from its beginning.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+        let stream = Guarded { stream, allowance: allowance.clone() };
+        let connected = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (redis, driver) = connected.map_err(|error| error.to_string())?;
+        tokio::spawn(driver);
+        Ok(RedisConnection { redis, allowance })
+    }
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
+/// Whether the server has said so, and not what is between.
+fn is_of_the_server(error: &RedisError) -> bool {
+    matches!(error.kind(), redis::ErrorKind::Server(_) | redis::ErrorKind::Extension)
+}
+
+fn nonsense() -> StoreError {
+    StoreError::Other("the server's answer makes no sense".into())
+}
+
+fn bytes(value: Value) -> Result<Option<Vec<u8>>, StoreError> {
+    match value {
+        Value::Nil => Ok(None),
+        Value::BulkString(bytes) => Ok(Some(bytes)),
+        _ => Err(nonsense()),
+    }
+}
+
+/// A text as a pattern of `MATCH` that means just that.
+fn escaped(text: &str) -> String {
+    let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-');
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+/// How many bytes may come: those of the answers that are waited for. A server that sends more is cut.
+#[derive(Default)]
+struct AnswerBudget(Mutex<Allowed>);
+
+#[derive(Default)]
+struct Allowed {
+    /// Of all that is waited for.
+    outstanding: u64,
+    /// Of these, what may come yet.
+    left: u64,
+}
+
+impl AnswerBudget {
+    fn allow(self: &Arc<Self>, bytes: u64) -> Expected {
+        let mut allowed = self.lock();
+        allowed.outstanding += bytes;
+        allowed.left += bytes;
+        Expected(self.clone(), bytes)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Allowed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, bytes: u64) -> io::Result<()> {
+        let mut allowed = self.lock();
+        let left = allowed.left.checked_sub(bytes);
+        allowed.left =
+            left.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it sends more than was asked for"))?;
+        Ok(())
+    }
+}
+
+/// An answer that is waited for.
+struct Expected(Arc<AnswerBudget>, u64);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut allowed = self.0.lock();
+        allowed.outstanding -= self.1;
+        // What this one has not used is not for others.
+        allowed.left = allowed.outstanding;
+    }
+}
+
+/// A stream of which no more is read than is allowed.
+struct Guarded<S> {
+    stream: S,
+    allowance: Arc<AnswerBudget>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        std::task::ready!(Pin::new(&mut this.stream).poll_read(context, into))?;
+        let read = into.filled().len() - before;
+        Poll::Ready(if read > 0 { this.allowance.take(read as u64) } else { Ok(()) })
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_comes_than_is_waited_for() {
+        let allowance = Arc::new(AnswerBudget::default());
+        assert!(allowance.take(1).is_err());
+        let (one, other) = (allowance.allow(100), allowance.allow(10));
+        assert!(allowance.take(60).is_ok() && allowance.take(51).is_err());
+        drop(one);
+        assert!(allowance.take(10).is_ok() && allowance.take(1).is_err());
+        drop(other);
+        assert!(allowance.take(1).is_err());
+    }
+
+    #[test]
+    fn a_prefix_is_no_pattern() {
+        assert_eq!(escaped("app:*[a-z]?\\"), "app:\\*\\[a\\-z\\]\\?\\\\");
+    }
+}
