@@ -264,6 +264,17 @@ mod tests {
         });
     }
 
+    /// As axum's handlers must be able to.
+    #[test]
+    fn stores_may_be_kept_across_threads() {
+        fn is_send(_: impl Send) {}
+        is_send(async {
+            let store = open("default").await?;
+            store.update("k", |n: Option<u8>| n).await?;
+            store.keys().next().await
+        });
+    }
+
     #[test]
     fn stores_are_kept_with_the_host_of_a_test() {
         let host = Host::new().with_store("sessions");

@@ -2,6 +2,7 @@
 
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
+use nix::sys::signal::{Signal, kill};
 
 use harness::client::{Answer, Connection, Upload, get, soon, whole};
 use harness::upstream;
@@ -69,17 +70,37 @@ async fn whoami_tells_the_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notes_last_as_long_as_the_instance() {
-    let milk =
-        || Request::post("/notes").header("content-type", "application/json").body(Full::from(r#"{"text":"milk"}"#));
-    for (reuse, kept) in [("100", r#"[{"id":1,"text":"milk"}]"#), ("1", "[]")] {
-        let cluster = cluster("api", &["--max-instance-reuse-count", reuse]);
+async fn notes_last_longer_than_workers() {
+    let milk = Request::post("/notes").header("content-type", "application/json");
+    let milk = milk.body(Full::from(r#"{"text":"milk"}"#)).unwrap();
+    let cluster = cluster("api", &[]);
+    let mut connection = Connection::open(cluster.address()).await;
+    let added = whole(connection.send_request(milk).await.unwrap()).await.unwrap();
+    check(&added, 201, r#"{"id":1,"text":"milk"}"#);
+    let old = cluster.worker(0).unwrap();
+    kill(old, Signal::SIGKILL).unwrap();
+    cluster.replaced(0, old);
+    check(&get(cluster.address(), "/notes").await.unwrap(), 200, r#"[{"id":1,"text":"milk"}]"#);
+    let mut connection = Connection::open(cluster.address()).await;
+    assert_eq!(connection.request(Method::DELETE, "/notes/1", "").await.unwrap().status, 204);
+    check(&connection.get("/notes").await.unwrap(), 200, "[]");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visitor_stays_signed_in_whatever_becomes_of_the_worker() {
+    let cluster = cluster("sessions", &[]);
+    let mut connection = Connection::open(cluster.address()).await;
+    let signed_in = connection.request(Method::POST, "/sign-in", "name=Ada").await.unwrap();
+    assert_eq!(signed_in.status, 303);
+    let cookie = signed_in.headers["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    for visit in 1..=2 {
         let mut connection = Connection::open(cluster.address()).await;
-        let added = whole(connection.send_request(milk().unwrap()).await.unwrap()).await.unwrap();
-        check(&added, 201, r#"{"id":1,"text":"milk"}"#);
-        check(&connection.get("/notes").await.unwrap(), 200, kept);
-        let removed = connection.request(Method::DELETE, "/notes/1", "").await.unwrap();
-        assert_eq!(removed.status, if reuse == "1" { 404 } else { 204 });
+        let request = Request::get("/").header("cookie", &cookie).body(Full::default()).unwrap();
+        let page = whole(connection.send_request(request).await.unwrap()).await.unwrap();
+        assert!(page.text().contains(&format!("Hello, Ada. This is your visit number {visit}.")), "{}", page.text());
+        let old = cluster.worker(0).unwrap();
+        kill(old, Signal::SIGKILL).unwrap();
+        cluster.replaced(0, old);
     }
 }
 
@@ -112,12 +133,12 @@ async fn the_proxy_passes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_counter_counts_while_its_instance_lives() {
+async fn the_counter_counts_what_ends_with_its_instance_and_what_does_not() {
     for (args, expected) in [(&[][..], [1, 1, 1, 1]), (&["--max-instance-reuse-count", "3"], [1, 2, 3, 1])] {
         let cluster = cluster("counter", args);
-        for number in expected {
+        for (all, number) in (1..).zip(expected) {
             let answer = get(cluster.address(), "/").await.unwrap();
-            check(&answer, 200, &format!("request {number} of this instance\n"));
+            check(&answer, 200, &format!("request {number} of this instance, {all} of all\n"));
         }
     }
 }

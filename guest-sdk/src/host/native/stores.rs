@@ -1,14 +1,13 @@
 //! Key-value stores of tests, in memory.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kv::KvError;
 
 /// What a store of a test has.
-pub(crate) type Pairs = Rc<RefCell<BTreeMap<String, Vec<u8>>>>;
+pub(crate) type Pairs = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
 /// Keys of a page.
 const PAGE: usize = 1000;
@@ -40,20 +39,24 @@ impl Bucket {
         super::store(name).map(Self).ok_or(KvError::NoSuchStore)
     }
 
+    fn pairs(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KvError> {
         check(key)?;
-        Ok(self.0.borrow().get(key).cloned())
+        Ok(self.pairs().get(key).cloned())
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Result<(), KvError> {
         check(key)?;
-        self.0.borrow_mut().insert(key.into(), value.into());
+        self.pairs().insert(key.into(), value.into());
         Ok(())
     }
 
     pub(crate) fn delete(&self, key: &str) -> Result<(), KvError> {
         check(key)?;
-        self.0.borrow_mut().remove(key);
+        self.pairs().remove(key);
         Ok(())
     }
 
@@ -62,7 +65,7 @@ impl Bucket {
     }
 
     pub(crate) fn list_keys(&self, cursor: Option<String>) -> Result<(Vec<String>, Option<String>), KvError> {
-        let pairs = self.0.borrow();
+        let pairs = self.pairs();
         let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let mut keys: Vec<String> =
             pairs.range((from, Bound::Unbounded)).take(PAGE + 1).map(|(key, _)| key.clone()).collect();
