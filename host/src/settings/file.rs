@@ -190,6 +190,7 @@ fn example(key: &str) -> Option<String> {
         (_, "NAME") => "\"shop\"",
         (_, "K") => "\"HOME\"",
         (_, "HOST::GUEST[:ro]") => "\"./data::/data\"",
+        (_, "HOST:PORT") => "\"db.example.com:5432\"",
         (_, "URL") => "\"https://api.example.com\"",
         (_, "TIME") => "\"30s\"",
         (_, "SIZE") => "\"64MiB\"",
