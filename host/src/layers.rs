@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "worker::http::websocket::machine",
     "grants",
     "grants::address",
+    "grants::connect",
     "settings::proxies",
     "settings::values",
     "tls::names",
