@@ -22,7 +22,7 @@ use wasmtime_wasi_io::poll::{Pollable, subscribe};
 use wasmtime_wasi_io::streams::{DynInputStream, DynOutputStream};
 
 use super::socket::{GuestSocket, SocketFamily};
-use super::streams::{Consumer, Inflow, Producer};
+use super::streams::{SocketConsumer, SocketInput, SocketOutput, SocketProducer};
 use super::{LookupFailure, NoSocket};
 use crate::wire::version::WasiHttp;
 use crate::worker::guest::world::Guest;
@@ -213,7 +213,7 @@ fn add_p2(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 
 impl GuestSocket {
     /// By WASI 0.2: what it comes to, if that is known.
-    fn finish_connect(&mut self) -> Result<(Inflow, super::streams::Outflow), p2::ErrorCode> {
+    fn finish_connect(&mut self) -> Result<(SocketInput, SocketOutput), p2::ErrorCode> {
         if !*self.is_started() {
             return Err(p2::ErrorCode::NotInProgress);
         }
@@ -222,7 +222,7 @@ impl GuestSocket {
         };
         *self.is_started() = false;
         connected?;
-        Ok((Inflow(self.receive()?), self.output()?))
+        Ok((SocketInput(self.receive()?), self.output()?))
     }
 }
 
@@ -278,7 +278,7 @@ impl From<LookupFailure> for ip_name_lookup::ErrorCode {
 }
 
 /// How a side of a connection ended.
-type Ending = FutureReader<Result<(), P3Error>>;
+type SideEnd = FutureReader<Result<(), P3Error>>;
 
 fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut tcp = linker.instance(&format!("wasi:sockets/types@{P3}"))?;
@@ -317,7 +317,7 @@ fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     tcp.func_wrap("[method]tcp-socket.send", |mut store, (socket, mut data): (Tcp, StreamReader<u8>)| {
         let (tell, told) = oneshot::channel();
         match store.data_mut().socket(&socket)?.send() {
-            Ok(stream) => data.pipe(&mut store, Consumer::new(stream, tell))?,
+            Ok(stream) => data.pipe(&mut store, SocketConsumer::new(stream, tell))?,
             Err(error) => {
                 data.close(&mut store)?;
                 let _ = tell.send(Err(error));
@@ -328,7 +328,7 @@ fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     tcp.func_wrap("[method]tcp-socket.receive", |mut store, (socket,): (Tcp,)| {
         let (tell, told) = oneshot::channel();
         let data: StreamReader<u8> = match store.data_mut().socket(&socket)?.receive() {
-            Ok(stream) => StreamReader::new(&mut store, Producer::new(stream, tell))?,
+            Ok(stream) => StreamReader::new(&mut store, SocketProducer::new(stream, tell))?,
             Err(error) => {
                 let _ = tell.send(Err(error));
                 StreamReader::new(&mut store, iter::empty())?
@@ -350,7 +350,7 @@ fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 fn ending(
     store: impl wasmtime::AsContextMut<Data = Guest>,
     told: oneshot::Receiver<Result<(), ErrorCode>>,
-) -> wasmtime::Result<Ending> {
+) -> wasmtime::Result<SideEnd> {
     FutureReader::new(store, async move {
         // Who was to tell is gone without a word only with the instance.
         wasmtime::error::Ok(told.await.unwrap_or(Ok(())).map_err(P3Error::from))

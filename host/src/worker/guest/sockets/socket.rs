@@ -24,7 +24,7 @@ use wasmtime_wasi::sockets::ErrorCode;
 use wasmtime_wasi_io::poll::Pollable;
 
 use super::SocketPlaces;
-use super::streams::{Outflow, SocketStream};
+use super::streams::{SocketOutput, SocketStream};
 use crate::settings::MAX_CONNECT_TIME;
 
 /// As Linux has them at most, in seconds and probes.
@@ -53,7 +53,7 @@ struct SharedSocket {
     is_received: bool,
     is_sent: bool,
     /// Where the guest writes to, by WASI 0.2.
-    output: Option<Outflow>,
+    output: Option<SocketOutput>,
 }
 
 pub(crate) struct GuestSocket {
@@ -164,8 +164,8 @@ impl GuestSocket {
     }
 
     /// The same, by WASI 0.2.
-    pub(super) fn output(&mut self) -> Result<Outflow, ErrorCode> {
-        let output = Outflow::new(self.send()?);
+    pub(super) fn output(&mut self) -> Result<SocketOutput, ErrorCode> {
+        let output = SocketOutput::new(self.send()?);
         self.connected()?.output = Some(output.clone());
         Ok(output)
     }

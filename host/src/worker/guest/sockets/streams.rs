@@ -87,10 +87,10 @@ impl SocketStream {
 }
 
 /// What comes, by WASI 0.2.
-pub(super) struct Inflow(pub(super) Arc<SocketStream>);
+pub(super) struct SocketInput(pub(super) Arc<SocketStream>);
 
 #[async_trait]
-impl InputStream for Inflow {
+impl InputStream for SocketInput {
     fn read(&mut self, size: usize) -> Result<Bytes, StreamError> {
         let mut buffer = BytesMut::zeroed(size.min(MAX_PIECE));
         match self.0.try_read(&mut buffer) {
@@ -106,7 +106,7 @@ impl InputStream for Inflow {
 }
 
 #[async_trait]
-impl Pollable for Inflow {
+impl Pollable for SocketInput {
     async fn ready(&mut self) {
         // An error shows with the next read.
         let _ = self.0.readable().await;
@@ -115,7 +115,7 @@ impl Pollable for Inflow {
 
 /// What a guest writes, by WASI 0.2. What the kernel has no room for is written by a task, which ends with this.
 #[derive(Clone)]
-pub(super) struct Outflow(Arc<Mutex<Writing>>);
+pub(super) struct SocketOutput(Arc<Mutex<Writing>>);
 
 struct Writing {
     stream: Arc<SocketStream>,
@@ -124,7 +124,7 @@ struct Writing {
     over: Option<Option<io::Error>>,
 }
 
-impl Outflow {
+impl SocketOutput {
     pub(super) fn new(stream: Arc<SocketStream>) -> Self {
         Self(Arc::new(Mutex::new(Writing { stream, rest: None, over: None })))
     }
@@ -203,7 +203,7 @@ impl Writing {
 }
 
 #[async_trait]
-impl OutputStream for Outflow {
+impl OutputStream for SocketOutput {
     fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         self.with(|writing| writing.write(bytes))
     }
@@ -223,16 +223,16 @@ impl OutputStream for Outflow {
 }
 
 #[async_trait]
-impl Pollable for Outflow {
+impl Pollable for SocketOutput {
     async fn ready(&mut self) {
         std::future::poll_fn(|context| self.with(|writing| writing.poll_ready(context))).await;
     }
 }
 
 /// One side of a connection, by WASI 0.3, and who is told how it ended.
-struct Flow(Option<(Arc<SocketStream>, oneshot::Sender<Result<(), ErrorCode>>)>);
+struct SocketSide(Option<(Arc<SocketStream>, oneshot::Sender<Result<(), ErrorCode>>)>);
 
-impl Flow {
+impl SocketSide {
     fn end(&mut self, how: Result<(), ErrorCode>) {
         if let Some((_, tell)) = self.0.take() {
             // The guest may not care.
@@ -242,15 +242,15 @@ impl Flow {
 }
 
 /// What comes, by WASI 0.3.
-pub(super) struct Producer(Flow);
+pub(super) struct SocketProducer(SocketSide);
 
-impl Producer {
+impl SocketProducer {
     pub(super) fn new(stream: Arc<SocketStream>, tell: oneshot::Sender<Result<(), ErrorCode>>) -> Self {
-        Self(Flow(Some((stream, tell))))
+        Self(SocketSide(Some((stream, tell))))
     }
 }
 
-impl Drop for Producer {
+impl Drop for SocketProducer {
     fn drop(&mut self) {
         if let Some((stream, _)) = &self.0.0 {
             stream.end_receiving();
@@ -259,7 +259,7 @@ impl Drop for Producer {
     }
 }
 
-impl<D> StreamProducer<D> for Producer {
+impl<D> StreamProducer<D> for SocketProducer {
     type Item = u8;
     type Buffer = BytesMut;
 
@@ -291,15 +291,15 @@ impl<D> StreamProducer<D> for Producer {
 }
 
 /// What a guest writes, by WASI 0.3. When it is over, the other side is told.
-pub(super) struct Consumer(Flow);
+pub(super) struct SocketConsumer(SocketSide);
 
-impl Consumer {
+impl SocketConsumer {
     pub(super) fn new(stream: Arc<SocketStream>, tell: oneshot::Sender<Result<(), ErrorCode>>) -> Self {
-        Self(Flow(Some((stream, tell))))
+        Self(SocketSide(Some((stream, tell))))
     }
 }
 
-impl Drop for Consumer {
+impl Drop for SocketConsumer {
     fn drop(&mut self) {
         if let Some((stream, _)) = &self.0.0 {
             stream.end_sending();
@@ -308,7 +308,7 @@ impl Drop for Consumer {
     }
 }
 
-impl<D> StreamConsumer<D> for Consumer {
+impl<D> StreamConsumer<D> for SocketConsumer {
     type Item = u8;
 
     fn poll_consume(
