@@ -104,8 +104,13 @@ impl GuestSocket {
         self.fits(to)?;
         // Without the zone and flow that the guest may have said: nobody is asked about those.
         let to = SocketAddr::new(to.ip(), to.port());
-        let closed = SocketState::Closed(ErrorCode::InvalidState);
-        let SocketState::Fresh(socket) = std::mem::replace(&mut self.state, closed) else { return Ok(()) };
+        let socket = match std::mem::replace(&mut self.state, SocketState::Closed(ErrorCode::InvalidState)) {
+            SocketState::Fresh(socket) => socket,
+            other => {
+                self.state = other;
+                return Err(ErrorCode::InvalidState);
+            }
+        };
         self.state = SocketState::Connecting(Box::pin(async move {
             let connected = timeout(MAX_CONNECT_TIME, socket.connect(to)).await;
             Ok(connected.map_err(|_| ErrorCode::Timeout)??)

@@ -230,7 +230,9 @@ impl Pollable for SocketOutput {
 }
 
 /// One side of a connection, by WASI 0.3, and who is told how it ended.
-struct SocketSide(Option<(Arc<SocketStream>, oneshot::Sender<Result<(), ErrorCode>>)>);
+struct SocketSide(Option<(Arc<SocketStream>, TellEnd)>);
+
+type TellEnd = oneshot::Sender<Result<(), ErrorCode>>;
 
 impl SocketSide {
     fn end(&mut self, how: Result<(), ErrorCode>) {
@@ -245,7 +247,7 @@ impl SocketSide {
 pub(super) struct SocketProducer(SocketSide);
 
 impl SocketProducer {
-    pub(super) fn new(stream: Arc<SocketStream>, tell: oneshot::Sender<Result<(), ErrorCode>>) -> Self {
+    pub(super) fn new(stream: Arc<SocketStream>, tell: TellEnd) -> Self {
         Self(SocketSide(Some((stream, tell))))
     }
 }
@@ -294,7 +296,7 @@ impl<D> StreamProducer<D> for SocketProducer {
 pub(super) struct SocketConsumer(SocketSide);
 
 impl SocketConsumer {
-    pub(super) fn new(stream: Arc<SocketStream>, tell: oneshot::Sender<Result<(), ErrorCode>>) -> Self {
+    pub(super) fn new(stream: Arc<SocketStream>, tell: TellEnd) -> Self {
         Self(SocketSide(Some((stream, tell))))
     }
 }
