@@ -7,6 +7,7 @@
 //! about. Redirects are requests of their own.
 
 mod address;
+mod connect;
 mod dir;
 #[cfg(test)]
 mod fuzz;
@@ -20,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use address::special;
+pub(crate) use connect::{AllowConnect, ConnectGrants, connect_flag};
 pub(crate) use dir::{Access, DirGrant, check_dirs};
 pub(crate) use store::{RedisPlace, RedisServer, StoreGrant, StorePlace};
 
@@ -31,8 +33,7 @@ const NO_SCHEME: &str =
     "expected a URL with http:// or https://; write https://api.example.com or http://127.0.0.1:3000";
 const NOT_A_PATH: &str = "a path or query cannot be granted; only the prefix length of a network may follow host and \
                           port: write https://api.example.com, or http://10.0.0.0:8080/8 for a network";
-const WILDCARD: &str = "* must be the whole first label, with at least two labels after it; write \
-                        https://*.example.com";
+const WILDCARD: &str = "* must be the whole first label, with at least two labels after it, as in *.example.com";
 
 /// The schemes of outbound requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +72,7 @@ pub(crate) enum Host {
 }
 
 impl Host {
-    fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         match parse_literal(text)? {
             Some(address) => Ok(Self::Address(address.to_canonical())),
             None => parse_name(text).map(Self::Name),
@@ -109,19 +110,46 @@ enum Ports {
 
 impl AllowHost {
     fn covers(&self, destination: &Destination) -> bool {
-        let port = match self.ports {
-            Ports::Any => true,
-            Ports::Only(port) => port == destination.port,
-        };
-        let host = match (&self.hosts, &destination.host) {
-            (Hosts::Name(granted), Host::Name(name)) => granted == name,
-            (Hosts::Below(parent), Host::Name(name)) => {
+        self.ports.cover(destination.port) && self.hosts.cover(&destination.host) && self.scheme == destination.scheme
+    }
+}
+
+impl Hosts {
+    fn cover(&self, host: &Host) -> bool {
+        match (self, host) {
+            (Self::Name(granted), Host::Name(name)) => granted == name,
+            (Self::Below(parent), Host::Name(name)) => {
                 name.strip_suffix(parent.as_str()).is_some_and(|label| label.ends_with('.'))
             }
-            (Hosts::Network(network), Host::Address(address)) => network.contains(address),
+            (Self::Network(network), Host::Address(address)) => network.contains(address),
             _ => false,
-        };
-        port && host && self.scheme == destination.scheme
+        }
+    }
+
+    /// The length of a network of more than one address.
+    fn length(&self) -> Option<u8> {
+        match self {
+            Self::Network(network) if network.prefix_len() < network.max_prefix_len() => Some(network.prefix_len()),
+            _ => None,
+        }
+    }
+}
+
+/// As an authority says it, of a network the first address.
+impl fmt::Display for Hosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Below(parent) => write!(f, "*.{parent}"),
+            Self::Network(IpNet::V4(network)) => write!(f, "{}", network.addr()),
+            Self::Network(IpNet::V6(network)) => write!(f, "[{}]", network.addr()),
+        }
+    }
+}
+
+impl Ports {
+    fn cover(self, port: u16) -> bool {
+        self == Self::Any || self == Self::Only(port)
     }
 }
 
@@ -148,24 +176,13 @@ impl FromStr for AllowHost {
 
 impl fmt::Display for AllowHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://", self.scheme.as_str())?;
-        match &self.hosts {
-            Hosts::Name(name) => f.write_str(name)?,
-            Hosts::Below(parent) => write!(f, "*.{parent}")?,
-            Hosts::Network(IpNet::V4(network)) => write!(f, "{}", network.addr())?,
-            Hosts::Network(IpNet::V6(network)) => write!(f, "[{}]", network.addr())?,
-        }
+        write!(f, "{}://{}", self.scheme.as_str(), self.hosts)?;
         match self.ports {
             Ports::Any => f.write_str(":*")?,
             Ports::Only(port) if port == self.scheme.default_port() => {}
             Ports::Only(port) => write!(f, ":{port}")?,
         }
-        match &self.hosts {
-            Hosts::Network(network) if network.prefix_len() < network.max_prefix_len() => {
-                write!(f, "/{}", network.prefix_len())
-            }
-            _ => Ok(()),
-        }
+        self.hosts.length().map_or(Ok(()), |length| write!(f, "/{length}"))
     }
 }
 
@@ -238,11 +255,6 @@ impl Destination {
         };
         format!("--allow-host {}", AllowHost { scheme: self.scheme, hosts, ports: Ports::Only(self.port) })
     }
-
-    /// Names that mean this machine (RFC 6761, section 6.3).
-    fn is_localhost(&self) -> bool {
-        matches!(&self.host, Host::Name(name) if name == "localhost" || name.ends_with(".localhost"))
-    }
 }
 
 /// All outbound hosts that guests may reach; by default none.
@@ -257,6 +269,10 @@ impl From<Vec<AllowHost>> for Grants {
 }
 
 impl Grants {
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether the name may be resolved, or the literal address connected to.
     pub(crate) fn permits(&self, destination: &Destination) -> bool {
         self.first_that_permits(destination).is_some()
@@ -274,14 +290,17 @@ impl Grants {
         let address = address.to_canonical();
         let leads_there = match &destination.host {
             Host::Address(literal) => *literal == address,
-            Host::Name(_) => {
-                special(address).is_none()
-                    || (destination.is_localhost() && address.is_loopback())
-                    || self.permits(&destination.at(address))
-            }
+            Host::Name(name) => leads_by_itself(name, address) || self.permits(&destination.at(address)),
         };
         leads_there && self.permits(destination)
     }
+}
+
+/// Whether a grant of `name` is good for `address` without another: for the public internet, and for this machine if the
+/// name means that (RFC 6761, section 6.3).
+fn leads_by_itself(name: &str, address: IpAddr) -> bool {
+    let is_localhost = name == "localhost" || name.ends_with(".localhost");
+    special(address).is_none() || (is_localhost && address.is_loopback())
 }
 
 /// Divides `HOST[:PORT]`. Does not leave that to the `http` crate, whose accessors skip a user and ignore a bad port.
@@ -293,7 +312,7 @@ fn split_port(authority: &str) -> Result<(&str, Option<&str>), &'static str> {
     let Some(colon) = authority[brackets..].find(':') else { return Ok((authority, None)) };
     let (host, port) = (&authority[..brackets + colon], &authority[brackets + colon + 1..]);
     if port.contains(':') {
-        return Err("an IPv6 address belongs in brackets; write http://[::1]:3000");
+        return Err("an IPv6 address belongs in brackets, as in [::1]:3000");
     }
     Ok((host, Some(port)))
 }
@@ -325,7 +344,7 @@ fn parse_name(text: &str) -> Result<String, &'static str> {
     if name.is_empty() {
         Err("the host is missing")
     } else if !name.is_ascii() {
-        Err("a name with letters other than a to z must be in punycode; write http://xn--mnchen-3ya.example")
+        Err("a name with letters other than a to z must be in punycode, as in xn--mnchen-3ya.example")
     } else if name.len() > MAX_NAME || name.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
         Err("a name has at most 253 bytes, and 1 to 63 between its dots")
     } else if !name.bytes().all(|byte| byte == b'.' || in_label(byte)) {

@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "grants",
     "grants::address",
     "grants::store",
+    "grants::connect",
     "settings::proxies",
     "settings::values",
     "tls::names",

@@ -70,7 +70,7 @@ async fn nothing_is_reached_that_was_not_granted() {
         ask(&cluster, &format!("/fetch?url=http://{upstream}/again")).await;
         cluster.stderr.find("grant it with --allow-host https://example.com");
         assert_eq!(cluster.stderr.lines().iter().filter(|line| line.contains(&flag)).count(), 1);
-        // Sockets cannot be granted.
+        // Nor by a socket.
         for path in [format!("/tcp?addr={upstream}"), format!("/udp?addr={upstream}")] {
             let said = ask(&cluster, &path).await;
             assert!(said.contains("access-denied"), "{name} {path}: {said}");
@@ -281,7 +281,7 @@ fn inspect_names_what_must_be_granted() {
         let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
         assert_eq!((&report["wasi"], &report["world"]), (&version.into(), &world.into()));
         let grants = report["grants"].as_array().unwrap();
-        for flag in ["--allow-host", "--dir", "--env", "--env-inherit"] {
+        for flag in ["--allow-connect", "--allow-host", "--dir", "--env", "--env-inherit"] {
             assert!(grants.contains(&flag.into()), "{flag}: {report}");
         }
         for import in report["imports"].as_array().unwrap() {
@@ -289,6 +289,8 @@ fn inspect_names_what_must_be_granted() {
                 "wasi:cli/environment" => &["--env", "--env-inherit"],
                 "wasi:filesystem/preopens" => &["--dir"],
                 "wasi:http/outgoing-handler" | "wasi:http/client" => &["--allow-host"],
+                "wasi:sockets/udp" | "wasi:sockets/udp-create-socket" => &[],
+                name if name.starts_with("wasi:sockets/") => &["--allow-connect"],
                 _ => &[],
             };
             assert_eq!((&import["flags"], import["access"] == "flag"), (&flags.into(), !flags.is_empty()), "{import}");

@@ -7,3 +7,4 @@ mod capabilities;
 mod hostile;
 mod limits;
 mod soak;
+mod sockets;

@@ -8,6 +8,7 @@ mod answers;
 mod calls;
 mod clients;
 mod conformance;
+mod connect;
 mod drain;
 mod grpc;
 mod http2;

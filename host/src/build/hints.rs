@@ -10,7 +10,7 @@ enum When {
 }
 use When::{Always, NotCompiled};
 
-const TASKS: &str = "a guest has no threads or sockets of its own, and the SDK runs its handler. Use the SDK's \
+const TASKS: &str = "a guest has no threads, its sockets block (`std::net`), and the SDK runs its handler. Use the SDK's \
                      `time::sleep`, `time::timeout` and `fetch`. Of tokio, only the features sync, macros and io-util \
                      work, with default-features = false";
 const FETCH: &str = "built for WebAssembly, it calls a browser's JavaScript. Send requests with the SDK's `fetch`: \

@@ -233,7 +233,8 @@ pub(crate) fn grant(import: &str, http: WasiHttp) -> Grant {
         "wasi:http/outgoing-handler" | "wasi:http/client" => Grant::Flags(&["--allow-host"]),
         "wasi:filesystem/preopens" => Grant::Flags(&["--dir"]),
         "wasi:cli/environment" => Grant::Flags(&["--env", "--env-inherit"]),
-        _ if interface.starts_with("wasi:sockets/") => Grant::Denied,
+        "wasi:sockets/udp" | "wasi:sockets/udp-create-socket" => Grant::Denied,
+        _ if interface.starts_with("wasi:sockets/") => Grant::Flags(&["--allow-connect"]),
         _ => Grant::Given,
     }
 }
@@ -346,7 +347,9 @@ mod tests {
             ("wasi:http/outgoing-handler@0.2.3", Grant::Flags(&["--allow-host"])),
             ("wasi:http/client@0.3.0", Grant::Flags(&["--allow-host"])),
             ("wasi:filesystem/preopens@0.2.3", Grant::Flags(&["--dir"])),
-            ("wasi:sockets/tcp@0.2.3", Grant::Denied),
+            ("wasi:sockets/tcp@0.2.3", Grant::Flags(&["--allow-connect"])),
+            ("wasi:sockets/ip-name-lookup@0.3.0", Grant::Flags(&["--allow-connect"])),
+            ("wasi:sockets/udp@0.2.3", Grant::Denied),
             ("acme:db/query@1.0.0", Grant::Unknown),
             ("wasi:http/handler@0.3.0", Grant::Unknown),
         ] {

@@ -26,6 +26,32 @@ fn allow_host() {
     });
 }
 
+#[test]
+fn allow_connect() {
+    fuzz::text("allow-connect", |text| {
+        let Ok(grant) = text.parse::<AllowConnect>() else { return };
+        assert_eq!(grant.to_string().parse(), Ok(grant.clone()));
+        let json = serde_json::to_string(&grant).unwrap();
+        assert_eq!(serde_json::from_str::<AllowConnect>(&json).unwrap(), grant);
+
+        // What it lets pass is what a grant of requests of the same text does, by whom it is asked for.
+        let text = grant.to_string();
+        let request: AllowHost = format!("http://{text}").parse().unwrap();
+        let (granted, of_requests) = (ConnectGrants::from(vec![grant]), Grants(vec![request]));
+        for (address, port) in addresses().flat_map(|address| [1, 80, 5432].map(|port| (address, port))) {
+            let uri = format!("http://{}", std::net::SocketAddr::new(address, port));
+            let asked = Destination::of(&uri.parse().unwrap()).unwrap();
+            assert_eq!(granted.permit(address, port), of_requests.permits(&asked), "{text} {uri}");
+            for name in ["localhost", "db.example.com", "example.com"] {
+                let asked = Destination::of(&format!("http://{name}:{port}").parse().unwrap()).unwrap();
+                let is_permitted = of_requests.permits_address(&asked, address);
+                assert_eq!(granted.permit_by_name(name, address, port), is_permitted, "{text} {name} {address}");
+                assert!(!is_permitted || granted.first_for_name(name).is_some() && granted.lead_to(name, address));
+            }
+        }
+    });
+}
+
 /// Lines: what is asked for, where that leads, and any number of grants.
 #[test]
 fn outbound() {

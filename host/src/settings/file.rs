@@ -191,6 +191,7 @@ fn example(key: &str) -> Option<String> {
         (_, "K") => "\"HOME\"",
         (_, "HOST::GUEST[:ro]") => "\"./data::/data\"",
         (_, "NAME=URL") => "\"sessions=file:./sessions\"",
+        (_, "HOST:PORT") => "\"db.example.com:5432\"",
         (_, "URL") => "\"https://api.example.com\"",
         (_, "TIME") => "\"30s\"",
         (_, "SIZE") => "\"64MiB\"",

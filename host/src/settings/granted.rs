@@ -8,10 +8,10 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
-use crate::grants::{DirGrant, Grants, RedisPlace, StoreGrant, StorePlace, check_dirs};
+use crate::grants::{ConnectGrants, DirGrant, Grants, RedisPlace, StoreGrant, StorePlace, check_dirs};
 use crate::os::files;
 
-/// Hosts that guests may be granted: each outbound request looks at all of them.
+/// Hosts that guests may be granted with each flag: every outbound request or connection looks at all of them.
 const MAX_GRANTS: usize = 1024;
 /// Key-value stores: those in files have a thread in the keeper, and a mapping in each worker.
 const MAX_STORES: usize = 64;
@@ -24,6 +24,7 @@ pub(crate) struct Granted {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) dirs: Vec<DirGrant>,
     pub(crate) hosts: Grants,
+    pub(crate) connections: ConnectGrants,
     /// Key-value stores, by name.
     pub(crate) stores: BTreeMap<String, StorePlace>,
 }
@@ -44,7 +45,7 @@ impl Granted {
 
     /// With the key-value store that is always there, if it has a place.
     pub(super) fn new(options: &Options, default_store: Option<PathBuf>) -> anyhow::Result<Self> {
-        let (dirs, hosts) = (&options.dir, &options.allow_host);
+        let (dirs, hosts, connections) = (&options.dir, &options.allow_host, &options.allow_connect);
         let mut variables = BTreeMap::new();
         for name in &options.env_inherit {
             if let Some((name, value)) = name.split_once('=') {
@@ -58,7 +59,9 @@ impl Granted {
         // What is said outright wins.
         variables.extend(options.env.iter().cloned());
         check_dirs(dirs).map_err(anyhow::Error::msg)?;
-        ensure!(hosts.len() <= MAX_GRANTS, "--allow-host is given {} times; the limit is {MAX_GRANTS}", hosts.len());
+        for (flag, times) in [("--allow-host", hosts.len()), ("--allow-connect", connections.len())] {
+            ensure!(times <= MAX_GRANTS, "{flag} is given {times} times; the limit is {MAX_GRANTS}");
+        }
         let dirs = dirs.iter().map(|dir| {
             let host = files::absolute(&dir.host)?;
             let metadata = std::fs::metadata(&host).map_err(|error| match error.kind() {
@@ -73,6 +76,7 @@ impl Granted {
             dirs: dirs.collect::<anyhow::Result<_>>()?,
             hosts: hosts.clone().into(),
             stores: stores(&options.kv, default_store)?,
+            connections: connections.clone().into(),
         })
     }
 }

@@ -73,6 +73,8 @@ pub(crate) const MAX_RANDOM: u64 = 1024 * 1024;
 /// Outbound requests at a time: of one inbound request, and of one worker.
 pub(crate) const MAX_OUTBOUND_PER_REQUEST: usize = 32;
 pub(crate) const MAX_OUTBOUND: usize = 512;
+/// TCP sockets of its own that a guest may have, for each request that it may serve at the same time.
+pub(crate) const SOCKETS_EACH: usize = 16;
 /// How long an outbound connection may take to come about. Its first byte has the request timeout, every further one the
 /// stream timeout.
 pub(crate) const MAX_CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -116,7 +118,9 @@ pub(crate) struct Limits {
     pub(crate) max_streams: usize,
     /// WebSockets of one worker.
     pub(crate) max_websockets: usize,
-    /// Of a message that a client sends on one, in bytes.
+    /// TCP sockets that the guests of one worker have.
+    pub(crate) max_sockets: usize,
+    /// Of a message that a client sends on a WebSocket, in bytes.
     pub(crate) max_websocket_message: usize,
     /// Of a connection, before it is closed between requests.
     pub(crate) max_connection_requests: u64,
@@ -160,6 +164,7 @@ impl Limits {
             max_streams: or_number(options.max_streams, 128),
             // The others are for requests.
             max_websockets: or_number(options.max_websockets, 512.min(max_connections.div_ceil(2))),
+            max_sockets: or_number(options.max_sockets, 256),
             max_websocket_message: or_bytes(options.max_websocket_message, 1 << 20) as usize,
             max_connection_requests: options.max_connection_requests.map_or(10_000, NonZeroU64::get),
             max_connection_age: or_seconds(options.max_connection_age, 60 * 60),
@@ -189,6 +194,7 @@ impl Limits {
         ensure!(self.max_handshakes <= MAX_HANDSHAKES, "--max-handshakes must be at most {MAX_HANDSHAKES}");
         ensure!(self.websocket_timeout >= MIN_TIMEOUT, "--websocket-timeout must be at least {MIN_TIMEOUT:?}");
         ensure!(self.max_websockets <= MAX_CONNECTIONS, "--max-websockets must be at most {MAX_CONNECTIONS}");
+        ensure!(self.max_sockets <= MAX_CONNECTIONS, "--max-sockets must be at most {MAX_CONNECTIONS}");
         let messages = 1..=MAX_MESSAGE;
         ensure!(messages.contains(&self.max_websocket_message), "--max-websocket-message must be from 1B to 16MiB");
         ensure!(self.kv_timeout >= MIN_TIMEOUT, "--kv-timeout must be at least {MIN_TIMEOUT:?}");
@@ -233,6 +239,7 @@ impl Limits {
             ("max-headers", self.max_headers.to_string()),
             ("max-in-flight", self.max_in_flight.to_string()),
             ("max-memory", size(self.max_memory)),
+            ("max-sockets", self.max_sockets.to_string()),
             ("max-streams", self.max_streams.to_string()),
             ("max-websocket-message", size(self.max_websocket_message)),
             ("max-websockets", self.max_websockets.to_string()),
@@ -261,6 +268,7 @@ impl Limits {
             ("outbound-per-worker", MAX_OUTBOUND.to_string()),
             ("output-per-second", size(MAX_OUTPUT)),
             ("random", size(MAX_RANDOM)),
+            ("sockets-per-request", SOCKETS_EACH.to_string()),
             ("stack", size(MAX_STACK)),
             ("table-elements", MAX_TABLE_ELEMENTS.to_string()),
             ("tables", MAX_TABLES.to_string()),

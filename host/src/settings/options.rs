@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
 use super::{ClientAuth, DEFAULT_FILE, TrustedProxy, file};
-use crate::grants::{AllowHost, DirGrant, StoreGrant};
+use crate::grants::{AllowConnect, AllowHost, DirGrant, StoreGrant};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::files;
 use crate::os::listener::ListenAddr;
@@ -182,6 +182,13 @@ options! {
         #[arg(long, value_name = "NAME=URL", help_heading = GRANTS)]
         pub(crate) kv: Vec<StoreGrant>,
 
+        /// Host and port that guests may open TCP connections to; can be repeated
+        ///
+        /// For example db.example.com:5432, *.example.com:5432 for every name below it, 10.1.2.3:5432 for an address,
+        /// 10.0.0.0:5432/8 for a network. Port * stands for any port. The name can then be looked up too.
+        #[arg(long, value_name = "HOST:PORT", help_heading = GRANTS)]
+        pub(crate) allow_connect: Vec<AllowConnect>,
+
         /// Longest time from a request's headers to the headers of its response; past it, 504 [default: 30s]
         #[arg(long, value_name = "TIME", help_heading = TIMEOUTS)]
         pub(crate) request_timeout: Option<Span>,
@@ -249,6 +256,10 @@ options! {
         /// may serve several requests at the same time.
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
         pub(crate) max_websockets: Option<NonZeroU32>,
+
+        /// TCP connections that the guests of a worker have open (--allow-connect); more are refused [default: 256]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = LIMITS)]
+        pub(crate) max_sockets: Option<NonZeroU32>,
 
         /// Largest message that a client may send on a WebSocket; a larger one closes it with code 1009 [default: 1MiB]
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]

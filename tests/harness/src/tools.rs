@@ -1,14 +1,16 @@
 //! Programs that a machine may have: proxies, clients, browsers. Tests of them say `skipped:` where one is missing.
 
-use std::env;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use crate::Ended;
 
 /// Where Debian has servers, which not everybody has on the PATH.
 const FOLDERS_OF_SERVERS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+/// Where Debian has those of PostgreSQL, in a folder for each version, and on nobody's PATH.
+const POSTGRESQL: &str = "/usr/lib/postgresql";
 /// How long one may run, in seconds.
 const PATIENCE: &str = "100";
 
@@ -20,7 +22,9 @@ impl Tool {
     /// The program of this name, if there is one.
     pub fn find(name: &str) -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
-        let mut folders = env::split_paths(&path).chain(env::split_paths(FOLDERS_OF_SERVERS));
+        let versions = fs::read_dir(POSTGRESQL).into_iter().flatten().flatten();
+        let of_postgresql = versions.map(|version| version.path().join("bin"));
+        let mut folders = env::split_paths(&path).chain(env::split_paths(FOLDERS_OF_SERVERS)).chain(of_postgresql);
         folders.find_map(|folder| Some(folder.join(name)).filter(|program| program.is_file()).map(Self))
     }
 

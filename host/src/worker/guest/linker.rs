@@ -20,6 +20,7 @@ pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
+    super::sockets::add_to_linker(&mut linker, http)?;
     identity::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     super::config::add_to_linker(&mut linker)?;

@@ -13,6 +13,7 @@ mod notices;
 pub(crate) mod outbound;
 pub(crate) mod quota;
 pub(crate) mod reuse;
+mod sockets;
 mod stdio;
 pub(crate) mod trap;
 mod turns;

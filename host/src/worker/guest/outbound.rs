@@ -42,7 +42,8 @@ use crate::settings::{
 };
 use crate::worker::requests::Asked;
 use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
-use resolver::{NotFound, Resolver};
+pub(super) use resolver::NotFound;
+use resolver::Resolver;
 use tls::Tls;
 use upload::Begun;
 use upstream::{PROTOCOLS, Upstream, Wire, is_unprocessed};
@@ -102,7 +103,7 @@ pub(crate) struct Outbound {
     max_head: usize,
     tls: Tls,
     pool: Arc<Pool>,
-    notices: Notices,
+    pub(super) notices: Notices,
 }
 
 impl Outbound {
@@ -118,6 +119,12 @@ impl Outbound {
             pool: Arc::default(),
             notices: Notices::default(),
         }
+    }
+
+    /// The addresses of a name that guests may connect to themselves, which the grant of that number covers: no grant of
+    /// requests has the same.
+    pub(super) async fn look_up(&self, name: &str, connect_grant: usize) -> Result<Arc<[IpAddr]>, NotFound> {
+        self.resolver.look_up(name, self.grants.count() + connect_grant).await
     }
 }
 

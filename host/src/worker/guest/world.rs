@@ -20,6 +20,7 @@ use super::keyvalue::{Stores, Swap};
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
+use super::sockets::{OwnSockets, SocketGrants};
 use super::stdio::{GuestOutput, Sink};
 use super::turns::Turns;
 use super::websocket::{Socket, SocketLink};
@@ -83,6 +84,8 @@ pub(crate) struct Guest {
     /// Why it was stopped.
     stopped: Option<String>,
     values: Values,
+    /// Made when it is first needed.
+    sockets: Option<OwnSockets>,
 }
 
 struct Wasi {
@@ -99,6 +102,19 @@ impl Guest {
     /// Why it was stopped, if it was, as the end of a sentence about it: more than the error that came of that.
     pub(crate) fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
+    }
+
+    pub(super) fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// Which request it works on, if that can be told.
+    pub(super) fn asked(&self) -> Option<&Arc<Asked>> {
+        self.hooks.asked()
+    }
+
+    pub(super) fn own_sockets(&mut self) -> &OwnSockets {
+        self.sockets.get_or_insert_with(|| OwnSockets::new(&self.world.sockets))
     }
 
     /// What it is configured with.
@@ -247,6 +263,7 @@ pub(crate) struct World {
     env: Vec<(String, String)>,
     folders: WasiFilesystemCtx,
     pub(crate) outbound: Outbound,
+    pub(super) sockets: SocketGrants,
     max_memory: usize,
     /// Of an instance: enough for as many requests as it may serve at the same time.
     max_handles: usize,
@@ -277,13 +294,15 @@ impl World {
         let stores = Stores::new(&settings.granted, &settings.limits, keeper);
         let sink =
             |fd: io::Result<OwnedFd>| fd.map(|fd| Arc::new(Sink::new(LineWriter::limited(fd, MAX_OUTPUT), stats)));
-        let Granted { env, dirs, hosts, .. } = settings.granted.clone();
+        let Granted { env, dirs, hosts, connections, .. } = settings.granted.clone();
+        let seats = settings.reuse.seats as usize;
         Ok(Self {
             env,
             folders: open(&dirs)?,
             outbound: Outbound::new(hosts, &settings.limits),
+            sockets: SocketGrants::new(connections, settings.limits.max_sockets, seats),
             max_memory: settings.limits.max_memory,
-            max_handles: MAX_HANDLES.max(HANDLES_EACH * settings.reuse.seats as usize),
+            max_handles: MAX_HANDLES.max(HANDLES_EACH * seats),
             budget: Budget::new(settings.limits.max_worker_memory, Warm::of(engine, Resident::of(&settings.limits))),
             identity,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
@@ -312,8 +331,19 @@ impl World {
         let quota = Quota::new(self.budget.clone(), self.max_memory);
         let hooks = Hooks::new(self.clone(), origin);
         let (world, values) = (self.clone(), self.values.current());
-        let guest =
-            Guest { world, wasi: None, http, table, hooks, quota, calls: 0, unaccounted: 0, stopped: None, values };
+        let guest = Guest {
+            world,
+            wasi: None,
+            http,
+            table,
+            hooks,
+            quota,
+            calls: 0,
+            unaccounted: 0,
+            stopped: None,
+            values,
+            sockets: None,
+        };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);
         store.set_hostcall_fuel(MAX_HOSTCALL);
@@ -342,7 +372,7 @@ impl World {
             .stdout(outputs[0].clone())
             .stderr(outputs[1].clone())
             .build();
-        // Sockets are denied as they come, before one is made. The folders were opened once, for all.
+        // Of sockets, what is not this crate's own is denied as it comes, before one is made. The folders were opened once, for all.
         *ctx.filesystem() = self.folders.clone();
         Wasi { ctx, outputs }
     }

@@ -3,6 +3,7 @@
 
 mod outbound;
 mod sending;
+mod sockets;
 mod times;
 
 use misdeeds::{Answer, Outcome, Query, debug};
@@ -72,6 +73,11 @@ async fn answer(path: &str, query: &Query, request: Request) -> Answer {
         "/fetch" => outbound::fetch(query).await,
         "/fetch-many" => Ok(outbound::fetch_many(query).await),
         "/relay" => outbound::relay(query).await,
+        "/tcp-async" => sockets::tcp(query).await,
+        "/many-tcp-async" => sockets::many(query).await,
+        "/listen-async" => sockets::listen(query),
+        "/udp-async" => sockets::udp(query).await,
+        "/resolve-async" => sockets::resolve(query.text("name").unwrap_or_default()).await,
         "/times" => Ok(misdeeds::times(query) + &times::odd_times(query).await),
         _ => return misdeeds::answer(path, query),
     })

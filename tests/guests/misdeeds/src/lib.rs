@@ -81,6 +81,14 @@ pub fn answer(path: &str, query: &Query) -> Answer {
         "/giant-metric" => Ok(metrics::giant(query.number("mib", 8))),
         "/preopens" => Ok(files::preopens()),
         "/tcp" => network::tcp(query.text("addr").unwrap_or_default()),
+        "/tcp-then-spin" => network::many_tcp(query.text("addr").unwrap_or_default(), 1).and_then(|_| spin()),
+        "/tcp-then-trap" => {
+            let _kept = network::many_tcp(query.text("addr").unwrap_or_default(), 1);
+            panic!("asked to trap")
+        }
+        "/many-tcp" => network::many_tcp(query.text("addr").unwrap_or_default(), query.number("n", 1)),
+        "/reach" => network::reach(query),
+        "/listen" => network::listen(query.text("addr").unwrap_or_default()),
         "/udp" => network::udp(query.text("addr").unwrap_or_default()),
         "/resolve" => network::resolve(query.text("name").unwrap_or_default()),
         _ => return wrong_head(path, query),

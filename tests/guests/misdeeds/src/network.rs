@@ -1,12 +1,15 @@
 //! Ways out: sockets by WASI 0.2, and what an outbound request asks for. The requests themselves are the guests' own.
 
+use core::mem;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use wasip2::io::streams::{InputStream, OutputStream};
 use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
 use wasip2::sockets::network::{
     ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress,
 };
+use wasip2::sockets::tcp::TcpSocket;
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 use wasip2::sockets::udp::OutgoingDatagram;
 use wasip2::sockets::udp_create_socket::create_udp_socket;
@@ -14,13 +17,49 @@ use wasip2::sockets::udp_create_socket::create_udp_socket;
 use crate::query::encode;
 use crate::{Outcome, Query, debug};
 
+type Connection = (InputStream, OutputStream, TcpSocket);
+
 pub(crate) fn tcp(address: String) -> Outcome {
-    let address: SocketAddr = address.parse().map_err(debug)?;
+    connect(address.parse().map_err(debug)?).map(|_| "connected".into())
+}
+
+fn connect(address: SocketAddr) -> Result<Connection, String> {
     let socket = create_tcp_socket(family(address)).map_err(debug)?;
     socket.start_connect(&instance_network(), to_wasi(address)).map_err(debug)?;
     socket.subscribe().block();
-    let _streams = socket.finish_connect().map_err(debug)?;
-    Ok("connected".into())
+    let (input, output) = socket.finish_connect().map_err(debug)?;
+    Ok((input, output, socket))
+}
+
+/// Connects `n` times and keeps all of the connections for ever: how many there are, and why there are no more.
+pub(crate) fn many_tcp(address: String, n: u64) -> Outcome {
+    let address: SocketAddr = address.parse().map_err(debug)?;
+    for connected in 0..n {
+        match connect(address) {
+            Ok(connection) => mem::forget(connection),
+            Err(error) => return Ok(format!("{connected} connected, then {error}")),
+        }
+    }
+    Ok(format!("{n} connected"))
+}
+
+/// Looks up `name` and, if there is one, `then`, whatever comes of that; and connects to the address `at`, on `port`.
+pub(crate) fn reach(query: &Query) -> Outcome {
+    let found = resolve(query.text("name").unwrap_or_default());
+    let then = query.text("then").map(resolve);
+    let at: IpAddr = query.text("at").unwrap_or_default().parse().map_err(debug)?;
+    let port = u16::try_from(query.number("port", 0)).map_err(debug)?;
+    let connected = connect(SocketAddr::new(at, port)).map(|_| "connected");
+    Ok(format!("{found:?} {then:?} {connected:?}"))
+}
+
+/// What each step to a listening socket comes to.
+pub(crate) fn listen(address: String) -> Outcome {
+    let address: SocketAddr = address.parse().map_err(debug)?;
+    let socket = create_tcp_socket(family(address)).map_err(debug)?;
+    let bound = socket.start_bind(&instance_network(), to_wasi(address)).and_then(|()| socket.finish_bind());
+    let listens = socket.start_listen().and_then(|()| socket.finish_listen());
+    Ok(format!("bind: {bound:?}, listen: {listens:?}, accept: {:?}", socket.accept().map(drop)))
 }
 
 /// Sends one datagram.
