@@ -135,7 +135,7 @@ fn a_keeper_that_is_lost_is_replaced_and_meanwhile_its_stores_are_read() {
     for name in GUESTS {
         let cluster = serve(name, 2, &["--kv-timeout", "300ms", "--hang-timeout", "2s"]);
         assert_eq!(told(&cluster, Method::PUT, "/default/k", "1").0, 200);
-        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGABRT] {
+        for signal in [Signal::SIGKILL, Signal::SIGABRT] {
             let old = keeper(&cluster).unwrap();
             kill(old, signal).unwrap();
             assert_eq!(get(&cluster, "/default/k"), "1");
@@ -143,6 +143,12 @@ fn a_keeper_that_is_lost_is_replaced_and_meanwhile_its_stores_are_read() {
             until("it writes", || (told(&cluster, Method::PUT, "/default/k", "1").0 == 200).then_some(()));
         }
         let old = keeper(&cluster).unwrap();
+        // It ends when the cluster does, and not before.
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ] {
+            kill(old, signal).unwrap();
+        }
+        assert_eq!(told(&cluster, Method::PUT, "/default/k", "1").0, 200);
+        assert_eq!(keeper(&cluster), Some(old));
         kill(old, Signal::SIGSTOP).unwrap();
         let (status, unknown) = told(&cluster, Method::PUT, "/default/k", "2");
         assert!(status == 504 && unknown.contains("did not answer within 300ms"), "{status} {unknown}");
@@ -174,12 +180,66 @@ fn a_store_that_is_damaged_is_refused_until_it_is_repaired() {
     cluster.stderr.find("is damaged: data.mdb has 9000 bytes");
     for (method, path) in [(Method::GET, "/default/k"), (Method::PUT, "/default/k"), (Method::GET, "/default")] {
         let (status, said) = told(&cluster, method, path, "2");
-        assert!(status == 409 && said.contains("Put back a copy of the folder"), "{path}: {status} {said}");
+        assert!(status == 409 && said.contains("put back a copy of the folder"), "{path}: {status} {said}");
     }
     assert_eq!(told(&cluster, Method::PUT, "/other/k", "2").0, 200);
     std::fs::write(&data, &whole).unwrap();
     assert_eq!(cluster.reload(&["--name", "shop"]).code, Some(0));
     assert_eq!((get(&cluster, "/default/k"), get(&cluster, "/other/k")), ("1".into(), "2".into()));
+}
+
+/// Nothing is acknowledged that is written where nobody will look, and other stores go on.
+#[test]
+fn a_store_that_is_moved_away_is_not_written_until_the_cluster_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, away) = (folder.path().join("one"), folder.path().join("away"));
+    let (grant, alias) = (format!("one={}", as_url(&one)), folder.path().join("alias"));
+    let args = ["--kv", &grant, "--kv-timeout", "2s"];
+    let cluster = serve("stores", 2, &args);
+    assert_eq!(told(&cluster, Method::PUT, "/one/k", "1").0, 200);
+    std::fs::rename(&one, &away).unwrap();
+    std::fs::create_dir(&one).unwrap();
+    for entry in std::fs::read_dir(&away).unwrap().map(|entry| entry.unwrap()) {
+        std::fs::copy(entry.path(), one.join(entry.file_name())).unwrap();
+    }
+    for value in ["2", "3"] {
+        let (status, said) = told(&cluster, Method::PUT, "/one/k", value);
+        assert!(status == 409 && said.contains("Stop the cluster and start it again"), "{status} {said}");
+        assert_eq!(told(&cluster, Method::PUT, "/default/k", value).0, 200);
+    }
+    cluster.stderr.find("was replaced, cut or moved away while it was in use");
+    assert_eq!(cluster.status()["keeper"]["restarts"], 0);
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    // By two names, one of which is a link: that is one store.
+    std::os::unix::fs::symlink(&one, &alias).unwrap();
+    let other = format!("other={}", as_url(&alias));
+    let cluster = serve("stores", 2, &[&args[..], &["--kv", &other]].concat());
+    assert_eq!(get(&cluster, "/one/k"), "1");
+    assert_eq!(told(&cluster, Method::PUT, "/other/k", "4").0, 200);
+    assert_eq!(get(&cluster, "/one/k"), "4");
+    let second = serve("stores", 1, &args);
+    let (status, said) = told(&second, Method::PUT, "/one/k", "5");
+    assert!(status == 409 && said.contains("is used by another cluster"), "{status} {said}");
+}
+
+fn as_url(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+/// It is not the keeper that was silent.
+#[test]
+fn a_pause_of_all_processes_costs_no_keeper() {
+    let cluster = serve("stores", 1, &["--hang-timeout", "2s"]);
+    let old = keeper(&cluster).unwrap();
+    let all: Vec<Pid> = [cluster.pid()].into_iter().chain(cluster.children()).collect();
+    let signal = |signal: Signal| all.iter().for_each(|&pid| kill(pid, signal).unwrap());
+    for _ in 0..3 {
+        signal(Signal::SIGSTOP);
+        thread::sleep(Duration::from_secs(3));
+        signal(Signal::SIGCONT);
+        assert_eq!(told(&cluster, Method::PUT, "/default/k", "1").0, 200);
+    }
+    assert_eq!(keeper(&cluster), Some(old));
 }
 
 /// The error is the interface's, and ends when there is room again.

@@ -7,14 +7,14 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::ops::Bound;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithTls};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use super::{Write, WriteFailure, Written, sum};
 use crate::settings::{MAX_PAGE, size};
@@ -23,6 +23,8 @@ use crate::settings::{MAX_PAGE, size};
 const MARKER: &str = "wasmcluster-store";
 const FORM: &str = "1\n";
 const DATA: &str = "data.mdb";
+/// Not LMDB's own: who closes that gives up what LMDB holds by it.
+const LOCK: &str = "wasmcluster-lock";
 
 /// Processes and threads that may read a store at the same time. Each takes up 64 bytes.
 const MAX_READERS: u32 = 4096;
@@ -47,8 +49,8 @@ pub(crate) enum OpenError {
     #[error("there is no store in {}", .0.display())]
     Absent(PathBuf),
     #[error(
-        "the store in {} is damaged: {reason}. Put back a copy of the folder, or, to begin with an empty store, move the \
-         folder away",
+        "the key-value store in {} is damaged: {reason}. Stop the cluster, put back a copy of the folder, or, to begin with \
+         an empty store, move the folder away, and start it again",
         path.display()
     )]
     Damaged { path: PathBuf, reason: String },
@@ -62,6 +64,7 @@ pub(crate) type KeyPage = (Vec<String>, Option<String>);
 /// Looks at a store.
 #[derive(Clone, Debug)]
 pub(crate) struct FileReader {
+    path: PathBuf,
     env: Env<WithTls>,
     pairs: Pairs,
 }
@@ -83,7 +86,7 @@ impl FileReader {
         let pairs = pairs.ok_or_else(|| OpenError::Absent(path.into()))?;
         check_length(&env, page_size(pairs, &txn, path)?, path)?;
         drop(txn);
-        Ok(Self { env, pairs })
+        Ok(Self { path: path.into(), env, pairs })
     }
 
     /// What was committed last, as of now.
@@ -98,17 +101,25 @@ impl FileReader {
         }
     }
 
+    /// With what is to be done, if it cannot be read.
+    fn explained<T>(&self, read: heed::Result<T>) -> anyhow::Result<T> {
+        read.map_err(|error| match error {
+            heed::Error::Mdb(_) => damaged(&self.path, &error).into(),
+            error => anyhow!("cannot read the key-value store in {}: {error}", self.path.display()),
+        })
+    }
+
     pub(crate) fn get(&self, key: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        let txn = self.snapshot()?;
-        Ok(self.pairs.get(&txn, key.as_bytes())?.map(<[u8]>::to_vec))
+        let txn = self.explained(self.snapshot())?;
+        Ok(self.explained(self.pairs.get(&txn, key.as_bytes()))?.map(<[u8]>::to_vec))
     }
 
     /// All as of the same moment, as long as they have no more than `max` bytes together.
     pub(crate) fn get_all(&self, keys: &[String], max: usize) -> anyhow::Result<Vec<Option<Vec<u8>>>> {
-        let txn = self.snapshot()?;
+        let txn = self.explained(self.snapshot())?;
         let mut left = max;
         let get = |key: &String| {
-            let value = self.pairs.get(&txn, key.as_bytes())?;
+            let value = self.explained(self.pairs.get(&txn, key.as_bytes()))?;
             left = left.checked_sub(value.map_or(0, <[u8]>::len)).ok_or_else(|| too_much(max))?;
             Ok(value.map(<[u8]>::to_vec))
         };
@@ -116,22 +127,24 @@ impl FileReader {
     }
 
     pub(crate) fn has(&self, key: &str) -> anyhow::Result<bool> {
-        let txn = self.snapshot()?;
-        Ok(self.pairs.get(&txn, key.as_bytes())?.is_some())
+        let txn = self.explained(self.snapshot())?;
+        Ok(self.explained(self.pairs.get(&txn, key.as_bytes()))?.is_some())
     }
 
     /// The next keys behind `after`.
     pub(crate) fn keys(&self, after: Option<&str>) -> anyhow::Result<KeyPage> {
-        let txn = self.snapshot()?;
+        let txn = self.explained(self.snapshot())?;
+        // No key is empty.
+        let after = after.filter(|after| !after.is_empty());
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_bytes()));
         let range = (from, Bound::<&[u8]>::Unbounded);
         let mut keys = Vec::new();
-        for pair in self.pairs.range(&txn, &range)? {
+        for pair in self.explained(self.pairs.range(&txn, &range))? {
             if keys.len() == MAX_PAGE {
                 let next = keys.last().cloned();
                 return Ok((keys, next));
             }
-            keys.push(String::from_utf8_lossy(pair?.0).into_owned());
+            keys.push(String::from_utf8_lossy(self.explained(pair)?.0).into_owned());
         }
         Ok((keys, None))
     }
@@ -145,6 +158,11 @@ pub(crate) fn too_much(max: usize) -> anyhow::Error {
 /// Writes a store. There is one for each.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
+    path: PathBuf,
+    /// Device and number of the file, which is no other's as long as it is open.
+    identity: (u64, u64),
+    /// Keeps other clusters away.
+    _lock: Flock<File>,
     env: Env<WithTls>,
     pairs: Pairs,
     /// Bytes of a page.
@@ -178,10 +196,10 @@ impl FileWriter {
     /// Opens the store in the folder `path`, or makes one there. It may take up `max_size` bytes.
     pub(crate) fn open(path: &Path, max_size: u64) -> Result<Self, OpenError> {
         let is_there = check(path)?;
-        if !is_there {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-            made.with_context(|| format!("cannot make the folder {}", path.display()))?;
-        }
+        let made: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        let making = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        making.with_context(|| format!("cannot make the folder {} for a key-value store", path.display()))?;
+        let lock = lock(path)?;
         let max_size = map_size(max_size);
         let mut options = EnvOpenOptions::new();
         options.max_readers(MAX_READERS).map_size(max_size);
@@ -196,12 +214,26 @@ impl FileWriter {
         }
         txn.commit().map_err(|error| cannot_write(path, &error))?;
         if !is_there {
-            mark(path).with_context(|| format!("cannot write into {}", path.display()))?;
+            mark(path, &made).with_context(|| format!("cannot write into {}", path.display()))?;
         }
         let data = File::options().read(true).write(true).open(path.join(DATA));
         let data = data.with_context(|| format!("cannot open {}", path.join(DATA).display()))?;
-        let length = data.metadata().map_err(anyhow::Error::from)?.len();
-        Ok(Self { env, pairs, page, data, length, max_size })
+        let metadata = data.metadata().map_err(anyhow::Error::from)?;
+        let (identity, length) = ((metadata.dev(), metadata.ino()), metadata.len());
+        Ok(Self { path: path.into(), identity, _lock: lock, env, pairs, page, data, length, max_size })
+    }
+
+    /// Whether it is still the file in its folder that is written. Workers may have mapped what took its place, or not.
+    pub(crate) fn is_in_place(&self) -> Result<(), String> {
+        let now = fs::metadata(self.path.join(DATA)).ok();
+        if now.is_some_and(|now| (now.dev(), now.ino()) == self.identity && now.len() >= self.length) {
+            return Ok(());
+        }
+        Err(format!(
+            "the key-value store in {} was replaced, cut or moved away while it was in use; nothing is written any more. \
+             Stop the cluster and start it again",
+            self.path.display()
+        ))
     }
 
     /// Lets it take up another number of bytes; no fewer than it does.
@@ -242,7 +274,7 @@ impl FileWriter {
             (Ok(mut written), _) => return Ok(written.pop().unwrap_or(Ok(Written::Done))),
             (Err(GroupFailure::Error(error)), _) => return Err(error.to_string()),
             // A store that is full can be emptied.
-            (Err(GroupFailure::Full), Write::Delete(_)) => (self.max_size + RESERVE, self.full()),
+            (Err(GroupFailure::Full), Write::Delete(_)) => (self.most(), self.full()),
             (Err(GroupFailure::Full), _) => return Ok(Err(self.full())),
             // What was given back inside of the file can be used.
             (Err(GroupFailure::NoSpace(error)), _) => {
@@ -257,6 +289,12 @@ impl FileWriter {
             Err(GroupFailure::Full | GroupFailure::NoSpace(_)) => Ok(Err(full)),
             Err(GroupFailure::Error(error)) => Err(error.to_string()),
         }
+    }
+
+    /// Bytes up to which it may grow while something is deleted: it may have more than its limit already.
+    fn most(&self) -> usize {
+        let used = (self.env.info().last_page_number + 1) * self.page as usize;
+        self.max_size.max(used).next_multiple_of(RESERVE) + RESERVE
     }
 
     fn full(&self) -> WriteFailure {
@@ -285,7 +323,7 @@ impl FileWriter {
         let bytes: u64 = writes.iter().map(|write| write.bytes() as u64).sum();
         // Every page that there is may be written anew, and pages may be half empty.
         let needed = used + used.min(keys * PAGES_EACH * page) + 2 * (bytes + keys * OVERHEAD);
-        let needed = needed.min((self.max_size + RESERVE) as u64);
+        let needed = needed.min(self.most() as u64);
         if self.length < needed {
             let length = needed.next_multiple_of(GROWTH);
             allocate(&self.data, self.length, length).map_err(GroupFailure::NoSpace)?;
@@ -372,7 +410,8 @@ fn check(path: &Path) -> Result<bool, OpenError> {
         Err(error) => return Err(anyhow!("cannot read {}: {error}", path.join(MARKER).display()).into()),
     };
     if form != FORM {
-        let reason = anyhow!("the store in {} was made by another version of wasmcluster", path.display());
+        let path = path.display();
+        let reason = anyhow!("the key-value store in {path} is of another version of wasmcluster; name another folder");
         return Err(reason.into());
     }
     match fs::metadata(path.join(DATA)) {
@@ -397,15 +436,29 @@ fn check_length(env: &Env<WithTls>, page: u64, path: &Path) -> Result<(), OpenEr
 }
 
 /// Notes that there is a store, for good.
-fn mark(path: &Path) -> anyhow::Result<()> {
-    let mut marker = File::create(path.join(MARKER))?;
+fn mark(path: &Path, made: &[&Path]) -> anyhow::Result<()> {
+    let mut marker = tempfile::NamedTempFile::new_in(path)?;
     marker.write_all(FORM.as_bytes())?;
-    marker.sync_all()?;
-    File::open(path)?.sync_all()?;
-    if let Some(parent) = path.parent() {
-        File::open(parent)?.sync_all()?;
+    marker.as_file().sync_all()?;
+    marker.persist(path.join(MARKER))?;
+    // And with each folder that was made, the entry of it in the one above.
+    for folder in [path].into_iter().chain(made.iter().filter_map(|made| made.parent())) {
+        File::open(folder)?.sync_all()?;
     }
     Ok(())
+}
+
+/// A store has one cluster: what two of them write goes well, and what they go by, such as its size, does not.
+fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK));
+    let file = file.with_context(|| format!("cannot write into {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => anyhow!(
+            "the key-value store in {} is used by another cluster: stop that, or name another folder",
+            path.display()
+        ),
+        errno => anyhow!("cannot lock the key-value store in {}: {errno}", path.display()),
+    })
 }
 
 #[cfg(test)]
@@ -534,6 +587,66 @@ mod tests {
         assert!(fs::metadata(folder.path().join(DATA)).unwrap().len() < 8 << 20);
         writer.limit(8 << 20).unwrap();
         assert_eq!(commit(&mut writer, &set("more", &[3; 3 << 20])), Ok(Written::Done));
+    }
+
+    /// It has more than it may have now, and is emptied all the same.
+    #[test]
+    fn a_limit_below_what_is_there_lets_all_of_it_be_deleted() {
+        let folder = folder();
+        let mut writer = FileWriter::open(folder.path(), SIZE).unwrap();
+        let key = |number: usize| format!("key{number:05}");
+        commit(&mut writer, &Write::Set((0..20_000).map(|number| (key(number), vec![0; 500])).collect())).unwrap();
+        drop(writer);
+        let mut writer = FileWriter::open(folder.path(), 1 << 20).unwrap();
+        assert!(commit(&mut writer, &set("more", &[0; 60_000])).is_err());
+        for number in (0..100).map(|number| number * 7) {
+            assert_eq!(commit(&mut writer, &Write::Delete(vec![key(number)])), Ok(Written::Done), "{number}");
+        }
+        assert_eq!(commit(&mut writer, &Write::Delete((0..20_000).map(key).collect())), Ok(Written::Done));
+        drop(writer);
+        assert_eq!(FileReader::open(folder.path()).unwrap().keys(None).unwrap(), (vec![], None));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_not_written() {
+        let folder = folder();
+        let path = folder.path().join("store");
+        let mut writer = FileWriter::open(&path, SIZE).unwrap();
+        commit(&mut writer, &set("k", b"1")).unwrap();
+        assert_eq!(writer.is_in_place(), Ok(()));
+        let away = folder.path().join("away");
+        fs::rename(&path, &away).unwrap();
+        assert!(writer.is_in_place().unwrap_err().contains("replaced, cut or moved away"));
+        fs::create_dir(&path).unwrap();
+        fs::copy(away.join(DATA), path.join(DATA)).unwrap();
+        assert!(writer.is_in_place().is_err());
+        fs::remove_dir_all(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert_eq!(writer.is_in_place(), Ok(()));
+        File::options().write(true).open(path.join(DATA)).unwrap().set_len(8192).unwrap();
+        assert!(writer.is_in_place().is_err());
+    }
+
+    #[test]
+    fn a_store_has_one_writer_and_a_note_that_is_whole() {
+        if let Some(folder) = std::env::var_os(CHILD) {
+            let error = FileWriter::open(Path::new(&folder), SIZE).unwrap_err();
+            println!("{error}");
+            return;
+        }
+        let folder = folder();
+        let mut writer = FileWriter::open(folder.path(), SIZE).unwrap();
+        commit(&mut writer, &set("k", b"1")).unwrap();
+        let child = child("a_store_has_one_writer_and_a_note_that_is_whole", folder.path());
+        let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert!(said.contains("is used by another cluster"), "{said}");
+        drop(writer);
+        // As if its process had been killed before there was one.
+        fs::remove_file(folder.path().join(MARKER)).unwrap();
+        drop(FileWriter::open(folder.path(), SIZE).unwrap());
+        assert_eq!(FileReader::open(folder.path()).unwrap().get("k").unwrap(), Some(b"1".to_vec()));
+        fs::write(folder.path().join(MARKER), "2\n").unwrap();
+        assert!(FileWriter::open(folder.path(), SIZE).unwrap_err().to_string().contains("name another folder"));
     }
 
     const CHILD: &str = "WASMCLUSTER_TEST_STORE";

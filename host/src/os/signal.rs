@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 const LIBC_OWN: [i32; 2] = [32, 33];
 
 /// Ignores a signal, also one that libc's own functions refuse to touch.
-fn ignore(signal: i32) -> io::Result<()> {
+pub(crate) fn ignore(signal: i32) -> io::Result<()> {
     // The kernel's form: the handler, flags, a restorer and the mask, each of eight bytes at least.
     let action = [libc::SIG_IGN as u64, 0, 0, 0];
     // SAFETY: the kernel reads the action, which is as long as it expects; ignoring runs no code of ours.

@@ -286,7 +286,7 @@ impl<'a> Driver<'a> {
                 News::Signal(SignalRequest::Reload) => manager.asks_for_reload(),
                 _ => {}
             }
-            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate) {
+            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate | News::KeeperDue) {
                 self.hear_what_has_arrived().await;
             }
             self.take(news);
@@ -353,6 +353,7 @@ impl<'a> Driver<'a> {
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::ObservationDue => {
                 reap_orphans();
+                self.look_after_keeper();
                 let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
                 self.tell(Event::Observed(vitals));
             }

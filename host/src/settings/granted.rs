@@ -85,7 +85,11 @@ fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Res
     let mut stores = BTreeMap::new();
     for StoreGrant { name, place } in granted {
         let place = match place {
-            StorePlace::File(path) => StorePlace::File(files::absolute(path)?),
+            // The same folder by another path is the same store.
+            StorePlace::File(path) => {
+                let path = files::absolute(path)?;
+                StorePlace::File(path.canonicalize().unwrap_or(path))
+            }
             StorePlace::Redis(place) => StorePlace::Redis(with_password(name, place)?),
             place => place.clone(),
         };

@@ -32,7 +32,7 @@ const MIN_AGE: Duration = Duration::from_secs(1);
 /// A store with less would be full of what it needs for itself.
 const MIN_STORE: u64 = 1 << 20;
 /// What is left of a process's addresses has room for some of these.
-const MAX_STORE: u64 = 16 << 40;
+const MAX_STORE: u64 = 1 << 40;
 /// As many as hyper can count.
 const MAX_HEADERS: usize = 32 * 1024;
 /// A page of WebAssembly's: no guest has less.
@@ -201,7 +201,7 @@ impl Limits {
         let values = 1..=MAX_HOSTCALL as u64;
         ensure!(values.contains(&self.kv_max_value), "--kv-max-value must be from 1B to 16MiB");
         let sizes = MIN_STORE..=MAX_STORE;
-        ensure!(sizes.contains(&self.kv_max_size), "--kv-max-size must be from 1MiB to 16TiB");
+        ensure!(sizes.contains(&self.kv_max_size), "--kv-max-size must be from 1MiB to 1TiB");
         ensure!(self.max_streams <= MAX_STREAMS, "--max-streams must be at most {MAX_STREAMS}");
         ensure!(self.max_connection_age >= MIN_AGE, "--max-connection-age must be at least {MIN_AGE:?}");
         ensure!(self.max_headers <= MAX_HEADERS, "--max-headers must be at most {MAX_HEADERS}");

@@ -159,9 +159,6 @@ impl KeeperLink {
         let away =
             || WriteFailure::Refused(format!("the keeper of the store was away for {patience:?}; nothing was written"));
         let mut connected = self.connected.subscribe();
-        let is_there = tokio::time::timeout_at(deadline, connected.wait_for(Option::is_some)).await;
-        let KeeperConnection { orders, waiting, .. } =
-            is_there.ok().and_then(|there| there.ok()?.clone()).ok_or_else(away)?;
         let (done, answer) = oneshot::channel();
         let id = {
             let mut last = lock(&self.last_id);
@@ -170,10 +167,19 @@ impl KeeperLink {
         };
         let order =
             encode(&WriteOrder { id, store, write }).map_err(|error| WriteFailure::Refused(error.to_string()))?;
-        let Ok(place) = tokio::time::timeout_at(deadline, orders.reserve()).await else { return Err(away()) };
-        let Ok(place) = place else { return Err(away()) };
+        let (orders, waiting) = loop {
+            let is_there = tokio::time::timeout_at(deadline, connected.wait_for(Option::is_some)).await;
+            let there = is_there.ok().and_then(|there| there.ok()?.clone());
+            let KeeperConnection { orders, waiting, .. } = there.ok_or_else(away)?;
+            match tokio::time::timeout_at(deadline, orders.reserve_owned()).await {
+                Ok(Ok(place)) => break (place, waiting),
+                // That connection is lost; there will be another.
+                Ok(Err(_)) => tokio::task::yield_now().await,
+                Err(_) => return Err(away()),
+            }
+        };
         let order_is_waiting = Registered::new(&waiting, id, done);
-        place.send(order);
+        orders.send(order);
         let answered = tokio::time::timeout_at(deadline, answer).await;
         drop(order_is_waiting);
         match answered {

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use super::Driver;
 use crate::control::protocol::KeeperStatus;
 use crate::primary::fleet::keeper::{KeeperNews, KeeperProcess};
-use crate::primary::supervisor::{KeeperStep, KeeperWatch};
+use crate::primary::supervisor::{Event, KeeperStep, KeeperWatch};
 use crate::wire::channel::IpcError;
 use crate::wire::ids::WorkerId;
 use crate::wire::messages::{FromKeeper, ToWorker};
@@ -23,12 +23,16 @@ use crate::wire::messages::{FromKeeper, ToWorker};
 const END_PATIENCE: Duration = Duration::from_secs(5);
 /// News of keepers that wait for the driver.
 const MAX_NEWS: usize = 8;
+/// The driver looks several times a second; if it has not, it was stopped itself.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The keeper, and who needs it.
 pub(super) struct Keeping {
     watch: KeeperWatch,
     running: Option<RunningKeeper>,
     users: BTreeSet<WorkerId>,
+    /// When it was last looked after.
+    looked: Duration,
     /// Keepers that were started.
     starts: u64,
     tells: mpsc::Sender<(u64, KeeperNews)>,
@@ -50,7 +54,7 @@ impl Keeping {
     pub(super) fn new(hang_timeout: Duration) -> Self {
         let (tells, told) = mpsc::channel(MAX_NEWS);
         let watch = KeeperWatch::new(hang_timeout);
-        Self { watch, running: None, users: BTreeSet::new(), starts: 0, tells, told }
+        Self { watch, running: None, users: BTreeSet::new(), looked: Duration::ZERO, starts: 0, tells, told }
     }
 
     pub(super) fn status(&self) -> Option<KeeperStatus> {
@@ -88,22 +92,36 @@ impl Driver<'_> {
 
     /// A worker has something to write, from its start on.
     pub(super) fn keeper_needed(&mut self, worker: WorkerId) {
-        self.keeping.users.insert(worker);
+        if !self.keeping.users.insert(worker) {
+            return self.tell(Event::Misbehaved { worker, reason: "asked for the keeper twice".into() });
+        }
         self.keeping.watch.needed(self.started.elapsed());
         self.connect_to_keeper(worker);
     }
 
+    /// Called often. After a pause of all processes it is not the keeper that was silent.
+    pub(super) fn look_after_keeper(&mut self) {
+        let now = self.started.elapsed();
+        if now.saturating_sub(self.keeping.looked) > MAX_PAUSE {
+            self.keeping.watch.heard(now);
+        }
+        self.keeping.looked = now;
+    }
+
     pub(super) fn keeper_is_due(&mut self) {
+        self.look_after_keeper();
+        while let Ok((number, news)) = self.keeping.told.try_recv() {
+            self.keeper_told(number, news);
+        }
         let now = self.started.elapsed();
         match self.keeping.watch.next(now) {
             None => {}
             Some(KeeperStep::Kill) => {
                 let timeout = humantime::format_duration(self.settings.cluster.policy.hang_timeout);
-                tracing::error!(
-                    "the keeper of the key-value stores hangs: it was silent for {timeout}, and is replaced"
-                );
+                tracing::error!("the keeper of the key-value stores hangs: it was silent for {timeout}, and is killed");
                 self.kill_keeper();
             }
+            Some(KeeperStep::GiveUp) => self.keeper_is_gone("does not die of SIGKILL: it is blocked in the kernel"),
             Some(KeeperStep::Start) => match self.keeping.start() {
                 Ok(pid) => {
                     tracing::debug!(pid = pid.as_raw(), "started the keeper of the key-value stores");
@@ -137,7 +155,7 @@ impl Driver<'_> {
         let retry_ms = self.keeping.watch.ended(self.started.elapsed()).as_millis() as u64;
         tracing::error!(
             retry_ms,
-            "the keeper of the key-value stores {how}; they can be read, and are written again soon"
+            "the keeper of the key-value stores {how}; until there is another, they can only be read"
         );
     }
 

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //!   Unneeded ──▶ Due ──▶ Running ──▶ (ended) ──▶ Due: at once, then after 100 ms, doubling to 30 s
-//!                           └─ silent for the hang timeout ──▶ killed
+//!                           └─ silent for the hang timeout ──▶ killed ──▶ not ended in time: given up, and Due
 //! ```
 
 use std::time::Duration;
 
-use super::{FIRST_BACKOFF, HEALTHY, MAX_BACKOFF, Time};
+use super::{FIRST_BACKOFF, HEALTHY, KILL_PATIENCE, MAX_BACKOFF, Time};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeeperStep {
     Start,
     Kill,
+    /// It does not die: it is blocked in the kernel.
+    GiveUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +26,7 @@ enum KeeperPhase {
     Running {
         since: Time,
         heard: Time,
-        is_killed: bool,
+        killed: Option<Time>,
     },
 }
 
@@ -50,10 +52,10 @@ impl KeeperWatch {
     }
 
     pub(crate) fn started(&mut self, now: Time) {
-        self.phase = KeeperPhase::Running { since: now, heard: now, is_killed: false };
+        self.phase = KeeperPhase::Running { since: now, heard: now, killed: None };
     }
 
-    /// It is at work.
+    /// It is at work; or nobody could hear it.
     pub(crate) fn heard(&mut self, now: Time) {
         if let KeeperPhase::Running { heard, .. } = &mut self.phase {
             *heard = now;
@@ -76,8 +78,9 @@ impl KeeperWatch {
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.phase {
             KeeperPhase::Due(at) => Some(at),
-            KeeperPhase::Running { heard, is_killed: false, .. } => Some(heard + self.hang_timeout),
-            KeeperPhase::Unneeded | KeeperPhase::Running { .. } => None,
+            KeeperPhase::Running { heard, killed: None, .. } => Some(heard + self.hang_timeout),
+            KeeperPhase::Running { killed: Some(at), .. } => Some(at + KILL_PATIENCE),
+            KeeperPhase::Unneeded => None,
         }
     }
 
@@ -87,10 +90,11 @@ impl KeeperWatch {
             return None;
         }
         match &mut self.phase {
-            KeeperPhase::Running { is_killed, .. } => {
-                *is_killed = true;
+            KeeperPhase::Running { killed: killed @ None, .. } => {
+                *killed = Some(now);
                 Some(KeeperStep::Kill)
             }
+            KeeperPhase::Running { .. } => Some(KeeperStep::GiveUp),
             KeeperPhase::Due(_) => Some(KeeperStep::Start),
             KeeperPhase::Unneeded => None,
         }
@@ -140,6 +144,7 @@ mod tests {
             (watch.next(ms(1899)), watch.next(ms(1900)), watch.next(ms(9000))),
             (None, Some(KeeperStep::Kill), None)
         );
+        assert_eq!(watch.next(ms(1900) + KILL_PATIENCE), Some(KeeperStep::GiveUp));
         watch.ended(ms(9000));
         assert_eq!(watch.next(ms(9000)), Some(KeeperStep::Start));
     }

@@ -18,7 +18,7 @@ use crate::worker::keeper::KeeperLink;
 use memory::MemoryStore;
 use redis::RedisStore;
 
-pub(super) use interface::{Swap, add_to_linker};
+pub(super) use interface::{Bucket, Swap, add_to_linker};
 
 /// What a component imports that may open stores.
 pub(super) const KEYVALUE: &str = "wasi:keyvalue/";

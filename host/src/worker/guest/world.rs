@@ -16,7 +16,7 @@ use wasmtime_wasi_io::IoView;
 
 use super::epoch::Epoch;
 use super::handles::{self, MEASURE_EVERY};
-use super::keyvalue::{Stores, Swap};
+use super::keyvalue::{Bucket, Stores, Swap};
 use super::metrics::Metrics;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
@@ -381,7 +381,8 @@ impl World {
 /// Bytes that the host keeps for a guest's WebSocket, or for a compare-and-set that it has begun.
 fn queued(entry: &dyn Any) -> usize {
     let socket = entry.downcast_ref::<Socket>().map(Socket::held);
-    socket.or_else(|| entry.downcast_ref::<Swap>().map(Swap::held)).unwrap_or(0)
+    let swap = || entry.downcast_ref::<Swap>().map(Swap::held);
+    socket.or_else(swap).or_else(|| entry.downcast_ref::<Bucket>().map(Bucket::held)).unwrap_or(0)
 }
 
 fn open(dirs: &[DirGrant]) -> anyhow::Result<WasiFilesystemCtx> {

@@ -30,6 +30,13 @@ pub(in super::super) struct Bucket {
     last_cursor: u64,
 }
 
+impl Bucket {
+    /// Bytes that are kept for it.
+    pub(in super::super) fn held(&self) -> usize {
+        self.cursors.iter().map(|(_, key)| key.len()).sum()
+    }
+}
+
 /// A compare-and-set that has begun.
 #[derive(Debug)]
 pub(in super::super) struct Swap {

@@ -293,7 +293,7 @@ impl RedisStore {
         }
         // Time is kept for each request, from its beginning.
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-        let stream = Guarded { stream, allowance: allowance.clone() };
+        let stream = Rationed { stream, allowance: allowance.clone() };
         let connected = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (redis, driver) = connected.map_err(|error| error.to_string())?;
         tokio::spawn(driver);
@@ -376,12 +376,12 @@ impl Drop for Expected {
 }
 
 /// A stream of which no more is read than is allowed.
-struct Guarded<S> {
+struct Rationed<S> {
     stream: S,
     allowance: Arc<AnswerBudget>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Rationed<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
@@ -391,7 +391,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rationed<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
