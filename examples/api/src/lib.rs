@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wasmcluster_guest::axum::Router;
+use wasmcluster_guest::axum::body::Body;
 use wasmcluster_guest::axum::extract::{Json, Path};
 use wasmcluster_guest::axum::http::StatusCode;
 use wasmcluster_guest::axum::response::{IntoResponse, Response};
@@ -39,8 +40,9 @@ impl From<KvError> for Unavailable {
 
 impl IntoResponse for Unavailable {
     fn into_response(self) -> Response {
-        eprintln!("{}", self.0);
-        StatusCode::SERVICE_UNAVAILABLE.into_response()
+        // Which logs it, and tells the client no more than the status.
+        let error = wasmcluster_guest::Error::new(StatusCode::SERVICE_UNAVAILABLE, self.0);
+        wasmcluster_guest::IntoResponse::into_response(error).map(Body::new)
     }
 }
 
