@@ -159,8 +159,7 @@ pub(crate) fn too_much(max: usize) -> anyhow::Error {
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     path: PathBuf,
-    /// Device and number of the file, which is no other's as long as it is open.
-    identity: (u64, u64),
+    identity: FileIdentity,
     /// Keeps other clusters away.
     _lock: Flock<File>,
     env: Env<WithTls>,
@@ -171,6 +170,29 @@ pub(crate) struct FileWriter {
     /// How long it is.
     length: u64,
     max_size: usize,
+}
+
+/// Which file it is that has a store's data: its device and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileIdentity(u64, u64);
+
+impl FileIdentity {
+    /// Whether the store in the folder `path` has it.
+    pub(crate) fn is_at(&self, path: &Path) -> Result<(), String> {
+        self.is_there(path, 0)
+    }
+
+    fn is_there(&self, path: &Path, least: u64) -> Result<(), String> {
+        let now = fs::metadata(path.join(DATA)).ok();
+        if now.is_some_and(|now| Self(now.dev(), now.ino()) == *self && now.len() >= least) {
+            return Ok(());
+        }
+        Err(format!(
+            "the key-value store in {} was replaced, cut or moved away while it was in use; nothing is written any more. \
+             Stop the cluster and start it again",
+            path.display()
+        ))
+    }
 }
 
 /// Why nothing of a group was written.
@@ -219,21 +241,17 @@ impl FileWriter {
         let data = File::options().read(true).write(true).open(path.join(DATA));
         let data = data.with_context(|| format!("cannot open {}", path.join(DATA).display()))?;
         let metadata = data.metadata().map_err(anyhow::Error::from)?;
-        let (identity, length) = ((metadata.dev(), metadata.ino()), metadata.len());
+        let (identity, length) = (FileIdentity(metadata.dev(), metadata.ino()), metadata.len());
         Ok(Self { path: path.into(), identity, _lock: lock, env, pairs, page, data, length, max_size })
     }
 
-    /// Whether it is still the file in its folder that is written. Workers may have mapped what took its place, or not.
+    pub(crate) fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// Whether it is still the file in its folder that is written, as long as it was.
     pub(crate) fn is_in_place(&self) -> Result<(), String> {
-        let now = fs::metadata(self.path.join(DATA)).ok();
-        if now.is_some_and(|now| (now.dev(), now.ino()) == self.identity && now.len() >= self.length) {
-            return Ok(());
-        }
-        Err(format!(
-            "the key-value store in {} was replaced, cut or moved away while it was in use; nothing is written any more. \
-             Stop the cluster and start it again",
-            self.path.display()
-        ))
+        self.identity.is_there(&self.path, self.length)
     }
 
     /// Lets it take up another number of bytes; no fewer than it does.

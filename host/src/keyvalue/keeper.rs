@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
@@ -24,11 +24,11 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
-use super::file::FileWriter;
+use super::file::{FileIdentity, FileWriter};
 use super::frames::{KeeperAnswer, WriteOrder, codec, decode, encode};
 use super::{Write, WriteFailure, Written};
 use crate::os::signal::ignore;
-use crate::wire::channel::{Channel, IpcError, Received, Wait, bounded};
+use crate::wire::channel::{self, Channel, IpcError, bounded};
 use crate::wire::messages::{FileStore, FromKeeper, ToKeeper};
 
 /// Writes that are committed as one, at most.
@@ -139,8 +139,11 @@ impl Keeper {
         loop {
             let primary = self.primary.clone();
             tokio::select! {
-                received = receive(&primary) => match received? {
-                    Some((ToKeeper::Serve { stores, .. }, descriptors)) => {
+                received = channel::next(&primary) => match received {
+                    // There was no descriptor left for what came with it: that worker waits, the others do not.
+                    Err(IpcError::Truncated) => {}
+                    Err(error) => return Err(error.into()),
+                    Ok(Some((ToKeeper::Serve { stores, .. }, descriptors))) => {
                         // One that cannot be served waits, and is told so.
                         if let Some(socket) = descriptors.into_iter().next()
                             && let Err(error) = self.serve(&stores, socket)
@@ -148,8 +151,8 @@ impl Keeper {
                             self.tell(format!("the keeper of the key-value stores cannot serve a worker: {error:#}"));
                         }
                     }
-                    Some((ToKeeper::Gone { .. }, _)) => self.clear_stale_readers(),
-                    None => break,
+                    Ok(Some((ToKeeper::Gone { .. }, _))) => self.clear_stale_readers(),
+                    Ok(None) => break,
                 },
                 _ = turns.tick() => {
                     self.look_at_stores();
@@ -240,18 +243,23 @@ struct StoreLoop {
 impl StoreLoop {
     /// Opens the store and commits what comes, again and again.
     fn run(self) {
-        let mut told = None;
+        let (mut told, mut identity) = (None, None);
         loop {
             self.begins();
-            let opened = FileWriter::open(&self.path, self.thread.max_size.load(Ordering::Relaxed));
+            // Workers may have mapped the one that was there first.
+            let in_place = identity.as_ref().map_or(Ok(()), |identity: &FileIdentity| identity.is_at(&self.path));
+            let opened = in_place
+                .map_err(anyhow::Error::msg)
+                .and_then(|()| Ok(FileWriter::open(&self.path, self.thread.max_size.load(Ordering::Relaxed))?));
             self.ends();
             let reason = match opened {
                 Ok(writer) => {
+                    identity.get_or_insert(writer.identity());
                     self.tells(Openness::Open);
                     let Some(reason) = self.commit_all(writer) else { return };
-                    format!("the key-value store in {} cannot be written: {reason}", self.path.display())
+                    reason
                 }
-                Err(error) => format!("{:#}", anyhow!(error)),
+                Err(error) => format!("{error:#}"),
             };
             let reason = bounded(reason);
             if told.as_ref() != Some(&reason) {
@@ -326,7 +334,7 @@ impl StoreLoop {
                     // Whoever opens the store next sees what became of it.
                     let failure = WriteFailure::Unknown(format!("the disk failed: {reason}"));
                     group.into_iter().for_each(|job| job.answer(Err(failure.clone())));
-                    return Some(reason);
+                    return Some(format!("the key-value store in {} cannot be written: {reason}", self.path.display()));
                 }
             }
         }
@@ -430,19 +438,4 @@ async fn take_orders(
         }
     }
     Ok(())
-}
-
-/// The next message of the primary; None if it is gone.
-async fn receive(primary: &AsyncFd<KeeperEnd>) -> anyhow::Result<Option<(ToKeeper, Vec<OwnedFd>)>> {
-    loop {
-        let mut ready = primary.readable().await?;
-        match primary.get_ref().receive(Wait::No) {
-            Ok(Received::Message(message, descriptors)) => return Ok(Some((message, descriptors))),
-            Ok(Received::Closed) => return Ok(None),
-            Ok(Received::Nothing) => ready.clear_ready(),
-            // There was no descriptor left for what came with it: that worker waits, the others do not.
-            Err(IpcError::Truncated) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }

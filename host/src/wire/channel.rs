@@ -173,6 +173,20 @@ impl<S: Serialize, R: Message> Channel<S, R> {
     }
 }
 
+/// The next message, with what came beside it; None when the other side is gone.
+pub(crate) async fn next<S: Serialize, R: Message>(
+    channel: &AsyncFd<Channel<S, R>>,
+) -> Result<Option<(R, Vec<OwnedFd>)>, IpcError> {
+    loop {
+        let mut ready = channel.readable().await?;
+        match channel.get_ref().receive(Wait::No)? {
+            Received::Message(message, descriptors) => return Ok(Some((message, descriptors))),
+            Received::Closed => return Ok(None),
+            Received::Nothing => ready.clear_ready(),
+        }
+    }
+}
+
 fn take_descriptors<A>(message: &nix::sys::socket::RecvMsg<'_, '_, A>) -> Result<Vec<OwnedFd>, IpcError> {
     let mut descriptors = Vec::new();
     // Fails where descriptors were cut off.

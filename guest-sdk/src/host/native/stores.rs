@@ -9,6 +9,8 @@ use crate::kv::KvError;
 /// What a store of a test has.
 pub(crate) type Pairs = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
+/// Bytes of a key, as with wasmcluster.
+const MAX_KEY: usize = 511;
 /// Keys of a page.
 const PAGE: usize = 1000;
 
@@ -29,8 +31,8 @@ pub(crate) enum Swapped {
 
 fn check(key: &str) -> Result<(), KvError> {
     match key.len() {
-        1..=511 => Ok(()),
-        length => Err(KvError::Other(format!("a key has 1 to 511 bytes, and this one {length}"))),
+        1..=MAX_KEY => Ok(()),
+        length => Err(KvError::Other(format!("a key has 1 to {MAX_KEY} bytes, and this one {length}"))),
     }
 }
 

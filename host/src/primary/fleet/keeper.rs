@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::process::execute;
 use crate::os::child::Child;
-use crate::wire::channel::{self, Channel, IpcError, Received, Wait};
+use crate::wire::channel::{self, Channel, IpcError};
 use crate::wire::ids::WorkerId;
 use crate::wire::messages::{FileStore, FromKeeper, ToKeeper};
 
@@ -59,23 +59,12 @@ impl KeeperProcess {
     /// What is next. After its end there is nothing more.
     pub(crate) async fn next(&self) -> KeeperNews {
         tokio::select! {
-            said = self.said() => match said {
-                Ok(Some(said)) => KeeperNews::Said(said),
+            said = channel::next(&self.channel) => match said {
+                Ok(Some((said, _))) => KeeperNews::Said(said),
                 Ok(None) => KeeperNews::Ended(self.child.end().await),
                 Err(error) => KeeperNews::Nonsense(error),
             },
             how = self.child.end() => KeeperNews::Ended(how),
-        }
-    }
-
-    async fn said(&self) -> Result<Option<FromKeeper>, IpcError> {
-        loop {
-            let mut ready = self.channel.readable().await?;
-            match self.channel.get_ref().receive(Wait::No)? {
-                Received::Message(said, _) => return Ok(Some(said)),
-                Received::Closed => return Ok(None),
-                Received::Nothing => ready.clear_ready(),
-            }
         }
     }
 }

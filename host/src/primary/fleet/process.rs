@@ -171,14 +171,7 @@ impl WorkerProcess {
 
     /// The next message; `None` when the worker has closed its end.
     pub(crate) async fn receive(&self) -> Result<Option<ToPrimary>, IpcError> {
-        loop {
-            let mut ready = self.channel.readable().await?;
-            match self.channel.get_ref().receive(Wait::No)? {
-                Received::Message(message, _) => return Ok(Some(message)),
-                Received::Closed => return Ok(None),
-                Received::Nothing => ready.clear_ready(),
-            }
-        }
+        Ok(channel::next(&self.channel).await?.map(|(message, _)| message))
     }
 
     /// A message that is here already.
@@ -223,7 +216,7 @@ impl CompilerProcess {
     }
 
     pub(crate) async fn answer(&self) -> CompilerAnswer {
-        match self.said().await {
+        match channel::next(&self.channel).await {
             Ok(Some((answer, descriptors))) => CompilerAnswer::Said(answer, descriptors),
             // It has closed its end, so it is about to die; how is what matters.
             Ok(None) => {
@@ -233,17 +226,6 @@ impl CompilerProcess {
                 CompilerAnswer::Failed(self.child.end().await)
             }
             Err(error) => CompilerAnswer::Failed(format!("gave an invalid answer: {error}")),
-        }
-    }
-
-    async fn said(&self) -> Result<Option<(FromCompiler, Vec<OwnedFd>)>, IpcError> {
-        loop {
-            let mut ready = self.channel.readable().await?;
-            match self.channel.get_ref().receive(Wait::No)? {
-                Received::Message(answer, descriptors) => return Ok(Some((answer, descriptors))),
-                Received::Closed => return Ok(None),
-                Received::Nothing => ready.clear_ready(),
-            }
         }
     }
 }

@@ -5,7 +5,7 @@ mod memory;
 mod redis;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -62,7 +62,8 @@ impl Stores {
         let mut store = |place: &StorePlace| match place {
             StorePlace::File(path) => {
                 let reader = readers.entry(path.clone()).or_default().clone();
-                StoreKind::File { path: path.clone(), number: files[path], reader, keeper: keeper.clone() }
+                let (path, number, keeper) = (path.clone(), files[path], keeper.clone());
+                StoreKind::File(MappedStore { path, number, reader, keeper, timeout: limits.kv_timeout })
             }
             StorePlace::Redis(place) => {
                 let dialer = dialer.get_or_insert_default().clone();
@@ -70,9 +71,8 @@ impl Stores {
             }
             StorePlace::Memory => StoreKind::Memory(MemoryStore::new(limits.kv_max_size)),
         };
-        let (max_value, timeout) = (limits.kv_max_value, limits.kv_timeout);
         let mut named = |(name, place): (&String, &StorePlace)| {
-            (name.clone(), Arc::new(GuestStore { kind: store(place), max_value, timeout }))
+            (name.clone(), Arc::new(GuestStore { kind: store(place), max_value: limits.kv_max_value }))
         };
         Self { by_name: granted.stores.iter().map(&mut named).collect() }
     }
@@ -83,7 +83,7 @@ impl Stores {
 
     /// Whether one of them is written by the keeper.
     pub(super) fn need_keeper(&self) -> bool {
-        self.by_name.values().any(|store| matches!(store.kind, StoreKind::File { .. }))
+        self.by_name.values().any(|store| matches!(store.kind, StoreKind::File(_)))
     }
 }
 
@@ -92,46 +92,53 @@ impl Stores {
 pub(super) struct GuestStore {
     kind: StoreKind,
     max_value: u64,
-    timeout: Duration,
 }
 
 #[derive(Debug)]
 enum StoreKind {
-    File { path: PathBuf, number: u16, reader: Arc<OnceLock<FileReader>>, keeper: Arc<KeeperLink> },
+    File(MappedStore),
     Redis(Arc<RedisStore>),
     Memory(MemoryStore),
 }
 
-impl GuestStore {
-    /// The reader of a store in a file. Once it is open, nobody is asked.
-    async fn reader<'a>(
-        &self,
-        path: &Path,
-        number: u16,
-        reader: &'a OnceLock<FileReader>,
-        keeper: &KeeperLink,
-    ) -> Result<&'a FileReader, StoreError> {
-        if let Some(reader) = reader.get() {
+/// One in a file, which is read here and written by the keeper.
+#[derive(Debug)]
+struct MappedStore {
+    path: PathBuf,
+    /// By which the keeper knows it.
+    number: u16,
+    /// Shared by all names that it has.
+    reader: Arc<OnceLock<FileReader>>,
+    keeper: Arc<KeeperLink>,
+    timeout: Duration,
+}
+
+impl MappedStore {
+    /// Once it is open, nobody is asked.
+    async fn reader(&self) -> Result<&FileReader, StoreError> {
+        if let Some(reader) = self.reader.get() {
             return Ok(reader);
         }
         // One that was there before can be read, keeper or not.
-        let opened = match FileReader::open(path) {
+        let opened = match FileReader::open(&self.path) {
             Ok(opened) => opened,
             Err(_) => {
-                keeper.opened(number, self.timeout).await.map_err(StoreError::Other)?;
+                self.keeper.opened(self.number, self.timeout).await.map_err(StoreError::Other)?;
                 // Somebody else may have been faster.
-                if let Some(reader) = reader.get() {
+                if let Some(reader) = self.reader.get() {
                     return Ok(reader);
                 }
-                FileReader::open(path).map_err(|error| StoreError::Other(error.to_string()))?
+                FileReader::open(&self.path).map_err(|error| StoreError::Other(error.to_string()))?
             }
         };
-        Ok(reader.get_or_init(|| opened))
+        Ok(self.reader.get_or_init(|| opened))
     }
+}
 
+impl GuestStore {
     async fn open(&self) -> Result<(), StoreError> {
-        if let StoreKind::File { path, number, reader, keeper } = &self.kind {
-            self.reader(path, *number, reader, keeper).await?;
+        if let StoreKind::File(store) = &self.kind {
+            store.reader().await?;
         }
         Ok(())
     }
@@ -139,9 +146,7 @@ impl GuestStore {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(key).map_err(StoreError::Other)?;
         Ok(match &self.kind {
-            StoreKind::File { path, number, reader, keeper } => {
-                self.reader(path, *number, reader, keeper).await?.get(key)?
-            }
+            StoreKind::File(store) => store.reader().await?.get(key)?,
             StoreKind::Redis(store) => store.get(key).await?,
             StoreKind::Memory(store) => store.get(key),
         })
@@ -150,9 +155,7 @@ impl GuestStore {
     async fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         keys.iter().try_for_each(|key| check_key(key)).map_err(StoreError::Other)?;
         Ok(match &self.kind {
-            StoreKind::File { path, number, reader, keeper } => {
-                self.reader(path, *number, reader, keeper).await?.get_all(keys, MAX_HOSTCALL)?
-            }
+            StoreKind::File(store) => store.reader().await?.get_all(keys, MAX_HOSTCALL)?,
             StoreKind::Redis(store) => store.get_all(keys).await?,
             StoreKind::Memory(store) => store.get_all(keys, MAX_HOSTCALL)?,
         })
@@ -161,9 +164,7 @@ impl GuestStore {
     async fn has(&self, key: &str) -> Result<bool, StoreError> {
         check_key(key).map_err(StoreError::Other)?;
         Ok(match &self.kind {
-            StoreKind::File { path, number, reader, keeper } => {
-                self.reader(path, *number, reader, keeper).await?.has(key)?
-            }
+            StoreKind::File(store) => store.reader().await?.has(key)?,
             StoreKind::Redis(store) => store.has(key).await?,
             StoreKind::Memory(store) => store.has(key),
         })
@@ -171,9 +172,7 @@ impl GuestStore {
 
     async fn keys(&self, after: Option<&str>) -> Result<KeyPage, StoreError> {
         Ok(match &self.kind {
-            StoreKind::File { path, number, reader, keeper } => {
-                self.reader(path, *number, reader, keeper).await?.keys(after)?
-            }
+            StoreKind::File(store) => store.reader().await?.keys(after)?,
             StoreKind::Redis(store) => store.keys(after).await?,
             StoreKind::Memory(store) => store.keys(after),
         })
@@ -182,7 +181,7 @@ impl GuestStore {
     async fn write(&self, write: Write) -> Result<Written, StoreError> {
         write.check(self.max_value).map_err(StoreError::Other)?;
         match &self.kind {
-            StoreKind::File { number, keeper, .. } => Ok(keeper.write(*number, write, self.timeout).await?),
+            StoreKind::File(store) => Ok(store.keeper.write(store.number, write, store.timeout).await?),
             StoreKind::Redis(store) => Ok(store.write(write).await?),
             StoreKind::Memory(store) => store.write(write),
         }
