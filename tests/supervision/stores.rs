@@ -346,7 +346,7 @@ pub(super) fn counts_once(cluster: &Cluster, increments: u64) {
     const CLIENTS: u64 = 64;
     let increments: u64 =
         std::env::var("WASMCLUSTER_TEST_INCREMENTS").map_or(increments, |number| number.parse().expect("a number"));
-    let (left, acknowledged, unknown) = (AtomicU64::new(increments), AtomicU64::new(0), AtomicU64::new(0));
+    let (left, unknown, sums) = (AtomicU64::new(increments), AtomicU64::new(0), Mutex::new(Vec::new()));
     let patience = Duration::from_secs(120 + increments / 20);
     let (began, goes_on) = (Instant::now(), AtomicBool::new(true));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -358,12 +358,12 @@ pub(super) fn counts_once(cluster: &Cluster, increments: u64) {
                     let mut client = Client { address: cluster.address(), connection: None };
                     while left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
                         match client.send(Method::GET, "/default/n?increment=1", String::new()).await {
-                            Fate::Done(_) => acknowledged.fetch_add(1, Ordering::Relaxed),
-                            Fate::Unknown => unknown.fetch_add(1, Ordering::Relaxed),
+                            Fate::Done(sum) => sums.lock().unwrap().push(sum.parse::<u64>().unwrap()),
+                            Fate::Unknown => drop(unknown.fetch_add(1, Ordering::Relaxed)),
                             // A keeper that ends again and again is waited for, and not for ever.
                             Fate::Refused => {
                                 assert!(began.elapsed() < patience, "the store is not written any more");
-                                left.fetch_add(1, Ordering::Relaxed)
+                                left.fetch_add(1, Ordering::Relaxed);
                             }
                         };
                     }
@@ -383,10 +383,16 @@ pub(super) fn counts_once(cluster: &Cluster, increments: u64) {
         killed
     });
     let took = began.elapsed();
-    let (acknowledged, unknown) = (acknowledged.into_inner(), unknown.into_inner());
-    let found: u64 = until("it is read", || get(cluster, "/default/n").parse().ok());
+    let (mut sums, unknown) = (sums.into_inner().unwrap(), unknown.into_inner());
+    let acknowledged = sums.len() as u64;
+    // The last that was ended may have taken the connection.
+    let read = || ask(cluster.address(), Method::GET, "/default/n", String::new()).ok()?.text().parse().ok();
+    let found: u64 = until("it is read", read);
     println!("{increments} increments in {took:?}: {acknowledged} acknowledged, {unknown} unknown, {killed} killed");
     assert!((acknowledged..=acknowledged + unknown).contains(&found), "{found}, {acknowledged} and {unknown}");
+    // Each was told a sum of its own: one that was lost would be told to another as well.
+    sums.sort_unstable();
+    assert!(sums.windows(2).all(|two| two[0] < two[1]) && sums.last() <= Some(&found));
     assert!(killed > 2 && acknowledged > increments / 2);
 }
 
