@@ -115,6 +115,17 @@ impl Connection {
         self.settle();
     }
 
+    /// Nothing of what it held is left.
+    pub(super) fn has_given_back(&self) {
+        self.holds(0);
+        self.share.leaves(0);
+    }
+
+    /// Whether others are about to give back memory of which it would take more.
+    pub(super) fn should_wait_a_turn(&self) -> bool {
+        self.share.is_about_to_shrink()
+    }
+
     /// Counts what is held, while nobody is answered.
     fn settle(&self) {
         let is_awaited = self.machine.borrow().awaited().is_some();
@@ -145,6 +156,7 @@ impl Connection {
 
     /// Ends the connection, unless a request is being answered, to make room for another.
     pub(super) fn evict(&self) {
+        self.share.leaves(self.held.get());
         self.step(ConnectionEvent::Evicted);
         self.wake();
     }

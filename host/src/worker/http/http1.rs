@@ -228,6 +228,9 @@ impl Server {
         })
         .await;
         let Parts { io, read_buf, .. } = hyper.into_parts();
+        // A head that was not whole may be in it: it must not be kept while the connection lingers.
+        let has_read_ahead = !read_buf.is_empty();
+        drop(read_buf);
         let mut io = io.into_inner();
         if connection.is_http2() {
             return Some(io.into_parts());
@@ -235,7 +238,7 @@ impl Server {
         if let Some(conversation) = connection.take_conversation() {
             let (mut stream, ahead) = io.into_parts();
             // A client that does not wait for the answer breaks the protocol, or is none of this protocol.
-            if read_buf.is_empty() && ahead.is_empty() {
+            if !has_read_ahead && ahead.is_empty() {
                 let parting = conversation.run(Bare::new(&mut stream), self).await;
                 connection.step(match parting {
                     Parting::Orderly => ConnectionEvent::Shut,
@@ -260,6 +263,7 @@ impl Server {
         }
         // Until the client is gone, nothing more is kept for it.
         let (stream, _) = io.into_parts();
+        connection.has_given_back();
         linger(stream, &connection).await;
         None
     }
@@ -322,13 +326,15 @@ pub(super) struct Io<S> {
     largest: usize,
     /// What follows cannot be read.
     refusal: Option<Refusal>,
+    /// It has waited a turn for others to give back memory.
+    has_waited: bool,
     turn: Turn,
 }
 
 impl<S: Transport> Io<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>, framing: Framing, turn: Turn) -> Self {
         let (ahead, preface) = (Vec::new(), (connection.peer().security == Security::Clear).then(Vec::new));
-        Self { stream, connection, framing, ahead, preface, largest: 0, refusal: None, turn }
+        Self { stream, connection, framing, ahead, preface, largest: 0, refusal: None, has_waited: false, turn }
     }
 
     /// Tells the client why there will be no answer, or none but this.
@@ -482,6 +488,13 @@ impl<S: Transport> AsyncRead for Io<S> {
             // The connection ends without hyper, which is asked no more.
             return Poll::Pending;
         }
+        if !self.has_waited && self.connection.should_wait_a_turn() {
+            self.has_waited = true;
+            self.connection.listens(false);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.has_waited = false;
         let before = buffer.filled().len();
         let read = match self.preface.take() {
             Some(begun) => self.poll_first(begun, context, buffer),
