@@ -357,7 +357,7 @@ impl ServedStore {
     /// Puts a write into the queue; or why that is not possible. Never waits.
     fn take(&self, id: u64, write: Write, answers: &mpsc::UnboundedSender<Leaving>) -> Result<(), String> {
         write.check(self.max_value)?;
-        let busy = || "the store is busy: its disk does not keep up".to_owned();
+        let busy = || "the store is busy, as its disk does not keep up; nothing was written".to_owned();
         let bytes = write.bytes() + OVERHEAD * write.keys();
         let place = self.places.clone().try_acquire_owned().map_err(|_| busy())?;
         let thread = self.kept.thread.clone();

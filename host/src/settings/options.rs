@@ -175,7 +175,7 @@ options! {
         #[arg(long, value_name = "URL", help_heading = GRANTS)]
         pub(crate) allow_host: Vec<AllowHost>,
 
-        /// Key-value store that guests may open by the name NAME; can be repeated
+        /// Key-value store that guests may open by this name; can be repeated
         ///
         /// URL is file:PATH, a folder that all workers share and that outlives them; redis://HOST:PORT/DB, rediss:// or
         /// unix:PATH for Redis and Valkey; or memory:, which each worker has for itself, as long as it lives. The store `default` is there without a flag, in the state folder.
@@ -296,7 +296,7 @@ options! {
 
         /// Size limit of each key-value store; in a store that is full, values can only be deleted [default: 1GiB]
         ///
-        /// A store that is larger already keeps what it has. A store in memory: has this limit in each worker.
+        /// A store that is larger already keeps what it has. A memory: store has this limit in each worker.
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
         pub(crate) kv_max_size: Option<Size>,
 
