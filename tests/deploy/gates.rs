@@ -220,24 +220,3 @@ async fn rollbacks_go_back_through_history() {
     let lasts = |phase: &str| lines.iter().find(|line| line["phase"] == phase).unwrap()["lasts_ms"].as_u64().unwrap();
     assert_eq!((lasts("canary"), lasts("soaking")), (100, 0));
 }
-
-/// Until the settings are part of a generation, whoever changes their file is told that nothing comes of it.
-#[test]
-fn changed_settings_are_told_by_reload_and_watch() {
-    let setup = Setup::new(&guest("hello")).args(&QUICK).args(&["--soak", "0s", "--watch"]);
-    let file = setup.folder.path().join("wasmcluster.toml");
-    std::fs::write(&file, "max-headers = 50\n[env]\nGREETING = \"hello\"\n").unwrap();
-    let cluster = setup.start();
-    let reloaded = cluster.command(&["reload"]);
-    assert_eq!((reloaded.code, reloaded.stderr.contains("note:")), (Some(0), false), "{reloaded:?}");
-    std::fs::write(&file, "max-headers = 60\n[env]\nGREETING = \"hi\"\n").unwrap();
-    let told = "wasmcluster.toml has changed ([env], max-headers); restart the cluster to apply this";
-    cluster.stderr.find(told);
-    let reloaded = cluster.command(&["reload"]);
-    assert!(reloaded.stderr.contains(&format!("{told}\n")), "{reloaded:?}");
-    assert!(reloaded.stderr.contains("note: /"), "{reloaded:?}");
-    cluster.signal(Signal::SIGUSR2);
-    until("it is told again", || {
-        (cluster.stderr.lines().iter().filter(|line| line.contains(told)).count() == 3).then_some(())
-    });
-}

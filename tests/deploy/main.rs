@@ -8,4 +8,5 @@ mod certificates;
 mod gates;
 mod proxies;
 mod reload;
+mod settings;
 mod store;

@@ -486,7 +486,7 @@ async fn a_watched_file_is_reloaded_when_it_changes() {
     assert_eq!(get(cluster.address(), "/").await.unwrap().text(), "Hello from wasmcluster!\n");
     // Written anew, but the same.
     std::fs::copy(guest("hello"), &app).unwrap();
-    cluster.stderr.find("unchanged: this component is already being served");
+    cluster.stderr.find("unchanged: this is already being served");
     assert_eq!(cluster.status()["generation"]["current"], 3);
     // The file that was given is watched, whatever else is deployed by hand.
     assert_eq!(cluster.reload(&[text(&guest("whoami"))]).code, Some(0));

@@ -315,7 +315,7 @@ async fn a_folder_is_served_as_its_own_file_says() {
     let workers = cluster.ready();
     for args in [&["reload"][..], &["reload", text(project.path())]] {
         let reloaded = cluster.command(args);
-        let said = "unchanged: generation 2 serves this component already\n";
+        let said = "unchanged: generation 2 serves this component with these settings already\n";
         assert_eq!((reloaded.code, reloaded.stdout.as_str()), (Some(0), said), "{args:?}: {reloaded:?}");
     }
     assert_eq!((cluster.ready(), builds(project.path())), (workers, 4));

@@ -227,22 +227,30 @@ pub(super) struct ScaleArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes:\n  \
     0 committed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, is not a component, does not link, or \
-    does not compile\n  4 rolled back: it did worse than the old version\n  5 timed out and rolled back\n  6 the cluster is \
+    does not compile, or the settings are wrong\n  4 rolled back: it did worse than the old version\n  5 timed out and rolled back\n  6 the cluster is \
     busy: it is still starting, or another change is in progress\n  7 no cluster is running under that name\n  8 served, but \
     not saved in the state folder: `serve --resume` would start the previous version\n\n\
     Examples:\n  \
     wasmcluster reload\n  \
+    wasmcluster reload --dry-run\n  \
     wasmcluster reload app-v2.wasm --timeout 1m\n  \
     wasmcluster reload shop\n  \
-    wasmcluster reload app.wasm --max-error-increase 2")]
+    wasmcluster reload app.wasm --max-error-increase 2\n\n\
+    The configuration file, secrets and certificates are read again too, and become part of the new version: a rollback \
+    brings back the settings with the component. Addresses, name and other settings of the cluster itself keep until it is \
+    started again; they are named if they have changed.")]
 pub(super) struct ReloadArgs {
     /// The component to deploy, or a folder to build it from [default: the current one: its file is read again, or its
     /// folder is built again]
     #[arg(value_name = "APP")]
     pub(super) app: Option<PathBuf>,
 
-    /// Only read the certificates of --tls-cert again, and leave the component as it is
-    #[arg(long, conflicts_with_all = ["app", "timeout", "force", "max_error_increase", "json"])]
+    /// Only tell what would change: read settings, secrets and component, compile it, and leave the cluster as it is
+    #[arg(long, conflicts_with_all = ["force", "max_error_increase"])]
+    pub(super) dry_run: bool,
+
+    /// Only read the certificates of --tls-cert again, and leave component and settings as they are
+    #[arg(long, conflicts_with_all = ["app", "dry_run", "timeout", "force", "max_error_increase", "json"])]
     pub(super) tls: bool,
 
     #[command(flatten)]

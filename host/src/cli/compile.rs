@@ -1,6 +1,6 @@
 //! `wasmcluster compile`: compiles a component into a store ahead of time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bytesize::ByteSize;
@@ -12,7 +12,7 @@ use super::output::print;
 use super::serve::app_or_project;
 use crate::component::compiler::{self, Prepared, Unprepared};
 use crate::component::store::Readers;
-use crate::settings::{Options, Settings};
+use crate::settings::{Cluster, Options};
 use crate::wire::version::WasiHttp;
 use crate::worker;
 
@@ -22,7 +22,7 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
     let app = app_or_project(app).map_err(Failure::Usage)?;
     let (store, readers) = match store {
         Some(store) => (store, Readers::Everybody),
-        None => (default_store(app.clone()).map_err(Failure::Usage)?, Readers::Owner),
+        None => (default_store(&app).map_err(Failure::Usage)?, Readers::Owner),
     };
     let app = if app.is_dir() {
         build_folder(&app).map_err(|failure| match failure {
@@ -40,9 +40,9 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
     Ok(print(summary(&prepared, begun).as_bytes())?)
 }
 
-fn default_store(app: PathBuf) -> anyhow::Result<PathBuf> {
-    let options = Options::from_default_file(&app)?;
-    Ok(Settings::new(app, &options)?.cluster.store)
+fn default_store(app: &Path) -> anyhow::Result<PathBuf> {
+    let options = Options::from_default_file(app)?;
+    Ok(Cluster::new(&options)?.store)
 }
 
 fn summary(prepared: &Prepared, begun: Instant) -> String {

@@ -85,7 +85,7 @@ fn report_reload(ended: &LastReload) -> (String, u8) {
             let but = "could not be saved: `serve --resume` would start the previous version";
             (format!("generation {generation} is served, but {but}: {reason}"), UNSAVED)
         }
-        ReloadResult::Committed | ReloadResult::Unchanged | ReloadResult::Failed => {
+        ReloadResult::Committed | ReloadResult::Unchanged | ReloadResult::DryRun | ReloadResult::Failed => {
             (format!("the reload failed: {reason}"), ERROR)
         }
     }

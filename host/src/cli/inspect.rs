@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::InspectArgs;
 use super::exit::Failure;
 use super::output::print;
-use super::serve::settings;
+use super::serve::sources;
 use crate::build::{self, Plan};
 use crate::component::compiler::{self, Inspected};
 use crate::component::surface::{Grant, grant};
@@ -20,27 +20,27 @@ use crate::worker;
 
 /// Prints the report. Fails if `serve` would refuse the component.
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
-    let settings = built(settings(args.serve).map_err(Failure::Usage)?)?;
+    let settings = built(sources(args.serve).and_then(|sources| sources.read()).map_err(Failure::Usage)?)?;
     Ok(report(&settings, args.json)?)
 }
 
 /// Builds the component if the app is a folder.
 fn built(mut settings: Settings) -> Result<Settings, Failure> {
-    if !settings.application.app.is_dir() {
+    if !settings.app.is_dir() {
         return Ok(settings);
     }
-    Plan::read(&settings.application.app)?;
+    Plan::read(&settings.app)?;
     let relay = Relay::start()?;
-    let built = build::build_once(&settings.application.app, false)?;
+    let built = build::build_once(&settings.app, false)?;
     drop(relay);
     build::tell(&built.component);
-    let folder = files::absolute(&settings.application.app)?;
-    (settings.application.app, settings.application.folder) = (built.component, Some(folder));
+    let folder = files::absolute(&settings.app)?;
+    (settings.app, settings.folder) = (built.component, Some(folder));
     Ok(settings)
 }
 
 fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let app = &settings.application.app;
+    let app = &settings.app;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
     let Inspected { digest, surface, handler } =
         compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;

@@ -1,6 +1,7 @@
 //! `wasmcluster reload`: asks for a new version, shows its progress, and waits for the result. Ctrl-C ends the command, not
 //! the reload.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::wire::ids::short_digest;
 const BAR: usize = 30;
 
 pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
-    let ReloadArgs { app, tls, terms, cluster } = args;
+    let ReloadArgs { app, dry_run, tls, terms, cluster } = args;
     let client = client(cluster);
     if tls {
         return read_certificates(&client);
@@ -46,7 +47,7 @@ pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
         None => app,
     };
     let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
-    let request = ReloadRequest { if_new, ..terms.request(app) };
+    let request = ReloadRequest { if_new, dry_run, ..terms.request(app) };
     tell(block_on(async { Ok(follow(client.reload(&request).await?, show).await?) })?, show)
 }
 
@@ -105,7 +106,10 @@ pub(super) fn tell(ended: LastReload, show: Show) -> Result<(), Failure> {
     let said = match (ended.result, &ended.reason) {
         (ReloadResult::Committed, None) => format!("generation {generation} is served\n"),
         (ReloadResult::Committed, Some(remark)) => format!("generation {generation} is served: {remark}\n"),
-        (ReloadResult::Unchanged, _) => format!("unchanged: generation {generation} serves this component already\n"),
+        (ReloadResult::Unchanged, _) => {
+            format!("unchanged: generation {generation} serves this component with these settings already\n")
+        }
+        (ReloadResult::DryRun, _) => "nothing was changed: this was a dry run\n".into(),
         _ => return Err(Failure::Reload(ended)),
     };
     if show == Show::People {
@@ -144,6 +148,7 @@ pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<La
                 Told::Reload(phase) => display.show(&phase),
                 Told::ReloadEnded(ended) => return Ok(ended),
                 Told::Note { text } => display.note(&text),
+                Told::Change(change) => display.change(&change),
             }
         }
     }
@@ -157,6 +162,25 @@ enum Told {
     Reload(Phase),
     ReloadEnded(LastReload),
     Note { text: String },
+    Change(ToldChange),
+}
+
+#[derive(Debug, Deserialize)]
+struct ToldChange {
+    what: String,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+impl fmt::Display for ToldChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.from, &self.to) {
+            (Some(from), Some(to)) => write!(f, "{}: {from} → {to}", self.what),
+            (None, Some(to)) => write!(f, "{}: {to}, which is new", self.what),
+            (Some(from), None) => write!(f, "{}: no longer {from}", self.what),
+            (None, None) => write!(f, "{}: changed", self.what),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -204,6 +228,17 @@ impl Display {
                 last.clone_from(&phase.phase);
             }
             Self::Lines(_) | Self::Nothing => {}
+        }
+    }
+
+    /// On standard output, as it is a result.
+    fn change(&self, change: &ToldChange) {
+        // The reload goes on even if stdout is closed.
+        let say = || drop(print(format!("{change}\n").as_bytes()));
+        match self {
+            Self::Bar(bar) => bar.suspend(say),
+            Self::Lines(_) => say(),
+            Self::Nothing => {}
         }
     }
 

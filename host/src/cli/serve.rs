@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::args::ServeArgs;
 use super::exit::Failure;
 use crate::build::{NoPlan, Plan};
-use crate::settings::{Options, Settings, SettingsFile};
+use crate::settings::SettingsSources;
 use crate::{logging, primary};
 
 /// Serves until the cluster is told to stop.
@@ -15,28 +15,20 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), Failure> {
         primary::hold_signals()?;
     }
     logging::speak(args.options.log_format.unwrap_or_default());
-    let settings = settings(args).map_err(Failure::Usage)?;
+    let sources = sources(args).map_err(Failure::Usage)?;
+    let settings = sources.read().map_err(Failure::Usage)?;
     logging::speak(settings.cluster.logging.format);
-    if settings.application.app.is_dir() {
+    if settings.app.is_dir() {
         // A folder that cannot be built is a usage error, found before anything is started.
-        Plan::read(&settings.application.app)?;
+        Plan::read(&settings.app)?;
     }
-    primary::serve(settings).map_err(Failure::Error)
+    primary::serve(settings, sources).map_err(Failure::Error)
 }
 
-/// Merges the flags with the configuration file.
-pub(super) fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
+/// The flags, and the configuration file that belongs to them.
+pub(super) fn sources(args: ServeArgs) -> anyhow::Result<SettingsSources> {
     let app = app_or_project(args.app)?;
-    let (options, file) = match &args.config {
-        Some(file) => (Options::from_file(file)?, SettingsFile::at(file)?),
-        None => (Options::from_default_file(&app)?, SettingsFile::default_for(&app)?),
-    };
-    let options = args.options.or(options);
-    let is_development = options.watch && app.is_dir();
-    let options = if is_development { options.for_development() } else { options };
-    let settings = Settings::new(app, &options);
-    let settings = settings.map_err(|error| file.locate(error))?;
-    Ok(Settings { file: Some(file), ..settings })
+    Ok(SettingsSources::new(app, args.options, args.config.as_deref())?)
 }
 
 /// The APP argument, or the current folder if that can be built.

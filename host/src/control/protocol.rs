@@ -290,8 +290,10 @@ pub(crate) struct ReloadRequest {
     /// By how many percentage points the share of errors may be above the old version's; as `serve` was told if there is
     /// none.
     pub(crate) max_error_increase: Option<Percent>,
-    /// Of a reload: do nothing if the component is what is served already.
+    /// Of a reload: do nothing if component and settings are what is served already.
     pub(crate) if_new: bool,
+    /// Of a reload: only tell what would change.
+    pub(crate) dry_run: bool,
     /// Of a rollback: the generation to bring back; the one before if there is none.
     pub(crate) to: Option<Generation>,
 }
@@ -305,7 +307,9 @@ pub(crate) enum ReloadResult {
     CommittedUnsaved,
     /// It is what is served already: nothing was changed.
     Unchanged,
-    /// The component cannot be served: nothing was changed.
+    /// Something would change. Nothing was.
+    DryRun,
+    /// The component cannot be served, or the settings are wrong: nothing was changed.
     Refused,
     RolledBack,
     /// It took too long, and was rolled back.
@@ -430,6 +434,13 @@ pub(crate) enum Happening {
         lasts_ms: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+    },
+    /// What a reload changes, before it begins: a setting as it stands in the file, or the `component`. A value that may hold
+    /// a secret is not told.
+    Change {
+        what: String,
+        from: Option<String>,
+        to: Option<String>,
     },
     ReloadEnded {
         generation: Option<Generation>,

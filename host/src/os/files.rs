@@ -1,12 +1,13 @@
 //! Files and folders: by which name one is kept, which file it is, and who may write to it.
 
-use std::fs::{self, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::ensure;
+use nix::fcntl::OFlag;
 use nix::unistd::{Group, Uid, User, geteuid};
 
 /// `path` from the root on, for use at any later time.
@@ -62,6 +63,26 @@ impl From<Metadata> for Inode {
 /// The folder that the file is in.
 pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What is in a file of at most `max` bytes.
+pub(crate) fn contents(path: &Path, max: u64) -> anyhow::Result<Vec<u8>> {
+    // Without waiting, should it be a pipe.
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    ensure!(file.metadata()?.is_file(), "it is not a file");
+    let mut bytes = Vec::new();
+    file.take(max + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= max, "it is larger than {max} bytes");
+    Ok(bytes)
+}
+
+/// What is to be said of a file with a secret that others can read, or replace.
+pub(crate) fn exposed(path: &Path, what: &str) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode();
+    let path = path.display();
+    (mode & 0o066 != 0).then(|| {
+        format!("other users can read or write the {what} {path} (mode {:o}); run `chmod go= {path}`", mode & 0o7777)
+    })
 }
 
 /// Who a file may belong to.

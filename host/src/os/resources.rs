@@ -75,6 +75,14 @@ pub(crate) fn restrain_compiler() {
     }
 }
 
+/// Makes this process, and all that it starts from now on, leave no core dump. 1 keeps programs that take core dumps from
+/// the kernel from being given one, as 0 would not.
+pub(crate) fn forbid_core_dumps() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 1, 1) {
+        tracing::warn!("cannot forbid core dumps, which would show secrets: {error}");
+    }
+}
+
 /// How much more likely than its primary a worker is to be ended by the kernel when there is no memory left. The compiler
 /// goes first.
 const WORKER_OOM_SCORE: i32 = 500;

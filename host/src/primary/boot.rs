@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 
-use super::deploy::change::Compiling;
 use super::deploy::generations::Generations;
 use super::deploy::watch::Watch;
 use super::desk::manager::Manager;
@@ -14,7 +13,7 @@ use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::fleet::builder::{Builder, build_first};
 use super::fleet::output::Output;
-use super::fleet::process::Deployment;
+use super::fleet::process::{CompilerProcess, Deployment};
 use super::signals::Signals;
 use super::startup::{Shown, Startup};
 use crate::build::describe;
@@ -24,7 +23,7 @@ use crate::os::files;
 use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
 use crate::settings::paths;
-use crate::settings::{Changes, Policy, Settings};
+use crate::settings::{Changes, Policy, Settings, SettingsSources};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
@@ -39,11 +38,13 @@ const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the first compilation may take.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// Serves `settings.application.app` until it is told to stop. An error means that it never served, or cannot any more.
-pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
+/// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
+pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Result<()> {
     let signals = Signals::take()?;
     resources::raise_descriptor_limit();
-    settings.doubts.extend(resources::keep_within_descriptors(&mut settings.application.limits.max_connections));
+    if settings.application.has_secrets() {
+        resources::forbid_core_dumps();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = signals.listen()?;
@@ -61,9 +62,9 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
             }
-            let Policy { shutdown_delay, shutdown_timeout, .. } = settings.cluster.policy;
+            let Policy { shutdown_delay, shutdown_timeout, .. } = settings.application.policy;
             let manager = Manager::new(shutdown_delay.saturating_add(shutdown_timeout));
-            run(settings, Startup::new(signals, asked, &output, manager), &output, volume).await
+            run(settings, sources, Startup::new(signals, asked, &output, manager), &output, volume).await
         }
         .await;
         control.finish().await;
@@ -73,7 +74,13 @@ pub(crate) fn serve(mut settings: Settings) -> anyhow::Result<()> {
 }
 
 /// From a name to a driver at work; ends early if it is told to.
-async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, volume: Volume) -> anyhow::Result<()> {
+async fn run(
+    mut settings: Settings,
+    sources: SettingsSources,
+    mut startup: Startup<'_>,
+    output: &Output,
+    volume: Volume,
+) -> anyhow::Result<()> {
     let reading = read_certificates(&settings);
     let Some(certificates) = startup.during(&settings, "reading its certificates", Shown::Here, reading).await? else {
         return Ok(());
@@ -84,22 +91,22 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     };
     startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
     let mut rebuild = None;
-    if settings.application.app.is_dir() {
-        let doing = format!("building {}", settings.application.app.display());
-        output.say(LogLevel::Info, format_args!("Building {}…", settings.application.app.display()));
-        let building = build_first(&settings.application.app, settings.cluster.watch, settings.cluster.logging.format);
+    if settings.app.is_dir() {
+        let doing = format!("building {}", settings.app.display());
+        output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
+        let building = build_first(&settings.app, settings.cluster.watch, settings.cluster.logging.format);
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
-        let folder = Some(files::absolute(&settings.application.app)?);
-        (settings.application.app, settings.application.folder) = (built.component, folder);
+        let folder = Some(files::absolute(&settings.app)?);
+        (settings.app, settings.folder) = (built.component, folder);
         rebuild = built.handover;
     }
     // From here on a change is seen, also one during the first compilation.
-    let watch = Watch::start(&settings, &files::absolute(&settings.application.app)?);
+    let watch = Watch::start(settings.cluster.watch, &files::absolute(&settings.app)?, sources.file());
     let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
         return Ok(());
     };
-    settings.cluster.live = settings.cluster.live.resumed(&first.config);
+    settings.cluster.live.changed = first.config.clone();
     let doing = format!("compiling {}{}", first.source.display(), size_of(&first.source));
     let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings, first)).await?
     else {
@@ -107,8 +114,18 @@ async fn run(mut settings: Settings, mut startup: Startup<'_>, output: &Output, 
     };
     let builder = Builder::start(rebuild.as_ref());
     let Startup { signals, asked, events, started, manager, .. } = startup;
-    let driver =
-        Driver::new(&settings, generations, listeners, certificates, output, volume, builder, events, started)?;
+    let driver = Driver::new(
+        &settings,
+        sources,
+        generations,
+        listeners,
+        certificates,
+        output,
+        volume,
+        builder,
+        events,
+        started,
+    )?;
     driver.run(signals, asked, watch, manager).await
 }
 
@@ -131,7 +148,7 @@ fn take_name(settings: &Settings) -> anyhow::Result<Control> {
 
 /// None if no listener speaks TLS.
 async fn read_certificates(settings: &Settings) -> anyhow::Result<Option<Certificates>> {
-    let Some(files) = settings.cluster.tls.clone() else { return Ok(None) };
+    let Some(files) = settings.application.tls.clone() else { return Ok(None) };
     let read = off_the_loop(move || certificates::read(&files, SystemTime::now())).await?;
     for doubt in &read.doubts {
         tracing::warn!("{doubt}");
@@ -192,15 +209,14 @@ async fn first(settings: &Settings) -> anyhow::Result<First> {
 /// Has the component compiled, or found in the store.
 async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Generations> {
     let First { generation, source, request, previous, .. } = first;
-    let (answers, mut answered) = mpsc::channel(1);
-    let _compiling = Compiling::start(&request, answers).context("cannot start the compiler")?;
-    match tokio::time::timeout(COMPILE_PATIENCE, answered.recv()).await {
-        Ok(Some((_, answer))) => {
-            let deployment = Deployment::new(settings, &source, answer)?;
+    match tokio::time::timeout(COMPILE_PATIENCE, CompilerProcess::spawn(&request)?.answer()).await {
+        Ok(answer) => {
+            let stated = (settings.application.clone(), settings.table.clone());
+            let deployment = Deployment::new(&settings.cluster, stated, &source, answer)?;
             Ok(Generations::new(generation, deployment, previous))
         }
-        Ok(None) | Err(_) => {
-            bail!("cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}", settings.application.app.display())
+        Err(_) => {
+            bail!("cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}", settings.app.display())
         }
     }
 }
@@ -217,8 +233,7 @@ struct First {
 
 /// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
 fn first_request(settings: &Settings) -> anyhow::Result<First> {
-    let (app, store, state) =
-        (&settings.application.app, settings.cluster.store.clone(), settings.cluster.state_dir.as_deref());
+    let (app, store, state) = (&settings.app, settings.cluster.store.clone(), settings.cluster.state_dir.as_deref());
     if settings.cluster.resume
         && let Some(folder) = state
         && let Some(Committed { generation, app: committed_app, current, previous, config, .. }) =

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::deploy::certificates::Certified;
+use super::deploy::certificates::{CertifiedSets, FilesRead};
 use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
@@ -36,7 +36,7 @@ use crate::control::protocol::{Empty, Happening, ReloadRequest, ReloadResult, Sc
 use crate::logging::{Volume, announcement};
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
-use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Settings};
+use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Policy, Settings, SettingsSources};
 use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
@@ -87,14 +87,14 @@ enum News {
     DeadlinePassed,
     ObservationDue,
     Asked(Query),
-    Compiled(Answered),
-    CompilationIsLate,
+    Prepared(Answered),
+    PreparationIsLate,
     ConfirmationIsLate,
     Saved(Saved),
     SavingIsLate,
     SpawnDue,
     FileChanged,
-    CertificatesRead(anyhow::Result<Certificates>),
+    CertificatesRead(Vec<FilesRead>),
     CertificatesDue,
     Keeper(u64, KeeperNews),
     KeeperDue,
@@ -121,7 +121,9 @@ struct Reconfiguration {
 }
 
 pub(super) struct Driver<'a> {
+    /// Of the start. Those of what is served are with its generation.
     settings: &'a Settings,
+    sources: SettingsSources,
     generations: Generations,
     /// Empty once the cluster stops.
     listeners: Vec<Listener>,
@@ -132,12 +134,12 @@ pub(super) struct Driver<'a> {
     /// The same as workers are given it.
     live_file: OwnedFd,
     reconfigurations: Vec<Reconfiguration>,
-    /// None if no listener speaks TLS.
-    certified: Option<Certified>,
+    /// Empty if no listener speaks TLS.
+    certified: CertifiedSets,
     askers: Askers,
     /// Where certificates come in that were read again.
-    reads: mpsc::Sender<anyhow::Result<Certificates>>,
-    read: mpsc::Receiver<anyhow::Result<Certificates>>,
+    reads: mpsc::Sender<Vec<FilesRead>>,
+    read: mpsc::Receiver<Vec<FilesRead>>,
     /// When the primary began, as `status` shows it.
     up_since: Instant,
     /// When it began to supervise: the zero of the supervisor's time.
@@ -156,7 +158,9 @@ pub(super) struct Driver<'a> {
     change: Option<Change>,
     file_changed: bool,
     settled: Vec<Settled>,
-    /// Where the compiler's answer comes in.
+    /// How many generations were prepared, or tried to be.
+    preparations: u64,
+    /// Where comes in what they are made of.
     answers: mpsc::Sender<Answered>,
     answered: mpsc::Receiver<Answered>,
     /// None if no state is kept.
@@ -173,6 +177,7 @@ impl<'a> Driver<'a> {
     #[expect(clippy::too_many_arguments, reason = "called once, with all that the start has made")]
     pub(super) fn new(
         settings: &'a Settings,
+        sources: SettingsSources,
         generations: Generations,
         listeners: Vec<Listener>,
         certificates: Option<Certificates>,
@@ -190,12 +195,16 @@ impl<'a> Driver<'a> {
         let (answers, answered) = mpsc::channel(1);
         // One is read at a time.
         let (reads, read) = mpsc::channel(1);
-        let certified = settings.cluster.tls.clone().zip(certificates);
-        let certified = certified.map(|(files, read)| Certified::new(files, read, Duration::ZERO)).transpose()?;
+        let mut certified = CertifiedSets::default();
+        if let Some((files, read)) = settings.application.tls.clone().zip(certificates) {
+            certified.add(files, read, Duration::ZERO)?;
+        }
         let (first, _) = generations.current();
+        let policy = settings.application.policy;
         let live = Revision { number: 0, config: settings.cluster.live.clone() };
         Ok(Self {
             settings,
+            sources,
             generations,
             urls: listeners.iter().map(|listener| listener.url().to_owned()).collect(),
             listeners,
@@ -210,7 +219,7 @@ impl<'a> Driver<'a> {
             read,
             up_since,
             started: Instant::now(),
-            supervisor: Supervisor::new(settings.cluster.workers, first, settings.cluster.policy, fastrand::u64(..)),
+            supervisor: Supervisor::new(settings.cluster.workers, first, policy, fastrand::u64(..)),
             workers: BTreeMap::new(),
             to_spawn: VecDeque::new(),
             hears,
@@ -221,6 +230,7 @@ impl<'a> Driver<'a> {
             change: None,
             file_changed: false,
             settled: Vec::new(),
+            preparations: 0,
             answers,
             answered,
             saver: saver.transpose()?,
@@ -228,7 +238,7 @@ impl<'a> Driver<'a> {
             is_unsaved: false,
             outcome: None,
             builder,
-            keeping: Keeping::new(settings.cluster.policy.hang_timeout),
+            keeping: Keeping::new(policy.hang_timeout),
         })
     }
 
@@ -252,11 +262,11 @@ impl<'a> Driver<'a> {
                     return Ok(());
                 }
                 Some(Ending::BootFailed(reason)) => {
-                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.application.app.display()));
+                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.app.display()));
                 }
                 None => {}
             }
-            let compilation_deadline = self.compilation_deadline();
+            let preparation_deadline = self.preparation_deadline();
             let saving_deadline = self.saving_deadline();
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let certificates_deadline = self.certificates_deadline();
@@ -269,8 +279,8 @@ impl<'a> Driver<'a> {
                 () = at(self.supervisor.next_deadline().map(|time| self.started + time)) => News::DeadlinePassed,
                 _ = observations.tick() => News::ObservationDue,
                 Some(query) = asked.recv() => News::Asked(query),
-                Some(answer) = self.answered.recv() => News::Compiled(answer),
-                () = at(compilation_deadline) => News::CompilationIsLate,
+                Some(answer) = self.answered.recv() => News::Prepared(answer),
+                () = at(preparation_deadline) => News::PreparationIsLate,
                 () = at(confirmation_deadline) => News::ConfirmationIsLate,
                 Some(saved) = self.saved.recv() => News::Saved(saved),
                 () = at(saving_deadline) => News::SavingIsLate,
@@ -295,6 +305,8 @@ impl<'a> Driver<'a> {
                 self.reload_changed();
             }
             if manager.is_there() {
+                let Policy { shutdown_delay, shutdown_timeout, .. } = *self.policy();
+                manager.longest_stop = shutdown_delay.saturating_add(shutdown_timeout);
                 manager.is(self.state(), self.in_words());
             }
         }
@@ -330,15 +342,15 @@ impl<'a> Driver<'a> {
             News::Signal(SignalRequest::Hangup) if self.supervisor.is_about_to_stop() => {}
             News::Signal(SignalRequest::Hangup) => self.stop(Haste::Drain),
             News::Signal(SignalRequest::Reload) => {
-                self.reload_unasked("a signal", &ReloadRequest::default(), Wanted::Always);
-                self.tell_changed_settings(Follower::default());
+                self.reload_unasked("a signal", ReloadRequest::default(), Wanted::Always);
                 self.read_certificates(Follower::default());
             }
             // Not to be forgotten if a reload is under way.
             News::FileChanged => self.file_changed = true,
-            News::Compiled(answer) => self.compiled(answer),
-            News::CompilationIsLate => {
-                self.end_change(ReloadResult::TimedOut, Some("it did not compile in time".into()))
+            News::Prepared(answer) => self.prepared(answer),
+            News::PreparationIsLate => {
+                let reason = "it did not compile in time, or its settings could not be read in time";
+                self.end_change(ReloadResult::TimedOut, Some(reason.into()));
             }
             News::ConfirmationIsLate => self.replace_unconfirmed(),
             News::Saved(saved) => self.saved(saved),
@@ -354,16 +366,25 @@ impl<'a> Driver<'a> {
             News::ObservationDue => {
                 reap_orphans();
                 self.look_after_keeper();
-                let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
-                self.tell(Event::Observed(vitals));
+                self.observe();
             }
             News::Asked(query) => self.answer(query),
         }
     }
 
+    /// What the generation that is served goes by.
+    fn policy(&self) -> &Policy {
+        &self.generations.current().1.application.policy
+    }
+
     /// Errors are weighed as often, however long a worker may hang.
     fn read_every(&self) -> Duration {
-        (self.settings.cluster.policy.hang_timeout / READS_PER_HANG_TIMEOUT).min(LONGEST_BETWEEN_READS)
+        (self.settings.application.policy.hang_timeout / READS_PER_HANG_TIMEOUT).min(LONGEST_BETWEEN_READS)
+    }
+
+    fn observe(&mut self) {
+        let vitals = self.workers.iter().map(|(&id, running)| (id, self.vitals(running))).collect();
+        self.tell(Event::Observed(vitals));
     }
 
     fn vitals(&self, running: &Running) -> Vitals {
@@ -374,7 +395,7 @@ impl<'a> Driver<'a> {
             in_flight: process.stats.in_flight.get(),
             answers: Answers { all: process.stats.guest_answers.get(), errors: process.stats.guest_errors.get() },
             // Not read for nothing.
-            rss: self.settings.cluster.policy.recycle.max_rss.map_or(0, |_| process.rss()),
+            rss: self.policy().recycle.max_rss.map_or(0, |_| process.rss()),
         }
     }
 
@@ -403,10 +424,13 @@ impl<'a> Driver<'a> {
     fn answer(&mut self, query: Query) {
         match query {
             Query::Status(back) => drop(back.send(self.status())),
-            Query::Config(back) => drop(back.send(self.live.config.clone())),
+            Query::Config(back) => {
+                let values = &self.generations.current().1.application.values;
+                drop(back.send(self.live.config.entries(values)));
+            }
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
-            Query::Reload(request, back) => drop(back.send(self.reload(&request))),
-            Query::Rollback(request, back) => drop(back.send(self.rollback(&request))),
+            Query::Reload(request, back) => drop(back.send(self.reload(request))),
+            Query::Rollback(request, back) => drop(back.send(self.rollback(request))),
             Query::Scale(scale, back) => drop(back.send(self.scale(scale))),
             Query::Stop(stop, back) => {
                 // Said twice, the command does not mean haste, as a second signal does.
@@ -427,7 +451,7 @@ impl<'a> Driver<'a> {
         match haste {
             // Whoever kills before that cuts without a word.
             Haste::Drain if active > 0 => {
-                let time = humantime::format_duration(self.settings.cluster.policy.shutdown_timeout);
+                let time = humantime::format_duration(self.policy().shutdown_timeout);
                 tracing::info!(
                     "stopping; {} to finish within --shutdown-timeout {time}",
                     requests(active, "has", "have")
@@ -502,7 +526,7 @@ impl<'a> Driver<'a> {
 
     /// Changes values of the live configuration, all of them or none.
     fn configure(&mut self, changes: &Changes, done: oneshot::Sender<Refusable<()>>) {
-        let config = match self.live.config.with(changes) {
+        let config = match self.live.config.with(&self.generations.current().1.application.values, changes) {
             Ok(config) => config,
             Err(reason) => return drop(done.send(Err(Refused::Wrong(reason)))),
         };
@@ -536,7 +560,7 @@ impl<'a> Driver<'a> {
         let deadline = Some(Instant::now() + CONFIRMED_WITHIN);
         self.reconfigurations.push(Reconfiguration { revision, missing: missing.clone(), deadline, done });
         for worker in missing {
-            let certificates = self.certified.as_ref().map(|certified| certified.file.as_fd());
+            let certificates = self.certified_for(worker).map(|certified| certified.file.as_fd());
             let beside: Vec<BorrowedFd<'_>> = [self.live_file.as_fd()].into_iter().chain(certificates).collect();
             if let Some(failure) = self.send(worker, &ToWorker::Configure, &beside) {
                 self.tell(failure);
@@ -724,7 +748,7 @@ impl<'a> Driver<'a> {
         let process = WorkerProcess::spawn(
             &identity,
             &self.live_file,
-            self.certified.as_ref().map(|certified| &certified.file),
+            self.certified.of(deployment.application.tls.as_ref()).map(|certified| &certified.file),
             deployment,
             &self.listeners,
             self.output,

@@ -85,7 +85,7 @@ impl<'a> Startup<'a> {
     fn answer(&mut self, query: Query, settings: &Settings, starting: Starting) -> std::ops::ControlFlow<()> {
         match query {
             Query::Status(back) => drop(back.send(of_start(settings, &self.listen, self.started, Some(starting)))),
-            Query::Config(back) => drop(back.send(settings.cluster.live.clone())),
+            Query::Config(back) => drop(back.send(settings.cluster.live.entries(&settings.application.values))),
             Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
             Query::Stop(_, back) => {
                 drop(back.send(Ok(())));

@@ -1,24 +1,32 @@
-//! The settings of what is served: the component, what its guests may use, and within which limits.
+//! The settings of what is served: what its guests may use, within which limits, and how its workers are supervised. They
+//! belong to a generation, as its component does: a reload reads them again, and a rollback brings them back.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::guest_values::GuestValues;
 use super::options::Options;
-use super::values::{HealthPath, or_seconds};
-use super::{Granted, Limits, TrustedProxies};
+use super::secrets::{self, SecretPlace};
+use super::values::{HealthPath, Percent, or_seconds};
+use super::{Cluster, Granted, Limits, Policy, TlsFiles, TrustedProxies};
+use crate::os::resources;
 
 /// The settings of what is served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Application {
-    /// The component, or the folder that it is yet to be built from.
-    pub(crate) app: PathBuf,
-    /// The folder that it was built from, as an absolute path.
-    pub(crate) folder: Option<PathBuf>,
     pub(crate) granted: Granted,
+    /// What guests are configured with.
+    pub(crate) values: GuestValues,
+    /// Where the secrets among these come from.
+    secrets: Vec<SecretPlace>,
     pub(crate) limits: Limits,
     /// Whom to believe what they say of clients.
     pub(crate) trusted_proxies: TrustedProxies,
+    /// None if no listener speaks TLS.
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) policy: Policy,
+    /// By how much the share of errors of a new version may be above the old version's.
+    pub(crate) max_error_increase: Percent,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) drain_idle_grace: Duration,
     /// None is what is usual for the component's version of WASI.
@@ -27,23 +35,43 @@ pub(crate) struct Application {
 }
 
 impl Application {
-    /// What `app` runs with, in a cluster of so many workers whose default key-value store has a place of its own.
-    pub(super) fn new(
-        app: PathBuf,
-        options: &Options,
-        workers: u32,
-        default_store: Option<PathBuf>,
-    ) -> anyhow::Result<Self> {
+    /// What is served by this cluster. What is allowed and hardly meant is added to `doubts`.
+    pub(super) fn new(options: &Options, cluster: &Cluster, doubts: &mut Vec<String>) -> anyhow::Result<Self> {
+        let mut limits = Limits::new(options, cluster.workers)?;
+        doubts.extend(resources::keep_within_descriptors(&mut limits.max_connections));
+        doubts.extend(options.set_secret.iter().filter_map(SecretPlace::doubt));
+        let trusted_proxies: TrustedProxies = options.trust_proxy.clone().into();
+        let proxied = cluster.listen.iter().find(|address| address.entrance.takes_proxy);
+        if let Some(address) = proxied.filter(|_| trusted_proxies.is_empty()) {
+            anyhow::bail!(
+                "--listen {address} takes connections from trusted proxies alone; name them with --trust-proxy NETWORK"
+            );
+        }
         Ok(Self {
-            app,
-            folder: None,
-            limits: Limits::new(options, workers)?,
-            granted: Granted::new(options, default_store)?,
-            trusted_proxies: options.trust_proxy.clone().into(),
+            granted: Granted::new(options, cluster.default_store())?,
+            values: GuestValues::new(&options.set, secrets::read(&options.set_secret)?).map_err(anyhow::Error::msg)?,
+            secrets: options.set_secret.clone(),
+            limits,
+            trusted_proxies,
+            tls: TlsFiles::new(options, &cluster.listen)?,
+            policy: Policy::new(options)?,
+            max_error_increase: options.max_error_increase.unwrap_or_default(),
             health_path: options.health_path.clone(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             max_instance_reuse_count: options.max_instance_reuse_count,
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get),
         })
+    }
+
+    /// The same, with secrets as they are now.
+    pub(crate) fn with_fresh_secrets(&self) -> anyhow::Result<Self> {
+        let values = self.values.with_secrets(secrets::read(&self.secrets)?);
+        values.check(&super::Changes::new()).map_err(anyhow::Error::msg)?;
+        Ok(Self { values, granted: self.granted.with_fresh_passwords()?, ..self.clone() })
+    }
+
+    /// Whether its processes know something that belongs into no core dump.
+    pub(crate) fn has_secrets(&self) -> bool {
+        self.values.has_secrets() || self.tls.is_some() || self.granted.has_passwords()
     }
 }

@@ -1,14 +1,13 @@
-//! The settings of a cluster: where it listens, how many workers it keeps and how it supervises them. They stay as they
-//! were at the start, whatever it serves.
+//! The settings of a cluster: where it listens, how many workers it keeps, where it keeps what. They stay as they were at
+//! the start, whatever it serves.
 
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 
+use super::LiveConfig;
 use super::options::Options;
 use super::paths::{self, control_path};
-use super::values::Percent;
-use super::{LiveConfig, Policy, TlsFiles};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{ListenAddr, MAX_LISTENERS, PASSED};
@@ -26,8 +25,6 @@ const DEFAULT_BACKLOG: i32 = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub(crate) listen: Vec<ListenAddr>,
-    /// None if no listener speaks TLS.
-    pub(crate) tls: Option<TlsFiles>,
     pub(crate) backlog: i32,
     pub(crate) workers: u32,
     pub(crate) pin_cpus: bool,
@@ -40,16 +37,13 @@ pub(crate) struct Cluster {
     pub(crate) resume: bool,
     /// Reload when the file changes.
     pub(crate) watch: bool,
-    pub(crate) policy: Policy,
-    /// By how much the share of errors of a new version may be above the old version's.
-    pub(crate) max_error_increase: Percent,
     pub(crate) logging: Logging,
     /// How it begins.
     pub(crate) live: LiveConfig,
 }
 
 impl Cluster {
-    pub(super) fn new(options: &Options) -> anyhow::Result<Self> {
+    pub(crate) fn new(options: &Options) -> anyhow::Result<Self> {
         let workers = options.workers.map_or_else(workers_for_this_machine, |workers| workers.get());
         ensure!(workers <= MAX_WORKERS, "--workers {workers} is over the limit of {MAX_WORKERS}");
         let mut listen = options.listen.clone();
@@ -68,7 +62,6 @@ impl Cluster {
         let state_dir = state_dir(options)?;
         let format = options.log_format.unwrap_or_default();
         Ok(Self {
-            tls: TlsFiles::new(options, &listen)?,
             listen,
             backlog: options.backlog.map_or(DEFAULT_BACKLOG, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,
@@ -79,10 +72,8 @@ impl Cluster {
             state_dir,
             resume: options.resume,
             watch: options.watch,
-            policy: Policy::new(options)?,
-            max_error_increase: options.max_error_increase.unwrap_or_default(),
             logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
-            live: LiveConfig::new(options.log_level.unwrap_or_default(), &options.set).map_err(anyhow::Error::msg)?,
+            live: LiveConfig { log_level: options.log_level.unwrap_or_default(), ..LiveConfig::default() },
         })
     }
 

@@ -7,13 +7,14 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use super::Options;
+use super::limits::request_timeout;
 
 /// A line for each.
-pub(super) fn of(options: &Options, workers: u32, request_timeout: Duration) -> Vec<String> {
+pub(super) fn of(options: &Options, workers: u32) -> Vec<String> {
     let cpus = options.pin_cpus.then(cpus).flatten();
     let somaxconn = options.backlog.and_then(|_| somaxconn());
     let all = [pinning(workers, cpus), queue(options, somaxconn), trust(options)];
-    all.into_iter().flatten().chain(cuts(options, request_timeout)).collect()
+    all.into_iter().flatten().chain(cuts(options, request_timeout(options))).collect()
 }
 
 fn pinning(workers: u32, cpus: Option<u32>) -> Option<String> {

@@ -1,9 +1,15 @@
 //! Reads the configuration file, and says what is wrong with it: where, what was meant perhaps, and what to write instead.
 //! The keys and the form of their values come from the flags, so that neither can say what the other does not.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::Context;
 use clap::{Arg, ArgAction, Args};
 
-use super::Options;
+use super::{DEFAULT_FILE, Options};
+use crate::os::files;
 
 /// Words that people look for, and the key that they mean.
 pub(crate) const OTHER_WORDS: [(&str, &str); 19] = [
@@ -37,8 +43,43 @@ pub(super) fn parse(text: &str) -> Result<Options, String> {
             return error.message().trim_end().to_owned();
         };
         let Place { number, line, .. } = &place;
-        format!("line {number}: {}\n  {number} | {}", explain(error.message(), &place), line.trim_end())
+        let explained = format!("line {number}: {}", explain(error.message(), &place));
+        // Somebody may have written a password where its place belongs.
+        let may_hold_secret = place.table == Some("secrets")
+            || place.key == Some("kv")
+            || ["@", "password"].iter().any(|sign| line.contains(sign));
+        if may_hold_secret { explained } else { format!("{explained}\n  {number} | {}", line.trim_end()) }
     })
+}
+
+impl Options {
+    /// What the file says that belongs to `app`: the default file in it, if it is a folder that has one, or else the one
+    /// in the current folder, if there is one.
+    pub(crate) fn from_default_file(app: &Path) -> anyhow::Result<Self> {
+        let files = [app.join(DEFAULT_FILE), DEFAULT_FILE.into()];
+        files.iter().find(|file| file.exists()).map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
+    }
+
+    pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
+        Ok(read(path)?.0)
+    }
+}
+
+/// The options that the file says, and the same as it says them.
+pub(super) fn read(path: &Path) -> anyhow::Result<(Options, toml::Table)> {
+    let text = read_trusted(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let options = parse(&text).map_err(|reason| anyhow::anyhow!("{}, {reason}", path.display()))?;
+    // What has become options is a table.
+    Ok((options, text.parse().unwrap_or_default()))
+}
+
+/// A file that others could have written is not gone by: it says what is run, and what it may do.
+fn read_trusted(path: &Path) -> anyhow::Result<String> {
+    let mut file = File::open(path)?;
+    files::check_trusted(&file.metadata()?)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Where in the file it is.
@@ -62,7 +103,8 @@ impl<'a> Place<'a> {
             number: lines.len(),
             line,
             table: std::iter::once(line).chain(above()).find_map(table),
-            key: key(line).or_else(|| above().find_map(key)),
+            // What is wrong with a whole table is nothing of the key above it.
+            key: key(line).or_else(|| above().find_map(key)).filter(|_| !line.trim_start().starts_with('[')),
         }
     }
 }
@@ -95,7 +137,7 @@ fn explain(message: &str, place: &Place<'_>) -> String {
     let is_type =
         ["invalid type", "invalid value: integer", "wanted string"].iter().any(|start| message.starts_with(start));
     match (place.table, example(key)) {
-        (Some(table @ ("env" | "config")), _) if is_type => {
+        (Some(table @ ("env" | "config" | "secrets")), _) if is_type => {
             let misplaced =
                 if example(key).is_some() { format!(", or put the key above [{table}]") } else { String::new() };
             format!("the values of [{table}] are strings; write {key} = \"…\"{misplaced}")
@@ -113,9 +155,10 @@ fn explain(message: &str, place: &Place<'_>) -> String {
 fn unknown_table(name: &str) -> String {
     match name {
         "settings" | "set" | "values" => format!("unknown table [{name}]; did you mean [config]?"),
+        "secret" | "set-secret" | "credentials" => format!("unknown table [{name}]; did you mean [secrets]?"),
         "environment" | "vars" | "variables" => format!("unknown table [{name}]; did you mean [env]?"),
         _ => format!(
-            "unknown table [{name}]; the tables are [env], [config] and [build], and all other keys go above them"
+            "unknown table [{name}]; the tables are [env], [config], [secrets] and [build], and all other keys go above them"
         ),
     }
 }
@@ -152,10 +195,12 @@ fn value_name(flag: &Arg) -> String {
 
 /// What kind of value it takes.
 fn form(key: &str) -> &'static str {
-    let Some(flag) = flag(key) else { return if ["build", "config"].contains(&key) { "a table" } else { "a string" } };
+    let Some(flag) = flag(key) else {
+        return if ["build", "config", "secrets"].contains(&key) { "a table" } else { "a string" };
+    };
     match (flag.get_action(), value_name(&flag).as_str()) {
         (ArgAction::SetTrue, _) => "true or false",
-        (_, "K=V") => "a table",
+        (_, "K=V" | "K=SOURCE") => "a table",
         (ArgAction::Append, _) => "a list",
         (_, "N") => "a whole number, 1 or more",
         (_, "TIME") => "a time",
@@ -166,9 +211,10 @@ fn form(key: &str) -> &'static str {
 }
 
 /// A line as it could stand in the file.
-fn example(key: &str) -> Option<String> {
+pub(super) fn example(key: &str) -> Option<String> {
     match key {
         "config" => return Some("[config] and below it KEY = \"value\"".into()),
+        "secrets" => return Some("[secrets] and below it KEY = \"file:/run/secrets/key\"".into()),
         "build" => return Some("[build] and below it command = \"…\" and component = \"…\"".into()),
         "command" => return Some("command = \"npm run build\"".into()),
         "component" => return Some("component = \"dist/app.wasm\"".into()),
@@ -240,9 +286,13 @@ mod tests {
                 "line 3: the values of [env] are strings; write workers = \"…\", or put the key above [env]\n  3 | workers = 4",
             ),
             ("[[env]]\nA = 1", "line 1: this is a list of tables; write [env]\n  1 | [[env]]"),
-            ("[server]\nworkers = 2", "line 1: unknown table [server]; the tables are [env], [config] and [build]"),
+            (
+                "[server]\nworkers = 2",
+                "line 1: unknown table [server]; the tables are [env], [config], [secrets] and [build]",
+            ),
             ("[environment]\nA = \"1\"", "line 1: unknown table [environment]; did you mean [env]?"),
             ("[build]\ncommand = [\"npm\"]", "line 2: `command` takes a string; write command = \"npm run build\""),
+            ("soak = \"1s\"\n[secrets]\ndb = \"hush\"", "line 2: the secret \"db\" has no source that is known"),
             ("workers =", "line 1: `workers` has no value; write workers = 4"),
             ("log-format = 1", "line 1: `log-format` takes a string; write log-format = \"json\""),
             ("dir = [\n  \"./data::/data\",\n  \"data\",\n]", "line 1: `dir`: "),
@@ -255,7 +305,9 @@ mod tests {
     #[test]
     fn every_key_has_an_example_that_is_right() {
         let flags = Options::augment_args(clap::Command::new("serve"));
-        for key in flags.get_arguments().filter_map(Arg::get_long).filter(|key| !["env", "set"].contains(key)) {
+        for key in
+            flags.get_arguments().filter_map(Arg::get_long).filter(|key| !["env", "set", "set-secret"].contains(key))
+        {
             let example = example(key).unwrap();
             assert!(parse(&example).is_ok(), "{example}: {:?}", parse(&example));
         }

@@ -34,7 +34,7 @@ fn file() {
 /// Accepted means within all limits, and in a form that workers get.
 fn check(settings: &Settings) {
     let Settings { cluster, application, .. } = settings;
-    let (policy, limits) = (&cluster.policy, &application.limits);
+    let (policy, limits) = (&application.policy, &application.limits);
     limits.check().unwrap();
     check_name(&cluster.name).unwrap();
     assert!((1..=MAX_WORKERS).contains(&cluster.workers) && cluster.backlog >= 1);
@@ -65,7 +65,7 @@ fn check(settings: &Settings) {
 
     let component =
         Compiled { digest: String::new(), http: WasiHttp::V0_2, can_hold_back: false, cached: false, kept: true };
-    let for_workers = WorkerSettings::new(settings, &component);
+    let for_workers = WorkerSettings::new(cluster, application, &component);
     let json = serde_json::to_value(&for_workers).unwrap();
     let read: WorkerSettings = serde_json::from_value(json.clone()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), json);

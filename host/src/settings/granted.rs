@@ -8,6 +8,7 @@ use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
+use super::secrets::Secret;
 use crate::grants::{ConnectGrants, DirGrant, Grants, RedisPlace, StoreGrant, StorePlace, check_dirs};
 use crate::os::files;
 
@@ -79,6 +80,34 @@ impl Granted {
             connections: connections.clone().into(),
         })
     }
+
+    pub(super) fn has_passwords(&self) -> bool {
+        self.stores.values().any(|place| matches!(place, StorePlace::Redis(place) if place.password.is_some()))
+    }
+
+    /// The same, with what is in the files of passwords now.
+    pub(super) fn with_fresh_passwords(&self) -> anyhow::Result<Self> {
+        let fresh = |(name, place): (&String, &StorePlace)| {
+            let place = match place {
+                StorePlace::Redis(place) => StorePlace::Redis(with_password(name, place)?),
+                place => place.clone(),
+            };
+            Ok((name.clone(), place))
+        };
+        let stores = self.stores.iter().map(fresh).collect::<anyhow::Result<_>>()?;
+        Ok(Self { stores, ..self.clone() })
+    }
+
+    /// The stores that differ by their passwords alone.
+    pub(super) fn changed_passwords<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a String> {
+        let differs = |(name, place): &(&String, &StorePlace)| match (place, other.stores.get(*name)) {
+            (StorePlace::Redis(before), Some(StorePlace::Redis(now))) => {
+                before.password != now.password && before.password_file == now.password_file
+            }
+            _ => false,
+        };
+        self.stores.iter().filter(differs).map(|(name, _)| name)
+    }
 }
 
 fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Result<BTreeMap<String, StorePlace>> {
@@ -106,10 +135,10 @@ fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Res
 fn with_password(name: &str, place: &RedisPlace) -> anyhow::Result<RedisPlace> {
     let mut place = place.clone();
     if let Some(path) = &place.password_file {
-        let password = std::fs::read_to_string(path).map_err(|error| {
+        let password = Secret::in_file(path).map_err(|error| {
             anyhow::anyhow!("--kv {name}: cannot read the password from {}: {error}", path.display())
         })?;
-        place.password = Some(password.trim_end_matches(['\n', '\r']).to_owned());
+        place.password = Some(password.reveal().to_owned());
     }
     Ok(place)
 }

@@ -4,35 +4,38 @@
 
 mod application;
 mod cluster;
+mod differences;
 mod doubts;
 mod file;
 #[cfg(test)]
 mod fuzz;
 mod granted;
+mod guest_values;
 mod limits;
 mod live;
 mod options;
 pub(crate) mod paths;
 mod policy;
 mod proxies;
-mod settings_file;
+mod secrets;
+mod sources;
 mod tls;
 mod values;
 
 use std::path::PathBuf;
 
-use anyhow::bail;
-
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_NAME, MAX_WORKERS};
+pub(crate) use differences::SettingChange;
 pub(crate) use file::OTHER_WORDS;
 pub(crate) use granted::Granted;
+pub(crate) use guest_values::{Changes, GuestValues};
 pub(crate) use limits::*;
-pub(crate) use live::{Changes, LiveConfig};
+pub(crate) use live::LiveConfig;
 pub(crate) use options::{Options, Recipe};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use proxies::{TrustedProxies, TrustedProxy};
-pub(crate) use settings_file::SettingsFile;
+pub(crate) use sources::{Reread, SettingsSources};
 pub(crate) use tls::{ClientAuth, PairFiles, TlsFiles};
 pub(crate) use values::{HealthPath, Percent, Span};
 
@@ -42,10 +45,14 @@ pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
 /// What `serve` runs with: options checked, defaults filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// The component, or the folder that it is yet to be built from.
+    pub(crate) app: PathBuf,
+    /// The folder that it was built from, as an absolute path.
+    pub(crate) folder: Option<PathBuf>,
     pub(crate) cluster: Cluster,
     pub(crate) application: Application,
-    /// Where they come from, as far as they do not come from the command line.
-    pub(crate) file: Option<SettingsFile>,
+    /// What the file says.
+    pub(crate) table: toml::Table,
     /// What is allowed and hardly meant, a line each, to be logged.
     pub(crate) doubts: Vec<String>,
 }
@@ -53,15 +60,9 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(app: PathBuf, options: &Options) -> anyhow::Result<Self> {
         let cluster = Cluster::new(options)?;
-        let application = Application::new(app, options, cluster.workers, cluster.default_store())?;
-        let proxied = cluster.listen.iter().find(|address| address.entrance.takes_proxy);
-        if let Some(address) = proxied.filter(|_| application.trusted_proxies.is_empty()) {
-            bail!(
-                "--listen {address} takes connections from trusted proxies alone; name them with --trust-proxy NETWORK"
-            );
-        }
-        let doubts = doubts::of(options, cluster.workers, application.limits.request_timeout);
-        Ok(Self { cluster, application, file: None, doubts })
+        let mut doubts = doubts::of(options, cluster.workers);
+        let application = Application::new(options, &cluster, &mut doubts)?;
+        Ok(Self { app, folder: None, cluster, application, table: toml::Table::new(), doubts })
     }
 }
 

@@ -2,20 +2,17 @@
 //! and the default as the help says it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::Deserialize;
 
+use super::secrets::{SecretPlace, table as secrets};
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
-use super::{ClientAuth, DEFAULT_FILE, TrustedProxy, file};
+use super::{ClientAuth, TrustedProxy};
 use crate::grants::{AllowConnect, AllowHost, DirGrant, StoreGrant};
 use crate::logging::{LogFormat, LogLevel};
-use crate::os::files;
 use crate::os::listener::ListenAddr;
 
 /// Headings of `serve --help`.
@@ -34,11 +31,17 @@ const LOGGING: &str = "Logging";
 trait Merge {
     /// This, unless it is unsaid.
     fn or(self, other: Self) -> Self;
+
+    fn is_said(&self) -> bool;
 }
 
 impl<T> Merge for Option<T> {
     fn or(self, other: Self) -> Self {
         self.or(other)
+    }
+
+    fn is_said(&self) -> bool {
+        self.is_some()
     }
 }
 
@@ -46,11 +49,19 @@ impl<T> Merge for Vec<T> {
     fn or(self, other: Self) -> Self {
         if self.is_empty() { other } else { self }
     }
+
+    fn is_said(&self) -> bool {
+        !self.is_empty()
+    }
 }
 
 impl Merge for bool {
     fn or(self, other: Self) -> Self {
         self || other
+    }
+
+    fn is_said(&self) -> bool {
+        *self
     }
 }
 
@@ -63,6 +74,12 @@ macro_rules! options {
         impl Options {
             fn first_said(self, other: Self) -> Self {
                 Self { $($name: Merge::or(self.$name, other.$name),)* }
+            }
+
+            /// The fields that say something.
+            pub(super) fn said(&self) -> Vec<&'static str> {
+                let fields = [$((stringify!($name), Merge::is_said(&self.$name)),)*];
+                fields.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
             }
         }
     };
@@ -157,6 +174,15 @@ options! {
         #[arg(long, value_name = "K=V", value_parser = parse_setting, help_heading = GRANTS)]
         #[serde(rename = "config", deserialize_with = "settings")]
         pub(crate) set: Vec<(String, String)>,
+
+        /// Secret for guests by wasi:config, from a file or a variable, and shown to nobody else; can be repeated
+        ///
+        /// SOURCE is file:PATH, env:NAME, or credential:NAME for systemd's credentials. Of a folder, each file is a secret:
+        /// db=file:/run/secrets/db has db.user for /run/secrets/db/user. They are read again with every reload and rollback.
+        /// In the configuration file, it is the table [secrets].
+        #[arg(long, value_name = "K=SOURCE", help_heading = GRANTS)]
+        #[serde(rename = "secrets", deserialize_with = "secrets")]
+        pub(crate) set_secret: Vec<SecretPlace>,
 
         /// Environment variable to pass on from this process to guests; can be repeated
         #[arg(long, value_name = "K", help_heading = GRANTS)]
@@ -408,18 +434,6 @@ pub(crate) struct Recipe {
 }
 
 impl Options {
-    /// What the file says that belongs to `app`: the default file in it, if it is a folder that has one, or else the one
-    /// in the current folder, if there is one.
-    pub(crate) fn from_default_file(app: &Path) -> anyhow::Result<Self> {
-        let files = [app.join(DEFAULT_FILE), DEFAULT_FILE.into()];
-        files.iter().find(|file| file.exists()).map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
-    }
-
-    pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let text = read_trusted(path).with_context(|| format!("cannot read {}", path.display()))?;
-        file::parse(&text).map_err(|reason| anyhow::anyhow!("{}, {reason}", path.display()))
-    }
-
     /// These options for somebody who changes the sources and wants to see what comes of it: new versions are served at
     /// once, unless it is said otherwise.
     pub(crate) fn for_development(self) -> Self {
@@ -430,7 +444,10 @@ impl Options {
     /// These options, and from `other` what they leave unsaid; environment variables and values for guests are merged by name.
     pub(crate) fn or(self, other: Self) -> Self {
         let (env, set) = (by_name(&self.env, &other.env), by_name(&self.set, &other.set));
-        Self { env, set, ..self.first_said(other) }
+        let says = |key: &str| self.set_secret.iter().any(|secret| secret.key == key);
+        let others = other.set_secret.iter().filter(|secret| !says(&secret.key));
+        let set_secret = self.set_secret.iter().chain(others).cloned().collect();
+        Self { env, set, set_secret, ..self.first_said(other) }
     }
 }
 
@@ -440,17 +457,9 @@ fn by_name(first: &[(String, String)], other: &[(String, String)]) -> Vec<(Strin
     all.into_iter().collect()
 }
 
-/// A file that others could have written is not gone by: it says what is run, and what it may do.
-fn read_trusted(path: &Path) -> anyhow::Result<String> {
-    let mut file = File::open(path)?;
-    files::check_trusted(&file.metadata()?)?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::file;
     use super::*;
 
     fn parse(text: &str) -> Result<Options, String> {

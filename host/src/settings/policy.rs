@@ -1,4 +1,4 @@
-//! How a cluster supervises its workers, as far as a user may choose.
+//! How workers are supervised, as far as a user may choose.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(super) const DRAIN_RESERVE: Duration = Duration::from_secs(5);
 const CONTAINER_GRACE: Duration = Duration::from_secs(9);
 
 /// What the supervisor goes by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// Workers that have not finished so long after their drain began cut what is left.
     pub(crate) drain_timeout: Duration,
@@ -43,7 +43,7 @@ pub(crate) struct Policy {
 }
 
 /// When a worker is replaced by a fresh one: each worker draws its own limits, a little below these.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Recycle {
     pub(crate) max_requests: Option<u64>,
     pub(crate) max_lifetime: Option<Duration>,

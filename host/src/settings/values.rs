@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::live::check_key;
-
+/// Bytes of the key of a value for guests.
+const MAX_KEY: usize = 256;
+/// What the host's own keys begin with.
+pub(super) const OWN: &str = "wasmcluster.";
 /// Longest time that can be asked for: no sum of such times overflows.
 pub(super) const MAX_SPAN: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -195,6 +197,17 @@ pub(super) fn parse_setting(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn settings<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
     table(from, |key, _| check_key(key))
+}
+
+/// Whether a value for guests may be called so.
+pub(super) fn check_key(key: &str) -> Result<(), String> {
+    match key {
+        "" => Err("the key is empty".into()),
+        _ if key.starts_with(OWN) => Err(format!("{key:?}: keys that begin with {OWN} are the server's own")),
+        _ if key.len() > MAX_KEY => Err(format!("a key has {} bytes; the limit is {MAX_KEY}", key.len())),
+        _ if key.contains(|char: char| char == '=' || char.is_control()) => Err(format!("{key:?} is not a valid key")),
+        _ => Ok(()),
+    }
 }
 
 fn check_variable(name: &str, value: &str) -> Result<(), String> {

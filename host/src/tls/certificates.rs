@@ -1,9 +1,6 @@
 //! Reads the files of certificates and keys, and checks them before a worker sees them. The primary does it, at the start
 //! and with every reload, on a thread that may wait for a file system.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use super::credentials::server_config;
 use super::material::{MAX_MATERIAL, Material};
 use super::pair::{self, Pair};
+use crate::os::files;
 use crate::settings::{PairFiles, TlsFiles};
 
 /// Bytes of one file.
@@ -64,15 +62,15 @@ pub(crate) fn day(time: SystemTime) -> String {
 }
 
 /// Reads all of them anew. An error is one line that says which file is wrong and why.
-pub(crate) fn read(files: &TlsFiles, now: SystemTime) -> anyhow::Result<Certificates> {
+pub(crate) fn read(tls: &TlsFiles, now: SystemTime) -> anyhow::Result<Certificates> {
     let (mut material, mut shown, mut doubts) = (Material::default(), Vec::new(), Vec::new());
-    for files in &files.pairs {
-        let (cert, key) = (contents(&files.cert, "certificate")?, contents(&files.key, "key")?);
-        shown.push(check(files, &cert, &key, now)?);
-        doubts.extend(exposed(&files.key));
+    for pair in &tls.pairs {
+        let (cert, key) = (contents(&pair.cert, "certificate")?, contents(&pair.key, "key")?);
+        shown.push(check(pair, &cert, &key, now)?);
+        doubts.extend(files::exposed(&pair.key, "key"));
         material.pairs.push((text(&cert), text(&key)));
     }
-    if let Some((ca, auth)) = &files.client {
+    if let Some((ca, auth)) = &tls.client {
         let certs = contents(ca, "client CA")?;
         pair::chain(&certs).with_context(|| format!("cannot use the client CA {}", ca.display()))?;
         material.client = Some((text(&certs), *auth));
@@ -82,7 +80,7 @@ pub(crate) fn read(files: &TlsFiles, now: SystemTime) -> anyhow::Result<Certific
         "the certificates and keys take more than {MAX_MATERIAL} bytes; leave some out"
     );
     // As a worker will, so that none of them finds a fault.
-    server_config(&material).with_context(|| match &files.client {
+    server_config(&material).with_context(|| match &tls.client {
         Some((ca, _)) => format!("cannot use the client CA {}", ca.display()),
         None => "cannot use the certificates".into(),
     })?;
@@ -108,30 +106,12 @@ fn check(PairFiles { cert, key }: &PairFiles, chain: &[u8], secret: &[u8], now: 
 }
 
 fn contents(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
-    let read = || {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        ensure!(metadata.is_file(), "it is not a file");
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 <= MAX_FILE, "it is larger than 1 MiB");
-        Ok(bytes)
-    };
-    read().with_context(|| format!("cannot read the {what} {}", path.display()))
+    files::contents(path, MAX_FILE).with_context(|| format!("cannot read the {what} {}", path.display()))
 }
 
 /// PEM is ASCII; what stands between its sections may be anything.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A key that others can read, or replace.
-fn exposed(key: &Path) -> Option<String> {
-    let mode = std::fs::metadata(key).ok()?.mode();
-    let key = key.display();
-    (mode & 0o066 != 0).then(|| {
-        format!("other users can read or write the key {key} (mode {:o}); run `chmod go= {key}`", mode & 0o7777)
-    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::version::{Compiled, WasiHttp};
 use crate::logging::Logging;
 use crate::os::memfd;
-use crate::settings::{Granted, HealthPath, Limits, Settings, TrustedProxies};
+use crate::settings::{Application, Cluster, Granted, GuestValues, HealthPath, Limits, TrustedProxies};
 
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
@@ -25,12 +25,12 @@ pub(crate) struct Reuse {
 }
 
 impl Reuse {
-    fn new(settings: &Settings, component: &Compiled) -> Self {
+    fn new(application: &Application, component: &Compiled) -> Self {
         if component.can_hold_back {
             return Self { uses: 1, seats: 1 };
         }
-        let uses = settings.application.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
-        let seats = settings.application.max_instance_concurrent_reuse_count;
+        let uses = application.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
+        let seats = application.max_instance_concurrent_reuse_count;
         Self { uses, seats }
     }
 }
@@ -40,6 +40,8 @@ impl Reuse {
 pub(crate) struct WorkerSettings {
     pub(crate) http: WasiHttp,
     pub(crate) granted: Granted,
+    /// What guests are configured with.
+    pub(crate) values: GuestValues,
     pub(crate) drain_timeout: Duration,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) health_path: Option<HealthPath>,
@@ -52,18 +54,19 @@ pub(crate) struct WorkerSettings {
 
 impl WorkerSettings {
     /// What the workers of a component go by.
-    pub(crate) fn new(settings: &Settings, component: &Compiled) -> Self {
+    pub(crate) fn new(cluster: &Cluster, application: &Application, component: &Compiled) -> Self {
         Self {
             http: component.http,
-            granted: settings.application.granted.clone(),
-            drain_timeout: settings.cluster.policy.drain_timeout,
-            drain_idle_grace: settings.application.drain_idle_grace,
-            health_path: settings.application.health_path.clone(),
-            limits: settings.application.limits,
-            trusted_proxies: settings.application.trusted_proxies.clone(),
-            reuse: Reuse::new(settings, component),
-            pin_cpus: settings.cluster.pin_cpus,
-            logging: settings.cluster.logging,
+            granted: application.granted.clone(),
+            values: application.values.clone(),
+            drain_timeout: application.policy.drain_timeout,
+            drain_idle_grace: application.drain_idle_grace,
+            health_path: application.health_path.clone(),
+            limits: application.limits,
+            trusted_proxies: application.trusted_proxies.clone(),
+            reuse: Reuse::new(application, component),
+            pin_cpus: cluster.pin_cpus,
+            logging: cluster.logging,
         }
     }
 
@@ -72,7 +75,7 @@ impl WorkerSettings {
         let bytes = serde_json::to_vec(self)?;
         ensure!(
             bytes.len() as u64 <= MAX_SETTINGS,
-            "the environment variables for guests take more than {MAX_SETTINGS} bytes"
+            "what guests are granted and configured with takes more than {MAX_SETTINGS} bytes"
         );
         Ok(memfd::constant(c"wasmcluster-settings", &*bytes)?)
     }
@@ -99,6 +102,7 @@ mod tests {
                 stores: [("default".into(), "file:/var/kv".parse().unwrap())].into(),
                 connections: vec!["*.example.com:5432".parse().unwrap()].into(),
             },
+            values: GuestValues::default(),
             drain_timeout: Duration::from_secs(35),
             drain_idle_grace: Duration::from_millis(1500),
             health_path: "/health?deep=1".parse().ok(),
@@ -140,7 +144,10 @@ mod tests {
             assert_eq!((read.drain_idle_grace, read.pin_cpus), (settings.drain_idle_grace, true));
             assert_eq!((read.health_path, read.limits), (settings.health_path.clone(), settings.limits));
             assert_eq!((read.drain_timeout, read.reuse), (settings.drain_timeout, settings.reuse));
-            assert_eq!(read.trusted_proxies, settings.trusted_proxies);
+            assert_eq!(
+                (read.trusted_proxies, read.values),
+                (settings.trusted_proxies.clone(), settings.values.clone())
+            );
             assert_eq!((read.logging.format, read.logging.colour), (LogFormat::Json, false));
         }
     }

@@ -132,7 +132,8 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let drain_timeout = settings.drain_timeout;
     let credentials = tls.map(|tls| Ok::<_, anyhow::Error>(Arc::new(Credentials::new(&Material::read(&tls)?)?)));
     let credentials = credentials.transpose().context("cannot use the certificates")?;
-    let (values, keeper) = (Arc::new(LiveValues::new(config.values)), Arc::<KeeperLink>::default());
+    let values = Arc::new(LiveValues::new(settings.values.clone(), &config.changed));
+    let keeper = Arc::<KeeperLink>::default();
     let configurable = Configurable { volume, tls: credentials, values, keeper };
     let (phase, changes) = (Arc::new(phase), configurable.clone());
     Guardian { primary: primary.clone(), sigterm, phase, changes, stats, drain_timeout }.start()?;

@@ -1,4 +1,4 @@
-//! The certificates that are served now, and the keys of session tickets. What is done about them is in
+//! The certificates that are served, and the keys of session tickets. What is done about them is in
 //! `driver/certificates.rs`.
 
 use std::os::fd::OwnedFd;
@@ -16,7 +16,66 @@ use crate::tls::rotation::{TicketRotation, Time};
 /// How often certificates that end soon are warned of.
 const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What is served now.
+/// What was read for some settings.
+pub(crate) type FilesRead = (TlsFiles, anyhow::Result<Certificates>);
+
+/// What generations serve with, for each of their settings: as a rule, all have the same.
+#[derive(Debug, Default)]
+pub(crate) struct CertifiedSets(Vec<Certified>);
+
+impl CertifiedSets {
+    /// None if no listener speaks TLS.
+    pub(crate) fn of(&self, files: Option<&TlsFiles>) -> Option<&Certified> {
+        self.0.iter().find(|set| Some(&set.files) == files)
+    }
+
+    pub(crate) fn of_mut(&mut self, files: &TlsFiles) -> Option<&mut Certified> {
+        self.0.iter_mut().find(|set| set.files == *files)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn settings(&self) -> Vec<TlsFiles> {
+        self.0.iter().map(|set| set.files.clone()).collect()
+    }
+
+    pub(crate) fn add(&mut self, files: TlsFiles, read: Certificates, now: Time) -> anyhow::Result<()> {
+        self.0.push(Certified::new(files, read, now)?);
+        Ok(())
+    }
+
+    /// Forgets what no generation has any more.
+    pub(crate) fn retain(&mut self, is_used: impl Fn(&TlsFiles) -> bool) {
+        self.0.retain(|set| is_used(&set.files));
+    }
+
+    /// When to look after them.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.0.iter().map(Certified::next_deadline).min()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Certified> {
+        self.0.iter_mut()
+    }
+}
+
+/// Reads files on a thread that nobody waits for; the result goes to `done`, which has room for it.
+pub(crate) fn read_again(files: Vec<TlsFiles>, done: &mpsc::Sender<Vec<FilesRead>>) {
+    let (sender, all) = (done.clone(), files.clone());
+    let one = |files: TlsFiles| {
+        let read = certificates::read(&files, SystemTime::now());
+        (files, read)
+    };
+    let read = move || drop(sender.try_send(all.into_iter().map(one).collect()));
+    if let Err(error) = std::thread::Builder::new().name("certificates".into()).spawn(read) {
+        let failed = |files| (files, Err(anyhow!("cannot read the certificates: {error}")));
+        let _ = done.try_send(files.into_iter().map(failed).collect());
+    }
+}
+
+/// What is served with some settings.
 #[derive(Debug)]
 pub(crate) struct Certified {
     files: TlsFiles,
@@ -35,15 +94,6 @@ impl Certified {
         material.set_tickets(rotation.keys());
         let file = hand_over(&material)?;
         Ok(Self { files, shown, material, rotation, warned: now, file })
-    }
-
-    /// Reads the files on a thread that nobody waits for; the result goes to `done`, which has room for it.
-    pub(crate) fn read_again(&self, done: &mpsc::Sender<anyhow::Result<Certificates>>) {
-        let (files, sender) = (self.files.clone(), done.clone());
-        let read = move || drop(sender.try_send(certificates::read(&files, SystemTime::now())));
-        if let Err(error) = std::thread::Builder::new().name("certificates".into()).spawn(read) {
-            let _ = done.try_send(Err(anyhow!("cannot read the certificates: {error}")));
-        }
     }
 
     /// Serves with these from now on. Whether anything is new.

@@ -1,21 +1,21 @@
-//! What is known of a reload: who asked for what, the compiler at work, who wants to know how it goes, how it ended. What
+//! What is known of a reload: who asked for what, what is being prepared, who wants to know how it goes, how it ended. What
 //! is done about it is in `driver/deploying.rs`, what is decided in `supervisor/swap.rs`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::generations::Provenance;
 use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, line};
-use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess};
+use crate::os::blocking::off_the_loop;
+use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess, Deployment};
 use crate::primary::supervisor::Gates;
-use crate::settings::{Percent, Policy};
+use crate::settings::{Percent, Policy, Reread, TlsFiles};
+use crate::tls::certificates::{self, Certificates};
 use crate::wire::ids::Generation;
 use crate::wire::messages::ToCompiler;
 
@@ -31,12 +31,12 @@ impl ReloadRequest {
         Gates { force: self.force, max_error_increase: increase.thousandths(), served_before: false }
     }
 
-    /// `least` is what it takes if nothing has to be waited for but the gates.
-    pub(crate) fn deadline(&self, least: Duration) -> Instant {
+    /// How long it may take; `least` is what it takes if nothing has to be waited for but the gates.
+    pub(crate) fn patience(&self, least: Duration) -> Duration {
         // A year from now is as good as any later time.
         let longest = Duration::from_secs(365 * 24 * 60 * 60);
         let usual = DEFAULT_TIMEOUT.saturating_add(least);
-        Instant::now() + self.timeout_ms.map_or(usual, Duration::from_millis).min(longest)
+        self.timeout_ms.map_or(usual, Duration::from_millis).min(longest)
     }
 
     /// What is to be said of a time in which no reload can end well.
@@ -79,24 +79,22 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// None while it is compiled.
+    /// Whether nothing is to come of it.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.draft().is_some_and(|draft| draft.wanted == Wanted::DryRun)
+    }
+
+    /// None while it is prepared.
     pub(crate) fn generation(&self) -> Option<Generation> {
         match self.stage {
             ChangeStage::Swapping(generation) => Some(generation),
-            ChangeStage::Compiling(_) => None,
+            ChangeStage::Preparing(_) => None,
         }
     }
 
     pub(crate) fn draft(&self) -> Option<&Draft> {
         match &self.stage {
-            ChangeStage::Compiling(draft) => Some(draft),
-            ChangeStage::Swapping(_) => None,
-        }
-    }
-
-    pub(crate) fn draft_mut(&mut self) -> Option<&mut Draft> {
-        match &mut self.stage {
-            ChangeStage::Compiling(draft) => Some(draft),
+            ChangeStage::Preparing(draft) => Some(draft),
             ChangeStage::Swapping(_) => None,
         }
     }
@@ -104,61 +102,97 @@ impl Change {
 
 #[derive(Debug)]
 pub(crate) enum ChangeStage {
-    Compiling(Draft),
+    Preparing(Draft),
     /// The supervisor has it.
     Swapping(Generation),
 }
 
-/// What is to become of a component that is being compiled.
+/// What is to become of what is being prepared.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    pub(crate) compiling: Compiling,
-    pub(crate) source: PathBuf,
-    pub(crate) gates: Gates,
+    pub(crate) preparing: Preparing,
+    pub(crate) request: ReloadRequest,
     pub(crate) deadline: Instant,
     pub(crate) wanted: Wanted,
     pub(crate) origin: Provenance,
+    pub(crate) subject: Subject,
 }
 
-/// Whether what is served already is to be brought anew.
+/// Which component is deployed.
+#[derive(Clone, Debug)]
+pub(crate) enum Subject {
+    /// One that is compiled, or found in the store, of this file.
+    File(PathBuf),
+    /// One that was deployed before.
+    Kept(Rc<Deployment>),
+}
+
+/// What a reload is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
+    /// Whatever is served already is brought anew.
     Always,
     IfNew,
+    /// To be told what would change.
+    DryRun,
 }
 
-/// What came of a compiler, by its process id: one that was given up may still have answered.
-pub(crate) type Answered = (Pid, CompilerAnswer);
-
-/// A compiler at work.
+/// What a new generation is made of.
 #[derive(Debug)]
-pub(crate) struct Compiling {
-    process: Arc<CompilerProcess>,
-    listening: AbortHandle,
+pub(crate) struct Assembly {
+    pub(crate) settings: Reread,
+    /// Of those settings, unless there are some already.
+    pub(crate) certificates: Option<Certificates>,
+    /// None if the component is there already.
+    pub(crate) component: Option<CompilerAnswer>,
 }
 
-impl Compiling {
-    /// Starts a compiler; its answer goes to `answers`.
-    pub(crate) fn start(request: &ToCompiler, answers: mpsc::Sender<Answered>) -> std::io::Result<Self> {
-        let process = Arc::new(CompilerProcess::spawn(request)?);
-        let heard = process.clone();
-        let listening = tokio::spawn(async move {
+/// What came of a preparation, by its number: one that was given up may still have ended.
+pub(crate) type Answered = (u64, anyhow::Result<Box<Assembly>>);
+
+/// Settings are being read, and perhaps a component compiled.
+#[derive(Debug)]
+pub(crate) struct Preparing {
+    pub(crate) number: u64,
+    work: AbortHandle,
+}
+
+impl Preparing {
+    /// Does what `read` does on a thread, and has the compiler do what it is asked for; the first that fails ends it.
+    /// `known` are the settings whose certificates are there.
+    pub(crate) fn start(
+        number: u64,
+        read: impl FnOnce() -> anyhow::Result<Reread> + Send + 'static,
+        known: Vec<TlsFiles>,
+        ask: Option<ToCompiler>,
+        answers: mpsc::Sender<Answered>,
+    ) -> Self {
+        let read = move || {
+            let settings = read()?;
+            let files = settings.application.tls.as_ref().filter(|files| !known.contains(files));
+            let certificates = files.map(|files| certificates::read(files, SystemTime::now())).transpose()?;
+            Ok((settings, certificates))
+        };
+        let compile = async move {
+            match &ask {
+                Some(ask) => Ok(Some(CompilerProcess::spawn(ask)?.answer().await)),
+                None => Ok(None),
+            }
+        };
+        let work = tokio::spawn(async move {
+            let both = tokio::try_join!(off_the_loop(read), compile);
+            let parts = both
+                .map(|((settings, certificates), component)| Box::new(Assembly { settings, certificates, component }));
             // The driver may have given up.
-            let _ = answers.send((heard.child.pid, heard.answer().await)).await;
+            let _ = answers.send((number, parts)).await;
         });
-        Ok(Self { process, listening: listening.abort_handle() })
-    }
-
-    pub(crate) fn pid(&self) -> Pid {
-        self.process.child.pid
+        Self { number, work: work.abort_handle() }
     }
 }
 
-impl Drop for Compiling {
+impl Drop for Preparing {
     fn drop(&mut self) {
-        self.listening.abort();
-        // One that has answered is about to end, or has.
-        self.process.child.signal(Signal::SIGKILL);
+        self.work.abort();
     }
 }
 

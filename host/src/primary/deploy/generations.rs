@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::primary::fleet::process::Deployment;
-use crate::settings::Changes;
+use crate::settings::{Changes, TlsFiles};
 use crate::wire::committed::Committed;
 use crate::wire::ids::{Generation, short_digest};
 use crate::wire::version::Version;
@@ -103,6 +103,11 @@ impl Generations {
 
     pub(crate) fn get(&self, generation: Generation) -> Option<&Rc<Deployment>> {
         Some(&self.known.get(&generation)?.deployment)
+    }
+
+    /// Whether one of them has these certificates.
+    pub(crate) fn have(&self, files: &TlsFiles) -> bool {
+        self.known.values().any(|known| known.deployment.application.tls.as_ref() == Some(files))
     }
 
     pub(crate) fn current(&self) -> (Generation, &Rc<Deployment>) {

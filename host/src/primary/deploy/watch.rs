@@ -1,4 +1,4 @@
-//! `--watch`: notices when the component's file has changed.
+//! `--watch`: notices when the component's file has changed, or that of its settings.
 //!
 //! It looks at the file several times a second instead of asking the kernel to tell: that costs next to nothing, and sees
 //! what editors and build tools do (writing in place, renaming over it, removing it for a while, turning a symbolic link)
@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-
-use crate::settings::Settings;
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Looks that find the file as the one before did, until it counts as written to its end.
@@ -52,42 +50,37 @@ impl Debounce {
     }
 }
 
-/// The watch over one file, or over none.
+/// The watch over a component and its settings, or over nothing.
 #[derive(Debug)]
 pub(crate) struct Watch(Option<mpsc::Receiver<()>>);
 
 impl Watch {
-    /// Watches the component's file if that is wanted, on a thread of its own: a file system that hangs must not stop the
-    /// primary. What changes in the settings' file, it tells the log: that needs a restart.
-    pub(crate) fn start(settings: &Settings, app: &Path) -> Self {
-        if !settings.cluster.watch {
+    /// Watches the component's file and that of its settings if that is wanted, on a thread of its own: a file system that
+    /// hangs must not stop the primary.
+    pub(crate) fn start(is_wanted: bool, app: &Path, settings: &Path) -> Self {
+        if !is_wanted {
             return Self(None);
         }
-        let (path, file) = (PathBuf::from(app), settings.file.clone());
+        let paths = [app, settings].map(PathBuf::from);
         let (sender, changes) = mpsc::channel(1);
         let looking = std::thread::Builder::new().name("watch".into()).spawn(move || {
-            let mut debounce = Debounce::new(fingerprint(&path));
-            let mut of_settings = Debounce::new(file.as_ref().and_then(|file| fingerprint(file.path())));
+            let mut files = paths.map(|path| (Debounce::new(fingerprint(&path)), path));
             while !sender.is_closed() {
                 std::thread::sleep(LOOK_EVERY);
-                if let Some(file) = &file
-                    && of_settings.look(fingerprint(file.path()))
-                    && let Some(changes) = file.changes()
-                {
-                    tracing::warn!("{changes}");
-                }
-                if debounce.look(fingerprint(&path)) && sender.blocking_send(()).is_err() {
+                let changes =
+                    files.iter_mut().filter_map(|(debounce, path)| debounce.look(fingerprint(path)).then_some(()));
+                if changes.count() > 0 && sender.blocking_send(()).is_err() {
                     return;
                 }
             }
         });
         if let Err(error) = looking {
-            tracing::error!("cannot watch the file: {error}");
+            tracing::error!("cannot watch the files: {error}");
         }
         Self(Some(changes))
     }
 
-    /// Resolves when the file has changed. Can be dropped and called again without loss.
+    /// Resolves when one of them has changed. Can be dropped and called again without loss.
     pub(crate) async fn changed(&mut self) {
         if let Some(changes) = &mut self.0
             && changes.recv().await.is_some()

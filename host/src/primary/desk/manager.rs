@@ -31,7 +31,7 @@ pub(crate) struct Manager {
     /// When a reload has asked for more time.
     asked_at: Option<Instant>,
     /// How long a stop may take.
-    longest_stop: Duration,
+    pub(crate) longest_stop: Duration,
 }
 
 impl Manager {

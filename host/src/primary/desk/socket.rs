@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod fuzz;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
@@ -30,7 +31,7 @@ use tokio::task::AbortHandle;
 use super::name::Name;
 use crate::control::client::{PATIENCE, is_permitted};
 use crate::control::protocol::{Empty, ReloadRequest, Scale, Scaled, Status, Stop};
-use crate::settings::{Changes, LiveConfig};
+use crate::settings::Changes;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
@@ -49,7 +50,7 @@ const MAX_QUESTION: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Query {
     Status(oneshot::Sender<Status>),
-    Config(oneshot::Sender<LiveConfig>),
+    Config(oneshot::Sender<BTreeMap<String, String>>),
     /// The answer is lines of JSON as they come, or why not; so in what follows.
     Events(oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Reload(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
@@ -190,7 +191,7 @@ async fn answer(
     let (head, body) = request.into_parts();
     let answered = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => ask(queries, Query::Status).await.map(|status| json!(status)),
-        (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config.entries())),
+        (&Method::GET, "/config") => ask(queries, Query::Config).await.map(|config| json!(config)),
         (&Method::POST, "/scale") => change(body, queries, Query::Scale).await.map(|scaled| json!(scaled)),
         (&Method::POST, "/stop") => change(body, queries, Query::Stop).await.map(|()| json!({})),
         (&Method::POST, "/config") => change(body, queries, Query::Configure).await.map(|()| json!({})),

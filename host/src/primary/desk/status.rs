@@ -7,7 +7,6 @@ use crate::settings::Settings;
 
 /// The status of a cluster that began at `since`, has these addresses, and deploys nothing yet.
 pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, starting: Option<Starting>) -> Status {
-    let application = &settings.application;
     Status {
         schema: 1,
         name: settings.cluster.name.clone(),
@@ -23,9 +22,9 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
             candidate: None,
             previous: None,
             digest: String::new(),
-            source: application.app.clone(),
+            source: settings.app.clone(),
             first_served_ms: None,
-            folder: application.folder.clone(),
+            folder: settings.folder.clone(),
         },
         reload: None,
         last_reload: None,
@@ -35,6 +34,6 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         config: ConfigStatus::default(),
         keeper: None,
         guest_metrics: Vec::new(),
-        limits: application.limits.in_force(),
+        limits: settings.application.limits.in_force(),
     }
 }

@@ -8,9 +8,11 @@ use tokio::sync::oneshot;
 
 use super::Driver;
 use crate::control::protocol::Happening;
-use crate::primary::deploy::change::Follower;
+use crate::primary::deploy::certificates::{Certified, FilesRead, read_again};
+use crate::primary::deploy::change::{Change, Follower};
 use crate::primary::desk::socket::{Refusable, Refused};
-use crate::tls::certificates::Certificates;
+use crate::settings::TlsFiles;
+use crate::wire::ids::WorkerId;
 
 /// Who may wait for files that are being read.
 const MAX_WAITING: usize = 64;
@@ -56,59 +58,95 @@ impl Driver<'_> {
 
     /// The same, for a command that asks for nothing else.
     pub(crate) fn refresh_certificates(&mut self, done: oneshot::Sender<Refusable<()>>) {
-        let refused = match &self.certified {
-            Some(_) if self.supervisor.is_about_to_stop() => Refused::Impossible("the cluster is stopping".into()),
-            Some(_) => return self.read_certificates_for(Asker::Command(done)),
-            None => Refused::Wrong("this cluster has no certificates, as none of its listeners is https".into()),
+        let refused = match self.certified.is_empty() {
+            false if self.supervisor.is_about_to_stop() => Refused::Impossible("the cluster is stopping".into()),
+            false => return self.read_certificates_for(Asker::Command(done)),
+            true => Refused::Wrong("this cluster has no certificates, as none of its listeners is https".into()),
         };
         drop(done.send(Err(refused)));
     }
 
     fn read_certificates_for(&mut self, asker: Asker) {
-        let Some(certified) = &self.certified else { return };
+        if self.certified.is_empty() {
+            return;
+        }
         let Askers { reading, waiting } = &mut self.askers;
         if reading.is_empty() {
             reading.push(asker);
-            certified.read_again(&self.reads);
+            read_again(self.files_in_use(), &self.reads);
         } else if waiting.len() < MAX_WAITING {
             asker.note("the certificates are being read already, and will be read once more");
             waiting.push(asker);
         }
     }
 
-    pub(crate) fn certificates_read(&mut self, read: anyhow::Result<Certificates>) {
-        let Some(certified) = &mut self.certified else { return };
+    /// Of what is served, of what is to be, and of workers that drain.
+    fn files_in_use(&self) -> Vec<TlsFiles> {
+        let candidate = self.change.as_ref().and_then(Change::generation);
+        let draining = self.workers.values().map(|running| running.generation);
+        let mut files: Vec<TlsFiles> = Vec::new();
+        for generation in [self.generations.current().0].into_iter().chain(candidate).chain(draining) {
+            let used = self.generations.get(generation).and_then(|deployment| deployment.application.tls.as_ref());
+            files.extend(used.filter(|used| !files.contains(used)).cloned());
+        }
+        files
+    }
+
+    /// What a worker has.
+    pub(crate) fn certified_for(&self, worker: WorkerId) -> Option<&Certified> {
+        let deployment = self.generations.get(self.workers.get(&worker)?.generation)?;
+        self.certified.of(deployment.application.tls.as_ref())
+    }
+
+    pub(crate) fn certified_now(&self) -> Option<&Certified> {
+        self.certified.of(self.generations.current().1.application.tls.as_ref())
+    }
+
+    /// Forgets those of generations that are forgotten.
+    pub(crate) fn forget_certificates(&mut self) {
+        let generations = &self.generations;
+        self.certified.retain(|files| generations.have(files));
+    }
+
+    pub(crate) fn certificates_read(&mut self, read: Vec<FilesRead>) {
         let askers = mem::replace(&mut self.askers.reading, mem::take(&mut self.askers.waiting));
         if !self.askers.reading.is_empty() {
-            certified.read_again(&self.reads);
+            read_again(self.files_in_use(), &self.reads);
         }
-        let doubts = read.as_ref().map(|read| read.doubts.clone()).unwrap_or_default();
-        let replaced = read.and_then(|read| certified.replace(read));
-        for doubt in doubts {
-            tracing::warn!("{doubt}");
-            askers.iter().for_each(|asker| asker.note(&doubt));
-        }
-        match replaced {
-            Ok(is_new) => {
-                let waiting: Vec<_> = askers.into_iter().filter_map(Asker::command).collect();
-                if is_new {
-                    tracing::info!("new certificates are served from the next connection on");
-                    self.renew(waiting);
-                } else {
-                    tracing::debug!("the certificates are the same as before");
-                    waiting.into_iter().for_each(|done| drop(done.send(Ok(()))));
-                }
+        let (mut is_new, mut failure) = (false, None);
+        for (files, read) in read {
+            // Of a generation that was forgotten meanwhile, nothing matters any more.
+            let Some(certified) = self.certified.of_mut(&files) else { continue };
+            let doubts = read.as_ref().map(|read| read.doubts.clone()).unwrap_or_default();
+            match read.and_then(|read| certified.replace(read)) {
+                Ok(replaced) => is_new |= replaced,
+                Err(error) => failure = Some(error),
             }
-            Err(error) => {
-                let text = format!("{error:#}; the cluster goes on with the certificates that it has");
-                tracing::error!("{text}");
-                for asker in askers {
-                    asker.note(&text);
+            for doubt in doubts {
+                tracing::warn!("{doubt}");
+                askers.iter().for_each(|asker| asker.note(&doubt));
+            }
+        }
+        let failure = failure
+            .map(|error| format!("{error:#}; the cluster goes on with the certificates that it has"))
+            .inspect(|text| tracing::error!("{text}"));
+        let mut waiting = Vec::new();
+        for asker in askers {
+            match &failure {
+                Some(text) => {
+                    asker.note(text);
                     if let Asker::Command(done) = asker {
                         let _ = done.send(Err(Refused::Impossible(text.clone())));
                     }
                 }
+                None => waiting.extend(asker.command()),
             }
+        }
+        if is_new {
+            tracing::info!("new certificates are served from the next connection on");
+            self.renew(waiting);
+        } else {
+            waiting.into_iter().for_each(|done| drop(done.send(Ok(()))));
         }
     }
 
@@ -124,22 +162,23 @@ impl Driver<'_> {
     }
 
     pub(crate) fn certificates_deadline(&self) -> Option<Instant> {
-        Some(self.started + self.certified.as_ref()?.next_deadline())
+        Some(self.started + self.certified.next_deadline()?)
     }
 
     pub(crate) fn look_after_certificates(&mut self) {
-        let now = self.started.elapsed();
-        let Some(certified) = &mut self.certified else { return };
-        for doubt in certified.doubts(now) {
-            tracing::warn!("{doubt}");
-        }
-        match certified.turn(now) {
-            Ok(true) => {
-                tracing::debug!("the keys of session tickets have changed");
-                self.renew(Vec::new());
+        let (now, mut has_changed) = (self.started.elapsed(), false);
+        for certified in self.certified.iter_mut() {
+            for doubt in certified.doubts(now) {
+                tracing::warn!("{doubt}");
             }
-            Ok(false) => {}
-            Err(error) => tracing::error!("{error:#}; the old keys are used on"),
+            match certified.turn(now) {
+                Ok(changed) => has_changed |= changed,
+                Err(error) => tracing::error!("{error:#}; the old keys are used on"),
+            }
+        }
+        if has_changed {
+            tracing::debug!("the keys of session tickets have changed");
+            self.renew(Vec::new());
         }
     }
 }

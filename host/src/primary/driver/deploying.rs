@@ -1,76 +1,71 @@
-//! The driver's part in a reload: has the next version compiled, hands it to the supervisor, tells how it goes, and keeps
+//! The driver's part in a reload: has the next version compiled and its settings read, hands it to the supervisor, tells how it goes, and keeps
 //! what was deployed.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::control::protocol::{Happening, LastReload, ReloadRequest, ReloadResult, ReloadStatus};
-use crate::os::files;
-use crate::primary::deploy::change::{Answered, Change, ChangeStage, Compiling, Draft, Follower, Settled, Wanted};
+use crate::os::{files, resources};
+use crate::primary::deploy::change::{
+    Answered, Assembly, Change, ChangeStage, Draft, Follower, Preparing, Settled, Subject, Wanted,
+};
 use crate::primary::deploy::generations::Provenance;
 use crate::primary::deploy::saver::{SAVED_WITHIN, Saved};
 use crate::primary::desk::socket::{Refusable, Refused};
 use crate::primary::fleet::process::Deployment;
 use crate::primary::supervisor::{Cause, Event, Gates, Supervisor, SwapProgress};
-use crate::settings::Policy;
-use crate::wire::ids::Generation;
+use crate::settings::{Application, Policy, Reread, SettingChange};
+use crate::wire::ids::{Generation, short_digest};
 use crate::wire::messages::ToCompiler;
+
+/// Changes of settings that are told one by one.
+const MAX_CHANGES: usize = 100;
 
 impl Driver<'_> {
     /// Begins a reload; how it goes comes as lines of JSON.
-    pub(crate) fn reload(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
+    pub(crate) fn reload(&mut self, request: ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
         let (listener, lines) = Follower::new();
         if request.to.is_some() {
             return Err(Refused::Wrong("`to` is for a rollback; a reload does not take it".into()));
         }
-        let wanted = if request.if_new { Wanted::IfNew } else { Wanted::Always };
+        let wanted = match (request.dry_run, request.if_new) {
+            (true, _) => Wanted::DryRun,
+            (_, true) => Wanted::IfNew,
+            _ => Wanted::Always,
+        };
         self.begin_reload(request, wanted, listener.clone())?;
-        if let Some(text) = request.doubt(&self.settings.cluster.policy) {
-            tracing::warn!("{text}");
-            listener.tell(&Happening::Note { text });
+        if wanted != Wanted::DryRun {
+            self.read_certificates(listener);
         }
-        self.tell_changed_settings(listener.clone());
-        self.read_certificates(listener);
         Ok(lines)
     }
 
     /// The file that is watched is the one that `serve` was given.
     pub(crate) fn reload_changed(&mut self) {
-        // What has changed in the settings, the watch tells itself.
-        let app = files::absolute(&self.settings.application.app).ok();
+        let app = files::absolute(&self.settings.app).ok();
         let request = ReloadRequest { app, ..ReloadRequest::default() };
-        self.reload_unasked("a file change", &request, Wanted::IfNew);
+        self.reload_unasked("a file change", request, Wanted::IfNew);
     }
 
-    pub(crate) fn reload_unasked(&mut self, by: &str, request: &ReloadRequest, wanted: Wanted) {
+    pub(crate) fn reload_unasked(&mut self, by: &str, request: ReloadRequest, wanted: Wanted) {
         let begun = self.begin_reload(request, wanted, Follower::default());
         if let Err(refused) = begun {
             tracing::warn!("{by} asked for a reload, but {}", refused.reason());
         }
     }
 
-    /// The settings are those of the start. Whoever changed their file since should not have to find out.
-    pub(crate) fn tell_changed_settings(&self, listener: Follower) {
-        if let Some(file) = &self.settings.file {
-            file.look(move |text| {
-                tracing::warn!("{text}");
-                listener.tell(&Happening::Note { text });
-            });
-        }
-    }
-
-    fn begin_reload(&mut self, request: &ReloadRequest, wanted: Wanted, listener: Follower) -> Refusable<()> {
+    fn begin_reload(&mut self, request: ReloadRequest, wanted: Wanted, listener: Follower) -> Refusable<()> {
         let source = match &request.app {
             Some(app) if app.is_absolute() => app.clone(),
             Some(app) => return Err(Refused::Wrong(format!("{} is not an absolute path", app.display()))),
             None => self.generations.current().1.source.clone(),
         };
-        if request.force && self.supervisor.is_rolling_back() {
+        if request.force && wanted != Wanted::DryRun && self.supervisor.is_rolling_back() {
             // The old version may be what cannot be served any more; a fix must not have to wait for it.
             self.end_change(ReloadResult::RolledBack, Some("another reload replaced it".into()));
         } else {
@@ -81,94 +76,192 @@ impl Driver<'_> {
             store: self.settings.cluster.store.clone(),
             state: self.settings.cluster.state_dir.clone(),
         };
-        tracing::info!("reloading {}", source.display());
-        let gates = request.gates(self.settings.cluster.max_error_increase);
-        let Policy { min_ready, soak, .. } = self.settings.cluster.policy;
-        let deadline = request.deadline(min_ready.saturating_add(soak));
-        self.compile(&ask, ReloadPlan { source, gates, deadline, wanted, origin: Provenance::Compiled }, listener)
-    }
-
-    fn compile(&mut self, ask: &ToCompiler, plan: ReloadPlan, listener: Follower) -> Refusable<()> {
-        let compiling = Compiling::start(ask, self.answers.clone())
-            .map_err(|error| format!("the compiler cannot be started: {error}"))?;
-        let ReloadPlan { source, gates, deadline, wanted, origin } = plan;
-        let stage = ChangeStage::Compiling(Draft { compiling, source, gates, deadline, wanted, origin });
-        self.change = Some(Change { listener, stage, since: Instant::now() });
-        self.tell_reload(None, "compiling", None, None);
+        match wanted {
+            Wanted::DryRun => tracing::info!("looking what a reload of {} would change", source.display()),
+            Wanted::Always | Wanted::IfNew => tracing::info!("reloading {}", source.display()),
+        }
+        let plan = ReloadPlan { request, wanted, origin: Provenance::Compiled, subject: Subject::File(source) };
+        self.prepare(plan, Some(ask), listener);
         Ok(())
     }
 
+    /// Has everything got together that the next generation is made of: settings as they are now, certificates that nobody
+    /// has yet, and the component.
+    fn prepare(&mut self, plan: ReloadPlan, ask: Option<ToCompiler>, listener: Follower) {
+        let ReloadPlan { request, wanted, origin, subject } = plan;
+        let (_, current) = self.generations.current();
+        let (sources, cluster, known) =
+            (self.sources.clone(), self.settings.cluster.clone(), self.certified.settings());
+        let (table, kept) = match &subject {
+            Subject::File(_) => (current.table.clone(), None),
+            Subject::Kept(kept) => (kept.table.clone(), Some(kept.application.clone())),
+        };
+        let read = move || {
+            sources.alone(|| match kept {
+                None => sources.read_again(&cluster, &table),
+                Some(kept) => Ok(with_secrets_of_now(kept, table)),
+            })
+        };
+        let since = Instant::now();
+        let deadline = since + request.patience(least_time(&current.application.policy, origin));
+        self.preparations += 1;
+        let preparing = Preparing::start(self.preparations, read, known, ask, self.answers.clone());
+        let stage = ChangeStage::Preparing(Draft { preparing, request, deadline, wanted, origin, subject });
+        self.change = Some(Change { listener, stage, since });
+        self.tell_reload(None, "compiling", None, None);
+    }
+
     /// Begins to bring back an earlier generation, as a new one.
-    pub(crate) fn rollback(&mut self, request: &ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
-        if request.app.is_some() || request.if_new {
-            return Err(Refused::Wrong("a rollback takes neither `app` nor `if_new`".into()));
+    pub(crate) fn rollback(&mut self, request: ReloadRequest) -> Refusable<mpsc::Receiver<Bytes>> {
+        if request.app.is_some() || request.if_new || request.dry_run {
+            return Err(Refused::Wrong("a rollback takes none of `app`, `if_new` and `dry_run`".into()));
         }
         self.expect_calm()?;
-        let gates = Gates { served_before: true, ..request.gates(self.settings.cluster.max_error_increase) };
-        let (deadline, (listener, lines)) = (request.deadline(Duration::ZERO), Follower::new());
+        let (wanted, (listener, lines)) = (Wanted::Always, Follower::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
             tracing::info!("rolling back to generation {target}, {}", deployment.source.display());
-            self.swap(deployment, Provenance::Kept(target), gates, deadline, listener, Instant::now());
+            let (origin, subject) = (Provenance::Kept(target), Subject::Kept(deployment));
+            self.prepare(ReloadPlan { request, wanted, origin, subject }, None, listener);
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to the version served before, {}", version.source.display());
-            let (version, source) = (version.clone(), version.source.clone());
+            let (version, subject) = (version.clone(), Subject::File(version.source.clone()));
             let (store, state) = (self.settings.cluster.store.clone(), self.settings.cluster.state_dir.clone());
             let ask = ToCompiler::Find { version, store, state };
-            let plan = ReloadPlan { source, gates, deadline, wanted: Wanted::Always, origin: Provenance::Remembered };
-            self.compile(&ask, plan, listener)?;
+            let plan = ReloadPlan { request, wanted, origin: Provenance::Remembered, subject };
+            self.prepare(plan, Some(ask), listener);
         } else {
             return Err(self.generations.no_previous().into());
         }
         Ok(lines)
     }
 
-    pub(crate) fn compilation_deadline(&self) -> Option<Instant> {
+    pub(crate) fn preparation_deadline(&self) -> Option<Instant> {
         Some(self.change.as_ref()?.draft()?.deadline)
     }
 
-    pub(crate) fn compiled(&mut self, (compiler, answer): Answered) {
-        // One that was given up may still have answered.
-        let Some(draft) = self.change.as_mut().and_then(Change::draft_mut) else { return };
-        if draft.compiling.pid() != compiler {
+    /// Everything is there for a new generation, or something cannot be had.
+    pub(crate) fn prepared(&mut self, (number, parts): Answered) {
+        // One that was given up may still have ended.
+        let is_meant = |change: &mut Change| change.draft().is_some_and(|draft| draft.preparing.number == number);
+        let Some(Change { listener, stage: ChangeStage::Preparing(draft), since }) = self.change.take_if(is_meant)
+        else {
             return;
+        };
+        let is_dry = draft.wanted == Wanted::DryRun;
+        match parts.and_then(|parts| self.assemble(&draft, *parts, &listener)) {
+            Err(reason) => {
+                let reason = Some(format!("{reason:#}"));
+                self.end_reload(Ended { generation: None, result: ReloadResult::Refused, reason, is_dry }, &listener);
+            }
+            Ok(deployment) if draft.wanted != Wanted::Always && self.serves(&deployment) => {
+                let generation = Some(self.generations.current().0);
+                self.end_reload(Ended { generation, result: ReloadResult::Unchanged, reason: None, is_dry }, &listener);
+            }
+            Ok(_) if is_dry => {
+                self.end_reload(
+                    Ended { generation: None, result: ReloadResult::DryRun, reason: None, is_dry },
+                    &listener,
+                );
+            }
+            Ok(deployment) => self.swap(deployment, draft, listener, since),
         }
-        let (gates, deadline, wanted, origin) = (draft.gates, draft.deadline, draft.wanted, draft.origin);
-        match Deployment::new(self.settings, &draft.source, answer) {
-            Ok(deployment) if wanted == Wanted::IfNew && self.serves(&deployment) => {
-                if let Some(Change { listener, .. }) = self.change.take() {
-                    let (current, _) = self.generations.current();
-                    self.end_reload(Some(current), ReloadResult::Unchanged, None, &listener);
-                }
+    }
+
+    /// Makes a deployment of what was got together, and tells what is new about it.
+    fn assemble(&mut self, draft: &Draft, parts: Assembly, listener: &Follower) -> anyhow::Result<Rc<Deployment>> {
+        let Assembly { settings: Reread { application, table, doubts }, certificates, component } = parts;
+        application.values.check(&self.live.config.changed).map_err(anyhow::Error::msg)?;
+        let cluster = &self.settings.cluster;
+        let deployment = match (&draft.subject, component) {
+            (Subject::Kept(kept), _) if kept.application == application => kept.clone(),
+            (Subject::Kept(kept), _) => Rc::new(kept.with(cluster, application)?),
+            (Subject::File(source), Some(answer)) => {
+                Rc::new(Deployment::new(cluster, (application, table), source, answer)?)
             }
-            Ok(deployment) => {
-                if let Some(Change { listener, since, .. }) = self.change.take() {
-                    self.swap(Rc::new(deployment), origin, gates, deadline, listener, since);
-                }
+            (Subject::File(source), None) => bail!("{} was not compiled", source.display()),
+        };
+        let is_dry = draft.wanted == Wanted::DryRun;
+        for text in doubts.into_iter().filter(|doubt| !self.settings.doubts.contains(doubt)) {
+            self.note(text, listener);
+        }
+        self.tell_changes(&deployment, is_dry, listener);
+        if let Some(text) = draft.request.doubt(&deployment.application.policy).filter(|_| !is_dry) {
+            self.note(text, listener);
+        }
+        if let Some((files, read)) = deployment.application.tls.clone().zip(certificates) {
+            for text in &read.doubts {
+                self.note(text.clone(), listener);
             }
-            Err(reason) => self.end_change(ReloadResult::Refused, Some(format!("{reason:#}"))),
+            if !is_dry {
+                self.certified.add(files, read, self.started.elapsed())?;
+            }
+        }
+        Ok(deployment)
+    }
+
+    /// What whoever asked for a reload should know.
+    fn note(&self, text: String, listener: &Follower) {
+        tracing::warn!("{text}");
+        listener.tell(&Happening::Note { text });
+    }
+
+    /// What is not as it is served now.
+    fn tell_changes(&mut self, deployment: &Deployment, is_dry: bool, listener: &Follower) {
+        let (_, current) = self.generations.current();
+        let (before, now) = ((&current.application, &current.table), (&deployment.application, &deployment.table));
+        let mut changes = self.sources.changes(before, now);
+        let [from, to] = [current, deployment].map(|it| short_digest(&it.compiled.digest).to_owned());
+        if is_dry && from != to {
+            changes.insert(0, SettingChange { what: "component".into(), from: Some(from), to: Some(to) });
+        }
+        let named: Vec<&str> = changes.iter().map(|change| change.what.as_str()).collect();
+        if !named.is_empty() && !is_dry {
+            tracing::info!("new settings: {}", named.join(", "));
+        }
+        for SettingChange { what, from, to } in changes.into_iter().take(MAX_CHANGES) {
+            let happening = Happening::Change { what, from, to };
+            listener.tell(&happening);
+            if !is_dry {
+                self.events.publish(&happening);
+            }
+        }
+        if let Some(text) = self.sources.waiting(&self.settings.table, &deployment.table) {
+            self.note(text, listener);
+        }
+        let set = self.live.config.changed.keys().filter(|key| deployment.application.values.is_overruled(key));
+        let set: Vec<&str> = set.map(String::as_str).collect();
+        if !set.is_empty() {
+            let text = format!("`config set` has the last word on {}, whatever the settings say", set.join(", "));
+            listener.tell(&Happening::Note { text });
         }
     }
 
     fn serves(&self, deployment: &Deployment) -> bool {
-        self.generations.current().1.compiled.digest == deployment.compiled.digest
+        self.generations.current().1.is_same_as(deployment)
     }
 
     /// Hands a candidate to the supervisor.
-    fn swap(
-        &mut self,
-        deployment: Rc<Deployment>,
-        origin: Provenance,
-        gates: Gates,
-        deadline: Instant,
-        listener: Follower,
-        since: Instant,
-    ) {
+    fn swap(&mut self, deployment: Rc<Deployment>, draft: Draft, listener: Follower, since: Instant) {
+        let Draft { request, origin, .. } = draft;
+        if deployment.application.has_secrets() {
+            resources::forbid_core_dumps();
+        }
+        let policy = deployment.application.policy;
+        let served_before = origin != Provenance::Compiled;
+        let gates = Gates { served_before, ..request.gates(deployment.application.max_error_increase) };
+        let deadline = since + request.patience(least_time(&policy, origin));
         let candidate = self.generations.add(deployment, origin);
-        self.change = Some(Change { listener, stage: ChangeStage::Swapping(candidate), since });
+        self.change = Some(Change { listener: listener.clone(), stage: ChangeStage::Swapping(candidate), since });
+        if served_before {
+            // Nobody has looked at its certificates since.
+            self.read_certificates(listener);
+        }
         let deadline = Some(deadline.saturating_duration_since(self.started));
-        self.tell(Event::ReloadRequested { candidate, gates, deadline });
+        // What is new is compared with all that the old has answered: also since it was looked at last.
+        self.observe();
+        self.tell(Event::ReloadRequested { candidate, policy, gates, deadline });
     }
 
     /// Tells how the reload goes to whoever asked for it, and to all who follow the events.
@@ -186,7 +279,9 @@ impl Driver<'_> {
             None => (None, None),
         };
         let happening = Happening::Reload { generation, phase, done, of, lasts_ms, reason };
-        self.events.publish(&happening);
+        if !self.change.as_ref().is_some_and(Change::is_dry) {
+            self.events.publish(&happening);
+        }
         if let Some(change) = self.change.as_ref().filter(|change| change.generation() == generation) {
             change.listener.tell(&happening);
         }
@@ -198,16 +293,12 @@ impl Driver<'_> {
     /// The change that was under way is none any more: it was refused, or cannot go on.
     pub(crate) fn end_change(&mut self, result: ReloadResult, reason: Option<String>) {
         let Some(change) = self.change.take() else { return };
-        self.end_reload(change.generation(), result, reason, &change.listener);
+        let (generation, is_dry) = (change.generation(), change.is_dry());
+        self.end_reload(Ended { generation, result, reason, is_dry }, &change.listener);
     }
 
-    fn end_reload(
-        &mut self,
-        generation: Option<Generation>,
-        result: ReloadResult,
-        reason: Option<String>,
-        listener: &Follower,
-    ) {
+    fn end_reload(&mut self, ended: Ended, listener: &Follower) {
+        let Ended { generation, result, reason, is_dry } = ended;
         match (result, &reason) {
             (ReloadResult::Committed, _) => {
                 tracing::info!(generation = generation.map(|it| it.0), "the reload is done")
@@ -215,13 +306,19 @@ impl Driver<'_> {
             (ReloadResult::CommittedUnsaved, _) => {
                 tracing::warn!(generation = generation.map(|it| it.0), "the reload is done, but could not be saved")
             }
-            (ReloadResult::Unchanged, _) => tracing::info!("unchanged: this component is already being served"),
-            (_, reason) => tracing::error!("the reload failed: {}", reason.as_deref().unwrap_or("no reason")),
+            (ReloadResult::Unchanged, _) => tracing::info!("unchanged: this is already being served"),
+            (ReloadResult::DryRun, _) => tracing::info!("nothing was changed: it was a dry run"),
+            (_, reason) => {
+                let what = if is_dry { "the reload would fail" } else { "the reload failed" };
+                tracing::error!("{what}: {}", reason.as_deref().unwrap_or("no reason"));
+            }
         }
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
-        self.events.publish(&happening);
         listener.tell(&happening);
-        self.ledger.reloaded(LastReload { generation, result, reason });
+        if !is_dry {
+            self.events.publish(&happening);
+            self.ledger.reloaded(LastReload { generation, result, reason });
+        }
     }
 
     pub(crate) fn reload_progresses(&mut self, candidate: Generation, progress: SwapProgress) {
@@ -236,26 +333,34 @@ impl Driver<'_> {
                 self.tell_reload(some, "rolling_back", Some((of - left.min(of), of)), Some(Detail::Because(reason)));
             }
             SwapProgress::Committed => {
-                let same = self.generations.get(candidate).is_some_and(|deployment| self.serves(deployment));
-                let reason = same.then(|| "the component is the same as before, its workers are new".to_owned());
+                let reason = self.generations.get(candidate).and_then(|deployment| self.what_is_new(deployment));
                 self.generations.commit(candidate);
+                self.forget_certificates();
                 self.save_commit();
                 self.tell_reload(some, "committed", None, None);
                 self.settle(candidate, ReloadResult::Committed, reason);
             }
             SwapProgress::RolledBack(cause) => {
                 self.generations.forget_others();
+                self.forget_certificates();
                 let (result, reason) = explain_failure(cause);
                 self.settle(candidate, result, Some(reason));
             }
         }
     }
 
+    /// What is to be said if the component is not.
+    fn what_is_new(&self, deployment: &Deployment) -> Option<String> {
+        let (_, current) = self.generations.current();
+        let is_same = current.compiled.digest == deployment.compiled.digest;
+        let what = if self.serves(deployment) { "workers" } else { "settings" };
+        is_same.then(|| format!("the component is the same as before, its {what} are new"))
+    }
+
     /// Has it written down what is committed, for a primary that is to go on with it.
     pub(crate) fn save_commit(&self) {
         if let Some(saver) = &self.saver {
-            let app = files::absolute(&self.settings.application.app)
-                .unwrap_or_else(|_| self.settings.application.app.clone());
+            let app = files::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
             saver.save(self.generations.to_keep(app, self.live.config.changed.clone()));
         }
     }
@@ -338,7 +443,8 @@ impl Driver<'_> {
         };
         let ended: Vec<Settled> = self.settled.extract_if(.., over).collect();
         for Settled { generation, result, reason, listener, .. } in ended {
-            self.end_reload(Some(generation), result, reason, &listener);
+            let generation = Some(generation);
+            self.end_reload(Ended { generation, result, reason, is_dry: false }, &listener);
         }
     }
 
@@ -371,13 +477,40 @@ impl Driver<'_> {
     }
 }
 
-/// What is to be compiled, and on which terms.
+/// What is to be deployed, and on which terms.
 struct ReloadPlan {
-    source: PathBuf,
-    gates: Gates,
-    deadline: Instant,
+    request: ReloadRequest,
     wanted: Wanted,
     origin: Provenance,
+    subject: Subject,
+}
+
+/// How a reload ended.
+struct Ended {
+    generation: Option<Generation>,
+    result: ReloadResult,
+    reason: Option<String>,
+    is_dry: bool,
+}
+
+/// What a deployment takes if nothing has to be waited for but the gates. One that was served before has next to none.
+fn least_time(policy: &Policy, origin: Provenance) -> Duration {
+    match origin {
+        Provenance::Compiled => policy.min_ready.saturating_add(policy.soak),
+        Provenance::Kept(_) | Provenance::Remembered => Duration::ZERO,
+    }
+}
+
+/// The settings of a generation that is brought back. Its secrets may have changed since; if they cannot be read, those that
+/// it had are better than none.
+fn with_secrets_of_now(kept: Application, table: toml::Table) -> Reread {
+    match kept.with_fresh_secrets() {
+        Ok(application) => Reread { application, table, doubts: Vec::new() },
+        Err(error) => {
+            let doubt = format!("{error:#}; the generation comes back with the secrets that it had");
+            Reread { application: kept, table, doubts: vec![doubt] }
+        }
+    }
 }
 
 /// What there is to say of a phase of a reload.

@@ -117,7 +117,7 @@ impl Driver<'_> {
         match self.keeping.watch.next(now) {
             None => {}
             Some(KeeperStep::Kill) => {
-                let timeout = humantime::format_duration(self.settings.cluster.policy.hang_timeout);
+                let timeout = humantime::format_duration(self.settings.application.policy.hang_timeout);
                 tracing::error!("the keeper of the key-value stores hangs: it was silent for {timeout}, and is killed");
                 self.kill_keeper();
             }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Driver;
 use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, WorkerStatus};
 use crate::os::files;
+use crate::primary::deploy::certificates::Certified;
 use crate::primary::desk::status::of_start;
 use crate::primary::supervisor::{Description, Role, Waiting, WorkerState};
 use crate::wire::ids::WorkerId;
@@ -22,17 +23,22 @@ impl Driver<'_> {
             .supervisor
             .is_booting()
             .then(|| Starting { doing: "starting workers".into(), for_ms: self.started.elapsed().as_millis() as u64 });
+        let application = &self.generations.current().1.application;
         Status {
             state: self.state().into(),
             degraded: self.supervisor.degradation().is_some(),
             generation: self.generation_status(),
-            reload: self.change.as_ref().map(|_| self.reload_status()),
+            reload: self.is_reloading().then(|| self.reload_status()),
             last_reload: self.ledger.last_reload().cloned(),
             workers: self.worker_statuses(&sample),
             totals: self.ledger.totals(by_generation),
-            certificates: self.certified.as_ref().map(|certified| certified.status()).unwrap_or_default(),
-            config: ConfigStatus { revision: self.live.number, values: self.live.config.values.len() },
+            certificates: self.certified_now().map(Certified::status).unwrap_or_default(),
+            config: ConfigStatus {
+                revision: self.live.number,
+                values: application.values.shown(&self.live.config.changed).len(),
+            },
             keeper: self.keeping.status(),
+            limits: application.limits.in_force(),
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)
         }
@@ -60,17 +66,21 @@ impl Driver<'_> {
         match (self.supervisor.is_booting(), self.supervisor.is_about_to_stop()) {
             (_, true) => "stopping",
             (true, _) => "starting",
-            _ if self.change.is_some() => "reloading",
+            _ if self.is_reloading() => "reloading",
             _ if self.supervisor.degradation().is_some() => "degraded",
             _ => "running",
         }
     }
 
+    /// Not while it is only looked what a reload would change.
+    fn is_reloading(&self) -> bool {
+        self.change.as_ref().is_some_and(|change| !change.is_dry())
+    }
+
     fn generation_status(&self) -> GenerationStatus {
         let (current, deployment) = self.generations.current();
-        let application = &self.settings.application;
         // Not if another file was deployed by hand since.
-        let is_built = files::absolute(&application.app).is_ok_and(|app| app == deployment.source);
+        let is_built = files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source);
         GenerationStatus {
             current: current.0,
             candidate: self.supervisor.reloading().map(|(candidate, _)| candidate.0),
@@ -78,7 +88,7 @@ impl Driver<'_> {
             digest: deployment.compiled.digest.clone(),
             source: deployment.source.clone(),
             first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
-            folder: application.folder.clone().filter(|_| is_built),
+            folder: self.settings.folder.clone().filter(|_| is_built),
         }
     }
 

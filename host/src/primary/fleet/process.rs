@@ -22,7 +22,7 @@ use crate::os::child::Child;
 use crate::os::files;
 use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
-use crate::settings::{Limits, Settings};
+use crate::settings::{Application, Cluster, Limits};
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
 use crate::wire::messages::{
     FileStore, FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker,
@@ -43,7 +43,12 @@ pub(crate) struct Deployment {
     pub(crate) compiled: Compiled,
     artifact: OwnedFd,
     /// Open, so that the store keeps it.
-    _entry: Option<OwnedFd>,
+    entry: Option<OwnedFd>,
+    /// What it goes by.
+    pub(crate) application: Application,
+    /// What the file said.
+    pub(crate) table: toml::Table,
+    /// As workers are given it.
     settings: OwnedFd,
     /// The key-value stores that its workers may write by way of the keeper.
     pub(crate) file_stores: Vec<FileStore>,
@@ -51,7 +56,12 @@ pub(crate) struct Deployment {
 
 impl Deployment {
     /// Of what the compiler said; an error says why there is nothing to deploy.
-    pub(crate) fn new(settings: &Settings, source: &Path, answer: CompilerAnswer) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        cluster: &Cluster,
+        (application, table): (Application, toml::Table),
+        source: &Path,
+        answer: CompilerAnswer,
+    ) -> anyhow::Result<Self> {
         let (compiled, descriptors) = match answer {
             CompilerAnswer::Said(FromCompiler::Done(compiled), descriptors) => (compiled, descriptors),
             CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
@@ -69,10 +79,35 @@ impl Deployment {
                  every start compiles it again"
             );
         }
-        let file_stores = file_stores(settings);
-        let settings = WorkerSettings::new(settings, &compiled).write()?;
         let source = files::absolute(source)?;
-        Ok(Self { source, compiled, artifact, _entry: descriptors.next(), settings, file_stores })
+        Self::of(cluster, application, table, source, compiled, artifact, descriptors.next())
+    }
+
+    fn of(
+        cluster: &Cluster,
+        application: Application,
+        table: toml::Table,
+        source: PathBuf,
+        compiled: Compiled,
+        artifact: OwnedFd,
+        entry: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
+        let file_stores = file_stores(&application);
+        let settings = WorkerSettings::new(cluster, &application, &compiled).write()?;
+        Ok(Self { source, compiled, artifact, entry, application, table, settings, file_stores })
+    }
+
+    /// The same component with these settings.
+    pub(crate) fn with(&self, cluster: &Cluster, application: Application) -> anyhow::Result<Self> {
+        let artifact = self.artifact.try_clone()?;
+        let entry = self.entry.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let (table, source, compiled) = (self.table.clone(), self.source.clone(), self.compiled.clone());
+        Self::of(cluster, application, table, source, compiled, artifact, entry)
+    }
+
+    /// Whether it is the same component with the same settings.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        self.compiled.digest == other.compiled.digest && self.application == other.application
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -81,10 +116,10 @@ impl Deployment {
     }
 }
 
-fn file_stores(settings: &Settings) -> Vec<FileStore> {
-    let Limits { kv_max_size: max_size, kv_max_value: max_value, .. } = settings.application.limits;
+fn file_stores(application: &Application) -> Vec<FileStore> {
+    let Limits { kv_max_size: max_size, kv_max_value: max_value, .. } = application.limits;
     let store = |path: &PathBuf| FileStore { path: path.clone(), max_size, max_value };
-    settings.application.granted.file_stores().into_iter().map(store).collect()
+    application.granted.file_stores().into_iter().map(store).collect()
 }
 
 #[cfg(test)]
@@ -95,7 +130,11 @@ impl Deployment {
         let http = crate::wire::version::WasiHttp::V0_2;
         let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
         let (artifact, settings, file_stores) = (nothing(), nothing(), Vec::new());
-        Self { source: "/app.wasm".into(), compiled, artifact, _entry: None, settings, file_stores }
+        let of_nobody = crate::settings::Settings::new("/app.wasm".into(), &Default::default());
+        let application = of_nobody.expect("the defaults are right").application;
+        let table = toml::Table::new();
+        let source = "/app.wasm".into();
+        Self { source, compiled, artifact, entry: None, application, table, settings, file_stores }
     }
 }
 
@@ -202,20 +241,24 @@ const COMPILER_GRACE: Duration = Duration::from_secs(2);
 /// A running compiler process.
 #[derive(Debug)]
 pub(crate) struct CompilerProcess {
-    pub(crate) child: Child,
+    child: Child,
     channel: AsyncFd<Channel<ToCompiler, FromCompiler>>,
 }
 
 impl CompilerProcess {
-    pub(crate) fn spawn(request: &ToCompiler) -> io::Result<Self> {
-        let (ours, theirs) = channel::pair()?;
-        ours.send(request, &[]).map_err(io::Error::other)?;
-        let channel = ours.into_async()?;
-        let child = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
-        Ok(Self { child, channel })
+    pub(crate) fn spawn(request: &ToCompiler) -> anyhow::Result<Self> {
+        let spawn = || {
+            let (ours, theirs) = channel::pair()?;
+            ours.send(request, &[]).map_err(io::Error::other)?;
+            let channel = ours.into_async()?;
+            let child = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
+            Ok::<_, io::Error>(Self { child, channel })
+        };
+        spawn().context("cannot start the compiler")
     }
 
-    pub(crate) async fn answer(&self) -> CompilerAnswer {
+    /// One that nobody waits for any more is killed.
+    pub(crate) async fn answer(self) -> CompilerAnswer {
         match channel::next(&self.channel).await {
             Ok(Some((answer, descriptors))) => CompilerAnswer::Said(answer, descriptors),
             // It has closed its end, so it is about to die; how is what matters.
@@ -227,6 +270,13 @@ impl CompilerProcess {
             }
             Err(error) => CompilerAnswer::Failed(format!("gave an invalid answer: {error}")),
         }
+    }
+}
+
+impl Drop for CompilerProcess {
+    fn drop(&mut self) {
+        // One that has answered is about to end, or has.
+        self.child.signal(Signal::SIGKILL);
     }
 }
 

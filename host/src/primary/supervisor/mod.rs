@@ -110,7 +110,7 @@ pub(crate) enum Event {
     /// Somebody wants another number of workers, at least one.
     ScaleRequested { slots: u32 },
     /// Somebody wants the next version, by `deadline`.
-    ReloadRequested { candidate: Generation, gates: Gates, deadline: Option<Time> },
+    ReloadRequested { candidate: Generation, policy: Policy, gates: Gates, deadline: Option<Time> },
     /// The time that [`Supervisor::next_deadline`] named has come.
     DeadlinePassed,
 }
@@ -306,6 +306,8 @@ impl SlotState {
 struct Worker {
     slot: Slot,
     generation: Generation,
+    /// Of its generation.
+    policy: Policy,
     state: WorkerState,
     started: Time,
     ready_since: Option<Time>,
@@ -351,9 +353,10 @@ impl WorkerDuty {
 }
 
 impl Worker {
-    fn drain(&mut self, kill_at: Time) {
+    /// Its drain begins. One that takes too long is killed.
+    fn drain(&mut self, now: Time) {
         self.state = WorkerState::Draining;
-        self.kill_by(kill_at);
+        self.kill_by(now + self.policy.drain_timeout + CUT_GRACE);
     }
 
     /// Kills it at `time`, or sooner if that was decided before.
@@ -365,6 +368,7 @@ impl Worker {
 /// The supervisor of one cluster.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
+    /// Of the generation that is committed.
     policy: Policy,
     stage: Stage,
     /// The generation that is committed.
@@ -445,7 +449,9 @@ impl Supervisor {
             Event::ProvedHealthy { worker } => self.canary_is_well(now, worker),
             Event::BecameUnhealthy { worker, reason } => self.canary_failed(now, worker, &reason),
             Event::ScaleRequested { slots } => self.scale(now, slots),
-            Event::ReloadRequested { candidate, gates, deadline } => self.begin_reload(now, candidate, gates, deadline),
+            Event::ReloadRequested { candidate, policy, gates, deadline } => {
+                self.begin_reload(now, candidate, policy, gates, deadline)
+            }
             Event::ShutdownRequested(haste) => self.shut_down(now, haste),
             Event::DeadlinePassed => self.deadline_passed(now),
         };
@@ -564,6 +570,7 @@ impl Supervisor {
         self.next_worker += 1;
         let starting = Worker {
             generation,
+            policy: self.policy_of(generation),
             slot,
             state: WorkerState::Starting,
             started: now,
@@ -660,29 +667,22 @@ impl Supervisor {
         actions
     }
 
-    /// When a worker is killed whose drain begins now.
-    fn drained_by(&self, now: Time) -> Time {
-        now + self.policy.drain_timeout + CUT_GRACE
-    }
-
     fn drain(&mut self, now: Time, worker: Option<WorkerId>, why: Why) -> Vec<Action> {
         let Some(worker) = worker else { return Vec::new() };
-        let kill_at = self.drained_by(now);
         let Some(state) = self.workers.get_mut(&worker) else { return Vec::new() };
         // One that is not ready has nothing to finish, and may never hear of it.
         let go =
             if state.state == WorkerState::Starting { Action::Kill { worker } } else { Action::SendDrain { worker } };
-        state.drain(kill_at);
+        state.drain(now);
         vec![go, Action::Report(Report::Draining { worker, why })]
     }
 
     /// The worker is lost to its slot from now on, though it finishes what it has begun.
     fn began_draining(&mut self, now: Time, worker: WorkerId) -> Vec<Action> {
-        let kill_at = self.drained_by(now);
         let Some(found) = self.workers.get_mut(&worker).filter(|found| found.state != WorkerState::Draining) else {
             return Vec::new();
         };
-        found.drain(kill_at);
+        found.drain(now);
         let (slot, started) = (found.slot, found.started);
         let mut actions = vec![Action::Report(Report::Draining { worker, why: Why::Asked })];
         actions.extend(self.end_oldest_drain(slot));
@@ -845,14 +845,14 @@ impl Supervisor {
     /// Aborts workers whose executor stands still. Heartbeats that were read late prove nothing: the primary itself was
     /// stopped, or the whole machine was.
     fn abort_hung(&mut self, now: Time, vitals: &[(WorkerId, Vitals)]) -> Vec<Action> {
-        let Policy { hang_timeout, .. } = self.policy;
-        let late = now.saturating_sub(self.observed_at) >= hang_timeout / 2;
-        self.observed_at = now;
+        let pause = now.saturating_sub(std::mem::replace(&mut self.observed_at, now));
         let mut actions = Vec::new();
         for &(id, vitals) in vitals {
             let Some(worker) = self.workers.get_mut(&id) else {
                 continue;
             };
+            let Policy { hang_timeout, .. } = worker.policy;
+            let late = pause >= hang_timeout / 2;
             let turns = worker.vitals.heartbeats != vitals.heartbeats;
             worker.vitals = vitals;
             if late {
@@ -890,7 +890,7 @@ impl Supervisor {
         let (slot, why) = vitals.iter().find_map(|(id, vitals)| {
             let is_well = |worker: &&Worker| worker.state == WorkerState::Ready && worker.last_words.is_none();
             let worker = self.workers.get(id).filter(is_well)?;
-            Some((worker.slot, limit_reached(&self.policy.recycle, now, worker, vitals)?))
+            Some((worker.slot, limit_reached(now, worker, vitals)?))
         })?;
         Some(self.surge(now, slot, self.current, why))
     }
@@ -1055,16 +1055,17 @@ fn doubled(time: Duration, times: u32) -> Duration {
 }
 
 /// Which of its limits the worker has reached.
-fn limit_reached(recycle: &Recycle, now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
+fn limit_reached(now: Time, worker: &Worker, vitals: &Vitals) -> Option<Why> {
+    let Recycle { max_requests, max_lifetime, max_rss } = worker.policy.recycle;
     let share = |limit: u64| ((limit as f64 * worker.share) as u64).max(1);
     let age = now.saturating_sub(worker.started);
-    if recycle.max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
+    if max_requests.is_some_and(|limit| vitals.requests >= share(limit)) {
         return Some(Why::MaxRequests);
     }
-    if recycle.max_lifetime.is_some_and(|limit| age >= limit.mul_f64(worker.share)) {
+    if max_lifetime.is_some_and(|limit| age >= limit.mul_f64(worker.share)) {
         return Some(Why::MaxLifetime);
     }
-    recycle.max_rss.is_some_and(|limit| vitals.rss >= share(limit)).then_some(Why::MaxRss)
+    max_rss.is_some_and(|limit| vitals.rss >= share(limit)).then_some(Why::MaxRss)
 }
 
 fn remember(crashes: &mut VecDeque<Time>, now: Time) {

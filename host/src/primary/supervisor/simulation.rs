@@ -240,7 +240,7 @@ impl Simulation {
                 self.draw_errors(self.last);
                 let gates = Gates { force, ..Gates::default() };
                 let deadline = Some(self.now + RELOADED_WITHIN);
-                self.tell(Event::ReloadRequested { candidate: self.last, gates, deadline });
+                self.tell(Event::ReloadRequested { candidate: self.last, policy: POLICY, gates, deadline });
             }
             Happening::Reload { .. } => {}
             Happening::Stop => {

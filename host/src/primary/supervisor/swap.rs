@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::errors::{FEW_ANSWERS, Trial};
 use super::{Action, Answers, Report, STORM_WINDOW, Supervisor, Time, Vitals, Why, WorkerState};
+use crate::settings::Policy;
 use crate::wire::ids::{Generation, Slot, WorkerId};
 
 /// Generations that may drain at the same time.
@@ -97,6 +98,8 @@ enum SwapPhase {
 #[derive(Debug)]
 pub(super) struct Reload {
     candidate: Generation,
+    /// Of the candidate.
+    policy: Policy,
     gates: Gates,
     phase: SwapPhase,
     /// When it has taken too long.
@@ -171,6 +174,7 @@ impl Supervisor {
         &mut self,
         now: Time,
         candidate: Generation,
+        policy: Policy,
         gates: Gates,
         deadline: Option<Time>,
     ) -> Vec<Action> {
@@ -186,6 +190,7 @@ impl Supervisor {
         let crashes = self.current_crashes.iter().filter(|&&at| at + STORM_WINDOW > now).count();
         self.reload = Some(Reload {
             candidate,
+            policy,
             gates,
             phase: SwapPhase::Waiting,
             deadline,
@@ -246,6 +251,7 @@ impl Supervisor {
                 }
                 let committed = self.report(SwapProgress::Committed);
                 self.current_answers = reload.trial.recent(now);
+                self.policy = reload.policy;
                 self.reload = None;
                 self.current = candidate;
                 self.current_since = now;
@@ -272,9 +278,10 @@ impl Supervisor {
     fn begin_soak(&mut self, now: Time) -> Action {
         let (served_before, deadline) =
             self.reload.as_ref().map_or((false, None), |it| (it.gates.served_before, it.deadline));
-        let soak = if served_before { Duration::ZERO } else { self.policy.soak };
+        let policy = self.incoming();
+        let soak = if served_before { Duration::ZERO } else { policy.soak };
         // Who asks for no soak does not want to wait.
-        let patience = if soak.is_zero() { Duration::ZERO } else { self.policy.request_timeout };
+        let patience = if soak.is_zero() { Duration::ZERO } else { policy.request_timeout };
         let in_time = deadline.map_or(Time::MAX, |at| at.saturating_sub(LOOK_AGAIN));
         self.set_phase(SwapPhase::Soaking { until: now + soak, latest: in_time.min(now + soak + patience) });
         self.report(SwapProgress::Soaking(soak))
@@ -339,15 +346,26 @@ impl Supervisor {
         }
     }
 
+    /// What the workers of a generation go by.
+    pub(super) fn policy_of(&self, generation: Generation) -> Policy {
+        let is_candidate = self.reload.as_ref().is_some_and(|reload| reload.candidate == generation);
+        if is_candidate { self.incoming() } else { self.policy }
+    }
+
+    /// What the candidate goes by.
+    fn incoming(&self) -> Policy {
+        self.reload.as_ref().map_or(self.policy, |reload| reload.policy)
+    }
+
     /// How long the canary must have been well.
     fn min_ready(&self) -> Duration {
         let served_before = self.reload.as_ref().is_some_and(|reload| reload.gates.served_before);
-        self.policy.min_ready.min(if served_before { SHORT_CANARY } else { Duration::MAX })
+        self.incoming().min_ready.min(if served_before { SHORT_CANARY } else { Duration::MAX })
     }
 
     /// The canary is ready: it has to stay so for a while.
     pub(super) fn canary_became_ready(&mut self, now: Time, worker: WorkerId) {
-        let (passes, proves) = (now + self.min_ready(), self.policy.checks_health);
+        let (passes, proves) = (now + self.min_ready(), self.incoming().checks_health);
         if let Some(Reload { phase: SwapPhase::Canary { worker: canary, passes_at, well_at }, .. }) = &mut self.reload
             && *canary == worker
         {

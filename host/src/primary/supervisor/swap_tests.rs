@@ -1,7 +1,7 @@
 //! Reloads by script. What is common to all scripts is in `tests.rs`.
 
 use super::swap::Gates;
-use super::tests::{POLICY, accepting, check_with, exited, load_failed, ms, ready};
+use super::tests::{POLICY, accepting, check_with, exited, load_failed, ms, ready, text};
 use super::*;
 
 const RELOAD: Policy = Policy { min_ready: Duration::from_secs(1), soak: Duration::from_secs(10), ..POLICY };
@@ -9,7 +9,7 @@ const RELOAD: Policy = Policy { min_ready: Duration::from_secs(1), soak: Duratio
 type Script<'a> = Vec<(u64, Event, &'a str)>;
 
 fn reload_with(gates: Gates, deadline: Option<Time>) -> Event {
-    Event::ReloadRequested { candidate: Generation(2), gates, deadline }
+    Event::ReloadRequested { candidate: Generation(2), policy: POLICY, gates, deadline }
 }
 
 fn reload() -> Event {
@@ -81,6 +81,40 @@ fn without_waiting_it_goes_as_fast_as_workers_start() {
         (1021, accepting(4), "drain 2, Rolling(2), Soaking(0ns), Committed"),
     ]);
     check_with(policy, &script);
+}
+
+/// Its workers go by its settings from the beginning, those of the old one by theirs to the end.
+#[test]
+fn a_candidate_brings_its_own_policy() {
+    let [old, new] = [10, 50].map(|seconds| Policy { drain_timeout: Duration::from_secs(seconds), ..RELOAD });
+    let new = Policy {
+        min_ready: ms(200),
+        soak: ms(300),
+        recycle: Recycle { max_requests: Some(1), ..POLICY.recycle },
+        ..new
+    };
+    let mut supervisor = Supervisor::new(1, Generation(1), old, 0);
+    supervisor.start();
+    let mut check = |at, event, expected| assert_eq!(text(&supervisor.step(ms(at), event)), expected, "at {at} ms");
+    check(0, ready(1), "accept 1, announce");
+    check(1, accepting(1), "");
+    let candidate =
+        Event::ReloadRequested { candidate: Generation(2), policy: new, gates: Gates::default(), deadline: None };
+    check(1000, candidate, "Canary(200ms), spawn 2 in 0 of 2");
+    check(1010, ready(2), "");
+    check(1210, passed(), "accept 2, Rolling(0)");
+    check(1220, accepting(2), "drain 1, Rolling(1), Soaking(300ms)");
+    check(1520, passed(), "Committed");
+    // The old worker is killed a second after its own time, not after the new one's.
+    check(12_219, passed(), "");
+    check(12_220, passed(), "kill 1");
+    check(12_230, exited(1), "");
+    let busy = Vitals { heartbeats: 1, requests: 1, ..Vitals::default() };
+    check(20_000, Event::Observed(vec![(WorkerId(2), busy)]), "spawn 3 in 0 of 2");
+    check(20_010, ready(3), "accept 3");
+    check(20_020, accepting(3), "drain 2, MaxRequests");
+    check(71_019, passed(), "");
+    check(71_020, passed(), "kill 2");
 }
 
 #[test]
@@ -249,6 +283,7 @@ fn old_generations_do_not_pile_up() {
     let policy = Policy { min_ready: Duration::ZERO, soak: Duration::ZERO, ..POLICY };
     let next = |generation| Event::ReloadRequested {
         candidate: Generation(generation),
+        policy,
         gates: Gates::default(),
         deadline: None,
     };
@@ -403,6 +438,7 @@ fn a_canary_passes_by_its_last_proof() {
 fn a_forced_reload_takes_over_one_that_goes_back() {
     let next = |force| Event::ReloadRequested {
         candidate: Generation(3),
+        policy: RELOAD,
         gates: Gates { force, ..Gates::default() },
         deadline: None,
     };

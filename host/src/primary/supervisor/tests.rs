@@ -50,13 +50,17 @@ pub(super) fn check_with(policy: Policy, script: &[(u64, Event, &str)]) {
     let mut supervisor = Supervisor::new(2, Generation(1), policy, 0);
     assert_eq!(text(&supervisor.start()), "spawn 1 in 0, spawn 2 in 1");
     for (at, event, expected) in script {
+        let mut event = event.clone();
+        if let Event::ReloadRequested { policy: of_candidate, .. } = &mut event {
+            *of_candidate = policy;
+        }
         let actions = supervisor.step(ms(*at), event.clone());
         assert_eq!(text(&actions), *expected, "at {at} ms, after {event:?}");
     }
 }
 
 /// What is done, and those reports that no action goes with.
-fn text(actions: &[Action]) -> String {
+pub(super) fn text(actions: &[Action]) -> String {
     let one = |action: &Action| match action {
         Action::Report(Report::Ready { .. } | Report::Left { .. }) => None,
         Action::Report(Report::Draining { why: Why::Asked | Why::Scaled | Why::Stopping, .. }) => None,

@@ -134,7 +134,7 @@ impl Guardian {
             credentials.replace(&Material::read(beside.get(1).context("it came without certificates")?)?)?;
         }
         volume.set(config.log_level);
-        values.replace(config.values);
+        values.change(&config.changed);
         Ok(number)
     }
 

@@ -76,6 +76,7 @@ fn plain(path: &str, request: &Request) -> Result<Response> {
             let key = request.uri().query().unwrap_or_default();
             format!("{:?} of {:?}", config::get(key), config::all()).into_response()
         }
+        "env" => format!("{:?}", std::env::var(request.uri().query().unwrap_or_default()).ok()).into_response(),
         "client" => format!("{:?}", client(request)).into_response(),
         "html" => Html("<p>").into_response(),
         "created" => (StatusCode::CREATED, [(header::LOCATION, "/7")], Json(7)).into_response(),

@@ -1,12 +1,13 @@
 //! Bodies of commands: understood or refused, and the same when they are said again.
 
-use serde_json::Value;
+use std::time::Instant;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::*;
 use crate::fuzz;
-use crate::settings::Percent;
+use crate::settings::{GuestValues, LiveConfig, Percent};
 
 #[test]
 fn bodies() {
@@ -16,13 +17,14 @@ fn bodies() {
         if let Some(request) = again::<ReloadRequest>(body) {
             assert!(request.gates(Percent::default()).max_error_increase <= 1000);
             // A moment that can be told.
-            let _ = request.deadline(Duration::MAX);
+            let _ = Instant::now() + request.patience(Duration::MAX);
         }
         if let Some(entries) = again::<Changes>(body)
-            && let Ok(config) = LiveConfig::default().with(&entries)
+            && let Ok(config) = LiveConfig::default().with(&GuestValues::default(), &entries)
         {
-            let all = config.entries().into_iter().map(|(key, value)| (key, Some(value))).collect();
-            assert_eq!(LiveConfig::default().with(&all), Ok(config));
+            let all =
+                config.entries(&GuestValues::default()).into_iter().map(|(key, value)| (key, Some(value))).collect();
+            assert_eq!(LiveConfig::default().with(&GuestValues::default(), &all), Ok(config));
         }
     });
 }
