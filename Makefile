@@ -35,7 +35,7 @@ soak: guests ## Send hostile and good traffic together for minutes (SOAK_SECONDS
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	scripts/fuzz
 
-# It takes twenty minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
+# It takes thirty-five minutes. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
 # Guests in Python and JavaScript that could not be built are left out, which the table says.
 bench: guests build ## Compare with other servers, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)

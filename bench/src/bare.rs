@@ -23,19 +23,22 @@ pub(crate) const TLS: &str = "tls";
 pub(crate) fn serve(is_tls: bool) -> Result<()> {
     let tls = if is_tls { Some(TlsAcceptor::from(crate::tls::server()?)) } else { None };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let scheme = if is_tls { "https" } else { "http" };
-        println!("Serving HTTP on {scheme}://{}/", listener.local_addr()?);
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            match tls.clone() {
-                None => drop(tokio::spawn(connection(stream))),
-                Some(tls) => drop(tokio::spawn(secure(stream, tls))),
-            }
-        }
-    })
+    let scheme = if is_tls { "https" } else { "http" };
+    runtime.block_on(connections(scheme, |stream| match tls.clone() {
+        None => drop(tokio::spawn(connection(stream))),
+        Some(tls) => drop(tokio::spawn(secure(stream, tls))),
+    }))
+}
+
+/// Listens on a free port, which it prints, and hands on each connection.
+pub(crate) async fn connections(scheme: &str, begin: impl Fn(TcpStream)) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("Serving HTTP on {scheme}://{}/", listener.local_addr()?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        begin(stream);
+    }
 }
 
 /// Serves a connection, over HTTP/2 if its client begins with that. Clients that go away are not of interest.

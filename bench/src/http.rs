@@ -41,9 +41,9 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     exchange(&mut connect(address)?, &request(address, path))
 }
 
-/// The answer to a POST.
-pub(crate) fn post(address: SocketAddr, path: &str, body: &[u8]) -> Result<Answer> {
-    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len());
+/// The answer to a request with a body.
+pub(crate) fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Result<Answer> {
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len());
     exchange(&mut connect(address)?, &[head.as_bytes(), body].concat())
 }
 

@@ -11,7 +11,7 @@ use crate::cluster::sample;
 use crate::contenders::{Contender, Program, Server};
 use crate::http;
 use crate::report::Series;
-use crate::rounds::{Case, in_turns, wrk};
+use crate::rounds::{Case, in_turns, script_file, wrk};
 
 const MEBIBYTE: usize = 1 << 20;
 /// Connections that have a large body under way.
@@ -99,7 +99,7 @@ impl Bodies {
                 (answer, is_right)
             }
             Self::Uploads => {
-                let answer = http::post(address, &path, &vec![b'x'; self.bytes()])?;
+                let answer = http::send(address, "POST", &path, &vec![b'x'; self.bytes()])?;
                 let is_right = answer.body.trim_ascii_end() == self.bytes().to_string().as_bytes();
                 (answer, is_right)
             }
@@ -150,10 +150,8 @@ fn hello(bench: &Bench, paths: usize, idle: usize) -> Result<Vec<f64>> {
 
 /// The rate after a warm-up, both under a load that is told by a script.
 fn scripted(bench: &Bench, server: &Server, path: &str, script: &str, more: &[&str]) -> Result<f64> {
-    let file = server.scratch.path("load.lua");
-    std::fs::write(&file, script).with_context(|| format!("writing {}", file.display()))?;
-    let file = file.to_str().context("the name of a scratch folder is not UTF-8")?;
-    let more = [more, &["-s", file]].concat();
+    let file = script_file(&server.scratch, script)?;
+    let more = [more, &["-s", &file]].concat();
     let load = |time| wrk(server.address, path, bench.cpus.load(), time, &more);
     load(bench.warm_up).context("while it warms up")?;
     load(bench.time)

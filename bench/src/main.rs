@@ -12,6 +12,7 @@ mod contenders;
 mod growth;
 mod http;
 mod large;
+mod native;
 mod nginx;
 mod open_loop;
 mod picture;
@@ -20,6 +21,7 @@ mod process;
 mod report;
 mod rounds;
 mod stats;
+mod stores;
 mod tls;
 
 use std::path::{Path, PathBuf};
@@ -118,6 +120,7 @@ fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
         None => bench(),
         Some(bare::COMMAND) => bare::serve(std::env::args().nth(2).as_deref() == Some(bare::TLS)).map(|()| true),
+        Some(native::COMMAND) => native::serve(&std::env::args().nth(2).unwrap_or_default()).map(|()| true),
         Some(other) => Err(anyhow::anyhow!("there is no command {other}")),
     };
     match done {

@@ -11,7 +11,7 @@ use crate::report::{Row, Series, Unit};
 use crate::rounds::Figures;
 use crate::stats::{Spread, ratios};
 use crate::tls::Handshake;
-use crate::{cluster, growth, large, stats};
+use crate::{cluster, growth, large, stats, stores};
 
 /// Contenders that are measured one after the other, round by round.
 pub(crate) struct Group {
@@ -55,7 +55,7 @@ const fn contender(
 
 const DEFAULTS: &[&str] = &[];
 const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
-const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
+pub(crate) const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
 /// h2load does not connect again when a connection retires.
 const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
 const FRESH_ON_ONE: &[&str] = &["--max-instance-reuse-count", "1", "--max-connection-requests", "1000000000"];
@@ -297,6 +297,22 @@ pub(crate) const FIGURES: &[Figure] = &[
         aim: 6.0,
         measure: cluster::memory_of_a_worker,
     },
+    Figure {
+        key: "store-get",
+        label: "a `get` of a store in a file, beyond a request that asks no store, instance reused",
+        unit: Unit::Microseconds,
+        required: 3.0,
+        aim: 3.0,
+        measure: stores::beyond_a_request,
+    },
+    Figure {
+        key: "store-groups",
+        label: "durable writes a second to a store in a file, 64 clients / one client",
+        unit: Unit::Times,
+        required: 10.0,
+        aim: 10.0,
+        measure: stores::writes_together,
+    },
 ];
 
 impl Figure {
@@ -317,6 +333,7 @@ pub(crate) struct Part {
 pub(crate) const PARTS: &[Part] = &[
     Part { key: "growth", title: "How cost grows", measure: growth::measure },
     Part { key: "large", title: "Large and odd", measure: large::measure },
+    Part { key: "stores", title: "Key-value stores", measure: stores::measure },
 ];
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
@@ -12,6 +12,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+
+use crate::target;
 
 /// What has to go when the benchmark is interrupted: groups of processes, and folders.
 static LEFT: Mutex<(Vec<Pid>, Vec<PathBuf>)> = Mutex::new((Vec::new(), Vec::new()));
@@ -136,8 +138,20 @@ pub(crate) struct Scratch(tempfile::TempDir);
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self> {
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// Below the build folder, which is on a disk; temporary folders may be in memory.
+    pub(crate) fn on_disk() -> Result<Self> {
+        let folder = target().join("bench");
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Self::below(&folder)
+    }
+
+    fn below(folder: &Path) -> Result<Self> {
         let mut left = LEFT.lock().unwrap();
-        let folder = tempfile::Builder::new().prefix("wasmcluster-bench-").tempdir().context("making a folder")?;
+        let folder =
+            tempfile::Builder::new().prefix("wasmcluster-bench-").tempdir_in(folder).context("making a folder")?;
         left.1.push(folder.path().to_owned());
         Ok(Self(folder))
     }

@@ -56,6 +56,8 @@ pub(crate) enum Unit {
     /// A ratio; more is better.
     Times,
     /// Less is better.
+    Microseconds,
+    /// Less is better.
     Milliseconds,
     /// Less is better.
     Mebibytes,
@@ -65,6 +67,7 @@ impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::Times => format!("{value:.2}"),
+            Self::Microseconds => format!("{value:.1} µs"),
             Self::Milliseconds => format!("{value:.1} ms"),
             Self::Mebibytes => format!("{value:.1} MiB"),
         }
@@ -73,7 +76,7 @@ impl Unit {
     fn is_reached(self, value: f64, limit: f64) -> bool {
         match self {
             Self::Times => value >= limit,
-            Self::Milliseconds | Self::Mebibytes => value <= limit,
+            Self::Microseconds | Self::Milliseconds | Self::Mebibytes => value <= limit,
         }
     }
 }
@@ -125,7 +128,7 @@ impl Series {
                 let against = against.map(|ratio| format!("{:.2}", ratio.median)).unwrap_or_default();
                 cells.extend([show(first.median), format!("{} … {}", show(first.min), show(first.max)), against]);
                 let further = (1..self.columns.len()).map(|index| Spread::of(&column(row, index)));
-                cells.extend(further.map(|spread| spread.map(|spread| show(spread.median)).unwrap_or_default()));
+                cells.extend(further.map(|spread| spread.map_or_else(|| "–".into(), |spread| show(spread.median))));
             }
             (Ok(_), None) => cells.extend(["".into(), "not measured".into()]),
             (Err(why), _) => cells.extend(["".into(), why.to_string()]),
@@ -327,7 +330,7 @@ mod tests {
         ];
         let series = Series { title: "", about: String::new(), columns: &["rate", "MiB"], rows };
         let cells: Vec<_> = series.rows.iter().map(|row| series.cells(row)).collect();
-        assert_eq!(cells[0], ["one", "15.0", "10.0 … 20.0", "1.00", ""]);
+        assert_eq!(cells[0], ["one", "15.0", "10.0 … 20.0", "1.00", "–"]);
         assert_eq!(cells[1], ["many", "750", "500 … 1,000", "50.00", "8.0"]);
         assert_eq!(cells[2], ["broken", "", "failed: it broke", "", ""]);
     }

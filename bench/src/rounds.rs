@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::Bench;
 use crate::contenders::{Contender, Program, Server, component};
 use crate::plan::{Group, Load};
-use crate::process::{ANYWHERE, on, output};
+use crate::process::{ANYWHERE, Scratch, on, output};
 use crate::report::Why;
 use crate::tls;
 
@@ -71,6 +71,8 @@ fn order(round: usize, count: usize) -> Vec<usize> {
 /// Something that is measured for a row of a table, from the start of a server to its end.
 pub(crate) struct Case {
     label: String,
+    /// Why it is skipped.
+    missing: Option<String>,
     measure: Box<Measure>,
 }
 
@@ -79,14 +81,26 @@ type Measure = dyn Fn(&Bench) -> Result<Vec<f64>>;
 
 impl Case {
     pub(crate) fn new(label: String, measure: impl Fn(&Bench) -> Result<Vec<f64>> + 'static) -> Self {
-        Self { label, measure: Box::new(measure) }
+        Self { label, missing: None, measure: Box::new(measure) }
+    }
+
+    /// Skips it if something that it needs is missing.
+    pub(crate) fn unless(self, missing: Option<String>) -> Self {
+        Self { missing, ..self }
+    }
+
+    fn unmeasured(&self) -> Measured {
+        let rounds = match &self.missing {
+            Some(why) => Err(Why::Skipped(why.clone())),
+            None => Ok(Vec::new()),
+        };
+        Measured { label: self.label.clone(), rounds }
     }
 }
 
 /// A case that has failed is not tried again.
 pub(crate) fn in_turns(bench: &Bench, cases: Vec<Case>) -> Vec<Measured> {
-    let mut all: Vec<_> =
-        cases.iter().map(|case| Measured { label: case.label.clone(), rounds: Ok(Vec::new()) }).collect();
+    let mut all: Vec<_> = cases.iter().map(Case::unmeasured).collect();
     for round in 0..bench.rounds {
         for index in order(round, all.len()) {
             let (case, Measured { rounds: done, .. }) = (&cases[index], &mut all[index]);
@@ -173,6 +187,13 @@ pub(crate) fn wrk(address: SocketAddr, path: &str, cpus: &[usize], time: Duratio
     command.args(["-t", &cpus.len().to_string(), "-c", &(CONNECTIONS * cpus.len()).to_string()]);
     command.args(["-d", &format!("{}s", time.as_secs())]).args(extra).arg(format!("http://{address}{path}"));
     rate(&output(&mut command, cpus)?)
+}
+
+/// Where `wrk -s` finds this script.
+pub(crate) fn script_file(scratch: &Scratch, script: &str) -> Result<String> {
+    let file = scratch.path("load.lua");
+    std::fs::write(&file, script).with_context(|| format!("writing {}", file.display()))?;
+    Ok(file.to_str().context("the name of a scratch folder is not UTF-8")?.into())
 }
 
 /// Requests per second over HTTP/2, as `h2load` counts them.

@@ -1,4 +1,5 @@
-//! Key-value stores: `/STORE/KEY`, and `/STORE` for all of its keys. stores-p3 is the same source for WASI 0.3.
+//! Key-value stores: `/STORE/KEY`, `/STORE` for all of its keys, and `/` for an answer that asks no store. stores-p3 is the
+//! same source for WASI 0.3.
 //!
 //! Values are JSON. Errors of a store have a status of their own: 504 if the outcome is not known, 403 if there is no such
 //! store, 409 else.
@@ -50,8 +51,11 @@ fn in_words(value: &Value) -> String {
 }
 
 async fn answer(store: &str, key: Option<&str>, request: Request) -> Result<Response> {
-    let store = kv::open(store).await?;
     let Query(how) = Query::<How>::of(&request)?;
+    if store.is_empty() {
+        return Ok("no store".into_response());
+    }
+    let store = kv::open(store).await?;
     let Some(key) = key else {
         let (mut pages, mut all) = (store.keys(), Vec::new());
         while let Some(keys) = pages.next().await? {
