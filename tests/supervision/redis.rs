@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use harness::tls::Authority;
 use harness::tools::{Tool, address_of_its_own};
@@ -139,9 +140,23 @@ fn a_redis_that_is_lost_is_an_error_until_it_is_back() {
 
     redis.server.signal(Signal::SIGSTOP);
     let (status, said) = put(&cluster, "k", "2");
-    assert!(status == 504 && said.contains("did not answer within --kv-timeout 500ms"), "{status} {said}");
+    assert!(said.contains("did not answer within --kv-timeout 500ms"), "{status} {said}");
+    // A worker that had no connection knows that it has written nothing.
+    assert_eq!(status, if said.contains("nothing was written") { 409 } else { 504 }, "{said}");
     let (status, said) = told(&cluster, Method::GET, "/default/k", "");
     assert!(status == 409 && said.contains(&redis.address.to_string()), "{status} {said}");
+    // Nothing is kept of those that it has not taken.
+    let descriptors = || {
+        let of = |worker: Option<Pid>| std::fs::read_dir(format!("/proc/{}/fd", worker.unwrap())).unwrap().count();
+        workers.map(of)
+    };
+    let before = descriptors();
+    for _ in 0..10 {
+        assert_ne!(put(&cluster, "k", &"x".repeat(1 << 20)).0, 200);
+    }
+    until("the connections are gone", || {
+        descriptors().iter().zip(before).all(|(now, before)| *now <= before + 1).then_some(())
+    });
     redis.server.signal(Signal::SIGCONT);
     until("it goes on", is_back);
 
@@ -151,8 +166,15 @@ fn a_redis_that_is_lost_is_an_error_until_it_is_back() {
         let (status, said) = put(&cluster, "k", "3");
         (status == 409 && said.contains("nothing was written")).then_some(())
     });
+    let redis = Redis::start_at(address, folder.path(), &[]).unwrap();
+    until("it is there again, for both workers", || (0..8).all(|_| is_back().is_some()).then_some(()));
+    // A connection that was closed while nobody used it is no error for the next who does.
+    drop(redis);
     let redis = Redis::start_at(address, folder.path(), &["--maxmemory", "1mb"]).unwrap();
-    until("it is there again", is_back);
+    for _ in 0..8 {
+        let (status, said) = put(&cluster, "k", "1");
+        assert_eq!(status, 200, "{said}");
+    }
     assert_eq!(get(&cluster, "/default/k"), "1");
     // What it refuses is said in its own words.
     until("it is full", || {
@@ -197,6 +219,7 @@ fn servers_that_are_no_redis_cost_no_more_than_an_error() {
         ("giant-line", answers(b"+", true)),
         ("nested", answers(b"*2\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n:1\r\n", false)),
         ("other", answers(b"*0\r\n", false)),
+        ("full", answers(b"-ERR max number of clients reached\r\n", false)),
     ];
     let grants: Vec<String> =
         urls.iter().flat_map(|(name, address)| ["--kv".into(), format!("{name}=redis://{address}")]).collect();

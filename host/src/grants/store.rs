@@ -110,10 +110,9 @@ impl RedisPlace {
         let port = port.map_or(Ok(REDIS_PORT), parse_port)?;
         let mut place = Self::at(RedisServer::Tcp { host: Host::parse(host)?, port, tls });
         if let Some(login) = login {
-            let (user, password) =
-                login.split_once(':').ok_or("a password follows a colon; write redis://:PASSWORD@HOST")?;
+            let (user, password) = login.split_once(':').unwrap_or((login, ""));
             place.user = Some(decoded(user)?).filter(|user| !user.is_empty());
-            place.password = Some(decoded(password)?);
+            place.password = Some(decoded(password)?).filter(|password| !password.is_empty());
         }
         if !path.is_empty() {
             place.db = parse_digits(path).ok_or("what follows the server is the number of a database, as in /0")?;
@@ -134,7 +133,8 @@ impl RedisPlace {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !known.contains(&key) {
-                return Err(format!("unknown option {key:?}; there are {}", known.join(", ")));
+                // Not which: it may be part of a password.
+                return Err(format!("what follows ? is {}; escape a ? in a password as %3F", known.join("=…, ")));
             }
             let value = decoded(value)?;
             match key {
@@ -147,6 +147,9 @@ impl RedisPlace {
         }
         if self.password.is_some() && self.password_file.is_some() {
             return Err("the password is given twice".into());
+        }
+        if self.user.is_some() && self.password.is_none() && self.password_file.is_none() {
+            return Err("a user needs a password; write redis://USER:PASSWORD@HOST, or add ?password-file=PATH".into());
         }
         Ok(self)
     }
@@ -230,8 +233,9 @@ mod tests {
             ("a=redis://", "host is missing"),
             ("a=redis://x:0", "1 to 65535"),
             ("a=redis://x/a", "number of a database"),
-            ("a=redis://user@x", "follows a colon"),
-            ("a=redis://x?db=1", "unknown option"),
+            ("a=redis://user@x", "needs a password"),
+            ("a=unix:/x?user=app", "needs a password"),
+            ("a=redis://x?db=1", "what follows ? is prefix="),
             ("a=redis://:p@x?password-file=/p", "given twice"),
             ("a=redis://:%ff@x", "UTF-8"),
             ("a=unix:", "is missing"),
@@ -258,6 +262,8 @@ mod tests {
         }
         assert_eq!(redis("redis://:secret@[::1]").to_string(), "redis://[::1]:6379/0");
         assert_eq!(redis("redis://:secret@[::1]").user, None);
+        let both = redis("redis://ada@x?password-file=/p");
+        assert_eq!((both.user.as_deref(), both.password_file), (Some("ada"), Some("/p".into())));
         let unix = redis("unix:/run/r.sock?db=2&password=x");
         assert_eq!((unix.server, unix.db), (RedisServer::Unix("/run/r.sock".into()), 2));
     }

@@ -30,7 +30,10 @@ impl Reuse {
             return Self { uses: 1, seats: 1 };
         }
         let uses = application.max_instance_reuse_count.map_or(component.http.usual_reuse(), NonZeroU32::get);
-        let seats = application.max_instance_concurrent_reuse_count;
+        let seats = match component.http {
+            WasiHttp::V0_2 => 1,
+            WasiHttp::V0_3 => application.max_instance_concurrent_reuse_count,
+        };
         Self { uses, seats }
     }
 }

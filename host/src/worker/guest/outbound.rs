@@ -400,14 +400,9 @@ impl OutboundExchange {
     }
 
     async fn connect_to_any(&self, addresses: Vec<SocketAddr>) -> Result<(TcpStream, SocketAddr), Error> {
-        let mut last = None;
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok((stream, address)),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.map_or(Error::DestinationNotFound, |error| self.not_connected(&error)))
+        let failed =
+            |error: Option<io::Error>| error.map_or(Error::DestinationNotFound, |error| self.not_connected(&error));
+        dialer::connect_to_any(&addresses).await.map_err(failed)
     }
 
     /// What the guest is told. What is this machine's own lack is told in the log too: nobody else would know.

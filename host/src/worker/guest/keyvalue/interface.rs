@@ -310,7 +310,11 @@ fn sum_of(written: Written) -> i64 {
 }
 
 fn unsigned(sum: i64) -> Result<u64, StoreError> {
-    u64::try_from(sum).map_err(|_| StoreError::Other(format!("the value is {sum}, which this version cannot tell")))
+    u64::try_from(sum).map_err(|_| {
+        StoreError::Other(format!(
+            "it was added, but the value is {sum} now, which this version of the interface cannot tell"
+        ))
+    })
 }
 
 fn increment_unsigned(

@@ -7,9 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ProtocolVersion, RedisConnectionInfo, RedisError, Value, cmd};
+use redis::{Arg, AsyncConnectionConfig, Cmd, ProtocolVersion, RedisConnectionInfo, RedisError, Value, cmd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::outbound::dialer::Dialer;
@@ -26,8 +28,13 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// Bytes that an answer has beside a value.
 const OVERHEAD: u64 = 4096;
-/// Bytes that a page of keys may have: the server gives more than it was asked for, and others' keys may be longer.
-const MAX_KEYS: u64 = 4 * (MAX_PAGE * MAX_KEY) as u64;
+/// Bytes of an answer with values or keys: others may have put longer ones there than guests may.
+const MAX_ANSWER: u64 = MAX_HOSTCALL as u64 + OVERHEAD * MAX_PAGE as u64;
+/// Bytes of commands that are under way, those included whose guests are gone; and in what shares they are counted.
+const MAX_UNDER_WAY: u64 = 64 << 20;
+const SHARE: u64 = 1024;
+/// What a server says that has become a replica: by its name or address there may be another by now.
+const DEMOTED: [&str; 2] = ["READONLY", "MASTERDOWN"];
 
 /// Sets the value if it is still the one that is expected, on the server: nobody comes between.
 const SWAP: &str = "local value = redis.call('GET', KEYS[1]) \
@@ -38,25 +45,55 @@ const SWAP: &str = "local value = redis.call('GET', KEYS[1]) \
 pub(super) struct RedisStore {
     place: RedisPlace,
     dialer: Arc<Dialer>,
-    line: tokio::sync::Mutex<RedisLine>,
+    line: Mutex<RedisLine>,
+    /// Bytes of commands that are under way, in [`SHARE`]s.
+    room: Arc<Semaphore>,
     max_value: u64,
     timeout: Duration,
 }
 
 /// The way to the server.
-#[derive(Default)]
-struct RedisLine {
-    connected: Option<RedisConnection>,
-    /// Tries in a row that have failed, when the next is due, and why the last one failed.
-    failures: u32,
-    due: Option<Instant>,
-    reason: String,
+enum RedisLine {
+    /// There is none.
+    Down {
+        /// Tries in a row that have failed, when the next is due, and why the last one failed.
+        failures: u32,
+        due: Option<Instant>,
+        reason: String,
+    },
+    /// One is about to come, or not; all who want it wait for that.
+    Connecting(watch::Receiver<Option<Result<RedisConnection, String>>>),
+    Connected(RedisConnection),
+}
+
+impl Default for RedisLine {
+    fn default() -> Self {
+        Self::Down { failures: 0, due: None, reason: String::new() }
+    }
 }
 
 #[derive(Clone)]
 struct RedisConnection {
     redis: MultiplexedConnection,
     allowance: Arc<AnswerBudget>,
+    driver: Arc<RedisDriver>,
+}
+
+impl RedisConnection {
+    /// Whether nothing has shown that it is closed.
+    fn is_open(&self) -> bool {
+        !self.driver.0.is_finished()
+    }
+}
+
+/// What reads and writes. Left alone, it would keep the connection of a server that takes nothing for ever, with all that
+/// is to be sent.
+struct RedisDriver(JoinHandle<()>);
+
+impl Drop for RedisDriver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Why there was no answer of the server's.
@@ -90,11 +127,12 @@ impl From<NoAnswer> for WriteFailure {
 
 impl RedisStore {
     pub(super) fn new(place: RedisPlace, dialer: Arc<Dialer>, max_value: u64, timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { place, dialer, line: tokio::sync::Mutex::default(), max_value, timeout })
+        let room = Arc::new(Semaphore::new((MAX_UNDER_WAY / SHARE) as usize));
+        Arc::new(Self { place, dialer, line: Mutex::default(), room, max_value, timeout })
     }
 
     pub(super) async fn get(self: &Arc<Self>, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        bytes(self.ask(cmd("GET").arg(self.key(key)).take(), self.max_value + OVERHEAD).await?)
+        bytes(self.ask(cmd("GET").arg(self.key(key)).take(), MAX_ANSWER).await?)
     }
 
     pub(super) async fn has(self: &Arc<Self>, key: &str) -> Result<bool, StoreError> {
@@ -107,20 +145,23 @@ impl RedisStore {
     /// As many at once as an answer may have.
     pub(super) async fn get_all(self: &Arc<Self>, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let at_once = (MAX_HOSTCALL as u64 / self.max_value).clamp(1, MAX_PAGE as u64);
-        let (mut found, mut left) = (Vec::new(), MAX_HOSTCALL);
+        let (mut found, mut left, deadline) = (Vec::new(), MAX_HOSTCALL, Instant::now() + self.timeout);
         for keys in keys.chunks(at_once as usize) {
             let mut get = cmd("MGET");
             get.arg(keys.iter().map(|key| self.key(key)).collect::<Vec<_>>());
-            let Value::Array(values) = self.ask(get, at_once * self.max_value + OVERHEAD * at_once).await? else {
+            let Value::Array(values) = self.ask_until(deadline, get, MAX_ANSWER).await? else {
                 return Err(nonsense());
             };
+            if values.len() != keys.len() {
+                return Err(nonsense());
+            }
             for value in values {
                 let value = bytes(value)?;
                 left = left.checked_sub(value.as_ref().map_or(0, Vec::len)).ok_or_else(|| too_much(MAX_HOSTCALL))?;
                 found.push(value);
             }
         }
-        if found.len() == keys.len() { Ok(found) } else { Err(nonsense()) }
+        Ok(found)
     }
 
     /// A page of the server's own, in which a key may come twice.
@@ -133,16 +174,17 @@ impl RedisStore {
             scan.arg("MATCH").arg(format!("{}*", escaped(&self.place.prefix)));
         }
         scan.arg("COUNT").arg(MAX_PAGE);
-        let Value::Array(answer) = self.ask(scan, MAX_KEYS).await? else { return Err(nonsense()) };
+        let Value::Array(answer) = self.ask(scan, MAX_ANSWER).await? else { return Err(nonsense()) };
         let [next, Value::Array(keys)] = &answer[..] else { return Err(nonsense()) };
-        let next = bytes(next.clone())?.and_then(|next| String::from_utf8(next).ok()).ok_or_else(nonsense)?;
+        let next = bytes(next.clone())?.and_then(|next| str::from_utf8(&next).ok()?.parse::<u64>().ok());
+        let next = next.ok_or_else(nonsense)?;
         // What no guest could have set is not there for guests.
         let of_guests = |key: &Value| match key {
             Value::BulkString(key) => Some(str::from_utf8(key).ok()?.strip_prefix(&self.place.prefix)?.to_owned()),
             _ => None,
         };
         let keys = keys.iter().filter_map(of_guests).filter(|key| (1..=MAX_KEY).contains(&key.len())).collect();
-        Ok((keys, Some(next).filter(|next| next != "0")))
+        Ok((keys, Some(next).filter(|&next| next != 0).map(|next| next.to_string())))
     }
 
     pub(super) async fn write(self: &Arc<Self>, write: Write) -> Result<Written, WriteFailure> {
@@ -183,35 +225,55 @@ impl RedisStore {
 
     /// Asks the server, whose answer has at most so many bytes.
     async fn ask(self: &Arc<Self>, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
+        self.ask_until(Instant::now() + self.timeout, command, most).await
+    }
+
+    async fn ask_until(self: &Arc<Self>, deadline: Instant, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
+        // Whoever is cancelled leaves this behind, until its time is over.
+        let shares = size_of_command(&command).div_ceil(SHARE);
+        let Ok(room) = self.room.clone().try_acquire_many_owned(u32::try_from(shares).unwrap_or(u32::MAX)) else {
+            return Err(NoAnswer::Unreached(format!("too much waits for {}", self.place)));
+        };
+        let store = self.clone();
         // To its end, though its guest may be cancelled: the answer comes nevertheless.
-        let asking = tokio::spawn(self.clone().exchange(command, most));
+        let asking = tokio::spawn(async move {
+            let answer = store.exchange(deadline, command, most).await;
+            drop(room);
+            answer
+        });
         asking.await.unwrap_or_else(|_| Err(NoAnswer::Lost("the worker is about to end".into())))
     }
 
-    async fn exchange(self: Arc<Self>, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
-        let deadline = Instant::now() + self.timeout;
+    async fn exchange(self: Arc<Self>, deadline: Instant, command: Cmd, most: u64) -> Result<Value, NoAnswer> {
         let connected = match timeout_at(deadline, self.connected()).await {
             Ok(connected) => connected.map_err(NoAnswer::Unreached)?,
             Err(_) => return Err(NoAnswer::Unreached(self.late())),
         };
-        let RedisConnection { mut redis, allowance } = connected.clone();
-        let _allowed = allowance.allow(most);
+        let RedisConnection { mut redis, allowance, .. } = connected.clone();
+        let expected = allowance.allow(most);
         match timeout_at(deadline, redis.send_packed_command(&command)).await {
             Ok(Ok(Value::ServerError(error))) => {
+                if DEMOTED.contains(&error.code()) {
+                    self.lose(&connected);
+                }
                 let (code, details) = (error.code(), error.details().unwrap_or_default());
                 Err(NoAnswer::Refused(format!("{} says: {code} {details}", self.place)))
             }
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if is_of_the_server(&error) => {
+                if error.code().is_some_and(|code| DEMOTED.contains(&code)) {
+                    self.lose(&connected);
+                }
                 Err(NoAnswer::Refused(format!("{} says: {error}", self.place)))
             }
             Ok(Err(error)) => {
-                self.lose(&connected).await;
+                self.lose(&connected);
                 Err(NoAnswer::Lost(format!("the connection to {} was lost: {error}", self.place)))
             }
             Err(_) => {
-                // It may be dead without a word.
-                self.lose(&connected).await;
+                // It may be dead without a word. If not, its answer is not at the cost of those who wait behind.
+                expected.may_still_come();
+                self.lose(&connected);
                 Err(NoAnswer::Lost(self.late()))
             }
         }
@@ -221,39 +283,60 @@ impl RedisStore {
         format!("{} did not answer within --kv-timeout {}", self.place, humantime::format_duration(self.timeout))
     }
 
-    /// The connection, or a new one; or why there is none. While one is about to come, others wait for it.
-    async fn connected(&self) -> Result<RedisConnection, String> {
-        let mut line = self.line.lock().await;
-        if let Some(connected) = &line.connected {
-            return Ok(connected.clone());
-        }
-        if line.due.is_some_and(|due| Instant::now() < due) {
-            return Err(line.reason.clone());
-        }
+    fn line(&self) -> std::sync::MutexGuard<'_, RedisLine> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, or a new one; or why there is none.
+    async fn connected(self: &Arc<Self>) -> Result<RedisConnection, String> {
+        let mut coming = {
+            let mut line = self.line();
+            let failures = match &*line {
+                RedisLine::Connected(connected) if connected.is_open() => return Ok(connected.clone()),
+                RedisLine::Down { due: Some(due), reason, .. } if Instant::now() < *due => return Err(reason.clone()),
+                RedisLine::Down { failures, .. } => Some(*failures),
+                RedisLine::Connected(_) => Some(0),
+                RedisLine::Connecting(_) => None,
+            };
+            if let Some(failures) = failures {
+                let (tell, told) = watch::channel(None);
+                // For all who wait, whoever of them gives up.
+                tokio::spawn(self.clone().try_to_connect(failures, tell));
+                *line = RedisLine::Connecting(told);
+            }
+            let RedisLine::Connecting(told) = &*line else { return Err("it is not tried".into()) };
+            told.clone()
+        };
+        let come = coming.wait_for(Option::is_some).await;
+        come.ok().and_then(|come| come.clone()).unwrap_or_else(|| Err("the worker is about to end".into()))
+    }
+
+    async fn try_to_connect(
+        self: Arc<Self>,
+        failures: u32,
+        tell: watch::Sender<Option<Result<RedisConnection, String>>>,
+    ) {
         let patience = MAX_CONNECT.min(self.timeout);
-        let connecting = timeout(patience, self.connect()).await;
-        match connecting.unwrap_or_else(|_| Err(format!("it took longer than {patience:?}"))) {
-            Ok(connected) => {
-                *line = RedisLine { connected: Some(connected.clone()), ..RedisLine::default() };
-                Ok(connected)
-            }
+        let tried = timeout(patience, self.connect()).await;
+        let tried = tried.unwrap_or_else(|_| Err(format!("it took longer than {patience:?}")));
+        let tried = tried.map_err(|reason| format!("cannot connect to {}: {reason}", self.place));
+        *self.line() = match &tried {
+            Ok(connected) => RedisLine::Connected(connected.clone()),
             Err(reason) => {
-                let wait = FIRST_BACKOFF.saturating_mul(1 << line.failures.min(8)).min(MAX_BACKOFF);
-                let reason = format!("cannot connect to {}: {reason}", self.place);
                 tracing::debug!("{reason}");
-                let failures = line.failures.saturating_add(1);
-                *line =
-                    RedisLine { connected: None, failures, due: Some(Instant::now() + wait), reason: reason.clone() };
-                Err(reason)
+                let wait = FIRST_BACKOFF.saturating_mul(1 << failures.min(8)).min(MAX_BACKOFF);
+                let due = Some(Instant::now() + wait);
+                RedisLine::Down { failures: failures.saturating_add(1), due, reason: reason.clone() }
             }
-        }
+        };
+        let _ = tell.send(Some(tried));
     }
 
     /// The next request gets another connection, unless somebody has one already.
-    async fn lose(&self, lost: &RedisConnection) {
-        let mut line = self.line.lock().await;
-        if line.connected.as_ref().is_some_and(|now| Arc::ptr_eq(&now.allowance, &lost.allowance)) {
-            line.connected = None;
+    fn lose(&self, lost: &RedisConnection) {
+        let mut line = self.line();
+        if matches!(&*line, RedisLine::Connected(now) if Arc::ptr_eq(&now.driver, &lost.driver)) {
+            *line = RedisLine::default();
         }
     }
 
@@ -295,9 +378,17 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let stream = Rationed { stream, allowance: allowance.clone() };
         let connected = MultiplexedConnection::new_with_config(&info, stream, config).await;
-        let (redis, driver) = connected.map_err(|error| error.to_string())?;
-        tokio::spawn(driver);
-        Ok(RedisConnection { redis, allowance })
+        let (mut redis, driver) = connected.map_err(|error| error.to_string())?;
+        let driver = Arc::new(RedisDriver(tokio::spawn(driver)));
+        // A server that is full, or has nothing behind it, is one that accepts too. Who may not ask this has been heard.
+        match redis.send_packed_command(&cmd("PING")).await {
+            Ok(Value::ServerError(error)) if error.code() != "NOPERM" => {
+                return Err(format!("{} {}", error.code(), error.details().unwrap_or_default()));
+            }
+            Err(error) if error.code() != Some("NOPERM") => return Err(error.to_string()),
+            Ok(_) | Err(_) => {}
+        }
+        Ok(RedisConnection { redis, allowance, driver })
     }
 }
 
@@ -305,6 +396,15 @@ impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.place.fmt(f)
     }
+}
+
+/// Roughly, in bytes.
+fn size_of_command(command: &Cmd) -> u64 {
+    let sizes = command.args_iter().map(|argument| match argument {
+        Arg::Simple(bytes) => bytes.len() as u64,
+        _ => 0,
+    });
+    sizes.sum::<u64>() + SHARE
 }
 
 /// Whether the server has said so, and not what is between.
@@ -366,6 +466,13 @@ impl AnswerBudget {
 /// An answer that is waited for.
 struct Expected(Arc<AnswerBudget>, u64);
 
+impl Expected {
+    /// Nobody waits for it any more, but what was allowed for it stays allowed.
+    fn may_still_come(mut self) {
+        self.1 = 0;
+    }
+}
+
 impl Drop for Expected {
     fn drop(&mut self) {
         let mut allowed = self.0.lock();
@@ -419,6 +526,11 @@ mod tests {
         assert!(allowance.take(10).is_ok() && allowance.take(1).is_err());
         drop(other);
         assert!(allowance.take(1).is_err());
+        // One that is late is not at the cost of those who wait.
+        let (late, other) = (allowance.allow(100), allowance.allow(10));
+        late.may_still_come();
+        assert!(allowance.take(100).is_ok() && allowance.take(10).is_ok() && allowance.take(1).is_err());
+        drop(other);
     }
 
     #[test]
