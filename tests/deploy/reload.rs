@@ -255,6 +255,14 @@ fn a_compilation_that_takes_too_long_is_given_up() {
     refused(&cluster, &[text(&bomb), "--timeout", "1s"], 5, "it did not compile in time");
     until("the compiler is gone", || (cluster.children().len() == 2).then_some(()));
 
+    // A real change does not wait for somebody who only looks.
+    let dry = cluster.follow(&["reload", "--dry-run", text(&bomb)]);
+    until("it compiles", || (cluster.children().len() == 3).then_some(()));
+    assert_eq!(cluster.command(&["scale", "1"]).code, Some(0));
+    assert_eq!(dry.wait().code(), Some(1));
+    assert_eq!(cluster.command(&["scale", "2"]).code, Some(0));
+    until("the compiler is gone again", || (cluster.children().len() == 2).then_some(()));
+
     // While one is at work: it steps back behind the workers, and may not take all memory.
     let _reload = cluster.follow(&["reload", text(&bomb)]);
     let workers = cluster.ready();

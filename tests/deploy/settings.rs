@@ -214,10 +214,24 @@ fn who_watches_gets_new_settings_as_soon_as_they_are_written() {
         until("they are served", || (get(&cluster, "/env?GREETING") == format!("Some(\"{round}\")")).then_some(()));
     }
     // What changes nothing brings no new workers.
-    until("it is committed", || (cluster.status()["generation"]["current"] == 3).then_some(()));
+    let is_committed = |generation: u64| {
+        until("it is committed", || {
+            let status = cluster.status();
+            (status["generation"]["current"] == generation && status["reload"].is_null()).then_some(())
+        });
+    };
+    is_committed(3);
     say(&cluster, "# the same\n[env]\nGREETING = \"3\"\n");
     cluster.stderr.find("unchanged: this is already being served");
-    assert_eq!(cluster.status()["generation"]["current"], 3);
+    is_committed(3);
+    // They are for what is served, also if that is not what `serve` was given.
+    let other = guest("sdk_p3");
+    succeeds(&cluster.reload(&[other.to_str().unwrap()]));
+    say(&cluster, "[env]\nGREETING = \"4\"\n");
+    is_committed(5);
+    assert_eq!(cluster.status()["generation"]["source"], other.to_str().unwrap());
+    say(&cluster, "[env]\nGREETING = \"3\"\n");
+    is_committed(6);
     // Nor does a mistake, which is told.
     say(&cluster, "nonsense");
     cluster.stderr.find("the reload failed: ");
@@ -278,6 +292,60 @@ fn stores_and_certificates_come_and_go_with_a_generation() {
     authority.issue(&["one.test", "new.test"]).write(&folder, "one");
     succeeds(&cluster.reload(&["--tls"]));
     assert_eq!(cluster.status()["certificates"][0]["names"][1], "new.test");
+}
+
+/// What a canary that failed was to go by is in force for nobody, and a store is the same by whichever path.
+#[test]
+fn stores_stay_as_they_are_while_settings_fail() {
+    let setup = Setup::new(&guest("stores"));
+    let folder = setup.folder.path().to_owned();
+    fs::create_dir(folder.join("release-1")).unwrap();
+    symlink("release-1", folder.join("current")).unwrap();
+    let kv = "kv = [\"more=file:./current/not-yet\"]\n";
+    fs::write(folder.join(FILE), format!("{AT_ONCE}{kv}")).unwrap();
+    let cluster = setup.start();
+    let large = "x".repeat(900_000);
+    let put = |store: &str, key: &str| ask(&cluster, Method::PUT, &format!("/{store}/{key}"), large.clone()).status;
+    assert_eq!([put("more", "a"), put("default", "a")], [200, 200]);
+    let bad = format!("{AT_ONCE}{kv}kv-max-size = \"1MiB\"\nhealth-path = \"/nobody/has/this\"\n");
+    fs::write(folder.join(FILE), bad).unwrap();
+    assert_eq!(cluster.reload(&[]).code, Some(4));
+    for key in ["b", "c", "d"] {
+        assert_eq!([put("more", key), put("default", key)], [200, 200], "{key}");
+    }
+    fs::write(folder.join(FILE), format!("{AT_ONCE}{kv}max-headers = 60\n")).unwrap();
+    succeeds(&cluster.reload(&[]));
+    for key in ["e", "f"] {
+        assert_eq!([put("more", key), put("default", key)], [200, 200], "{key}");
+    }
+    // One that a link leads to from now on is told.
+    fs::create_dir(folder.join("release-2")).unwrap();
+    symlink("release-2", folder.join("next")).unwrap();
+    fs::rename(folder.join("next"), folder.join("current")).unwrap();
+    let told = cluster.reload(&["--dry-run"]);
+    assert!(told.stdout.starts_with("--kv more: file:") && told.stdout.contains("release-2/not-yet"), "{told:?}");
+}
+
+/// Workers of a version that was rolled back still drain when nobody else knows their settings any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_generation_drains_in_peace() {
+    let authority = Authority::new("tests");
+    let setup = Setup::new(&guest("sdk")).args(&["--listen", "https://127.0.0.1:0", "--soak", "60s"]);
+    let folder = setup.folder.path().to_owned();
+    authority.issue(&["one.test"]).write(&folder, "one");
+    let tls = "min-ready = \"0s\"\ntls-cert = [\"one.pem\"]\ntls-key = [\"one.key\"]\n";
+    fs::write(folder.join(FILE), tls).unwrap();
+    let cluster = setup.start();
+    let reload = cluster.follow(&["reload", "--timeout", "2s"]);
+    cluster.reload_is("soaking");
+    let address = cluster.address();
+    let long = tokio::spawn(async move { harness::client::get(address, "/keeps-config?ms=6000").await.unwrap() });
+    assert_eq!(reload.wait().code(), Some(5));
+    let set = cluster.command(&["config", "set", "a=1"]);
+    succeeds(&set);
+    assert_eq!(long.await.unwrap().text(), "{} {}");
+    let totals = cluster.status()["totals"].clone();
+    assert_eq!((&totals["crashes"], &totals["aborted"]), (&0.into(), &0.into()));
 }
 
 /// Files of secrets, as Kubernetes mounts them: all of them change at once.

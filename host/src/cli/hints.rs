@@ -7,6 +7,13 @@ use crate::settings::OTHER_WORDS;
 /// The same error with a better suggestion: the flag that a common word stands for. Never suggests `-- --flag`, which would
 /// take the flag for a file.
 pub(super) fn improve(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+        && ["--set-secret", "--kv"].iter().any(|secret| flag.starts_with(secret))
+        && error.get(ContextKind::InvalidValue).is_some()
+    {
+        // A password, perhaps, which would get into the log of a service.
+        error.insert(ContextKind::InvalidValue, ContextValue::String("…".into()));
+    }
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
@@ -31,6 +38,15 @@ mod tests {
 
     use super::*;
     use crate::cli::Cli;
+
+    #[test]
+    fn a_value_that_may_be_a_secret_is_not_repeated() {
+        for (flag, value) in [("--set-secret", "db=hush"), ("--kv", "a=redis://user:hush@host:port")] {
+            let error = improve(Cli::try_parse_from(["wasmcluster", "serve", "app.wasm", flag, value]).unwrap_err());
+            let error = error.to_string();
+            assert!(error.contains(flag) && error.contains("'…'") && !error.contains("hush"), "{error}");
+        }
+    }
 
     #[test]
     fn a_mistyped_flag_is_answered_with_one_that_exists() {

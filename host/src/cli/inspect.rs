@@ -20,7 +20,7 @@ use crate::worker;
 
 /// Prints the report. Fails if `serve` would refuse the component.
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
-    let settings = built(sources(args.serve).and_then(|sources| sources.read()).map_err(Failure::Usage)?)?;
+    let settings = built(sources(args.serve).and_then(|sources| sources.inspect()).map_err(Failure::Usage)?)?;
     Ok(report(&settings, args.json)?)
 }
 

@@ -293,6 +293,7 @@ pub(crate) struct ReloadRequest {
     /// Of a reload: do nothing if component and settings are what is served already.
     pub(crate) if_new: bool,
     /// Of a reload: only tell what would change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) dry_run: bool,
     /// Of a rollback: the generation to bring back; the one before if there is none.
     pub(crate) to: Option<Generation>,

@@ -96,6 +96,10 @@ impl FromStr for StorePlace {
 }
 
 impl RedisPlace {
+    pub(crate) fn has_password(&self) -> bool {
+        self.password.is_some() || self.password_file.is_some()
+    }
+
     fn at(server: RedisServer) -> Self {
         Self { server, user: None, password: None, password_file: None, db: 0, prefix: String::new() }
     }

@@ -65,6 +65,8 @@ struct Job {
     id: u64,
     write: Write,
     bytes: usize,
+    /// The limit of the store by the settings of whoever writes.
+    max_size: u64,
     answers: mpsc::UnboundedSender<Leaving>,
     /// One of [`MAX_WAITING`].
     place: OwnedSemaphorePermit,
@@ -101,7 +103,6 @@ struct KeptStore {
 struct StoreThread {
     /// Milliseconds after the start at which it began what it is at; 0 if it waits for something to do.
     at_work_since: AtomicU64,
-    max_size: AtomicU64,
     /// Of the writes that wait.
     queued_bytes: AtomicUsize,
     /// A worker has died.
@@ -194,7 +195,7 @@ impl Keeper {
     }
 
     fn serve(&mut self, stores: &[FileStore], socket: OwnedFd) -> anyhow::Result<()> {
-        let kept = |store: &FileStore| Ok(ServedStore::new(self.kept(store)?, store.max_value));
+        let kept = |store: &FileStore| Ok(ServedStore::new(self.kept(store)?, store));
         let stores = stores.iter().map(kept).collect::<io::Result<Vec<_>>>()?;
         let socket = StdUnixStream::from(socket);
         socket.set_nonblocking(true)?;
@@ -211,18 +212,18 @@ impl Keeper {
     /// The store's thread, which is started if there is none.
     fn kept(&mut self, store: &FileStore) -> io::Result<KeptStore> {
         if let Some(kept) = self.stores.get(&store.path) {
-            kept.thread.max_size.store(store.max_size, Ordering::Relaxed);
             return Ok(kept.clone());
         }
         let (jobs, queue) = sync_channel(MAX_QUEUED);
         let (tell, openness) = watch::channel(Openness::Opening);
-        let thread = Arc::new(StoreThread { max_size: AtomicU64::new(store.max_size), ..StoreThread::default() });
+        let thread = Arc::<StoreThread>::default();
         let primary = self.primary.clone();
         let trouble = Box::new(move |text: &str| {
             let _ = primary.get_ref().send(&FromKeeper::Trouble { text: text.into() }, &[]);
         });
         let (path, started) = (store.path.clone(), self.started);
-        let keeping = StoreLoop { path, queue, thread: thread.clone(), tell, started, trouble };
+        let keeping =
+            StoreLoop { path, max_size: store.max_size, queue, thread: thread.clone(), tell, started, trouble };
         std::thread::Builder::new().name("store".into()).spawn(move || keeping.run())?;
         let kept = KeptStore { jobs, openness, thread };
         self.stores.insert(store.path.clone(), kept.clone());
@@ -233,6 +234,8 @@ impl Keeper {
 /// The thread of a store.
 struct StoreLoop {
     path: PathBuf,
+    /// Until a worker writes, which has a limit of its own.
+    max_size: u64,
     queue: Receiver<Job>,
     thread: Arc<StoreThread>,
     tell: watch::Sender<Openness>,
@@ -248,9 +251,8 @@ impl StoreLoop {
             self.begins();
             // Workers may have mapped the one that was there first.
             let in_place = identity.as_ref().map_or(Ok(()), |identity: &FileIdentity| identity.is_at(&self.path));
-            let opened = in_place
-                .map_err(anyhow::Error::msg)
-                .and_then(|()| Ok(FileWriter::open(&self.path, self.thread.max_size.load(Ordering::Relaxed))?));
+            let opened =
+                in_place.map_err(anyhow::Error::msg).and_then(|()| Ok(FileWriter::open(&self.path, self.max_size)?));
             self.ends();
             let reason = match opened {
                 Ok(writer) => {
@@ -319,7 +321,7 @@ impl StoreLoop {
                 let _ = writer.clear_stale_readers();
             }
             // One that cannot be had is the one there was.
-            let _ = writer.limit(self.thread.max_size.load(Ordering::Relaxed));
+            let _ = writer.limit(group.iter().map(|job| job.max_size).max().unwrap_or_default());
             if let Err(reason) = writer.is_in_place() {
                 group.into_iter().for_each(|job| job.answer(Err(WriteFailure::Refused(reason.clone()))));
                 self.ends();
@@ -346,12 +348,14 @@ impl StoreLoop {
 struct ServedStore {
     kept: KeptStore,
     max_value: u64,
+    max_size: u64,
     places: Arc<Semaphore>,
 }
 
 impl ServedStore {
-    fn new(kept: KeptStore, max_value: u64) -> Self {
-        Self { kept, max_value, places: Arc::new(Semaphore::new(MAX_WAITING)) }
+    fn new(kept: KeptStore, FileStore { max_value, max_size, .. }: &FileStore) -> Self {
+        let (max_value, max_size) = (*max_value, *max_size);
+        Self { kept, max_value, max_size, places: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
 
     /// Puts a write into the queue; or why that is not possible. Never waits.
@@ -365,7 +369,7 @@ impl ServedStore {
             thread.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(busy());
         }
-        let job = Job { id, write, bytes, answers: answers.clone(), place, thread };
+        let job = Job { id, write, bytes, max_size: self.max_size, answers: answers.clone(), place, thread };
         self.kept.jobs.try_send(job).map_err(|refused| {
             let (TrySendError::Full(job) | TrySendError::Disconnected(job)) = refused;
             job.thread.queued_bytes.fetch_sub(job.bytes, Ordering::Relaxed);

@@ -60,6 +60,14 @@ impl From<Metadata> for Inode {
     }
 }
 
+/// The path without links, as far as it is there.
+pub(crate) fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) => canonical(folder).join(name),
+        _ => path.to_owned(),
+    })
+}
+
 /// The folder that the file is in.
 pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -67,9 +75,20 @@ pub(crate) fn parent(path: &Path) -> &Path {
 
 /// What is in a file of at most `max` bytes.
 pub(crate) fn contents(path: &Path, max: u64) -> anyhow::Result<Vec<u8>> {
+    contents_if(path, max, |_| Ok(()))
+}
+
+/// The same, if nothing is wrong with the file.
+pub(crate) fn contents_if(
+    path: &Path,
+    max: u64,
+    check: impl FnOnce(&Metadata) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<u8>> {
     // Without waiting, should it be a pipe.
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    ensure!(file.metadata()?.is_file(), "it is not a file");
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file(), "it is not a file");
+    check(&metadata)?;
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes)?;
     ensure!(bytes.len() as u64 <= max, "it is larger than {max} bytes");

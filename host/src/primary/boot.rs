@@ -42,9 +42,6 @@ const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Result<()> {
     let signals = Signals::take()?;
     resources::raise_descriptor_limit();
-    if settings.application.has_secrets() {
-        resources::forbid_core_dumps();
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = signals.listen()?;
@@ -94,7 +91,12 @@ async fn run(
     if settings.app.is_dir() {
         let doing = format!("building {}", settings.app.display());
         output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
-        let building = build_first(&settings.app, settings.cluster.watch, settings.cluster.logging.format);
+        let building = build_first(
+            &settings.app,
+            settings.cluster.watch,
+            settings.cluster.logging.format,
+            settings.application.secret_variables(),
+        );
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
         let folder = Some(files::absolute(&settings.app)?);
@@ -112,7 +114,7 @@ async fn run(
     else {
         return Ok(());
     };
-    let builder = Builder::start(rebuild.as_ref());
+    let builder = Builder::start(rebuild.as_ref(), &settings.application.secret_variables());
     let Startup { signals, asked, events, started, manager, .. } = startup;
     let driver = Driver::new(
         &settings,
@@ -212,7 +214,7 @@ async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Gene
     match tokio::time::timeout(COMPILE_PATIENCE, CompilerProcess::spawn(&request)?.answer()).await {
         Ok(answer) => {
             let stated = (settings.application.clone(), settings.table.clone());
-            let deployment = Deployment::new(&settings.cluster, stated, &source, answer)?;
+            let deployment = Deployment::new(&settings.cluster, stated, &source, answer.component(&source)?)?;
             Ok(Generations::new(generation, deployment, previous))
         }
         Err(_) => {

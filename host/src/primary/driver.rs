@@ -6,6 +6,7 @@ use std::future;
 use std::io;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::deploy::certificates::{CertifiedSets, FilesRead};
 use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
-use super::deploy::watch::Watch;
+use super::deploy::watch::{Watch, Watched};
 use super::desk::events::Events;
 use super::desk::ledger::Ledger;
 use super::desk::manager::Manager;
@@ -27,7 +28,7 @@ use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
 use super::fleet::keeper::KeeperNews;
 use super::fleet::output::Output;
-use super::fleet::process::WorkerProcess;
+use super::fleet::process::{Deployment, WorkerProcess};
 use super::signals::{SignalRequest, Signals};
 use super::supervisor::{
     Action, Answers, Degradation, Ending, Event, Haste, Report, Supervisor, Vitals, Why, WorkerState,
@@ -69,6 +70,8 @@ const MAX_NAMED: usize = 16;
 struct Running {
     process: Arc<WorkerProcess>,
     generation: Generation,
+    /// Also if its generation is forgotten while it drains.
+    deployment: Rc<Deployment>,
     since: Instant,
     listening: AbortHandle,
 }
@@ -93,7 +96,7 @@ enum News {
     Saved(Saved),
     SavingIsLate,
     SpawnDue,
-    FileChanged,
+    FileChanged(Watched),
     CertificatesRead(Vec<FilesRead>),
     CertificatesDue,
     Keeper(u64, KeeperNews),
@@ -156,7 +159,8 @@ pub(super) struct Driver<'a> {
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
     change: Option<Change>,
-    file_changed: bool,
+    /// What is to be reloaded as soon as that is possible.
+    file_changed: Option<Watched>,
     settled: Vec<Settled>,
     /// How many generations were prepared, or tried to be.
     preparations: u64,
@@ -228,7 +232,7 @@ impl<'a> Driver<'a> {
             ledger: Ledger::default(),
             lost_requests: Vec::new(),
             change: None,
-            file_changed: false,
+            file_changed: None,
             settled: Vec::new(),
             preparations: 0,
             answers,
@@ -284,7 +288,7 @@ impl<'a> Driver<'a> {
                 () = at(confirmation_deadline) => News::ConfirmationIsLate,
                 Some(saved) = self.saved.recv() => News::Saved(saved),
                 () = at(saving_deadline) => News::SavingIsLate,
-                () = watch.changed() => News::FileChanged,
+                what = watch.changed() => News::FileChanged(what),
                 Some(read) = self.read.recv() => News::CertificatesRead(read),
                 () = at(certificates_deadline) => News::CertificatesDue,
                 Some((number, news)) = self.keeping.told.recv() => News::Keeper(number, news),
@@ -300,9 +304,11 @@ impl<'a> Driver<'a> {
                 self.hear_what_has_arrived().await;
             }
             self.take(news);
-            if self.file_changed && self.expect_calm().is_ok() {
-                self.file_changed = false;
-                self.reload_changed();
+            if let Some(what) = self.file_changed
+                && self.expect_calm().is_ok()
+            {
+                self.file_changed = None;
+                self.reload_changed(what);
             }
             if manager.is_there() {
                 let Policy { shutdown_delay, shutdown_timeout, .. } = *self.policy();
@@ -346,7 +352,7 @@ impl<'a> Driver<'a> {
                 self.read_certificates(Follower::default());
             }
             // Not to be forgotten if a reload is under way.
-            News::FileChanged => self.file_changed = true,
+            News::FileChanged(what) => self.file_changed = self.file_changed.max(Some(what)),
             News::Prepared(answer) => self.prepared(answer),
             News::PreparationIsLate => {
                 let reason = "it did not compile in time, or its settings could not be read in time";
@@ -504,6 +510,7 @@ impl<'a> Driver<'a> {
             });
         };
         self.expect_calm()?;
+        self.end_dry_run();
         tracing::info!(from, to, "scaling");
         self.events.publish(&Happening::Scaling { from, to });
         self.tell(Event::ScaleRequested { slots: to });
@@ -512,7 +519,7 @@ impl<'a> Driver<'a> {
 
     /// One change at a time.
     fn expect_calm(&self) -> Refusable<()> {
-        if self.change.is_some() || self.supervisor.reloading().is_some() {
+        if self.change.as_ref().is_some_and(|change| !change.is_dry()) || self.supervisor.reloading().is_some() {
             return Err(Refused::Busy("a reload is in progress; see `wasmcluster status`".into()));
         }
         if self.supervisor.is_about_to_stop() {
@@ -758,7 +765,8 @@ impl<'a> Driver<'a> {
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
         self.events.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
         let listening = tokio::spawn(listen(worker, process.clone(), self.hears.clone())).abort_handle();
-        self.workers.insert(worker, Running { process, generation, since: Instant::now(), listening });
+        let deployment = deployment.clone();
+        self.workers.insert(worker, Running { process, generation, deployment, since: Instant::now(), listening });
         Ok(())
     }
 

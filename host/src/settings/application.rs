@@ -37,6 +37,10 @@ pub(crate) struct Application {
 impl Application {
     /// What is served by this cluster. What is allowed and hardly meant is added to `doubts`.
     pub(super) fn new(options: &Options, cluster: &Cluster, doubts: &mut Vec<String>) -> anyhow::Result<Self> {
+        // Before there is anything that one would show.
+        if options.have_secrets() {
+            resources::forbid_core_dumps();
+        }
         let mut limits = Limits::new(options, cluster.workers)?;
         doubts.extend(resources::keep_within_descriptors(&mut limits.max_connections));
         doubts.extend(options.set_secret.iter().filter_map(SecretPlace::doubt));
@@ -70,8 +74,13 @@ impl Application {
         Ok(Self { values, granted: self.granted.with_fresh_passwords()?, ..self.clone() })
     }
 
-    /// Whether its processes know something that belongs into no core dump.
+    /// Whether some of it is read from where it may be another by now.
     pub(crate) fn has_secrets(&self) -> bool {
-        self.values.has_secrets() || self.tls.is_some() || self.granted.has_passwords()
+        !self.secrets.is_empty() || self.granted.has_password_files()
+    }
+
+    /// The variables of this process that are secrets.
+    pub(crate) fn secret_variables(&self) -> Vec<String> {
+        self.secrets.iter().filter_map(SecretPlace::variable).map(ToOwned::to_owned).collect()
     }
 }

@@ -119,13 +119,25 @@ fn shown(value: &toml::Value) -> String {
     }
 }
 
-/// Secrets and passwords that are not what they were, without those of `known`: what they are, nobody is told.
-pub(super) fn between_secrets(before: &Application, now: &Application, known: &[SettingChange]) -> Vec<SettingChange> {
+/// What differs although the file says the same, without what is `known`: secrets and passwords, which nobody is told, places
+/// of stores, and limits that follow from the machine.
+pub(super) fn of_itself(before: &Application, now: &Application, known: &[SettingChange]) -> Vec<SettingChange> {
     let secrets = before.values.changed_secrets(&now.values).map(|key| format!("[secrets] {key}"));
     let passwords = before.granted.changed_passwords(&now.granted).map(|store| format!("the password of --kv {store}"));
     let is_known = |what: &str| known.iter().any(|change| change.what == what);
-    let secrets = secrets.filter(|what| !is_known(what));
-    secrets.chain(passwords.filter(|_| !is_known("kv"))).map(SettingChange::unshown).collect()
+    let unshown = secrets.chain(passwords.filter(|_| !is_known("kv"))).map(SettingChange::unshown);
+    let moved = before.granted.moved_stores(&now.granted).map(|(store, from, to)| SettingChange {
+        what: format!("--kv {store}"),
+        from: Some(from.to_string()),
+        to: Some(to.to_string()),
+    });
+    let (limits, before) = (now.limits.in_force().by_flag, before.limits.in_force().by_flag);
+    let limits = limits.into_iter().filter_map(|(what, to)| {
+        let from = before.get(&what).filter(|from| **from != to)?.clone();
+        Some(SettingChange { what, from: Some(from), to: Some(to) })
+    });
+    let all = unshown.chain(moved.filter(|_| !is_known("kv"))).chain(limits);
+    all.filter(|change| !is_known(&change.what)).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! Reads the configuration file, and says what is wrong with it: where, what was meant perhaps, and what to write instead.
 //! The keys and the form of their values come from the flags, so that neither can say what the other does not.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
@@ -33,6 +31,8 @@ pub(crate) const OTHER_WORDS: [(&str, &str); 19] = [
     ("cert", "tls-cert"),
     ("private-key", "tls-key"),
 ];
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
 /// How alike a word must be to a key to be a slip of the pen; clap asks for as much of flags.
 const ALIKE: f64 = 0.7;
 
@@ -44,11 +44,7 @@ pub(super) fn parse(text: &str) -> Result<Options, String> {
         };
         let Place { number, line, .. } = &place;
         let explained = format!("line {number}: {}", explain(error.message(), &place));
-        // Somebody may have written a password where its place belongs.
-        let may_hold_secret = place.table == Some("secrets")
-            || place.key == Some("kv")
-            || ["@", "password"].iter().any(|sign| line.contains(sign));
-        if may_hold_secret { explained } else { format!("{explained}\n  {number} | {}", line.trim_end()) }
+        if may_hold_secret(&place) { explained } else { format!("{explained}\n  {number} | {}", line.trim_end()) }
     })
 }
 
@@ -75,11 +71,8 @@ pub(super) fn read(path: &Path) -> anyhow::Result<(Options, toml::Table)> {
 
 /// A file that others could have written is not gone by: it says what is run, and what it may do.
 fn read_trusted(path: &Path) -> anyhow::Result<String> {
-    let mut file = File::open(path)?;
-    files::check_trusted(&file.metadata()?)?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    Ok(text)
+    let bytes = files::contents_if(path, MAX_FILE, files::check_trusted)?;
+    String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("it is not UTF-8"))
 }
 
 /// Where in the file it is.
@@ -107,6 +100,17 @@ impl<'a> Place<'a> {
             key: key(line).or_else(|| above().find_map(key)).filter(|_| !line.trim_start().starts_with('[')),
         }
     }
+}
+
+/// Whether somebody may have written a password there, be it by mistake.
+fn may_hold_secret(place: &Place<'_>) -> bool {
+    let line = place.line.to_ascii_lowercase();
+    let keys = place.key.into_iter().chain(line.split('.').next());
+    let mut names = place.table.into_iter().chain(keys).map(|name| name.trim_matches(['"', '\'', ' ', '[', '{']));
+    let is_variable = place.table == Some("env") && place.key.and_then(example).is_none();
+    is_variable
+        || names.any(|name| ["secrets", "set-secret", "kv"].contains(&name) || name.starts_with("secrets"))
+        || ["@", "password", "secret", "token"].iter().any(|sign| line.contains(sign))
 }
 
 fn explain(message: &str, place: &Place<'_>) -> String {
@@ -293,12 +297,18 @@ mod tests {
             ("[environment]\nA = \"1\"", "line 1: unknown table [environment]; did you mean [env]?"),
             ("[build]\ncommand = [\"npm\"]", "line 2: `command` takes a string; write command = \"npm run build\""),
             ("soak = \"1s\"\n[secrets]\ndb = \"hush\"", "line 2: the secret \"db\" has no source that is known"),
+            ("secrets = { db = \"hush\" }", "line 1: "),
+            ("secrets.db = \"hush\"", "line 1: "),
+            ("[\"secrets\"]\ndb = hush", "line 2: "),
+            ("[env]\nDB_PASSWORD = hush", "line 2: "),
+            ("[env]\nTHING = hush", "line 2: "),
+            ("kv = [\n\"a=redis://:hush@x\"\n\"b=memory:\"]", "line "),
             ("workers =", "line 1: `workers` has no value; write workers = 4"),
             ("log-format = 1", "line 1: `log-format` takes a string; write log-format = \"json\""),
             ("dir = [\n  \"./data::/data\",\n  \"data\",\n]", "line 1: `dir`: "),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.starts_with(said), "{text}: {error}");
+            assert!(error.starts_with(said) && !error.contains("hush"), "{text}: {error}");
         }
     }
 

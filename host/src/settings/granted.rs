@@ -52,9 +52,13 @@ impl Granted {
             if let Some((name, value)) = name.split_once('=') {
                 bail!("--env-inherit takes only a name; write --env {name}={value}");
             }
-            let value = std::env::var(name).map_err(|error| {
-                anyhow::anyhow!("--env-inherit {name}: {error}; set it, or give its value with --env {name}=VALUE")
+            let value = std::env::var_os(name).ok_or_else(|| {
+                anyhow::anyhow!(
+                    "--env-inherit {name}: it is not set; set it, or give its value with --env {name}=VALUE"
+                )
             })?;
+            // Not with the value, as the error of the standard library would be.
+            let value = value.into_string().map_err(|_| anyhow::anyhow!("--env-inherit {name}: it is not UTF-8"))?;
             variables.insert(name.clone(), value);
         }
         // What is said outright wins.
@@ -81,8 +85,17 @@ impl Granted {
         })
     }
 
-    pub(super) fn has_passwords(&self) -> bool {
-        self.stores.values().any(|place| matches!(place, StorePlace::Redis(place) if place.password.is_some()))
+    pub(super) fn has_password_files(&self) -> bool {
+        self.stores.values().any(|place| matches!(place, StorePlace::Redis(place) if place.password_file.is_some()))
+    }
+
+    /// The stores of both that are somewhere else, with their places.
+    pub(super) fn moved_stores<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (&'a String, &'a StorePlace, &'a StorePlace)> {
+        let both = self.stores.iter().filter_map(|(name, place)| Some((name, place, other.stores.get(name)?)));
+        both.filter(|(_, before, now)| before.to_string() != now.to_string())
     }
 
     /// The same, with what is in the files of passwords now.
@@ -115,10 +128,7 @@ fn stores(granted: &[StoreGrant], default_store: Option<PathBuf>) -> anyhow::Res
     for StoreGrant { name, place } in granted {
         let place = match place {
             // The same folder by another path is the same store.
-            StorePlace::File(path) => {
-                let path = files::absolute(path)?;
-                StorePlace::File(path.canonicalize().unwrap_or(path))
-            }
+            StorePlace::File(path) => StorePlace::File(files::canonical(&files::absolute(path)?)),
             StorePlace::Redis(place) => StorePlace::Redis(with_password(name, place)?),
             place => place.clone(),
         };

@@ -66,13 +66,9 @@ impl GuestValues {
         }
     }
 
-    /// Whether a change of this value wins over what is said here.
-    pub(crate) fn is_overruled(&self, key: &str) -> bool {
+    /// Whether it says so, which a change wins over.
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.plain.contains_key(key)
-    }
-
-    pub(super) fn has_secrets(&self) -> bool {
-        !self.secrets.is_empty()
     }
 
     /// The keys of secrets that have another value, or are in one of both alone.

@@ -8,6 +8,8 @@ use super::guest_values::{Changes, GuestValues};
 use super::values::{OWN, check_key};
 use crate::logging::LogLevel;
 
+/// Values that flags and file say, and that were taken away.
+const MAX_REMOVED: usize = 1024;
 const LOG_LEVEL: &str = "wasmcluster.log-level";
 
 /// What can change while a cluster runs. Keys that begin with `wasmcluster.` are the host's own; all others are values for
@@ -40,12 +42,17 @@ impl LiveConfig {
                         "unknown key {key:?}; of those that begin with {OWN} there is only {LOG_LEVEL}"
                     ));
                 }
+                // From before it was one.
+                (secret, None) if config.changed.contains_key(secret) && values.is_secret(secret) => {
+                    config.changed.remove(secret);
+                }
                 (secret, _) if values.is_secret(secret) => {
                     return Err(format!("{key} is a secret; change it where it comes from, then reload"));
                 }
                 (_, None) if !values.shown(&self.changed).contains_key(key) => {
                     return Err(format!("{key:?} is not set; `wasmcluster config get` lists what is"));
                 }
+                (_, None) if !values.has(key) => drop(config.changed.remove(key)),
                 (_, value) => {
                     check_key(key)?;
                     config.changed.insert(key.clone(), value.clone());
@@ -53,7 +60,18 @@ impl LiveConfig {
             }
         }
         values.check(&config.changed)?;
+        // Also of what a generation to come may have again.
+        GuestValues::default().check(&config.changed)?;
+        let removed = config.changed.values().filter(|value| value.is_none()).count();
+        if removed > MAX_REMOVED {
+            return Err(format!("{removed} values of the settings would be removed; the limit is {MAX_REMOVED}"));
+        }
         Ok(config)
+    }
+
+    /// Forgets changes of what has become a secret.
+    pub(crate) fn forget_secrets(&mut self, values: &GuestValues) {
+        self.changed.retain(|key, _| !values.is_secret(key));
     }
 }
 
@@ -78,6 +96,21 @@ mod tests {
         assert_eq!(shown.collect::<Vec<_>>(), ["a.b=", "wasmcluster.log-level=debug"]);
         let none = changed.with(&values, &changes(&[("a.b", None)])).unwrap();
         assert!(none.with(&values, &changes(&[("a.b", None)])).unwrap_err().contains("\"a.b\" is not set"));
+        // What was set before it became a secret can be taken away, and is.
+        let early = LiveConfig { changed: changes(&[("secret", Some("old"))]), ..LiveConfig::default() };
+        let forgotten = early.with(&values, &changes(&[("secret", None)])).unwrap();
+        assert!(forgotten.changed.is_empty());
+        let mut forgets = early.clone();
+        forgets.forget_secrets(&values);
+        assert!(forgets.changed.is_empty() && early.entries(&values).len() == 2);
+        // Names that come and go leave nothing behind.
+        let mut busy = started.clone();
+        for number in 0..3000 {
+            let key = number.to_string();
+            busy = busy.with(&values, &changes(&[(&key, Some("1"))])).unwrap();
+            busy = busy.with(&values, &changes(&[(&key, None)])).unwrap();
+        }
+        assert_eq!(busy, started);
         for (wrong, said) in [
             (&[("wasmcluster.log-level", Some("loud"))][..], "expected off, error"),
             (&[("wasmcluster.log-level", None)], "always has a value"),

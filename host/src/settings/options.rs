@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::secrets::{SecretPlace, table as secrets};
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
 use super::{ClientAuth, TrustedProxy};
-use crate::grants::{AllowConnect, AllowHost, DirGrant, StoreGrant};
+use crate::grants::{AllowConnect, AllowHost, DirGrant, StoreGrant, StorePlace};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::listener::ListenAddr;
 
@@ -434,6 +434,20 @@ pub(crate) struct Recipe {
 }
 
 impl Options {
+    /// Whether they lead to what nobody else may see.
+    pub(super) fn have_secrets(&self) -> bool {
+        let has_password =
+            |grant: &StoreGrant| matches!(&grant.place, StorePlace::Redis(place) if place.has_password());
+        !self.set_secret.is_empty() || !self.tls_key.is_empty() || self.kv.iter().any(has_password)
+    }
+
+    /// These options without what they lead to that nobody else may see.
+    pub(super) fn without_secrets(mut self) -> Self {
+        self.set_secret.clear();
+        self.kv.retain(|grant| !matches!(&grant.place, StorePlace::Redis(place) if place.password_file.is_some()));
+        self
+    }
+
     /// These options for somebody who changes the sources and wants to see what comes of it: new versions are served at
     /// once, unless it is said otherwise.
     pub(crate) fn for_development(self) -> Self {

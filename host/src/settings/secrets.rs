@@ -114,6 +114,9 @@ impl SecretPlace {
         if !path.is_dir() {
             return Ok(vec![(self.key.clone(), read(path)?)]);
         }
+        // What its links lead to may be replaced at any moment: all of them are read from one version.
+        let version = path.join("..data").canonicalize();
+        let path = version.as_deref().unwrap_or(path);
         let mut secrets = Vec::new();
         for entry in std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
             let name = entry?.file_name().into_string().map_err(|_| anyhow!("a file's name is not UTF-8"))?;
@@ -128,6 +131,13 @@ impl SecretPlace {
             ensure!(secrets.len() <= MAX_FILES, "{} has more than {MAX_FILES} files", path.display());
         }
         Ok(secrets)
+    }
+
+    pub(super) fn variable(&self) -> Option<&str> {
+        match &self.source {
+            SecretSource::Variable(name) => Some(name),
+            SecretSource::File(_) | SecretSource::Credential(_) => None,
+        }
     }
 
     /// What is to be said of a file that others can read.

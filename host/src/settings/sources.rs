@@ -33,6 +33,15 @@ pub(crate) struct Reread {
     pub(crate) doubts: Vec<String>,
 }
 
+/// Lasts as long as a thread reads.
+struct Reading<'a>(&'a AtomicBool);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl SettingsSources {
     /// What `serve APP` is told: by flags, and by a file, the default one if none is named.
     pub(crate) fn new(app: PathBuf, flags: Options, config: Option<&Path>) -> io::Result<Self> {
@@ -51,39 +60,45 @@ impl SettingsSources {
     pub(crate) fn alone<T>(&self, read: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         ensure!(
             !self.is_read.swap(true, Ordering::Relaxed),
-            "{} and the secrets are still being read for a reload before this one: their file system hangs",
+            "{} and the secrets are still being read for a reload before this one; does their file system hang?",
             self.file.display()
         );
-        let result = read();
-        self.is_read.store(false, Ordering::Relaxed);
-        result
+        let _reading = Reading(&self.is_read);
+        read()
     }
 
     /// Reads all of them, for a cluster that is to start.
     pub(crate) fn read(&self) -> anyhow::Result<Settings> {
-        let (options, table) = self.options(self.is_named)?;
+        let (options, table) = self.options(self.is_named, None)?;
         let settings = Settings::new(self.app.clone(), &options).map_err(|error| self.locate(error))?;
         Ok(Settings { table, ..settings })
+    }
+
+    /// The same for somebody who only looks: without secrets, which may be elsewhere.
+    pub(crate) fn inspect(&self) -> anyhow::Result<Settings> {
+        let (options, _) = self.options(self.is_named, None)?;
+        Settings::new(self.app.clone(), &options.without_secrets()).map_err(|error| self.locate(error))
     }
 
     /// Reads all of them again, for a cluster that serves by these settings. A file that is gone is an error then: it
     /// would take all grants and limits with it.
     pub(crate) fn read_again(&self, cluster: &Cluster, before: &toml::Table) -> anyhow::Result<Reread> {
-        let (options, table) = self.options(self.is_named || !before.is_empty())?;
+        let (options, table) = self.options(self.is_named || !before.is_empty(), Some(cluster.watch))?;
         let mut doubts = doubts::of(&options, cluster.workers);
         let application = Application::new(&options, cluster, &mut doubts);
         Ok(Reread { application: application.map_err(|error| self.locate(error))?, table, doubts })
     }
 
-    /// What the command line and the file say together, and the file alone.
-    fn options(&self, must_be_there: bool) -> anyhow::Result<(Options, toml::Table)> {
+    /// What the command line and the file say together, and the file alone. `watches` is whether a cluster that serves
+    /// already does.
+    fn options(&self, must_be_there: bool, watches: Option<bool>) -> anyhow::Result<(Options, toml::Table)> {
         let (said, table) = if must_be_there || self.file.exists() {
             file::read(&self.file)?
         } else {
             (Options::default(), toml::Table::new())
         };
         let options = self.flags.clone().or(said);
-        let is_development = options.watch && self.app.is_dir();
+        let is_development = watches.unwrap_or(options.watch) && self.app.is_dir();
         Ok((if is_development { options.for_development() } else { options }, table))
     }
 
@@ -95,7 +110,8 @@ impl SettingsSources {
     ) -> Vec<SettingChange> {
         let mut changes = differences::between(before.1, now.1);
         changes.retain(|change| !change.needs_restart() && !self.flags.say(change));
-        changes.extend(differences::between_secrets(before.0, now.0, &changes));
+        let known = changes.clone();
+        changes.extend(differences::of_itself(before.0, now.0, &known));
         changes
     }
 

@@ -20,7 +20,7 @@ use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logging::{one_line, several_lines};
-use crate::os::listener::Entrance;
+use crate::os::listener::{Entrance, Security};
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
@@ -103,6 +103,8 @@ impl WorkerStart {
         });
         let listeners: Vec<_> = listeners.collect();
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
+        let needs_tls = listeners.iter().any(|(_, entrance)| entrance.security == Security::Tls);
+        ensure!(!needs_tls || tls.is_some(), "there are no certificates for its https listeners");
         Ok(Self { identity, config, stats, settings, artifact, log, tls, listeners })
     }
 }

@@ -96,6 +96,10 @@ impl Certified {
         Ok(Self { files, shown, material, rotation, warned: now, file })
     }
 
+    pub(crate) fn files(&self) -> &TlsFiles {
+        &self.files
+    }
+
     /// Serves with these from now on. Whether anything is new.
     pub(crate) fn replace(&mut self, read: Certificates) -> anyhow::Result<bool> {
         let Certificates { mut material, shown, .. } = read;
@@ -106,6 +110,13 @@ impl Certified {
             (self.material, self.shown) = (material, shown);
         }
         Ok(is_new)
+    }
+
+    /// Whether these are what is served.
+    pub(crate) fn is_like(&self, read: &Certificates) -> bool {
+        let mut material = read.material.clone();
+        material.set_tickets(self.rotation.keys());
+        material == self.material
     }
 
     /// When to call [`Self::turn`].

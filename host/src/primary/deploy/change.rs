@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::anyhow;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -12,15 +13,17 @@ use tokio::task::AbortHandle;
 use super::generations::Provenance;
 use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, line};
 use crate::os::blocking::off_the_loop;
-use crate::primary::fleet::process::{CompilerAnswer, CompilerProcess, Deployment};
+use crate::primary::fleet::process::{CompiledComponent, CompilerProcess, Deployment};
 use crate::primary::supervisor::Gates;
-use crate::settings::{Percent, Policy, Reread, TlsFiles};
+use crate::settings::{Application, Cluster, Percent, Policy, Reread, SettingsSources, TlsFiles};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::ids::Generation;
 use crate::wire::messages::ToCompiler;
 
 /// How long a reload may take that was not told, beside its gates.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How long the secrets of a generation that is brought back may take to be read.
+const SECRETS_WITHIN: Duration = Duration::from_secs(2);
 /// Lines about a reload that its reader may leave unread; what comes on top, it misses.
 const MAX_UNREAD: usize = 1024;
 
@@ -144,7 +147,7 @@ pub(crate) struct Assembly {
     /// Of those settings, unless there are some already.
     pub(crate) certificates: Option<Certificates>,
     /// None if the component is there already.
-    pub(crate) component: Option<CompilerAnswer>,
+    pub(crate) component: Option<CompiledComponent>,
 }
 
 /// What came of a preparation, by its number: one that was given up may still have ended.
@@ -157,30 +160,63 @@ pub(crate) struct Preparing {
     work: AbortHandle,
 }
 
-impl Preparing {
-    /// Does what `read` does on a thread, and has the compiler do what it is asked for; the first that fails ends it.
-    /// `known` are the settings whose certificates are there.
-    pub(crate) fn start(
-        number: u64,
-        read: impl FnOnce() -> anyhow::Result<Reread> + Send + 'static,
-        known: Vec<TlsFiles>,
-        ask: Option<ToCompiler>,
-        answers: mpsc::Sender<Answered>,
-    ) -> Self {
-        let read = move || {
-            let settings = read()?;
+/// What was read. Certificates only if nobody has those yet.
+pub(crate) type SettingsAndCertificates = (Reread, Option<Certificates>);
+
+/// Reads the settings again; `known` are those whose certificates are there.
+pub(crate) async fn read_settings(
+    sources: SettingsSources,
+    cluster: Cluster,
+    before: toml::Table,
+    known: Vec<TlsFiles>,
+) -> anyhow::Result<SettingsAndCertificates> {
+    let work = move || {
+        sources.alone(|| {
+            let settings = sources.read_again(&cluster, &before)?;
             let files = settings.application.tls.as_ref().filter(|files| !known.contains(files));
             let certificates = files.map(|files| certificates::read(files, SystemTime::now())).transpose()?;
             Ok((settings, certificates))
-        };
+        })
+    };
+    off_the_loop(work).await
+}
+
+/// The settings of a generation that is brought back, with secrets as they are now. If these cannot be had, or not soon, those
+/// that it had are better than none: a rollback may be what helps against the very thing that is wrong with them.
+pub(crate) async fn keep_settings(
+    sources: SettingsSources,
+    kept: Application,
+    table: toml::Table,
+) -> anyhow::Result<SettingsAndCertificates> {
+    let mut doubts = Vec::new();
+    let mut application = kept.clone();
+    if kept.has_secrets() {
+        let fresh = off_the_loop(move || sources.alone(|| kept.with_fresh_secrets()));
+        let fresh = tokio::time::timeout(SECRETS_WITHIN, fresh).await;
+        match fresh.unwrap_or_else(|_| Err(anyhow!("the secrets were not read within {SECRETS_WITHIN:?}"))) {
+            Ok(fresh) => application = fresh,
+            Err(error) => doubts.push(format!("{error:#}; the generation comes back with the secrets that it had")),
+        }
+    }
+    Ok((Reread { application, table, doubts }, None))
+}
+
+impl Preparing {
+    /// Waits for the settings, and has the compiler do what it is asked for with a file; the first that fails ends it.
+    pub(crate) fn start(
+        number: u64,
+        read: impl Future<Output = anyhow::Result<SettingsAndCertificates>> + Send + 'static,
+        ask: Option<(ToCompiler, PathBuf)>,
+        answers: mpsc::Sender<Answered>,
+    ) -> Self {
         let compile = async move {
             match &ask {
-                Some(ask) => Ok(Some(CompilerProcess::spawn(ask)?.answer().await)),
+                Some((ask, source)) => CompilerProcess::spawn(ask)?.answer().await.component(source).map(Some),
                 None => Ok(None),
             }
         };
         let work = tokio::spawn(async move {
-            let both = tokio::try_join!(off_the_loop(read), compile);
+            let both = tokio::try_join!(read, compile);
             let parts = both
                 .map(|((settings, certificates), component)| Box::new(Assembly { settings, certificates, component }));
             // The driver may have given up.
@@ -217,5 +253,38 @@ impl Settled {
             ReloadResult::Committed | ReloadResult::CommittedUnsaved => generation < self.generation,
             _ => generation == self.generation,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Options;
+
+    /// A rollback waits for no file system that hangs.
+    #[tokio::test]
+    async fn a_generation_comes_back_with_the_secrets_that_it_had_if_there_are_no_others() {
+        let flags = Options { set_secret: vec!["key=env:PATH".parse().unwrap()], ..Options::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let sources = SettingsSources::new(folder.path().join("app.wasm"), flags, None).unwrap();
+        let kept = sources.read().unwrap().application;
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let hangs = sources.clone();
+        let hanging = std::thread::spawn(move || {
+            hangs.alone(|| {
+                begun.send(()).unwrap();
+                Ok(ends.recv()?)
+            })
+        });
+        has_begun.recv().unwrap();
+        let keep = || keep_settings(sources.clone(), kept.clone(), toml::Table::new());
+        let (read, _) = keep().await.unwrap();
+        assert_eq!(read.application, kept);
+        assert!(read.doubts[0].contains("comes back with the secrets that it had"), "{:?}", read.doubts);
+        end.send(()).unwrap();
+        hanging.join().unwrap().unwrap();
+        let (read, _) = keep().await.unwrap();
+        assert_eq!((read.application, read.doubts), (kept.clone(), Vec::new()));
     }
 }

@@ -50,9 +50,16 @@ impl Debounce {
     }
 }
 
+/// What has changed; more than the settings, if it is a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Watched {
+    Settings,
+    Component,
+}
+
 /// The watch over a component and its settings, or over nothing.
 #[derive(Debug)]
-pub(crate) struct Watch(Option<mpsc::Receiver<()>>);
+pub(crate) struct Watch(Option<mpsc::Receiver<Watched>>);
 
 impl Watch {
     /// Watches the component's file and that of its settings if that is wanted, on a thread of its own: a file system that
@@ -61,15 +68,18 @@ impl Watch {
         if !is_wanted {
             return Self(None);
         }
-        let paths = [app, settings].map(PathBuf::from);
+        let paths =
+            [(app, Watched::Component), (settings, Watched::Settings)].map(|(path, what)| (PathBuf::from(path), what));
         let (sender, changes) = mpsc::channel(1);
         let looking = std::thread::Builder::new().name("watch".into()).spawn(move || {
-            let mut files = paths.map(|path| (Debounce::new(fingerprint(&path)), path));
+            let mut files = paths.map(|(path, what)| (Debounce::new(fingerprint(&path)), path, what));
             while !sender.is_closed() {
                 std::thread::sleep(LOOK_EVERY);
-                let changes =
-                    files.iter_mut().filter_map(|(debounce, path)| debounce.look(fingerprint(path)).then_some(()));
-                if changes.count() > 0 && sender.blocking_send(()).is_err() {
+                let changed = files
+                    .iter_mut()
+                    .filter_map(|(debounce, path, what)| debounce.look(fingerprint(path)).then_some(*what));
+                let changed: Vec<Watched> = changed.collect();
+                if changed.into_iter().any(|what| sender.blocking_send(what).is_err()) {
                     return;
                 }
             }
@@ -81,11 +91,11 @@ impl Watch {
     }
 
     /// Resolves when one of them has changed. Can be dropped and called again without loss.
-    pub(crate) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) -> Watched {
         if let Some(changes) = &mut self.0
-            && changes.recv().await.is_some()
+            && let Some(what) = changes.recv().await
         {
-            return;
+            return what;
         }
         future::pending().await
     }

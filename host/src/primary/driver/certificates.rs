@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::Driver;
+use super::{Driver, Running};
 use crate::control::protocol::Happening;
 use crate::primary::deploy::certificates::{Certified, FilesRead, read_again};
 use crate::primary::deploy::change::{Change, Follower};
@@ -82,19 +82,19 @@ impl Driver<'_> {
 
     /// Of what is served, of what is to be, and of workers that drain.
     fn files_in_use(&self) -> Vec<TlsFiles> {
-        let candidate = self.change.as_ref().and_then(Change::generation);
-        let draining = self.workers.values().map(|running| running.generation);
+        let candidate = self.change.as_ref().and_then(Change::generation).and_then(|it| self.generations.get(it));
+        let draining = self.workers.values().map(|running| &running.deployment);
         let mut files: Vec<TlsFiles> = Vec::new();
-        for generation in [self.generations.current().0].into_iter().chain(candidate).chain(draining) {
-            let used = self.generations.get(generation).and_then(|deployment| deployment.application.tls.as_ref());
-            files.extend(used.filter(|used| !files.contains(used)).cloned());
+        for deployment in [self.generations.current().1].into_iter().chain(candidate).chain(draining) {
+            let used = deployment.application.tls.as_ref().filter(|used| !files.contains(used));
+            files.extend(used.cloned());
         }
         files
     }
 
     /// What a worker has.
     pub(crate) fn certified_for(&self, worker: WorkerId) -> Option<&Certified> {
-        let deployment = self.generations.get(self.workers.get(&worker)?.generation)?;
+        let Running { deployment, .. } = self.workers.get(&worker)?;
         self.certified.of(deployment.application.tls.as_ref())
     }
 
@@ -104,8 +104,8 @@ impl Driver<'_> {
 
     /// Forgets those of generations that are forgotten.
     pub(crate) fn forget_certificates(&mut self) {
-        let generations = &self.generations;
-        self.certified.retain(|files| generations.have(files));
+        let (generations, in_use) = (&self.generations, self.files_in_use());
+        self.certified.retain(|files| generations.have(files) || in_use.contains(files));
     }
 
     pub(crate) fn certificates_read(&mut self, read: Vec<FilesRead>) {
@@ -113,6 +113,7 @@ impl Driver<'_> {
         if !self.askers.reading.is_empty() {
             read_again(self.files_in_use(), &self.reads);
         }
+        let current = self.generations.current().1.application.tls.clone();
         let (mut is_new, mut failure) = (false, None);
         for (files, read) in read {
             // Of a generation that was forgotten meanwhile, nothing matters any more.
@@ -120,6 +121,8 @@ impl Driver<'_> {
             let doubts = read.as_ref().map(|read| read.doubts.clone()).unwrap_or_default();
             match read.and_then(|read| certified.replace(read)) {
                 Ok(replaced) => is_new |= replaced,
+                // Those that drain have what they have.
+                Err(error) if current.as_ref() != Some(&files) => tracing::warn!("{error:#}"),
                 Err(error) => failure = Some(error),
             }
             for doubt in doubts {
@@ -167,8 +170,11 @@ impl Driver<'_> {
 
     pub(crate) fn look_after_certificates(&mut self) {
         let (now, mut has_changed) = (self.started.elapsed(), false);
+        let in_use = self.files_in_use();
         for certified in self.certified.iter_mut() {
-            for doubt in certified.doubts(now) {
+            // Of those that nobody serves, nobody has to know.
+            let is_served = in_use.contains(certified.files());
+            for doubt in certified.doubts(now).into_iter().filter(|_| is_served) {
                 tracing::warn!("{doubt}");
             }
             match certified.turn(now) {

@@ -1,6 +1,7 @@
 //! The driver's part in a reload: has the next version compiled and its settings read, hands it to the supervisor, tells how it goes, and keeps
 //! what was deployed.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,18 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::control::protocol::{Happening, LastReload, ReloadRequest, ReloadResult, ReloadStatus};
-use crate::os::{files, resources};
+use crate::os::files;
 use crate::primary::deploy::change::{
-    Answered, Assembly, Change, ChangeStage, Draft, Follower, Preparing, Settled, Subject, Wanted,
+    Answered, Assembly, Change, ChangeStage, Draft, Follower, Preparing, SettingsAndCertificates, Settled, Subject,
+    Wanted, keep_settings, read_settings,
 };
 use crate::primary::deploy::generations::Provenance;
 use crate::primary::deploy::saver::{SAVED_WITHIN, Saved};
+use crate::primary::deploy::watch::Watched;
 use crate::primary::desk::socket::{Refusable, Refused};
 use crate::primary::fleet::process::Deployment;
 use crate::primary::supervisor::{Cause, Event, Gates, Supervisor, SwapProgress};
-use crate::settings::{Application, Policy, Reread, SettingChange};
+use crate::settings::{Policy, Reread, SettingChange};
 use crate::wire::ids::{Generation, short_digest};
 use crate::wire::messages::ToCompiler;
 
@@ -45,9 +48,12 @@ impl Driver<'_> {
         Ok(lines)
     }
 
-    /// The file that is watched is the one that `serve` was given.
-    pub(crate) fn reload_changed(&mut self) {
-        let app = files::absolute(&self.settings.app).ok();
+    /// The component that is watched is the one that `serve` was given; new settings are for the one that is served.
+    pub(crate) fn reload_changed(&mut self, what: Watched) {
+        let app = match what {
+            Watched::Component => files::absolute(&self.settings.app).ok(),
+            Watched::Settings => None,
+        };
         let request = ReloadRequest { app, ..ReloadRequest::default() };
         self.reload_unasked("a file change", request, Wanted::IfNew);
     }
@@ -71,6 +77,11 @@ impl Driver<'_> {
         } else {
             self.expect_calm()?;
         }
+        if wanted != Wanted::DryRun {
+            self.end_dry_run();
+        } else if self.change.is_some() {
+            return Err(Refused::Busy("another dry run is in progress".into()));
+        }
         let ask = ToCompiler::Compile {
             source: source.clone(),
             store: self.settings.cluster.store.clone(),
@@ -80,35 +91,33 @@ impl Driver<'_> {
             Wanted::DryRun => tracing::info!("looking what a reload of {} would change", source.display()),
             Wanted::Always | Wanted::IfNew => tracing::info!("reloading {}", source.display()),
         }
-        let plan = ReloadPlan { request, wanted, origin: Provenance::Compiled, subject: Subject::File(source) };
-        self.prepare(plan, Some(ask), listener);
+        let plan = ReloadPlan { request, wanted, origin: Provenance::Compiled, subject: Subject::File(source.clone()) };
+        // A dry run reads all of them, and tells what is wrong with them.
+        let known = if wanted == Wanted::DryRun { Vec::new() } else { self.certified.settings() };
+        let (_, current) = self.generations.current();
+        let read = read_settings(self.sources.clone(), self.settings.cluster.clone(), current.table.clone(), known);
+        self.prepare(plan, read, Some((ask, source)), listener);
         Ok(())
     }
 
-    /// Has everything got together that the next generation is made of: settings as they are now, certificates that nobody
-    /// has yet, and the component.
-    fn prepare(&mut self, plan: ReloadPlan, ask: Option<ToCompiler>, listener: Follower) {
+    /// Has everything got together that the next generation is made of.
+    fn prepare(
+        &mut self,
+        plan: ReloadPlan,
+        read: impl Future<Output = anyhow::Result<SettingsAndCertificates>> + Send + 'static,
+        ask: Option<(ToCompiler, PathBuf)>,
+        listener: Follower,
+    ) {
         let ReloadPlan { request, wanted, origin, subject } = plan;
-        let (_, current) = self.generations.current();
-        let (sources, cluster, known) =
-            (self.sources.clone(), self.settings.cluster.clone(), self.certified.settings());
-        let (table, kept) = match &subject {
-            Subject::File(_) => (current.table.clone(), None),
-            Subject::Kept(kept) => (kept.table.clone(), Some(kept.application.clone())),
-        };
-        let read = move || {
-            sources.alone(|| match kept {
-                None => sources.read_again(&cluster, &table),
-                Some(kept) => Ok(with_secrets_of_now(kept, table)),
-            })
-        };
-        let since = Instant::now();
-        let deadline = since + request.patience(least_time(&current.application.policy, origin));
+        let (since, compiles) = (Instant::now(), ask.is_some());
+        let deadline = since + request.patience(least_time(self.policy(), origin));
         self.preparations += 1;
-        let preparing = Preparing::start(self.preparations, read, known, ask, self.answers.clone());
+        let preparing = Preparing::start(self.preparations, read, ask, self.answers.clone());
         let stage = ChangeStage::Preparing(Draft { preparing, request, deadline, wanted, origin, subject });
         self.change = Some(Change { listener, stage, since });
-        self.tell_reload(None, "compiling", None, None);
+        if compiles {
+            self.tell_reload(None, "compiling", None, None);
+        }
     }
 
     /// Begins to bring back an earlier generation, as a new one.
@@ -117,20 +126,26 @@ impl Driver<'_> {
             return Err(Refused::Wrong("a rollback takes none of `app`, `if_new` and `dry_run`".into()));
         }
         self.expect_calm()?;
+        self.end_dry_run();
         let (wanted, (listener, lines)) = (Wanted::Always, Follower::new());
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
             tracing::info!("rolling back to generation {target}, {}", deployment.source.display());
-            let (origin, subject) = (Provenance::Kept(target), Subject::Kept(deployment));
-            self.prepare(ReloadPlan { request, wanted, origin, subject }, None, listener);
+            let (origin, subject) = (Provenance::Kept(target), Subject::Kept(deployment.clone()));
+            let kept = (deployment.application.clone(), deployment.table.clone());
+            let read = keep_settings(self.sources.clone(), kept.0, kept.1);
+            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, None, listener);
         } else if let Some(version) = self.generations.remembered() {
             tracing::info!("rolling back to the version served before, {}", version.source.display());
-            let (version, subject) = (version.clone(), Subject::File(version.source.clone()));
+            let (version, source) = (version.clone(), version.source.clone());
+            // What it had then, nobody knows. What is in force is known to do well.
+            let (_, current) = self.generations.current();
+            let read = keep_settings(self.sources.clone(), current.application.clone(), current.table.clone());
             let (store, state) = (self.settings.cluster.store.clone(), self.settings.cluster.state_dir.clone());
             let ask = ToCompiler::Find { version, store, state };
-            let plan = ReloadPlan { request, wanted, origin: Provenance::Remembered, subject };
-            self.prepare(plan, Some(ask), listener);
+            let (origin, subject) = (Provenance::Remembered, Subject::File(source.clone()));
+            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, Some((ask, source)), listener);
         } else {
             return Err(self.generations.no_previous().into());
         }
@@ -172,7 +187,11 @@ impl Driver<'_> {
     /// Makes a deployment of what was got together, and tells what is new about it.
     fn assemble(&mut self, draft: &Draft, parts: Assembly, listener: &Follower) -> anyhow::Result<Rc<Deployment>> {
         let Assembly { settings: Reread { application, table, doubts }, certificates, component } = parts;
-        application.values.check(&self.live.config.changed).map_err(anyhow::Error::msg)?;
+        match application.values.check(&self.live.config.changed) {
+            Err(reason) if draft.origin == Provenance::Compiled => bail!(reason),
+            Err(reason) => self.note(format!("with what `config set` has changed, {reason}"), listener),
+            Ok(()) => {}
+        }
         let cluster = &self.settings.cluster;
         let deployment = match (&draft.subject, component) {
             (Subject::Kept(kept), _) if kept.application == application => kept.clone(),
@@ -186,17 +205,29 @@ impl Driver<'_> {
         for text in doubts.into_iter().filter(|doubt| !self.settings.doubts.contains(doubt)) {
             self.note(text, listener);
         }
+        if draft.wanted != Wanted::Always && self.serves(&deployment) {
+            return Ok(deployment);
+        }
+        if let Some((files, read)) = deployment.application.tls.as_ref().zip(certificates.as_ref()).filter(|_| is_dry)
+            && self.certified.of(Some(files)).is_some_and(|certified| !certified.is_like(read))
+        {
+            listener.tell(&Happening::Change { what: "certificates".into(), from: None, to: None });
+        }
         self.tell_changes(&deployment, is_dry, listener);
-        if let Some(text) = draft.request.doubt(&deployment.application.policy).filter(|_| !is_dry) {
+        let is_new = draft.origin == Provenance::Compiled && !is_dry;
+        if let Some(text) = draft.request.doubt(&deployment.application.policy).filter(|_| is_new) {
             self.note(text, listener);
         }
-        if let Some((files, read)) = deployment.application.tls.clone().zip(certificates) {
-            for text in &read.doubts {
-                self.note(text.clone(), listener);
-            }
-            if !is_dry {
+        let Some(files) = deployment.application.tls.clone().filter(|_| !is_dry) else { return Ok(deployment) };
+        match (certificates, self.certified.of(Some(&files))) {
+            (_, Some(_)) => {}
+            (Some(read), None) => {
+                for text in &read.doubts {
+                    self.note(text.clone(), listener);
+                }
                 self.certified.add(files, read, self.started.elapsed())?;
             }
+            (None, None) => bail!("its certificates were forgotten meanwhile with another generation; try it again"),
         }
         Ok(deployment)
     }
@@ -230,7 +261,7 @@ impl Driver<'_> {
         if let Some(text) = self.sources.waiting(&self.settings.table, &deployment.table) {
             self.note(text, listener);
         }
-        let set = self.live.config.changed.keys().filter(|key| deployment.application.values.is_overruled(key));
+        let set = self.live.config.changed.keys().filter(|key| deployment.application.values.has(key));
         let set: Vec<&str> = set.map(String::as_str).collect();
         if !set.is_empty() {
             let text = format!("`config set` has the last word on {}, whatever the settings say", set.join(", "));
@@ -245,9 +276,6 @@ impl Driver<'_> {
     /// Hands a candidate to the supervisor.
     fn swap(&mut self, deployment: Rc<Deployment>, draft: Draft, listener: Follower, since: Instant) {
         let Draft { request, origin, .. } = draft;
-        if deployment.application.has_secrets() {
-            resources::forbid_core_dumps();
-        }
         let policy = deployment.application.policy;
         let served_before = origin != Provenance::Compiled;
         let gates = Gates { served_before, ..request.gates(deployment.application.max_error_increase) };
@@ -335,6 +363,8 @@ impl Driver<'_> {
             SwapProgress::Committed => {
                 let reason = self.generations.get(candidate).and_then(|deployment| self.what_is_new(deployment));
                 self.generations.commit(candidate);
+                self.forget_secrets_that_were_set();
+                self.keeping.hangs_after(self.policy().hang_timeout);
                 self.forget_certificates();
                 self.save_commit();
                 self.tell_reload(some, "committed", None, None);
@@ -346,6 +376,23 @@ impl Driver<'_> {
                 let (result, reason) = explain_failure(cause);
                 self.settle(candidate, result, Some(reason));
             }
+        }
+    }
+
+    /// What was set by `config set` before it became a secret is not to stay in the state folder.
+    fn forget_secrets_that_were_set(&mut self) {
+        let (_, current) = self.generations.current();
+        self.live.config.forget_secrets(&current.application.values);
+        match self.live.write() {
+            Ok(file) => self.live_file = file,
+            Err(error) => tracing::error!("cannot pass the configuration to workers to come: {error}"),
+        }
+    }
+
+    /// A real change does not wait for somebody who only looks.
+    pub(crate) fn end_dry_run(&mut self) {
+        if self.change.as_ref().is_some_and(Change::is_dry) {
+            self.end_change(ReloadResult::Failed, Some("a real change took the place of this dry run".into()));
         }
     }
 
@@ -498,18 +545,6 @@ fn least_time(policy: &Policy, origin: Provenance) -> Duration {
     match origin {
         Provenance::Compiled => policy.min_ready.saturating_add(policy.soak),
         Provenance::Kept(_) | Provenance::Remembered => Duration::ZERO,
-    }
-}
-
-/// The settings of a generation that is brought back. Its secrets may have changed since; if they cannot be read, those that
-/// it had are better than none.
-fn with_secrets_of_now(kept: Application, table: toml::Table) -> Reread {
-    match kept.with_fresh_secrets() {
-        Ok(application) => Reread { application, table, doubts: Vec::new() },
-        Err(error) => {
-            let doubt = format!("{error:#}; the generation comes back with the secrets that it had");
-            Reread { application: kept, table, doubts: vec![doubt] }
-        }
     }
 }
 

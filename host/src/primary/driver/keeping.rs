@@ -57,6 +57,11 @@ impl Keeping {
         Self { watch, running: None, users: BTreeSet::new(), looked: Duration::ZERO, starts: 0, tells, told }
     }
 
+    /// It hangs if it is silent for so long.
+    pub(super) fn hangs_after(&mut self, hang_timeout: Duration) {
+        self.watch.hang_timeout = hang_timeout;
+    }
+
     pub(super) fn status(&self) -> Option<KeeperStatus> {
         let pid = self.running.as_ref().map(|running| running.process.child.pid.as_raw());
         (self.starts > 0).then(|| KeeperStatus { pid, restarts: self.starts - 1 })
@@ -117,7 +122,7 @@ impl Driver<'_> {
         match self.keeping.watch.next(now) {
             None => {}
             Some(KeeperStep::Kill) => {
-                let timeout = humantime::format_duration(self.settings.application.policy.hang_timeout);
+                let timeout = humantime::format_duration(self.policy().hang_timeout);
                 tracing::error!("the keeper of the key-value stores hangs: it was silent for {timeout}, and is killed");
                 self.kill_keeper();
             }
@@ -177,8 +182,7 @@ impl Driver<'_> {
 
     fn connect_to_keeper(&mut self, worker: WorkerId) {
         let (Some(running), Some(user)) = (&self.keeping.running, self.workers.get(&worker)) else { return };
-        let Some(deployment) = self.generations.get(user.generation) else { return };
-        match running.process.serve(worker, deployment.file_stores.clone()) {
+        match running.process.serve(worker, user.deployment.file_stores.clone()) {
             Ok(socket) => {
                 if let Some(failure) = self.send(worker, &ToWorker::Keeper, &[socket.as_fd()]) {
                     self.tell(failure);

@@ -55,7 +55,7 @@ impl Driver<'_> {
             ("stopping", _) => "stopping".into(),
             ("reloading", _) => match self.supervisor.reloading() {
                 Some((candidate, phase)) => format!("deploying generation {}: {phase}; serving {serves}", candidate.0),
-                None => format!("compiling a new version; serving {serves}"),
+                None => format!("preparing a new version; serving {serves}"),
             },
             (_, Some(degradation)) => format!("degraded: {}; serving {serves}", super::reason_of(degradation)),
             _ => format!("serving {serves}"),

@@ -24,9 +24,9 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// None if there is nothing to build, or it cannot be started: what is served is served.
-    pub(crate) fn start(handover: Option<&Handover>) -> Option<Self> {
+    pub(crate) fn start(handover: Option<&Handover>, hidden: &[String]) -> Option<Self> {
         let handover = handover?;
-        let started = spawn(&Order::Watch(handover.clone()), Stdio::null());
+        let started = spawn(&Order::Watch(handover.clone()), Stdio::null(), hidden);
         let started = started.and_then(|(child, mut pipes)| {
             let life = pipes.stdin.take().ok_or_else(|| io::Error::other("it has no standard input"))?;
             Ok(Self { child, folder: handover.folder().into(), _life: life })
@@ -42,9 +42,14 @@ impl Builder {
 }
 
 /// Has a folder built by a builder that then ends. Dropped, it takes the builder with it, and all that this started.
-pub(crate) async fn build_first(folder: &Path, watch: bool, format: LogFormat) -> anyhow::Result<Built> {
+pub(crate) async fn build_first(
+    folder: &Path,
+    watch: bool,
+    format: LogFormat,
+    hidden: Vec<String>,
+) -> anyhow::Result<Built> {
     let order = Order::Build { folder: folder.into(), watch, format };
-    let (child, mut pipes) = spawn(&order, Stdio::piped()).context("cannot start the builder")?;
+    let (child, mut pipes) = spawn(&order, Stdio::piped(), &hidden).context("cannot start the builder")?;
     let _life = pipes.stdin.take();
     let mut stdout = pipes.stdout.take().context("the builder has no standard output")?;
     let answer = off_the_loop(move || {
@@ -63,10 +68,13 @@ pub(crate) async fn build_first(folder: &Path, watch: bool, format: LogFormat) -
 /// Largest answer of a builder, in bytes: some paths.
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 
-/// Unlike other children it keeps the environment, for what it starts, and writes where the primary does.
-fn spawn(order: &Order, stdout: Stdio) -> io::Result<(Child, std::process::Child)> {
+/// Unlike other children it keeps the environment but for what is `hidden`, for what it starts, and writes where the primary does.
+fn spawn(order: &Order, stdout: Stdio, hidden: &[String]) -> io::Result<(Child, std::process::Child)> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("wasmcluster").arg("builder").stdin(Stdio::piped()).stdout(stdout);
+    for variable in hidden {
+        command.env_remove(variable);
+    }
     let (child, mut pipes) = Child::spawn(&mut command)?;
     if let Some(stdin) = &mut pipes.stdin {
         stdin.write_all(format!("{}\n", serde_json::to_string(order)?).as_bytes())?;

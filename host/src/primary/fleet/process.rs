@@ -60,16 +60,8 @@ impl Deployment {
         cluster: &Cluster,
         (application, table): (Application, toml::Table),
         source: &Path,
-        answer: CompilerAnswer,
+        CompiledComponent { compiled, descriptors }: CompiledComponent,
     ) -> anyhow::Result<Self> {
-        let (compiled, descriptors) = match answer {
-            CompilerAnswer::Said(FromCompiler::Done(compiled), descriptors) => (compiled, descriptors),
-            CompilerAnswer::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
-            CompilerAnswer::Failed(how) => {
-                let likely = if how.ends_with(Signal::SIGKILL.as_str()) { MEMORY_HINT } else { "" };
-                bail!("cannot serve {}: the compiler {how}{likely}", source.display())
-            }
-        };
         let mut descriptors = descriptors.into_iter();
         let artifact = descriptors.next().context("the compiler's answer came without an artifact")?;
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
@@ -233,6 +225,27 @@ pub(crate) enum CompilerAnswer {
     Said(FromCompiler, Vec<OwnedFd>),
     /// It ended, or was ended, without an answer that makes sense: how.
     Failed(String),
+}
+
+/// What a compiler has made, with what came beside.
+#[derive(Debug)]
+pub(crate) struct CompiledComponent {
+    compiled: Compiled,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl CompilerAnswer {
+    /// What it has made of `source`, or why there is nothing to deploy.
+    pub(crate) fn component(self, source: &Path) -> anyhow::Result<CompiledComponent> {
+        match self {
+            Self::Said(FromCompiler::Done(compiled), descriptors) => Ok(CompiledComponent { compiled, descriptors }),
+            Self::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
+            Self::Failed(how) => {
+                let likely = if how.ends_with(Signal::SIGKILL.as_str()) { MEMORY_HINT } else { "" };
+                bail!("cannot serve {}: the compiler {how}{likely}", source.display())
+            }
+        }
+    }
 }
 
 /// How long a compiler may live that has nothing more to say.

@@ -36,7 +36,7 @@ pub(crate) struct KeeperWatch {
     phase: KeeperPhase,
     /// That ended before they were healthy, one after the other.
     failures: u32,
-    hang_timeout: Duration,
+    pub(crate) hang_timeout: Duration,
 }
 
 impl KeeperWatch {
