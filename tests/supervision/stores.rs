@@ -13,7 +13,8 @@ use nix::unistd::Pid;
 
 use harness::client::{Answer, Connection};
 use harness::history::{Operation, Step, is_linearisable};
-use harness::{Cluster, Setup, guest, until};
+use harness::tools::Tool;
+use harness::{Cluster, Follower, Setup, guest, until};
 
 const GUESTS: [&str; 2] = ["stores", "stores_p3"];
 
@@ -42,6 +43,39 @@ pub(super) fn get(cluster: &Cluster, path: &str) -> String {
 
 fn keeper(cluster: &Cluster) -> Option<Pid> {
     Some(Pid::from_raw(i32::try_from(cluster.status()["keeper"]["pid"].as_i64()?).unwrap()))
+}
+
+/// As the kernel was asked, and not as it happens to do.
+#[test]
+fn a_write_is_on_the_disk_before_it_is_answered() {
+    let Some(strace) = Tool::find("strace") else { return println!("skipped: there is no strace") };
+    let cluster = serve("stores", 1, &[]);
+    assert_eq!(told(&cluster, Method::PUT, "/default/key", "0").0, 200);
+    let keeper = keeper(&cluster).unwrap();
+    let seen = cluster.folder.path().join("calls");
+    let mut command = strace.command();
+    command.args(["-q", "-f", "-e", "trace=fdatasync,fsync,msync", "-p", &keeper.to_string(), "-o"]).arg(&seen);
+    let tracer = Follower::start(&mut command).unwrap();
+    let is_traced = |thread: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
+    let attached = until("it is followed, or that is not allowed", || {
+        let threads = std::fs::read_dir(format!("/proc/{keeper}/task")).unwrap();
+        let all = threads.map(Result::unwrap).all(is_traced);
+        (all || tracer.stdout.ended()).then_some(all)
+    });
+    if !attached {
+        return println!("skipped: strace may not follow other processes here");
+    }
+    let flushed = || std::fs::read_to_string(&seen).unwrap().lines().filter(|line| line.ends_with("= 0")).count();
+    for round in 1..=20 {
+        let before = flushed();
+        assert_eq!(told(&cluster, Method::PUT, "/default/key", &round.to_string()).0, 200);
+        assert!(flushed() > before, "round {round}");
+    }
+    tracer.signal(Signal::SIGTERM);
+    tracer.wait();
 }
 
 /// By whichever worker it was written, and with whichever version of WASI.
