@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["settings"],
     &["wire"],
     &["control", "component", "build", "tls", "keyvalue"],
-    &["primary", "worker"],
+    &["primary", "worker", "admin"],
     &["cli"],
 ];
 

@@ -3,6 +3,7 @@
 //!
 //! This library is the program; `main.rs` only turns its result into an exit code. ARCHITECTURE.md is the map.
 
+mod admin;
 mod build;
 pub mod cli;
 mod component;

@@ -28,7 +28,7 @@ use clap::Parser;
 
 use crate::component::compiler;
 use crate::keyvalue::keeper;
-use crate::{build as builder, logging, worker};
+use crate::{admin, build as builder, logging, worker};
 use args::{Cli, Command};
 use exit::Failure;
 
@@ -60,6 +60,7 @@ fn role() -> Option<anyhow::Result<()>> {
         "compiler" => Some(compiler::compiler_main(worker::check_links)),
         "builder" => Some(builder::builder_main()),
         "keeper" => Some(keeper::keeper_main()),
+        "admin" => Some(admin::admin_main()),
         _ => None,
     }
 }

@@ -1,4 +1,5 @@
-//! The control socket, as its two ends have to agree on it: what is said, and how a command says it.
+//! What others are told of a running cluster, and may ask of it: over the control socket, and by the admin server.
 
 pub(crate) mod client;
 pub(crate) mod protocol;
+pub(crate) mod sample;

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::deploy::generations::Generations;
 use super::deploy::watch::Watch;
+use super::desk::admin::Administration;
 use super::desk::manager::Manager;
 use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
@@ -33,6 +34,8 @@ use crate::wire::version::Version;
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
 const BIND_PATIENCE: Duration = Duration::from_secs(3);
 const BIND_AGAIN: Duration = Duration::from_millis(100);
+/// Connections that wait at the admin address.
+const ADMIN_BACKLOG: i32 = 128;
 /// How long the state may take to be read.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the first compilation may take.
@@ -61,7 +64,10 @@ pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Res
             }
             let Policy { shutdown_delay, shutdown_timeout, .. } = settings.application.policy;
             let manager = Manager::new(shutdown_delay.saturating_add(shutdown_timeout));
-            run(settings, sources, Startup::new(signals, asked, &output, manager), &output, volume).await
+            let administration =
+                Administration::new(settings.cluster.ready_min, settings.application.policy.hang_timeout);
+            let startup = Startup::new(signals, asked, &output, manager, administration);
+            run(settings, sources, startup, &output, volume).await
         }
         .await;
         control.finish().await;
@@ -87,6 +93,16 @@ async fn run(
         return Ok(());
     };
     startup.listen = listeners.iter().map(|listener| listener.url().to_owned()).collect();
+    if let Some(admin) = settings.cluster.admin.clone() {
+        let addresses = [admin];
+        let binding = bind_all(&addresses, ADMIN_BACKLOG, output);
+        let bound = startup.during(&settings, "binding its admin address", Shown::ByItself, binding).await?;
+        let Some(bound) = bound else { return Ok(()) };
+        for listener in &bound {
+            output.say(LogLevel::Info, format_args!("Admin at {}", listener.url()));
+        }
+        startup.administration.begin(bound);
+    }
     let mut rebuild = None;
     if settings.app.is_dir() {
         let doing = format!("building {}", settings.app.display());
@@ -115,7 +131,7 @@ async fn run(
         return Ok(());
     };
     let builder = Builder::start(rebuild.as_ref(), &settings.application.secret_variables());
-    let Startup { signals, asked, events, started, manager, .. } = startup;
+    let Startup { signals, asked, events, started, manager, administration, .. } = startup;
     let driver = Driver::new(
         &settings,
         sources,
@@ -127,6 +143,7 @@ async fn run(
         builder,
         events,
         started,
+        administration,
     )?;
     driver.run(signals, asked, watch, manager).await
 }

@@ -21,12 +21,13 @@ use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::{Watch, Watched};
+use super::desk::admin::Administration;
 use super::desk::events::Events;
 use super::desk::ledger::Ledger;
 use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refusable, Refused};
 use super::fleet::builder::Builder;
-use super::fleet::keeper::KeeperNews;
+use super::fleet::helper::HelperNews;
 use super::fleet::output::Output;
 use super::fleet::process::{Deployment, WorkerProcess};
 use super::signals::{SignalRequest, Signals};
@@ -41,10 +42,11 @@ use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Policy, Settings, Settin
 use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
-use crate::wire::messages::{Identity, ToPrimary, ToWorker};
+use crate::wire::messages::{FromAdmin, FromKeeper, Identity, ToPrimary, ToWorker};
 use crate::wire::revisions::Revision;
 use crate::wire::stats::Counter;
 
+mod admin;
 mod certificates;
 mod deploying;
 mod keeping;
@@ -99,8 +101,10 @@ enum News {
     FileChanged(Watched),
     CertificatesRead(Vec<FilesRead>),
     CertificatesDue,
-    Keeper(u64, KeeperNews),
+    Keeper(u64, HelperNews<FromKeeper>),
     KeeperDue,
+    Admin(u64, HelperNews<FromAdmin>),
+    AdminDue,
 }
 
 /// What came of a worker.
@@ -175,6 +179,7 @@ pub(super) struct Driver<'a> {
     outcome: Option<Ending>,
     builder: Option<Builder>,
     keeping: Keeping,
+    administration: Administration,
 }
 
 impl<'a> Driver<'a> {
@@ -190,6 +195,7 @@ impl<'a> Driver<'a> {
         builder: Option<Builder>,
         events: Events,
         up_since: Instant,
+        administration: Administration,
     ) -> anyhow::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
@@ -243,6 +249,7 @@ impl<'a> Driver<'a> {
             outcome: None,
             builder,
             keeping: Keeping::new(policy.hang_timeout),
+            administration,
         })
     }
 
@@ -263,6 +270,7 @@ impl<'a> Driver<'a> {
                     self.end_keeper().await;
                     self.finish_saving();
                     self.tell_stopped();
+                    self.end_admin().await;
                     return Ok(());
                 }
                 Some(Ending::BootFailed(reason)) => {
@@ -275,6 +283,7 @@ impl<'a> Driver<'a> {
             let confirmation_deadline = self.reconfigurations.iter().filter_map(|change| change.deadline).min();
             let certificates_deadline = self.certificates_deadline();
             let keeper_deadline = self.keeper_deadline();
+            let admin_deadline = self.admin_deadline();
             let has_to_spawn = !self.to_spawn.is_empty();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
@@ -291,8 +300,10 @@ impl<'a> Driver<'a> {
                 what = watch.changed() => News::FileChanged(what),
                 Some(read) = self.read.recv() => News::CertificatesRead(read),
                 () = at(certificates_deadline) => News::CertificatesDue,
-                Some((number, news)) = self.keeping.told.recv() => News::Keeper(number, news),
+                Some((number, news)) = self.keeping.keeper.told.recv() => News::Keeper(number, news),
                 () = at(keeper_deadline) => News::KeeperDue,
+                Some((number, news)) = self.administration.server.told.recv() => News::Admin(number, news),
+                () = at(admin_deadline) => News::AdminDue,
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
             match news {
@@ -300,7 +311,7 @@ impl<'a> Driver<'a> {
                 News::Signal(SignalRequest::Reload) => manager.asks_for_reload(),
                 _ => {}
             }
-            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate | News::KeeperDue) {
+            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate | News::KeeperDue | News::AdminDue) {
                 self.hear_what_has_arrived().await;
             }
             self.take(news);
@@ -310,6 +321,7 @@ impl<'a> Driver<'a> {
                 self.file_changed = None;
                 self.reload_changed(what);
             }
+            self.show();
             if manager.is_there() {
                 let Policy { shutdown_delay, shutdown_timeout, .. } = *self.policy();
                 manager.longest_stop = shutdown_delay.saturating_add(shutdown_timeout);
@@ -365,13 +377,16 @@ impl<'a> Driver<'a> {
             News::CertificatesDue => self.look_after_certificates(),
             News::Keeper(number, news) => self.keeper_told(number, news),
             News::KeeperDue => self.keeper_is_due(),
+            News::Admin(number, news) => self.admin_told(number, news),
+            News::AdminDue => self.admin_is_due(),
             News::SpawnDue => self.spawn_next(),
             News::Signal(SignalRequest::Grow) => self.scale_by_signal(1),
             News::Signal(SignalRequest::Shrink) => self.scale_by_signal(-1),
             News::DeadlinePassed => self.tell(Event::DeadlinePassed),
             News::ObservationDue => {
                 reap_orphans();
-                self.look_after_keeper();
+                self.keeping.keeper.look_after(self.started.elapsed());
+                self.administration.server.look_after(self.started.elapsed());
                 self.observe();
             }
             News::Asked(query) => self.answer(query),
@@ -465,7 +480,7 @@ impl<'a> Driver<'a> {
             }
             Haste::Drain | Haste::Now => tracing::info!("stopping"),
         }
-        self.events.publish(&Happening::Stopping);
+        self.publish(&Happening::Stopping);
         self.end_change(ReloadResult::Failed, Some("the cluster is stopping".into()));
         self.tell(Event::ShutdownRequested(haste));
     }
@@ -483,7 +498,7 @@ impl<'a> Driver<'a> {
             0 => tracing::info!("stopped"),
             cut => tracing::warn!("stopped; {} cut", requests(cut, "was", "were")),
         }
-        self.events.publish(&Happening::Stopped { requests_cut: self.ledger.cut() });
+        self.publish(&Happening::Stopped { requests_cut: self.ledger.cut() });
     }
 
     fn scale_by_signal(&mut self, by: i32) {
@@ -512,7 +527,7 @@ impl<'a> Driver<'a> {
         self.expect_calm()?;
         self.end_dry_run();
         tracing::info!(from, to, "scaling");
-        self.events.publish(&Happening::Scaling { from, to });
+        self.publish(&Happening::Scaling { from, to });
         self.tell(Event::ScaleRequested { slots: to });
         Ok(Scaled { from, to })
     }
@@ -541,7 +556,7 @@ impl<'a> Driver<'a> {
             self.volume.set(self.live.config.log_level);
             self.save_commit();
             for (key, value) in changes.clone() {
-                self.events.publish(&Happening::Configured { key, value });
+                self.publish(&Happening::Configured { key, value });
             }
         }
     }
@@ -714,7 +729,7 @@ impl<'a> Driver<'a> {
                 Happening::Degraded { degraded: degradation.is_some(), reason }
             }
         };
-        self.events.publish(&happening);
+        self.publish(&happening);
     }
 
     fn explain(&self, why: Why) -> String {
@@ -744,7 +759,8 @@ impl<'a> Driver<'a> {
     }
 
     fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: Generation) -> io::Result<()> {
-        let deployment = self.generations.get(generation).ok_or_else(|| io::Error::other("its version is gone"))?;
+        let deployment = self.generations.get(generation).cloned();
+        let deployment = deployment.ok_or_else(|| io::Error::other("its version is gone"))?;
         let identity = Identity {
             worker,
             slot,
@@ -756,16 +772,15 @@ impl<'a> Driver<'a> {
             &identity,
             &self.live_file,
             self.certified.of(deployment.application.tls.as_ref()).map(|certified| &certified.file),
-            deployment,
+            &deployment,
             &self.listeners,
             self.output,
         )?;
         let pid = process.pid().as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");
-        self.events.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
+        self.publish(&Happening::WorkerStarted { worker, slot, generation, pid });
         let listening = tokio::spawn(listen(worker, process.clone(), self.hears.clone())).abort_handle();
-        let deployment = deployment.clone();
         self.workers.insert(worker, Running { process, generation, deployment, since: Instant::now(), listening });
         Ok(())
     }
@@ -789,7 +804,7 @@ impl<'a> Driver<'a> {
     fn announce(&mut self) {
         let format = self.settings.cluster.logging.format;
         self.output.announce(self.urls.iter().map(|url| announcement(format, url)).collect());
-        self.events.publish(&Happening::Serving { listen: self.urls.clone() });
+        self.publish(&Happening::Serving { listen: self.urls.clone() });
         self.save_commit();
         let workers = self.settings.cluster.workers;
         let (generation, deployment) = self.generations.current();

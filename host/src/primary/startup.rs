@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::desk::admin::Administration;
 use super::desk::events::Events;
 use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refused};
@@ -13,8 +14,10 @@ use super::desk::status::of_start;
 use super::fleet::output::Output;
 use super::signals::{SignalRequest, Signals};
 use crate::control::protocol::{Happening, Starting};
+use crate::control::sample::Sample;
 use crate::os::child::reap_orphans;
 use crate::settings::Settings;
+use crate::wire::stats::Snapshot;
 
 /// What takes longer than this is told to whoever started the cluster, and how long it takes on a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -27,12 +30,19 @@ pub(super) struct Startup<'a> {
     pub(super) listen: Vec<String>,
     pub(super) started: Instant,
     pub(super) manager: Manager,
+    pub(super) administration: Administration,
 }
 
 impl<'a> Startup<'a> {
-    pub(super) fn new(signals: Signals, asked: mpsc::Receiver<Query>, output: &'a Output, manager: Manager) -> Self {
+    pub(super) fn new(
+        signals: Signals,
+        asked: mpsc::Receiver<Query>,
+        output: &'a Output,
+        manager: Manager,
+        administration: Administration,
+    ) -> Self {
         let (events, listen) = (Events::default(), Vec::new());
-        Self { signals, asked, events, output, listen, started: Instant::now(), manager }
+        Self { signals, asked, events, output, listen, started: Instant::now(), manager, administration }
     }
 
     /// Waits for `work`, which `doing` names, and answers meanwhile. `None` if it was told to stop: then the work is dropped.
@@ -47,11 +57,13 @@ impl<'a> Startup<'a> {
         let mut told = ToldProgress(self.output, false);
         let mut due = tokio::time::interval_at((since + TELL_EVERY).into(), TELL_EVERY);
         self.manager.starts(doing);
+        self.show(settings, doing, since);
         loop {
             tokio::select! {
                 done = &mut work => return done.map(Some),
                 _ = due.tick() => {
                     self.manager.starts(doing);
+                    self.show(settings, doing, since);
                     if shown == Shown::Here {
                         told.tell(doing, since.elapsed());
                     }
@@ -71,6 +83,13 @@ impl<'a> Startup<'a> {
                 }
             }
         }
+    }
+
+    /// To whoever asks at the admin address.
+    fn show(&mut self, settings: &Settings, doing: &str, since: Instant) {
+        let starting = Starting { doing: doing.into(), for_ms: since.elapsed().as_millis() as u64 };
+        let status = of_start(settings, &self.listen, self.started, Some(starting));
+        self.administration.show(&Sample { status, generations: Vec::new(), older: Snapshot::default() });
     }
 
     fn stop<T>(&mut self) -> Option<T> {

@@ -1,6 +1,7 @@
 //! The settings of a cluster: where it listens, how many workers it keeps, where it keeps what. They stay as they were at
 //! the start, whatever it serves.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
@@ -10,7 +11,7 @@ use super::options::Options;
 use super::paths::{self, control_path};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
-use crate::os::listener::{ListenAddr, MAX_LISTENERS, PASSED};
+use crate::os::listener::{Entrance, ListenAddr, MAX_LISTENERS, PASSED, Security};
 use crate::os::resources::workers_for_this_machine;
 use crate::os::service_manager::has_passed_sockets;
 
@@ -25,6 +26,10 @@ const DEFAULT_BACKLOG: i32 = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     pub(crate) listen: Vec<ListenAddr>,
+    /// For probes, metrics and the dashboard; none if nobody asked for it.
+    pub(crate) admin: Option<ListenAddr>,
+    /// Workers that must be ready for the cluster to be.
+    pub(crate) ready_min: u32,
     pub(crate) backlog: i32,
     pub(crate) workers: u32,
     pub(crate) pin_cpus: bool,
@@ -61,8 +66,12 @@ impl Cluster {
         check_name(&name)?;
         let state_dir = state_dir(options)?;
         let format = options.log_format.unwrap_or_default();
+        let ready_min = options.ready_min.map_or(1, NonZeroU32::get);
+        ensure!(ready_min <= workers, "--ready-min {ready_min} is more than --workers {workers}");
         Ok(Self {
             listen,
+            admin: options.admin.clone().map(admin).transpose()?,
+            ready_min,
             backlog: options.backlog.map_or(DEFAULT_BACKLOG, |backlog| backlog.get().min(i32::MAX as u32) as i32),
             workers,
             pin_cpus: options.pin_cpus,
@@ -81,6 +90,15 @@ impl Cluster {
     pub(super) fn default_store(&self) -> Option<PathBuf> {
         Some(self.state_dir.as_ref()?.join(format!("{}.kv", self.name)).join("default"))
     }
+}
+
+/// Who probes it speaks plain HTTP, and comes from where only friends do.
+fn admin(address: ListenAddr) -> anyhow::Result<ListenAddr> {
+    ensure!(
+        address.entrance == Entrance { security: Security::Clear, takes_proxy: false },
+        "--admin {address}: expected HOST:PORT, [IPV6]:PORT or unix:PATH; the admin address speaks plain HTTP"
+    );
+    Ok(address)
 }
 
 pub(super) fn check_name(name: &str) -> anyhow::Result<()> {

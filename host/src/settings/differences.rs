@@ -7,7 +7,8 @@ use super::{Application, Options};
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
 /// Keys that cannot change while a cluster serves, or are changed by another command.
-const NEED_RESTART: [&str; 12] = [
+const NEED_RESTART: [&str; 14] = [
+    "admin",
     "backlog",
     "control",
     "listen",
@@ -15,6 +16,7 @@ const NEED_RESTART: [&str; 12] = [
     "log-level",
     "name",
     "pin-cpus",
+    "ready-min",
     "resume",
     "state-dir",
     "store",

@@ -130,6 +130,17 @@ options! {
         #[arg(long, value_name = "PATH", help_heading = CLUSTER)]
         pub(crate) control: Option<PathBuf>,
 
+        /// Address for probes, metrics and the dashboard: HOST:PORT, [IPV6]:PORT or unix:PATH [default: none]
+        ///
+        /// It answers /livez, /readyz, /metrics, /status and /events, and shows a page at /. Whoever reaches it sees all of
+        /// that, so choose an address that only you and your monitoring reach.
+        #[arg(long, value_name = "ADDR", help_heading = CLUSTER)]
+        pub(crate) admin: Option<ListenAddr>,
+
+        /// Workers that must be ready for /readyz of --admin to say so [default: 1]
+        #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = CLUSTER)]
+        pub(crate) ready_min: Option<NonZeroU32>,
+
         /// Folder for compiled components [default: $CACHE_DIRECTORY, or wasmcluster in $XDG_CACHE_HOME or ~/.cache]
         #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
         pub(crate) store: Option<PathBuf>,

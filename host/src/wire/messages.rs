@@ -1,4 +1,4 @@
-//! What a primary says to its workers, its compilers and its keeper, and they to it.
+//! What a primary says to its workers, its compilers, its keeper and its admin server, and they to it.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::channel::{Channel, Message};
 use super::ids::{Generation, Slot, WorkerId};
 use super::version::{Compiled, Version};
-use crate::os::listener::Entrance;
+use crate::os::listener::{Entrance, MAX_LISTENERS};
 
 impl Message for ToWorker {
     // The kernel's own bound is 253.
@@ -31,6 +31,14 @@ impl Message for ToKeeper {
 }
 
 impl Message for FromKeeper {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for ToAdmin {
+    const MAX_DESCRIPTORS: usize = MAX_LISTENERS;
+}
+
+impl Message for FromAdmin {
     const MAX_DESCRIPTORS: usize = 0;
 }
 
@@ -136,6 +144,29 @@ pub(crate) enum FromKeeper {
     /// It is at work. Said twice a second.
     Alive,
     /// A store cannot be used: why and what to do, for a person.
+    Trouble { text: String },
+}
+
+/// What a primary tells the admin server, which shows it to others and ends when its channel does.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToAdmin {
+    /// The first frame. Beside it come the listening sockets.
+    Start {
+        /// Workers that must be ready for the cluster to be.
+        ready_min: u32,
+    },
+    /// How the cluster is. Beside it comes a sealed file with what there is to show.
+    Sample,
+    /// Something happened: a line of JSON.
+    Event { line: String },
+}
+
+/// What the admin server tells its primary.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromAdmin {
+    /// It is at work. Said twice a second.
+    Alive,
+    /// Something is wrong with it: what, for a person.
     Trouble { text: String },
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::uio::pwrite;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::os::memfd;
 use crate::wire::series::Table;
@@ -36,7 +38,7 @@ macro_rules! counters {
         }
 
         /// The numbers of a page at one moment, or the sums of several pages.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub(crate) struct Snapshot {
             $($(#[$doc])* pub(crate) $name: u64,)*
             /// As in [`Stats`].
@@ -66,6 +68,15 @@ counters! {
     requests,
     /// Answers with a status of 500 and above, and answers that were cut.
     errors,
+    /// Answers by the class of their status, and requests that got none.
+    answers_1xx,
+    answers_2xx,
+    answers_3xx,
+    answers_4xx,
+    answers_5xx,
+    answers_none,
+    /// Of all requests together, from their head to the end of their answer, in microseconds.
+    latency_sum,
     /// Requests that a guest answered, or failed to.
     guest_answers,
     /// Of these, those that went wrong by the guest: answered with 5xx, cut, not in time, or with a trap.
@@ -101,7 +112,7 @@ counters! {
 }
 
 /// The layout of the page. Another layout of the same size has another number.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 
@@ -146,6 +157,19 @@ impl Latency<Counter> {
     }
 }
 
+impl Serialize for Latency<u64> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.as_slice().serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Latency<u64> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let counts: Vec<u64> = Deserialize::deserialize(from)?;
+        counts.try_into().map(Self).map_err(|_| D::Error::custom("another number of buckets"))
+    }
+}
+
 impl Default for Latency<u64> {
     fn default() -> Self {
         Self([0; BUCKETS])
@@ -157,6 +181,20 @@ impl Latency<u64> {
         for (sum, count) in self.0.iter_mut().zip(&other.0) {
             *sum = sum.saturating_add(*count);
         }
+    }
+
+    /// How many there are, and for each octave how many took less than its end.
+    pub(crate) fn by_octave(&self) -> (u64, Vec<(Duration, u64)>) {
+        let mut below = 0_u64;
+        let mut octaves = Vec::new();
+        for (bucket, count) in self.0.iter().enumerate() {
+            below = below.saturating_add(*count);
+            // What is in the last one may be longer.
+            if bucket % PER_OCTAVE == 0 && bucket + 1 < BUCKETS {
+                octaves.push((bound(bucket), below));
+            }
+        }
+        (below, octaves)
     }
 
     /// The time that this part of all, from 0 to 1, was shorter than; `None` if there was nothing yet.
@@ -183,7 +221,11 @@ impl Counter {
     }
 
     pub(crate) fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, number: u64) {
+        self.0.fetch_add(number, Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, number: u64) {
@@ -324,6 +366,6 @@ mod tests {
     #[test]
     fn a_page_of_another_layout_is_refused() {
         let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
-        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 3"));
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 4"));
     }
 }

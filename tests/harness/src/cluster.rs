@@ -115,8 +115,9 @@ impl Setup {
         until_within(COMPILE_PATIENCE, "the cluster serves", || {
             let lines = cluster.stderr.lines();
             assert!(!cluster.has_exited() || !lines.is_empty(), "it exited without a word");
-            // A component that takes long to compile is told before.
-            let first = lines.iter().find(|line| !line.starts_with("Compiling "))?;
+            // A component that takes long to compile is told before, and where probes are answered meanwhile.
+            let first =
+                lines.iter().find(|line| !["Compiling ", "Admin at "].iter().any(|start| line.starts_with(start)))?;
             assert!(announced(first), "instead of serving: {lines:#?}");
             Some(())
         });

@@ -1,7 +1,7 @@
 //! Programs that a machine may have: proxies, clients, browsers. Tests of them say `skipped:` where one is missing.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
@@ -26,6 +26,11 @@ impl Tool {
         let of_postgresql = versions.map(|version| version.path().join("bin"));
         let mut folders = env::split_paths(&path).chain(env::split_paths(FOLDERS_OF_SERVERS)).chain(of_postgresql);
         folders.find_map(|folder| Some(folder.join(name)).filter(|program| program.is_file()).map(Self))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// A command of it, without arguments.

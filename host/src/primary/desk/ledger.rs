@@ -94,13 +94,21 @@ impl Ledger {
         self.last_reload.as_ref()
     }
 
-    /// The sums over all workers, with what those count that live.
-    pub(crate) fn totals(&self, live: impl Iterator<Item = (Generation, Snapshot)>) -> Totals {
+    /// What was counted in each generation, with what workers count that live; and in those that are no longer kept apart.
+    pub(crate) fn by_generation(
+        &self,
+        live: impl Iterator<Item = (Generation, Snapshot)>,
+    ) -> (BTreeMap<Generation, Snapshot>, Snapshot) {
         let mut generations = self.gone.clone();
         for (generation, counted) in live {
             generations.entry(generation).or_default().add(&counted);
         }
-        let mut sum = self.older;
+        (generations, self.older)
+    }
+
+    /// The sums over all workers, with what those count that live.
+    pub(crate) fn totals(&self, live: impl Iterator<Item = (Generation, Snapshot)>) -> Totals {
+        let (generations, mut sum) = self.by_generation(live);
         for counted in generations.values() {
             sum.add(counted);
         }

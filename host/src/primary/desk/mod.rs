@@ -1,5 +1,6 @@
 //! What the primary tells and takes orders from: the control socket, and what is shown there.
 
+pub(crate) mod admin;
 pub(crate) mod events;
 pub(crate) mod guest_metrics;
 pub(crate) mod ledger;

@@ -255,7 +255,7 @@ impl Driver<'_> {
             let happening = Happening::Change { what, from, to };
             listener.tell(&happening);
             if !is_dry {
-                self.events.publish(&happening);
+                self.publish(&happening);
             }
         }
         if let Some(text) = self.sources.waiting(&self.settings.table, &deployment.table) {
@@ -308,7 +308,7 @@ impl Driver<'_> {
         };
         let happening = Happening::Reload { generation, phase, done, of, lasts_ms, reason };
         if !self.change.as_ref().is_some_and(Change::is_dry) {
-            self.events.publish(&happening);
+            self.publish(&happening);
         }
         if let Some(change) = self.change.as_ref().filter(|change| change.generation() == generation) {
             change.listener.tell(&happening);
@@ -344,7 +344,7 @@ impl Driver<'_> {
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };
         listener.tell(&happening);
         if !is_dry {
-            self.events.publish(&happening);
+            self.publish(&happening);
             self.ledger.reloaded(LastReload { generation, result, reason });
         }
     }
@@ -364,7 +364,7 @@ impl Driver<'_> {
                 let reason = self.generations.get(candidate).and_then(|deployment| self.what_is_new(deployment));
                 self.generations.commit(candidate);
                 self.forget_secrets_that_were_set();
-                self.keeping.hangs_after(self.policy().hang_timeout);
+                self.keeping.keeper.watch.hang_timeout = self.policy().hang_timeout;
                 self.forget_certificates();
                 self.save_commit();
                 self.tell_reload(some, "committed", None, None);

@@ -30,11 +30,11 @@ use errors::Recent;
 use swap::Reload;
 
 pub(crate) use errors::Answers;
-pub(crate) use keeper::{KeeperStep, KeeperWatch};
+pub(crate) use helper::{HelperStep, HelperWatch};
 pub(crate) use swap::{Cause, Gates, SwapProgress};
 
 mod errors;
-mod keeper;
+mod helper;
 mod swap;
 
 /// Time since the primary started.
@@ -519,6 +519,12 @@ impl Supervisor {
     /// How many workers are asked for.
     pub(crate) fn slots(&self) -> u32 {
         self.slots.len() as u32
+    }
+
+    /// Workers that serve.
+    pub(crate) fn ready(&self) -> usize {
+        let is_ready = |id: WorkerId| self.workers.get(&id).is_some_and(|it| it.state == WorkerState::Ready);
+        self.slots.iter().filter(|slot| slot.incumbent.is_some_and(is_ready)).count()
     }
 
     pub(crate) fn is_booting(&self) -> bool {

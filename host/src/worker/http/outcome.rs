@@ -69,6 +69,16 @@ impl Outcome {
         }
         if let Some(took) = self.took {
             stats.latency.record(took);
+            stats.latency_sum.add(took.as_micros() as u64);
+            let answers = match self.status.map(|status| status.as_u16() / 100) {
+                Some(1) => &stats.answers_1xx,
+                Some(2) => &stats.answers_2xx,
+                Some(3) => &stats.answers_3xx,
+                Some(4) => &stats.answers_4xx,
+                Some(_) => &stats.answers_5xx,
+                None => &stats.answers_none,
+            };
+            answers.increment();
         }
     }
 }
