@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "tests tell what they measured, and what they skipped")]
 
+mod access_log;
 mod admin;
 mod config;
 mod lifecycle;

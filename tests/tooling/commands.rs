@@ -212,7 +212,7 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::POST, "/reload", "{\"app\":\"relative.wasm\"}", 400, "not an absolute path"),
         (Method::POST, "/reload", "{\"to\":1}", 400, "`to` is for a rollback; a reload does not take it"),
         (Method::POST, "/reload", "{\"max_error_increase\":101}", 400, "expected a number from 0 to 100"),
-        (Method::POST, "/rollback", "{\"if_new\":true}", 400, "takes neither"),
+        (Method::POST, "/rollback", "{\"if_new\":true}", 400, "takes none of"),
         (Method::POST, "/rollback", "{}", 409, "no version was served before this one"),
         (Method::GET, "/", "", 404, "POST /reload"),
         (Method::POST, "/scale", "", 400, "invalid body"),

@@ -40,7 +40,7 @@ impl Format {
 /// The metrics of a sample, as text.
 pub(super) fn render(sample: &Sample, format: Format) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Shown(ShownMetrics::of(sample))));
+    registry.register_collector(Box::new(CollectedMetrics(ShownMetrics::of(sample))));
     let mut rendered = String::new();
     let written = match format {
         Format::Prometheus => prometheus_text::encode(&mut rendered, &registry),
@@ -73,9 +73,9 @@ struct ShownMetrics(Vec<Metric>);
 
 /// The crate wants to own what it collects.
 #[derive(Debug)]
-struct Shown(ShownMetrics);
+struct CollectedMetrics(ShownMetrics);
 
-impl Collector for Shown {
+impl Collector for CollectedMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for Metric { name, help, unit, kind, series } in &self.0.0 {
             let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), *kind)?;
@@ -216,6 +216,9 @@ impl ShownMetrics {
         by_generation("wasmcluster_output_lines_dropped", "Lines of guests that were lost", |it| it.lines_dropped);
         by_generation("wasmcluster_guest_metrics_dropped", "Updates of guests' metrics that broke a rule", |it| {
             it.metrics_dropped
+        });
+        by_generation("wasmcluster_access_log_lines_dropped", "Lines of the access log that were lost", |it| {
+            it.access_dropped
         });
         let mut answers = Vec::new();
         let mut handshakes = Vec::new();

@@ -181,6 +181,9 @@ pub(crate) struct Totals {
     /// Updates of guests' metrics that broke a rule.
     #[serde(default)]
     pub(crate) metrics_dropped: u64,
+    /// Lines of the access log that were lost.
+    #[serde(default)]
+    pub(crate) access_dropped: u64,
     /// TLS handshakes that went well.
     #[serde(default)]
     pub(crate) handshakes: u64,
@@ -269,6 +272,7 @@ impl Totals {
             aborted: counted.aborted,
             lines_dropped: counted.lines_dropped,
             metrics_dropped: counted.metrics_dropped,
+            access_dropped: counted.access_dropped,
             handshakes: counted.handshakes,
             handshakes_resumed: counted.handshakes_resumed,
             handshakes_failed: counted.handshakes_failed,

@@ -6,6 +6,7 @@ pub(crate) mod cgroup;
 pub(crate) mod child;
 pub(crate) mod files;
 pub(crate) mod listener;
+pub(crate) mod log_file;
 pub(crate) mod memfd;
 pub(crate) mod pagemap;
 pub(crate) mod pipe;

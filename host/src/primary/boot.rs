@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 
+use super::deploy::access_log::AccessLogFile;
 use super::deploy::generations::Generations;
 use super::deploy::watch::Watch;
 use super::desk::admin::Administration;
@@ -103,6 +104,13 @@ async fn run(
         }
         startup.administration.begin(bound);
     }
+    let mut access_log = None;
+    if let Some(place) = settings.cluster.access_log.clone() {
+        let opening = off_the_loop(move || AccessLogFile::open(place.path));
+        let opened = startup.during(&settings, "opening its access log", Shown::Here, opening).await?;
+        let Some(opened) = opened else { return Ok(()) };
+        access_log = Some(opened);
+    }
     let mut rebuild = None;
     if settings.app.is_dir() {
         let doing = format!("building {}", settings.app.display());
@@ -144,6 +152,7 @@ async fn run(
         events,
         started,
         administration,
+        access_log,
     )?;
     driver.run(signals, asked, watch, manager).await
 }

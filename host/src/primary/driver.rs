@@ -2,10 +2,12 @@
 //! `select!` only learns what happened; everything is decided and done in plain functions after it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
 use std::future;
 use std::io;
 use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
+use super::deploy::access_log::AccessLogFile;
 use super::deploy::certificates::{CertifiedSets, FilesRead};
 use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
@@ -105,6 +108,7 @@ enum News {
     KeeperDue,
     Admin(u64, HelperNews<FromAdmin>),
     AdminDue,
+    AccessLogOpened(io::Result<File>),
 }
 
 /// What came of a worker.
@@ -180,6 +184,8 @@ pub(super) struct Driver<'a> {
     builder: Option<Builder>,
     keeping: Keeping,
     administration: Administration,
+    /// None if nobody asked for it.
+    access_log: Option<AccessLogFile>,
 }
 
 impl<'a> Driver<'a> {
@@ -196,6 +202,7 @@ impl<'a> Driver<'a> {
         events: Events,
         up_since: Instant,
         administration: Administration,
+        access_log: Option<AccessLogFile>,
     ) -> anyhow::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
@@ -250,6 +257,7 @@ impl<'a> Driver<'a> {
             builder,
             keeping: Keeping::new(policy.hang_timeout),
             administration,
+            access_log,
         })
     }
 
@@ -304,6 +312,7 @@ impl<'a> Driver<'a> {
                 () = at(keeper_deadline) => News::KeeperDue,
                 Some((number, news)) = self.administration.server.told.recv() => News::Admin(number, news),
                 () = at(admin_deadline) => News::AdminDue,
+                opened = opened_again(self.access_log.as_mut()) => News::AccessLogOpened(opened),
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
             match news {
@@ -379,6 +388,12 @@ impl<'a> Driver<'a> {
             News::KeeperDue => self.keeper_is_due(),
             News::Admin(number, news) => self.admin_told(number, news),
             News::AdminDue => self.admin_is_due(),
+            News::AccessLogOpened(opened) => self.access_log_opened(opened),
+            News::Signal(SignalRequest::ReopenLogs) => {
+                if let Some(log) = &self.access_log {
+                    log.reopen();
+                }
+            }
             News::SpawnDue => self.spawn_next(),
             News::Signal(SignalRequest::Grow) => self.scale_by_signal(1),
             News::Signal(SignalRequest::Shrink) => self.scale_by_signal(-1),
@@ -772,6 +787,7 @@ impl<'a> Driver<'a> {
             &identity,
             &self.live_file,
             self.certified.of(deployment.application.tls.as_ref()).map(|certified| &certified.file),
+            self.access_log.as_ref().map(AccessLogFile::as_fd),
             &deployment,
             &self.listeners,
             self.output,
@@ -783,6 +799,23 @@ impl<'a> Driver<'a> {
         let listening = tokio::spawn(listen(worker, process.clone(), self.hears.clone())).abort_handle();
         self.workers.insert(worker, Running { process, generation, deployment, since: Instant::now(), listening });
         Ok(())
+    }
+
+    /// Passes on the file that takes the place of the one before.
+    fn access_log_opened(&mut self, opened: io::Result<File>) {
+        let (Some(log), path) = (&mut self.access_log, self.settings.cluster.access_log.as_ref()) else { return };
+        let path = path.and_then(|place| place.path.as_deref()).unwrap_or(Path::new("-")).display();
+        match opened {
+            Ok(file) => {
+                tracing::info!("opened the access log {path} again");
+                log.replace(file);
+            }
+            Err(error) => return tracing::error!("cannot open the access log {path} again: {error}"),
+        }
+        let Some(log) = &self.access_log else { return };
+        let failures: Vec<Event> =
+            self.workers.keys().filter_map(|worker| self.send(*worker, &ToWorker::AccessLog, &[log.as_fd()])).collect();
+        failures.into_iter().for_each(|failure| self.tell(failure));
     }
 
     fn send(&self, worker: WorkerId, message: &ToWorker, beside: &[BorrowedFd<'_>]) -> Option<Event> {
@@ -883,6 +916,13 @@ async fn listen(worker: WorkerId, process: Arc<WorkerProcess>, hears: mpsc::Send
         if hears.send((worker, heard)).await.is_err() || has_ended {
             return;
         }
+    }
+}
+
+async fn opened_again(log: Option<&mut AccessLogFile>) -> io::Result<File> {
+    match log {
+        Some(log) => log.opened_again().await,
+        None => future::pending().await,
     }
 }
 

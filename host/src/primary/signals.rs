@@ -35,6 +35,8 @@ pub(super) enum SignalRequest {
     /// The terminal is gone: stop, but being told so twice, as happens, is no haste.
     Hangup,
     Reload,
+    /// Files of logs were moved away.
+    ReopenLogs,
     /// One worker more.
     Grow,
     /// One worker fewer.
@@ -124,12 +126,12 @@ fn understand(number: u32, code: i32, hangup: Option<SignalRequest>) -> Option<S
     match signal {
         Signal::SIGCHLD => Some(SignalRequest::LookAfterChildren),
         Signal::SIGHUP => hangup,
+        Signal::SIGUSR1 => Some(SignalRequest::ReopenLogs),
         Signal::SIGUSR2 => Some(SignalRequest::Reload),
         Signal::SIGINT | Signal::SIGTERM => Some(SignalRequest::Stop(Haste::Drain)),
         Signal::SIGQUIT => Some(SignalRequest::Stop(Haste::Now)),
         Signal::SIGTTIN if by_process => Some(SignalRequest::Grow),
         Signal::SIGTTOU if by_process => Some(SignalRequest::Shrink),
-        // USR1 is what rotates logs elsewhere: there are none of ours yet.
         other => {
             tracing::debug!("ignored {other}");
             None

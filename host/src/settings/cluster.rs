@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 
-use super::LiveConfig;
 use super::options::Options;
 use super::paths::{self, control_path};
+use super::{AccessLogPlace, LiveConfig};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{Entrance, ListenAddr, MAX_LISTENERS, PASSED, Security};
@@ -43,6 +43,8 @@ pub(crate) struct Cluster {
     /// Reload when the file changes.
     pub(crate) watch: bool,
     pub(crate) logging: Logging,
+    /// None if nobody asked for it.
+    pub(crate) access_log: Option<AccessLogPlace>,
     /// How it begins.
     pub(crate) live: LiveConfig,
 }
@@ -81,6 +83,7 @@ impl Cluster {
             state_dir,
             resume: options.resume,
             watch: options.watch,
+            access_log: AccessLogPlace::new(options, format)?,
             logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
             live: LiveConfig { log_level: options.log_level.unwrap_or_default(), ..LiveConfig::default() },
         })

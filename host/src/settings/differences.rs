@@ -7,7 +7,9 @@ use super::{Application, Options};
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
 /// Keys that cannot change while a cluster serves, or are changed by another command.
-const NEED_RESTART: [&str; 14] = [
+const NEED_RESTART: [&str; 16] = [
+    "access-log",
+    "access-log-format",
     "admin",
     "backlog",
     "control",

@@ -231,6 +231,7 @@ pub(super) fn example(key: &str) -> Option<String> {
         ("control", _) => "\"/run/shop.sock\"",
         ("store", _) => "\"/var/cache/wasmcluster\"",
         ("tls-key", _) => "\"/etc/ssl/private/shop.key\"",
+        ("access-log", _) => "\"/var/log/wasmcluster/access.log\"",
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
         (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",
         (_, "WHETHER") => "\"optional\"",

@@ -2,6 +2,7 @@
 //!
 //! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
 
+mod access_log;
 mod application;
 mod cluster;
 mod differences;
@@ -24,6 +25,7 @@ mod values;
 
 use std::path::PathBuf;
 
+pub(crate) use access_log::{AccessFormat, AccessLogPlace};
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use differences::SettingChange;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::secrets::{SecretPlace, table as secrets};
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
-use super::{ClientAuth, TrustedProxy};
+use super::{AccessFormat, ClientAuth, TrustedProxy};
 use crate::grants::{AllowConnect, AllowHost, DirGrant, StoreGrant, StorePlace};
 use crate::logging::{LogFormat, LogLevel};
 use crate::os::listener::ListenAddr;
@@ -130,7 +130,7 @@ options! {
         #[arg(long, value_name = "PATH", help_heading = CLUSTER)]
         pub(crate) control: Option<PathBuf>,
 
-        /// Address for probes, metrics and the dashboard: HOST:PORT, [IPV6]:PORT or unix:PATH [default: none]
+        /// Address for probes, metrics and the dashboard: HOST:PORT, [IPV6]:PORT or unix:PATH
         ///
         /// It answers /livez, /readyz, /metrics, /status and /events, and shows a page at /. Whoever reaches it sees all of
         /// that, so choose an address that only you and your monitoring reach.
@@ -419,6 +419,17 @@ options! {
         /// Replace a worker when its resident memory has grown to about this size [default: never]
         #[arg(long, value_name = "SIZE", help_heading = RECYCLING)]
         pub(crate) max_worker_rss: Option<Size>,
+
+        /// File to which a line is written for each request, or - for standard output
+        ///
+        /// It is opened again on SIGUSR1, and when it is renamed or removed, as logrotate does. Queries are left out, as there may
+        /// be secrets in them.
+        #[arg(long, value_name = "FILE", help_heading = LOGGING)]
+        pub(crate) access_log: Option<PathBuf>,
+
+        /// Form of these lines [default: combined, or json with --log-format json]
+        #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
+        pub(crate) access_log_format: Option<AccessFormat>,
 
         /// Log level [default: info]
         #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]

@@ -17,6 +17,8 @@ use crate::os::files;
 pub(crate) struct SettingsSources {
     app: PathBuf,
     flags: Options,
+    /// The file, as it was named, and as an absolute path.
+    named: PathBuf,
     file: PathBuf,
     /// By --config, so that it must be there.
     is_named: bool,
@@ -48,8 +50,9 @@ impl SettingsSources {
         let in_app = app.join(DEFAULT_FILE);
         let has_none = !in_app.exists() && (!app.is_dir() || Path::new(DEFAULT_FILE).exists());
         let default = if has_none { Path::new(DEFAULT_FILE) } else { &in_app };
-        let file = files::absolute(config.unwrap_or(default))?;
-        Ok(Self { app, flags, file, is_named: config.is_some(), is_read: Arc::default() })
+        let named = config.unwrap_or(default).to_owned();
+        let file = files::absolute(&named)?;
+        Ok(Self { app, flags, named, file, is_named: config.is_some(), is_read: Arc::default() })
     }
 
     pub(crate) fn file(&self) -> &Path {
@@ -92,8 +95,10 @@ impl SettingsSources {
     /// What the command line and the file say together, and the file alone. `watches` is whether a cluster that serves
     /// already does.
     fn options(&self, must_be_there: bool, watches: Option<bool>) -> anyhow::Result<(Options, toml::Table)> {
+        // Whoever starts it is told of the file as they named it.
+        let path = if watches.is_none() { &self.named } else { &self.file };
         let (said, table) = if must_be_there || self.file.exists() {
-            file::read(&self.file)?
+            file::read(path)?
         } else {
             (Options::default(), toml::Table::new())
         };

@@ -57,6 +57,8 @@ pub(crate) enum ToWorker {
     Configure,
     /// Beside it comes the socket to the keeper of the stores, in place of the one before.
     Keeper,
+    /// Beside it comes the file of the access log, in place of the one before.
+    AccessLog,
 }
 
 /// What a descriptor is that a worker begins with.
@@ -74,6 +76,8 @@ pub(crate) enum Inherited {
     Artifact,
     /// The pipe for its log.
     Log,
+    /// The file of the access log. Not there if there is none.
+    AccessLog,
     /// A listening socket. There are one or more.
     Listener(Entrance),
 }

@@ -103,6 +103,8 @@ counters! {
     frames,
     /// Updates of guests' metrics that broke a rule.
     metrics_dropped,
+    /// Lines of the access log lost because the disk did not keep up.
+    access_dropped,
     /// TLS handshakes that went well.
     handshakes,
     /// Of these, those that resumed an earlier session.
@@ -112,7 +114,7 @@ counters! {
 }
 
 /// The layout of the page. Another layout of the same size has another number.
-const LAYOUT: u64 = 4;
+const LAYOUT: u64 = 5;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 
@@ -366,6 +368,6 @@ mod tests {
     #[test]
     fn a_page_of_another_layout_is_refused() {
         let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
-        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 4"));
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 5"));
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::version::{Compiled, WasiHttp};
 use crate::logging::Logging;
 use crate::os::memfd;
-use crate::settings::{Application, Cluster, Granted, GuestValues, HealthPath, Limits, TrustedProxies};
+use crate::settings::{AccessFormat, Application, Cluster, Granted, GuestValues, HealthPath, Limits, TrustedProxies};
 
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
@@ -53,6 +53,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) reuse: Reuse,
     pub(crate) pin_cpus: bool,
     pub(crate) logging: Logging,
+    /// How lines of the access log look, if there is one.
+    pub(crate) access_format: Option<AccessFormat>,
 }
 
 impl WorkerSettings {
@@ -70,6 +72,7 @@ impl WorkerSettings {
             reuse: Reuse::new(application, component),
             pin_cpus: cluster.pin_cpus,
             logging: cluster.logging,
+            access_format: cluster.access_log.as_ref().map(|place| place.format),
         }
     }
 
@@ -139,6 +142,7 @@ mod tests {
             reuse: Reuse { uses: 12, seats: 3 },
             pin_cpus: true,
             logging: Logging { format: LogFormat::Json, colour: false },
+            access_format: Some(AccessFormat::Combined),
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {
@@ -152,6 +156,7 @@ mod tests {
                 (settings.trusted_proxies.clone(), settings.values.clone())
             );
             assert_eq!((read.logging.format, read.logging.colour), (LogFormat::Json, false));
+            assert_eq!(read.access_format, settings.access_format);
         }
     }
 }

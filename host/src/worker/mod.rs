@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logging::{one_line, several_lines};
 use crate::os::listener::{Entrance, Security};
+use crate::os::log_file::LogFile;
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
@@ -37,6 +38,7 @@ use guest::epoch::Epoch;
 use guest::instance::Instances;
 use guest::reuse::MAX_IDLE;
 use http::accept::{Accepted, Gate};
+use http::access::AccessLog;
 use http::server::Server;
 use http::tls::Handshakes;
 use keeper::KeeperLink;
@@ -76,6 +78,7 @@ struct WorkerStart {
     artifact: OwnedFd,
     log: OwnedFd,
     tls: Option<OwnedFd>,
+    access_log: Option<OwnedFd>,
     listeners: Vec<(OwnedFd, Entrance)>,
 }
 
@@ -96,7 +99,7 @@ impl WorkerStart {
         let settings = WorkerSettings::read(&take(Inherited::Settings)?)?;
         let config = Revision::read(&take(Inherited::Live)?)?.config;
         let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
-        let tls = take(Inherited::Tls).ok();
+        let (tls, access_log) = (take(Inherited::Tls).ok(), take(Inherited::AccessLog).ok());
         let listeners = given.into_iter().filter_map(|(name, fd)| match name {
             Inherited::Listener(entrance) => Some((fd, entrance)),
             _ => None,
@@ -105,7 +108,7 @@ impl WorkerStart {
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
         let needs_tls = listeners.iter().any(|(_, entrance)| entrance.security == Security::Tls);
         ensure!(!needs_tls || tls.is_some(), "there are no certificates for its https listeners");
-        Ok(Self { identity, config, stats, settings, artifact, log, tls, listeners })
+        Ok(Self { identity, config, stats, settings, artifact, log, tls, access_log, listeners })
     }
 }
 
@@ -114,7 +117,7 @@ impl WorkerStart {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = process::guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let WorkerStart { identity, config, stats, settings, artifact, log, tls, listeners } =
+    let WorkerStart { identity, config, stats, settings, artifact, log, tls, access_log, listeners } =
         WorkerStart::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
@@ -136,14 +139,33 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let credentials = credentials.transpose().context("cannot use the certificates")?;
     let values = Arc::new(LiveValues::new(settings.values.clone(), &config.changed));
     let keeper = Arc::<KeeperLink>::default();
-    let configurable = Configurable { volume, tls: credentials, values, keeper };
+    let access_log = access_log.map(|file| LogFile::start(file, tell_unwritten(stats)).map(Arc::new)).transpose()?;
+    let configurable = Configurable { volume, tls: credentials, values, keeper, access_log };
     let (phase, changes) = (Arc::new(phase), configurable.clone());
     Guardian { primary: primary.clone(), sigterm, phase, changes, stats, drain_timeout }.start()?;
+    let access_log = configurable.access_log.clone();
     if let Err(error) = run(&primary, settings, artifact, identity, listeners, configurable, phases, stats) {
         // If the primary is gone, nobody is left to be told.
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
+    // The guardian has it too, and does not end before the process.
+    if let Some(log) = access_log {
+        log.finish();
+    }
     Ok(())
+}
+
+/// Says that lines of the access log could not be written, once, and counts them.
+fn tell_unwritten(stats: &'static Stats) -> impl Fn(u64, std::io::Error) + Send + 'static {
+    let is_told = std::sync::atomic::AtomicBool::new(false);
+    let span = tracing::Span::current();
+    move |lines, error| {
+        stats.access_dropped.add(lines);
+        if !is_told.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            let _span = span.enter();
+            tracing::error!("the access log cannot be written, so lines of it are lost: {error}");
+        }
+    }
 }
 
 /// Has panics of this process in its log. On standard error, where Rust prints them, they would be a guest's lines.
@@ -164,7 +186,7 @@ fn run(
     artifact: OwnedFd,
     identity: Identity,
     listeners: Vec<(OwnedFd, Entrance)>,
-    Configurable { tls, values, keeper, .. }: Configurable,
+    Configurable { tls, values, keeper, access_log, .. }: Configurable,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
@@ -174,7 +196,7 @@ fn run(
     runtime.block_on(async {
         heartbeat(stats);
         let requests = Rc::new(Requests::new(identity.worker, stats));
-        let instances = load(&settings, artifact, identity, epoch.clone(), values, keeper.clone(), stats).await?;
+        let instances = load(&settings, artifact, identity.clone(), epoch.clone(), values, keeper.clone(), stats).await?;
         if instances.needs_keeper() {
             tokio::spawn(async move { keeper.run().await });
             primary.send(&ToPrimary::NeedsKeeper, &[])?;
@@ -190,7 +212,18 @@ fn run(
         }
         let gate = Arc::new(Gate::new(&settings.limits, stats));
         let handshakes = tls.map(|credentials| Handshakes::new(credentials, settings.limits.max_handshakes));
-        let server = Server::new(instances.clone(), requests, phases.clone(), &settings, gate.clone(), handshakes, stats);
+        let access_log = access_log.zip(settings.access_format);
+        let access_log = access_log.map(|(file, format)| Rc::new(AccessLog::new(file, format, identity.clone(), stats)));
+        let server = Server::new(
+            instances.clone(),
+            requests,
+            phases.clone(),
+            &settings,
+            gate.clone(),
+            handshakes,
+            access_log,
+            stats,
+        );
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await
     })
 }

@@ -205,13 +205,18 @@ impl Driver<'_> {
         for text in doubts.into_iter().filter(|doubt| !self.settings.doubts.contains(doubt)) {
             self.note(text, listener);
         }
-        if draft.wanted != Wanted::Always && self.serves(&deployment) {
-            return Ok(deployment);
+        if draft.origin == Provenance::Compiled
+            && let Some(text) = self.sources.waiting(&self.settings.table, &deployment.table)
+        {
+            self.note(text, listener);
         }
         if let Some((files, read)) = deployment.application.tls.as_ref().zip(certificates.as_ref()).filter(|_| is_dry)
             && self.certified.of(Some(files)).is_some_and(|certified| !certified.is_like(read))
         {
-            listener.tell(&Happening::Change { what: "certificates".into(), from: None, to: None });
+            listener.tell(&Happening::Note { text: "new certificates would be served".into() });
+        }
+        if draft.wanted != Wanted::Always && self.serves(&deployment) {
+            return Ok(deployment);
         }
         self.tell_changes(&deployment, is_dry, listener);
         let is_new = draft.origin == Provenance::Compiled && !is_dry;
@@ -257,9 +262,6 @@ impl Driver<'_> {
             if !is_dry {
                 self.publish(&happening);
             }
-        }
-        if let Some(text) = self.sources.waiting(&self.settings.table, &deployment.table) {
-            self.note(text, listener);
         }
         let set = self.live.config.changed.keys().filter(|key| deployment.application.values.has(key));
         let set: Vec<&str> = set.map(String::as_str).collect();

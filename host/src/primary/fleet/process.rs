@@ -146,6 +146,7 @@ impl WorkerProcess {
         identity: &Identity,
         live: &OwnedFd,
         tls: Option<&OwnedFd>,
+        access_log: Option<BorrowedFd<'_>>,
         deployment: &Deployment,
         listeners: &[Listener],
         output: &Output,
@@ -163,8 +164,10 @@ impl WorkerProcess {
             (Inherited::Log, log_writer.as_fd()),
         ];
         let tls = tls.map(|tls| (Inherited::Tls, tls.as_fd()));
+        let access_log = access_log.map(|file| (Inherited::AccessLog, file));
         let listeners = listeners.iter().map(|listener| (Inherited::Listener(listener.entrance()), listener.as_fd()));
-        let (inherited, descriptors): (_, Vec<BorrowedFd<'_>>) = given.into_iter().chain(tls).chain(listeners).unzip();
+        let (inherited, descriptors): (_, Vec<BorrowedFd<'_>>) =
+            given.into_iter().chain(tls).chain(access_log).chain(listeners).unzip();
         let start = ToWorker::Start { identity: identity.clone(), inherited };
         ours.send(&start, &descriptors).map_err(io::Error::other)?;
 

@@ -295,10 +295,16 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
         // The guest works only when nothing is left of what it wrote before.
-        if let Some(frame) = self.gathered.pop() {
-            return Poll::Ready(Some(Ok(frame)));
+        let polled = match self.gathered.pop() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_more(context).map(|polled| polled.map(|frame| frame.map_err(|fault| self.cut(fault)))),
+        };
+        if let (Poll::Ready(Some(Ok(frame))), Some(exchange)) = (&polled, &self.exchange)
+            && let Some(data) = frame.data_ref()
+        {
+            exchange.sends(data.len());
         }
-        self.poll_more(context).map(|polled| polled.map(|frame| frame.map_err(|fault| self.cut(fault))))
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

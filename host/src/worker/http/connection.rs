@@ -33,6 +33,8 @@ pub(super) struct Connection {
     earlier: RefCell<Vec<Rc<Exchange>>>,
     /// Streams of HTTP/2 that are open; `None` while HTTP/1 is spoken.
     streams: Cell<Option<usize>>,
+    /// Parts of answers that were handed over to be sent (HTTP/2), and not yet asked for.
+    parts: Cell<u32>,
     /// The client has begun a frame, or a head, and has yet to send the rest (HTTP/2).
     owes: Cell<bool>,
     /// After so many requests it is closed as if its worker drained.
@@ -78,6 +80,7 @@ impl Connection {
             current: RefCell::new(None),
             earlier: RefCell::default(),
             streams: Cell::new(None),
+            parts: Cell::new(0),
             owes: Cell::new(false),
             max_requests,
             requests: Cell::new(0),
@@ -379,6 +382,16 @@ impl Connection {
         if let Some(exchange) = &*self.current.borrow() {
             exchange.waits_for_client();
         }
+    }
+
+    /// A part of an answer is about to be sent (HTTP/2).
+    pub(super) fn sends_part(&self) {
+        self.parts.set(self.parts.get().saturating_add(1));
+    }
+
+    /// How many there were since this was last asked.
+    pub(super) fn take_parts(&self) -> u32 {
+        self.parts.take()
     }
 
     pub(super) fn wrote(&self, bytes: usize) {

@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, StatusCode, Version};
+use http::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::access::{AccessFacts, AccessLog};
 use super::outcome::{End, Outcome, Verdict};
 use super::pace::Pace;
 use super::upload::{UploadProgress, UploadState};
@@ -54,6 +55,13 @@ pub(super) struct Exchange {
     is_blamed: Cell<bool>,
     /// Its outcome is counted.
     is_over: Cell<bool>,
+    /// Where its line is written in the end, and what was known at its head.
+    logged: Option<(Rc<AccessLog>, RefCell<AccessFacts>)>,
+    /// Bytes of the answer's body that were handed over.
+    sent: Cell<u64>,
+    /// When a guest was asked, and how long it took for the head of its answer.
+    asked_at: Cell<Option<Instant>>,
+    in_guest: Cell<Option<Duration>>,
 }
 
 /// Its log lines name it.
@@ -73,8 +81,10 @@ impl Exchange {
         limits: &Limits,
         stats: &'static Stats,
         alive: mpsc::Sender<()>,
+        logged: Option<(Rc<AccessLog>, AccessFacts)>,
     ) -> Rc<Self> {
         let in_flight = requests.begin(request);
+        let logged = logged.map(|(log, access)| (log, RefCell::new(access)));
         Rc::new(Self {
             pace: Pace::new(in_flight.began(), limits.min_rate, limits.stream_timeout),
             in_flight,
@@ -95,7 +105,23 @@ impl Exchange {
             verdict: Cell::new(Verdict::Answered),
             is_blamed: Cell::new(false),
             is_over: Cell::new(false),
+            logged,
+            sent: Cell::new(0),
+            asked_at: Cell::new(None),
+            in_guest: Cell::new(None),
         })
+    }
+
+    /// Proxies that are trusted have said in these who the client is.
+    pub(super) fn client_is(&self, headers: &HeaderMap) {
+        if let Some((_, access)) = &self.logged {
+            access.borrow_mut().client_is(headers);
+        }
+    }
+
+    /// So much of its answer's body is on its way.
+    pub(super) fn sends(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
     }
 
     /// For those who may outlive it.
@@ -111,6 +137,7 @@ impl Exchange {
     /// A guest begins to work on it.
     pub(super) fn takes(&self, place: OwnedSemaphorePermit, upload: UploadState) {
         self.place.replace(Some(place));
+        self.asked_at.set(Some(Instant::now()));
         let is_first = self.upload.set(upload).is_ok();
         debug_assert!(is_first, "a request has one guest");
     }
@@ -143,6 +170,7 @@ impl Exchange {
     /// The head of its answer is made.
     pub(super) fn has_head(&self, status: StatusCode) {
         self.status.set(Some(status));
+        self.in_guest.set(self.asked_at.get().map(|at| at.elapsed()));
         self.moved_at.set(Some(Instant::now()));
         if let Some(upload) = self.upload.get() {
             upload.counts();
@@ -298,6 +326,9 @@ impl Exchange {
             took: Some(self.in_flight.began().elapsed()),
         };
         outcome.count(self.stats);
+        if let Some((log, access)) = &self.logged {
+            log.write(self, &access.borrow(), &outcome, self.sent.get(), self.in_guest.get());
+        }
     }
 }
 

@@ -77,6 +77,10 @@ impl LastHop {
         }
     }
 
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.address.as_ref().map(|(address, _)| *address)
+    }
+
     /// What is said of the host that is asked for. As a rule a client asks for one only.
     fn of_host(&self, host: &Authority) -> SaidHost {
         let mut last = self.last_host.borrow_mut();

@@ -3,7 +3,8 @@
 //! do something for nothing: a client may reset, ping and change settings without end.
 //!
 //! Whatever is for nothing costs something, out of a budget that fills up again with time. WINDOW_UPDATE and PING go
-//! with answers that are sent, some clients send one for each of their frames: their budget fills up with those, too.
+//! with what is said, either way: some clients send one of each for every frame of an answer and of their own. Their budget
+//! fills up with those, too.
 //!
 //! Only the heads of frames are looked at. What is wrong with their order and their contents, the library says.
 
@@ -36,6 +37,10 @@ const BUDGET: f64 = 10_000.0;
 const REFILL: Duration = Duration::from_secs(20);
 /// What is sent for each frame that moves a window, or asks whether we are there.
 const SENT_PER_FRAME: f64 = 256.0;
+/// What such a frame costs, and how many go with a message either way, however short it is: one for the stream's window, one
+/// for the connection's, and one that asks.
+const BESIDE: f64 = 2.0;
+const PER_MESSAGE: f64 = 3.0;
 
 /// Why a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +96,7 @@ pub(super) struct Frames {
     /// Bytes of the head that came last, or is coming.
     held: usize,
     for_nothing: Credit,
-    beside_answers: Credit,
+    beside_messages: Credit,
 }
 
 impl Frames {
@@ -106,7 +111,7 @@ impl Frames {
             inside_head: false,
             held: 0,
             for_nothing: Credit::new(now),
-            beside_answers: Credit::new(now),
+            beside_messages: Credit::new(now),
         }
     }
 
@@ -134,9 +139,9 @@ impl Frames {
         Ok(())
     }
 
-    /// Takes note of bytes of answers that went out.
-    pub(super) fn sent(&mut self, bytes: usize) {
-        self.beside_answers.fill(bytes as f64 / SENT_PER_FRAME);
+    /// Takes note of bytes that went out, with so many parts of answers.
+    pub(super) fn sent(&mut self, bytes: usize, parts: u32) {
+        self.beside_messages.fill(bytes as f64 / SENT_PER_FRAME + f64::from(parts) * PER_MESSAGE * BESIDE);
     }
 
     /// Whether the client owes its settings, or the rest of a frame or of a request's head.
@@ -181,12 +186,15 @@ impl Frames {
         let (budget, cost) = match kind {
             // What comes with nothing in it, and is not the end, serves no purpose.
             DATA if length == 0 && flags & END_STREAM == 0 => (&mut self.for_nothing, 50.0),
-            DATA | HEADERS => return Ok(()),
+            DATA | HEADERS => {
+                self.beside_messages.fill(PER_MESSAGE * BESIDE);
+                return Ok(());
+            }
             // A request that is taken back has cost a guest.
             RST_STREAM => (&mut self.for_nothing, 20.0),
             SETTINGS => (&mut self.for_nothing, 50.0),
             CONTINUATION => (&mut self.for_nothing, 10.0),
-            PING | WINDOW_UPDATE => (&mut self.beside_answers, 2.0),
+            PING | WINDOW_UPDATE => (&mut self.beside_messages, BESIDE),
             // PRIORITY, and what is not known and is to be ignored.
             _ => (&mut self.for_nothing, 5.0),
         };
@@ -241,17 +249,36 @@ mod tests {
         }
     }
 
+    /// As gRPC has it: a short message each way, for each of which the client moves both windows and asks.
+    #[test]
+    fn short_messages_pay_for_what_goes_with_them() {
+        let mut frames = begun();
+        let beside = [frame(WINDOW_UPDATE, 0, 4), frame(WINDOW_UPDATE, 0, 4), frame(PING, 0, 8)].concat();
+        for _ in 0..100_000 {
+            frames.follow(Duration::ZERO, &frame(DATA, 0, 10)).unwrap();
+            frames.follow(Duration::ZERO, &beside).unwrap();
+            frames.sent(30, 1);
+            frames.follow(Duration::ZERO, &beside).unwrap();
+        }
+        // Answers to pings are no messages.
+        let mut pings = (0..20_000).map(|_| {
+            frames.sent(17, 0);
+            frames.follow(Duration::ZERO, &frame(PING, 0, 8))
+        });
+        assert!(pings.any(|result| result == Err(Abuse::TooMuch)));
+    }
+
     #[test]
     fn answers_pay_for_what_goes_with_them() {
         let mut frames = begun();
         for _ in 0..100_000 {
-            frames.sent(MAX_FRAME as usize);
+            frames.sent(MAX_FRAME as usize, 0);
             frames.follow(Duration::ZERO, &frame(WINDOW_UPDATE, 0, 4)).unwrap();
             frames.follow(Duration::ZERO, &frame(PING, 0, 8)).unwrap();
         }
         // But not for resets.
         let mut resets = (0..1000).map(|_| {
-            frames.sent(MAX_FRAME as usize);
+            frames.sent(MAX_FRAME as usize, 0);
             frames.follow(Duration::ZERO, &frame(RST_STREAM, 0, 4))
         });
         assert!(resets.any(|result| result == Err(Abuse::TooMuch)));

@@ -20,6 +20,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::{mpsc, oneshot};
 use wasmtime_wasi_http::Error;
 
+use super::access::AccessFacts;
 use super::answers::{Answer, busy, closing, internal_error, late, plain, too_large};
 use super::body::Body;
 use super::connection::Connection;
@@ -81,7 +82,11 @@ impl Server {
         connection: &Connection,
         alive: mpsc::Sender<()>,
     ) -> Rc<Exchange> {
-        let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive);
+        let logged = self.access_log.as_ref().map(|log| {
+            let peer = connection.peer();
+            (log.clone(), AccessFacts::new(request, peer.address(), peer.security))
+        });
+        let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive, logged);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
         exchange
     }
@@ -137,6 +142,7 @@ impl Server {
         // In this order: no client may have what is said of it taken out again.
         remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
+        exchange.client_is(request.headers());
         Ok((authority, handshake))
     }
 

@@ -403,7 +403,7 @@ impl<S: Transport> AsyncWrite for FrameIo<S> {
 
 impl<S> FrameIo<S> {
     fn wrote(&mut self, bytes: usize) -> Poll<io::Result<usize>> {
-        self.frames.sent(bytes);
+        self.frames.sent(bytes, self.connection.take_parts());
         self.connection.wrote(bytes);
         Poll::Ready(Ok(bytes))
     }

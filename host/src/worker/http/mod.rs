@@ -1,6 +1,7 @@
 //! From a listening socket to a request, and from an answer back to the client.
 
 pub(crate) mod accept;
+pub(crate) mod access;
 mod answers;
 mod body;
 mod buffers;

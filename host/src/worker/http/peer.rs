@@ -1,5 +1,6 @@
 //! Who is at the other end of a connection, as far as the kernel and TLS prove it, and how a guest is told.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use http::uri::Authority;
@@ -44,6 +45,11 @@ impl Peer {
     pub(super) fn verified(self, chain: Option<&[CertificateDer<'_>]>) -> Self {
         let certificate = chain.and_then(|chain| Some(described(chain.first()?))).unwrap_or_default();
         Self { certificate, ..self }
+    }
+
+    /// None over a Unix socket.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.hop.address()
     }
 
     /// Takes what only we may say from a request, and says it.

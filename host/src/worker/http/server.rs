@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::accept::{Gate, SAID_EVERY};
+use super::access::AccessLog;
 use super::buffers::Buffers;
 use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
@@ -50,10 +51,13 @@ pub(crate) struct Server {
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     last_connection: Cell<u64>,
     pub(super) started: Instant,
+    /// None if nobody asked for it.
+    pub(super) access_log: Option<Rc<AccessLog>>,
     pub(super) stats: &'static Stats,
 }
 
 impl Server {
+    #[expect(clippy::too_many_arguments, reason = "called once, with all that connections share")]
     pub(crate) fn new(
         instances: Rc<Instances>,
         requests: Rc<Requests>,
@@ -61,6 +65,7 @@ impl Server {
         settings: &WorkerSettings,
         gate: Arc<Gate>,
         handshakes: Option<Handshakes>,
+        access_log: Option<Rc<AccessLog>>,
         stats: &'static Stats,
     ) -> Self {
         let limits = settings.limits;
@@ -88,6 +93,7 @@ impl Server {
             connections: RefCell::default(),
             last_connection: Cell::new(0),
             started: Instant::now(),
+            access_log,
             stats,
         }
     }

@@ -187,7 +187,7 @@ impl Stream {
         let mut stall = Timer::default();
         let (mut waiting, mut is_last) = (Bytes::new(), false);
         poll_fn(|context| {
-            let polled = poll_send(&mut body, send, exchange, &mut waiting, &mut is_last, context);
+            let polled = poll_send(&mut body, send, exchange, &self.connection, &mut waiting, &mut is_last, context);
             if polled.is_pending() && is_stalled(exchange, inflow, &mut stall, context) {
                 exchange.stalled();
                 return Poll::Ready(Delivery::Stalled);
@@ -212,6 +212,7 @@ fn poll_send(
     body: &mut Body,
     send: &mut SendStream<Piece>,
     exchange: &Rc<Exchange>,
+    connection: &Connection,
     waiting: &mut Bytes,
     is_last: &mut bool,
     context: &mut Context<'_>,
@@ -231,6 +232,7 @@ fn poll_send(
             };
             let part = waiting.split_to(capacity.min(waiting.len()));
             let is_end = waiting.is_empty() && *is_last;
+            connection.sends_part();
             if !part.is_empty() && send.send_data(Piece::new(part, exchange.clone()), is_end).is_err() {
                 return Poll::Ready(Delivery::Reset);
             }

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use crate::logging::Volume;
+use crate::os::log_file::LogFile;
 use crate::os::signal::divert;
 use crate::tls::credentials::Credentials;
 use crate::tls::material::Material;
@@ -53,6 +54,8 @@ pub(crate) struct Configurable {
     pub(crate) values: Arc<LiveValues>,
     /// Whose other end the primary hands over.
     pub(crate) keeper: Arc<KeeperLink>,
+    /// None if nobody asked for it.
+    pub(crate) access_log: Option<Arc<LogFile>>,
 }
 
 /// The thread's own things.
@@ -97,6 +100,11 @@ impl Guardian {
                 FromPrimary::Order(ToWorker::Configure, beside) => self.configure(&beside),
                 FromPrimary::Order(ToWorker::Keeper, beside) => {
                     beside.into_iter().for_each(|socket| self.changes.keeper.hand(socket));
+                }
+                FromPrimary::Order(ToWorker::AccessLog, beside) => {
+                    if let (Some(log), Some(file)) = (&self.changes.access_log, beside.into_iter().next()) {
+                        log.reopen(file);
+                    }
                 }
                 FromPrimary::Order(ToWorker::Drain, _) => {
                     cut_at.get_or_insert(self.drain(self.drain_timeout));

@@ -1,0 +1,218 @@
+//! A file that lines are appended to by many processes: each hands over its lines to a thread of its own, which writes
+//! several at once. Nobody waits for a disk: what does not fit in memory meanwhile is lost, and counted.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+
+/// Bytes that wait to be written; what comes on top is lost.
+const MAX_WAITING: usize = 1 << 20;
+/// How long lines may wait for others to be written together with.
+const WRITE_WITHIN: Duration = Duration::from_millis(50);
+/// As many bytes as go into a pipe whole, whoever else writes into it.
+const MAX_PIECE: usize = 4096;
+/// How long the end may take.
+const END_WITHIN: Duration = Duration::from_secs(1);
+
+/// Opens the file, so that what is written to it comes at its end; it is made if it is not there.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    // Without waiting for a reader, should it be a pipe.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags.bits()).open(path)?;
+    match file.metadata()?.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => Ok(file),
+    }
+}
+
+/// Whether the path leads to the file, and not to another or none, as after a rotation.
+pub(crate) fn is_in_place(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(open), Ok(there)) => identity(open) == identity(there),
+        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        (Err(_), _) => true,
+    }
+}
+
+/// The way to the thread that writes.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    shared: Arc<SharedLog>,
+    /// Its end says that the thread has ended.
+    ended: Mutex<std::sync::mpsc::Receiver<std::convert::Infallible>>,
+}
+
+#[derive(Debug)]
+struct SharedLog {
+    waiting: Mutex<WaitingLines>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct WaitingLines {
+    bytes: Vec<u8>,
+    /// In whose place the file is that is written to from now on.
+    next: Option<File>,
+    is_over: bool,
+}
+
+impl SharedLog {
+    fn lock(&self) -> MutexGuard<'_, WaitingLines> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LogFile {
+    /// Starts the thread. `failed` is told of lines that could not be written.
+    pub(crate) fn start(file: OwnedFd, failed: impl Fn(u64, io::Error) + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::new(SharedLog { waiting: Mutex::default(), changed: Condvar::new() });
+        let (end, ended) = std::sync::mpsc::channel();
+        let work = shared.clone();
+        std::thread::Builder::new().name("log".into()).spawn(move || {
+            write_all(&work, file.into(), failed);
+            drop(end);
+        })?;
+        Ok(Self { shared, ended: Mutex::new(ended) })
+    }
+
+    /// Takes a line, its end included. False if there is no room for it: it is lost.
+    pub(crate) fn write(&self, line: &[u8]) -> bool {
+        let mut waiting = self.shared.lock();
+        if waiting.bytes.len() + line.len() > MAX_WAITING {
+            return false;
+        }
+        let was_empty = waiting.bytes.is_empty();
+        waiting.bytes.extend_from_slice(line);
+        drop(waiting);
+        if was_empty {
+            self.shared.changed.notify_one();
+        }
+        true
+    }
+
+    /// Writes to another file from now on.
+    pub(crate) fn reopen(&self, file: OwnedFd) {
+        self.shared.lock().next = Some(file.into());
+    }
+}
+
+impl LogFile {
+    /// Has everything written that was taken, if that does not take too long. Nothing is taken after this.
+    pub(crate) fn finish(&self) {
+        self.shared.lock().is_over = true;
+        self.shared.changed.notify_one();
+        // Nothing is ever sent: the answer is that nobody could any more, or that it takes too long.
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = ended.recv_timeout(END_WITHIN);
+    }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)) {
+    let mut lines = Vec::new();
+    loop {
+        let mut waiting = shared.lock();
+        while waiting.bytes.is_empty() && !waiting.is_over {
+            waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        let is_over = waiting.is_over;
+        drop(waiting);
+        if !is_over {
+            std::thread::sleep(WRITE_WITHIN);
+        }
+        let mut waiting = shared.lock();
+        std::mem::swap(&mut lines, &mut waiting.bytes);
+        if let Some(next) = waiting.next.take() {
+            file = next;
+        }
+        drop(waiting);
+        let mut rest = &lines[..];
+        while let Some(piece) = next_piece(&mut rest) {
+            if let Err(error) = file.write_all(piece) {
+                failed(piece.iter().filter(|&&byte| byte == b'\n').count() as u64, error);
+            }
+        }
+        lines.clear();
+        if is_over {
+            return;
+        }
+    }
+}
+
+/// Whole lines, as many as are written at once; a line that is longer comes alone.
+fn next_piece<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    if rest.is_empty() {
+        return None;
+    }
+    let within = &rest[..rest.len().min(MAX_PIECE)];
+    let end = within.iter().rposition(|&byte| byte == b'\n').or_else(|| rest.iter().position(|&byte| byte == b'\n'));
+    let (piece, left) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+    *rest = left;
+    Some(piece)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_written_whole_and_in_their_order() {
+        let long = format!("{}\n", "x".repeat(10_000));
+        let text = format!("{}{long}{}", "short\n".repeat(1000), "end\n".repeat(3));
+        let (mut rest, mut pieces) = (text.as_bytes(), Vec::new());
+        while let Some(piece) = next_piece(&mut rest) {
+            assert!(piece.ends_with(b"\n") && (piece.len() <= MAX_PIECE || piece.len() == long.len()));
+            pieces.push(piece);
+        }
+        assert_eq!(pieces.concat(), text.as_bytes());
+    }
+
+    #[test]
+    fn many_write_to_one_file_and_to_the_next_after_a_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, old] = ["log", "log.1"].map(|name| folder.path().join(name));
+        let first = open(&path).unwrap();
+        assert!(is_in_place(&first, &path));
+        let start = || LogFile::start(first.try_clone().unwrap().into(), |_, error| panic!("{error}")).unwrap();
+        let logs = [start(), start()];
+        let write = |from: u32, to: u32| {
+            for number in from..to {
+                assert!(logs.iter().all(|log| log.write(format!("{number}\n").as_bytes())));
+            }
+        };
+        write(0, 5000);
+        std::fs::rename(&path, &old).unwrap();
+        assert!(!is_in_place(&first, &path));
+        let next = open(&path).unwrap();
+        logs.iter().for_each(|log| log.reopen(next.try_clone().unwrap().into()));
+        write(5000, 10_000);
+        drop(logs);
+        let lines = [old, path].map(|path| std::fs::read_to_string(path).unwrap()).concat();
+        let mut numbers: Vec<u32> = lines.lines().map(|line| line.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..10_000).flat_map(|number| [number, number]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_nobody_takes_is_lost_and_nobody_waits() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let log = LogFile::start(write, |_, _| {}).unwrap();
+        let line = [b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<u8>>();
+        let taken = (0..10_000).filter(|_| log.write(&line)).count();
+        assert!((1000..4000).contains(&taken), "{taken}");
+        drop(read);
+        drop(log);
+    }
+}
