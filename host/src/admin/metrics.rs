@@ -176,7 +176,9 @@ impl ShownMetrics {
         let certificates = status.certificates.iter().filter_map(|certificate| {
             let ends = humantime::parse_rfc3339(&certificate.not_after).ok()?;
             let ends = ends.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs_f64();
-            Some((label("names", certificate.names.join(",")), Number::Gauge(ends)))
+            let mut labels = label("names", certificate.names.join(","));
+            labels.push(("file".into(), certificate.file.display().to_string()));
+            Some((labels, Number::Gauge(ends)))
         });
         let certificates = certificates.collect();
         self.add(
@@ -304,7 +306,7 @@ impl ShownMetrics {
         self.add("wasmcluster_worker_rss", "Resident memory of a worker", Some(Unit::Bytes), memory);
     }
 
-    /// Under their own names. Of one name with two kinds, the first is shown.
+    /// Under their own names. Of one name with two kinds, the first is shown. A guest's mistake spoils no line of others.
     fn guests(&mut self, guests: &[GuestMetric]) {
         for GuestMetric { name, labels, value } in guests {
             let labels: SeriesLabels = labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -325,10 +327,19 @@ impl ShownMetrics {
                     (Number::Histogram { sum: *sum, count: *count, buckets: each }, MetricType::Histogram)
                 }
             };
-            // The format adds it to counters.
-            let name = if kind == MetricType::Counter { name.strip_suffix("_total").unwrap_or(name) } else { name };
-            match self.0.iter_mut().find(|metric| metric.name == *name) {
-                Some(metric) if metric.kind == kind => metric.series.push((labels, number)),
+            // Both formats add it to counters.
+            let base = name.strip_suffix("_total").filter(|base| !base.is_empty() && kind == MetricType::Counter);
+            let name = base.unwrap_or(name);
+            let shown = |metric: &Metric| match metric.kind {
+                MetricType::Counter => format!("{}_total", metric.name),
+                _ => metric.name.clone(),
+            };
+            let exposed = if kind == MetricType::Counter { format!("{name}_total") } else { name.to_owned() };
+            match self.0.iter_mut().find(|metric| shown(metric) == exposed || metric.name == *name) {
+                // Two names may be one here: the first is shown.
+                Some(metric) if metric.kind == kind && metric.series.iter().all(|(other, _)| *other != labels) => {
+                    metric.series.push((labels, number));
+                }
                 Some(_) => {}
                 None => self.add(name, "A guest's", None, vec![(labels, number)]),
             }
@@ -339,4 +350,45 @@ impl ShownMetrics {
 /// As JSON names it.
 fn named(value: &impl serde::Serialize) -> Option<String> {
     serde_json::to_value(value).ok()?.as_str().map(ToOwned::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter(name: &str, value: u64) -> GuestMetric {
+        GuestMetric { name: name.into(), labels: Default::default(), value: MetricValue::Counter { value } }
+    }
+
+    /// Each line has a name, and each series is there once, whatever guests call theirs.
+    #[test]
+    fn names_of_guests_break_nothing() {
+        let gauge = |name: &str| GuestMetric {
+            name: name.into(),
+            labels: Default::default(),
+            value: MetricValue::Gauge { value: 1.0 },
+        };
+        let mut metrics = ShownMetrics::default();
+        metrics.guests(&[
+            counter("_total", 1),
+            counter("foo", 2),
+            counter("foo_total", 3),
+            gauge("foo"),
+            gauge("bar_total"),
+            counter("bar", 4),
+        ]);
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(CollectedMetrics(metrics)));
+        for is_open in [true, false] {
+            let mut text = String::new();
+            match is_open {
+                true => text::encode(&mut text, &registry).unwrap(),
+                false => prometheus_text::encode(&mut text, &registry).unwrap(),
+            }
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!(lines, ["_total_total 1", "foo_total 2", "bar_total 1.0"], "{text}");
+            assert!(text.lines().filter(|line| line.starts_with("# TYPE")).all(|line| line.split(' ').count() == 4));
+            assert!(!text.contains("#  ") && !text.contains("TYPE  "), "{text}");
+        }
+    }
 }

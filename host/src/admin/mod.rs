@@ -7,10 +7,11 @@ mod server;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, watch};
@@ -43,6 +44,25 @@ struct Board {
 struct Latest {
     sample: Sample,
     since: Instant,
+    /// What was made of it, once for all who ask.
+    status: OnceLock<Bytes>,
+    metrics: [OnceLock<Bytes>; 2],
+}
+
+impl Latest {
+    fn new(sample: Sample) -> Self {
+        Self { sample, since: Instant::now(), status: OnceLock::new(), metrics: Default::default() }
+    }
+
+    fn status(&self) -> Bytes {
+        let status =
+            || serde_json::to_string(&self.sample.status).map_or_else(|_| Bytes::new(), |it| format!("{it}\n").into());
+        self.status.get_or_init(status).clone()
+    }
+
+    fn metrics(&self, format: metrics::Format) -> Bytes {
+        self.metrics[format as usize].get_or_init(|| metrics::render(&self.sample, format).into()).clone()
+    }
 }
 
 /// Whether traffic may be sent here, and why, or why not.
@@ -103,7 +123,7 @@ async fn run(primary: AsyncFd<AdminEnd>) -> anyhow::Result<()> {
                 Err(IpcError::Truncated) => {}
                 Err(error) => return Err(error.into()),
                 Ok(Some((ToAdmin::Sample, beside))) => match read(&beside) {
-                    Ok(sample) => drop(show.send(Some(Arc::new(Latest { sample, since: Instant::now() })))),
+                    Ok(sample) => drop(show.send(Some(Arc::new(Latest::new(sample))))),
                     Err(error) => {
                         let text = bounded(format!("the admin server cannot read what it is to show: {error:#}"));
                         let _ = primary.get_ref().send(&FromAdmin::Trouble { text }, &[]);

@@ -127,12 +127,9 @@ fn answer(request: &Request<Incoming>, board: &Board) -> AdminAnswer {
         "/metrics" => with_sample(board, |latest| {
             let accept = request.headers().get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
             let format = metrics::Format::for_accept(accept);
-            whole(StatusCode::OK, format.content_type(), metrics::render(&latest.sample, format))
+            whole(StatusCode::OK, format.content_type(), latest.metrics(format))
         }),
-        "/status" => with_sample(board, |latest| match serde_json::to_string(&latest.sample.status) {
-            Ok(status) => whole(StatusCode::OK, "application/json", format!("{status}\n")),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        }),
+        "/status" => with_sample(board, |latest| whole(StatusCode::OK, "application/json", latest.status())),
         "/events" => events(board),
         "/" => whole(StatusCode::OK, "text/html; charset=utf-8", PAGE),
         "/page.js" => whole(StatusCode::OK, "text/javascript; charset=utf-8", SCRIPT),

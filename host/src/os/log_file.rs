@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Bytes that wait to be written; what comes on top is lost.
 const MAX_WAITING: usize = 1 << 20;
@@ -18,17 +18,20 @@ const WRITE_WITHIN: Duration = Duration::from_millis(50);
 /// As many bytes as go into a pipe whole, whoever else writes into it.
 const MAX_PIECE: usize = 4096;
 /// How long the end may take.
-const END_WITHIN: Duration = Duration::from_secs(1);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Opens the file, so that what is written to it comes at its end; it is made if it is not there.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Without waiting for a reader, should it be a pipe.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = File::options().append(true).create(true).mode(0o640).custom_flags(flags.bits()).open(path)?;
-    match file.metadata()?.is_dir() {
-        true => Err(io::ErrorKind::IsADirectory.into()),
-        false => Ok(file),
+    if file.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
     }
+    // Whoever writes has a thread that may wait.
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file)
 }
 
 /// Whether the path leads to the file, and not to another or none, as after a rotation.
@@ -99,32 +102,35 @@ impl LogFile {
 
     /// Writes to another file from now on.
     pub(crate) fn reopen(&self, file: OwnedFd) {
-        self.shared.lock().next = Some(file.into());
+        // What it replaces is closed by nobody who holds the lock: that may take long.
+        let unused = self.shared.lock().next.replace(file.into());
+        self.shared.changed.notify_one();
+        drop(unused);
     }
 }
 
 impl LogFile {
-    /// Has everything written that was taken, if that does not take too long. Nothing is taken after this.
-    pub(crate) fn finish(&self) {
+    /// Has everything written that was taken, if that does not take too long.
+    pub(crate) fn finish(&self, within: Duration) {
         self.shared.lock().is_over = true;
         self.shared.changed.notify_one();
         // Nothing is ever sent: the answer is that nobody could any more, or that it takes too long.
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = ended.recv_timeout(END_WITHIN);
+        let _ = ended.recv_timeout(within);
     }
 }
 
 impl Drop for LogFile {
     fn drop(&mut self) {
-        self.finish();
+        self.finish(END_WITHIN);
     }
 }
 
 fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)) {
-    let mut lines = Vec::new();
+    let (mut lines, mut is_torn) = (Vec::new(), false);
     loop {
         let mut waiting = shared.lock();
-        while waiting.bytes.is_empty() && !waiting.is_over {
+        while waiting.bytes.is_empty() && waiting.next.is_none() && !waiting.is_over {
             waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         let is_over = waiting.is_over;
@@ -134,14 +140,21 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
         }
         let mut waiting = shared.lock();
         std::mem::swap(&mut lines, &mut waiting.bytes);
-        if let Some(next) = waiting.next.take() {
-            file = next;
-        }
+        let next = waiting.next.take();
         drop(waiting);
+        if let Some(next) = next {
+            (file, is_torn) = (next, false);
+        }
         let mut rest = &lines[..];
         while let Some(piece) = next_piece(&mut rest) {
-            if let Err(error) = file.write_all(piece) {
-                failed(piece.iter().filter(|&&byte| byte == b'\n').count() as u64, error);
+            // What comes after a line that was cut short begins a line of its own.
+            let begins = if is_torn { file.write_all(b"\n") } else { Ok(()) };
+            match begins.map_err(|error| (0, error)).and_then(|()| write_piece(&mut file, piece)) {
+                Ok(()) => is_torn = false,
+                Err((written, error)) => {
+                    is_torn |= written > 0 && piece[written - 1] != b'\n';
+                    failed(piece[written..].iter().filter(|&&byte| byte == b'\n').count() as u64, error);
+                }
             }
         }
         lines.clear();
@@ -149,6 +162,20 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
             return;
         }
     }
+}
+
+/// An error comes with how much was written.
+fn write_piece(file: &mut File, piece: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut written = 0;
+    while written < piece.len() {
+        match file.write(&piece[written..]) {
+            Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((written, error)),
+        }
+    }
+    Ok(())
 }
 
 /// Whole lines, as many as are written at once; a line that is longer comes alone.

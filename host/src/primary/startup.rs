@@ -89,6 +89,7 @@ impl<'a> Startup<'a> {
 
     /// To whoever asks at the admin address.
     fn show(&mut self, settings: &Settings, doing: &str, since: Instant) {
+        self.administration.keep(self.started.elapsed());
         let starting = Starting { doing: doing.into(), for_ms: since.elapsed().as_millis() as u64 };
         let status = of_start(settings, &self.listen, self.started, Some(starting));
         self.administration.show(&Sample { status, generations: Vec::new(), older: Snapshot::default() });

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logging::{one_line, several_lines};
 use crate::os::listener::{Entrance, Security};
-use crate::os::log_file::LogFile;
+use crate::os::log_file::{END_WITHIN, LogFile};
 use crate::os::pagemap;
 use crate::os::pipe::LineWriter;
 use crate::os::resources;
@@ -150,7 +150,7 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     }
     // The guardian has it too, and does not end before the process.
     if let Some(log) = access_log {
-        log.finish();
+        log.finish(END_WITHIN);
     }
     Ok(())
 }

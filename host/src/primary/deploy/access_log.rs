@@ -39,6 +39,7 @@ impl AccessLogFile {
         let asked = is_asked.clone();
         // A file system that hangs keeps this thread, and nobody else.
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            let mut has_failed = false;
             while !sender.is_closed() {
                 std::thread::sleep(LOOK_EVERY);
                 if !asked.swap(false, Ordering::Relaxed) && log_file::is_in_place(&watched, &path) {
@@ -48,6 +49,10 @@ impl AccessLogFile {
                     watched = file.try_clone()?;
                     Ok(file)
                 });
+                // It is told once that it cannot be opened.
+                if std::mem::replace(&mut has_failed, opened.is_err()) && opened.is_err() {
+                    continue;
+                }
                 if sender.blocking_send(opened).is_err() {
                     return;
                 }
@@ -74,6 +79,8 @@ impl AccessLogFile {
     }
 
     pub(crate) fn replace(&mut self, file: File) {
-        self.file = file;
+        let old = std::mem::replace(&mut self.file, file);
+        // To close it may take long on a file system of another machine. If there is no thread, it is closed here.
+        let _ = std::thread::Builder::new().name("close".into()).spawn(move || drop(old));
     }
 }

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use crate::control::protocol::{Happening, line};
 use crate::control::sample::Sample;
+use crate::primary::desk::admin::ToldState;
 use crate::primary::fleet::helper::HelperNews;
 use crate::primary::fleet::helping::HelperTurn;
 use crate::wire::messages::{FromAdmin, ToAdmin};
 
 /// How often there is something new to show.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// When one that did not take a sample is told again.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long it may take to end: whoever asks has been told that the cluster stops.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -63,15 +66,20 @@ impl Driver<'_> {
         if self.administration.server.process().is_none() {
             return;
         }
-        let now = (Instant::now(), self.state(), self.supervisor.ready());
-        let is_due = self.administration.told.is_none_or(|(at, state, ready)| {
-            (state, ready) != (now.1, now.2) || now.0.saturating_duration_since(at) >= SAMPLE_EVERY
+        // How many are ready matters at once only where it makes the difference.
+        let is_ready = self.supervisor.ready() >= self.administration.ready_min as usize;
+        let (now, state) = (Instant::now(), self.state());
+        let is_due = self.administration.told.is_none_or(|told| {
+            (told.state, told.is_ready) != (state, is_ready) || now.saturating_duration_since(told.at) >= SAMPLE_EVERY
         });
-        if !is_due {
+        if self.administration.retry.is_some_and(|at| now < at) || !is_due {
             return;
         }
-        self.administration.told = Some(now);
-        self.administration.show(&self.sample());
+        let is_taken = self.administration.show(&self.sample());
+        self.administration.retry = (!is_taken).then(|| now + RETRY);
+        if is_taken {
+            self.administration.told = Some(ToldState { at: now, state, is_ready });
+        }
     }
 
     fn sample(&self) -> Sample {

@@ -1,13 +1,17 @@
 //! When a child process that helps the cluster is started and ended; pure.
 //!
 //! ```text
-//!   Unneeded ──▶ Due ──▶ Running ──▶ (ended) ──▶ Due: at once, then after 100 ms, doubling to 30 s
+//!   Unneeded ──▶ Due ──▶ Running ──▶ (ended) ──▶ Due: at once, then after 100 ms, doubling to 1 s
 //!                           └─ silent for the hang timeout ──▶ killed ──▶ not ended in time: given up, and Due
 //! ```
 
 use std::time::Duration;
 
-use super::{FIRST_BACKOFF, HEALTHY, KILL_PATIENCE, MAX_BACKOFF, Time};
+use super::{FIRST_BACKOFF, HEALTHY, KILL_PATIENCE, Time};
+
+/// The longest that the cluster is without it: less than for a worker, as it does what no other can do meanwhile, and a
+/// start costs milliseconds.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +72,7 @@ impl HelperWatch {
         self.failures = if was_healthy { 0 } else { self.failures.saturating_add(1) };
         let wait = match self.failures {
             0 | 1 => Duration::ZERO,
-            more => FIRST_BACKOFF.saturating_mul(1 << (more - 2).min(16)).min(MAX_BACKOFF),
+            more => FIRST_BACKOFF.saturating_mul(1 << (more - 2).min(16)).min(MAX_WAIT),
         };
         self.phase = HelperPhase::Due(now + wait);
         wait
@@ -128,7 +132,7 @@ mod tests {
             assert_eq!(watch.next(due), Some(HelperStep::Start));
             watch.started(due);
         }
-        assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1000, 1000, 1000, 1000, 1000, 1000, 1000]);
         // One that was well clears what was before.
         let now = watch.deadline().unwrap() + HEALTHY;
         assert_eq!(watch.ended(now), Duration::ZERO);

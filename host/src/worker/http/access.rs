@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use http::header::{REFERER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Request, Version};
+use http::{HeaderValue, Request, Version};
 use serde::Serialize;
 
 use super::outcome::{End, Outcome, Verdict};
@@ -16,8 +16,9 @@ use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::worker::requests::Asked;
 
-/// Bytes of a header field that are logged.
-const MAX_FIELD: usize = 512;
+/// Bytes of a header field, and of a method, that are logged. A line has 4096 bytes at most, so that it goes into a pipe whole.
+const MAX_FIELD: usize = 256;
+const MAX_METHOD: usize = 32;
 
 /// Where a worker's lines go, and what is the same in all of them.
 #[derive(Debug)]
@@ -44,12 +45,6 @@ impl AccessFacts {
         let field = |name| request.headers().get(name).cloned();
         let (referer, agent) = (field(REFERER), field(USER_AGENT));
         Self { peer, security, version: request.version(), referer, agent, at: SystemTime::now() }
-    }
-
-    /// Proxies that are trusted have said who the client is.
-    pub(super) fn client_is(&mut self, headers: &HeaderMap) {
-        let said = headers.get("x-real-ip").and_then(|address| address.to_str().ok()?.parse().ok());
-        self.peer = said.or(self.peer);
     }
 
     fn protocol(&self) -> &'static str {
@@ -149,7 +144,7 @@ impl AccessLog {
             request: asked.request(),
             x_request_id: asked.client_id(),
             peer: access.peer,
-            method: asked.method(),
+            method: method(asked),
             path: asked.path(),
             protocol: access.protocol(),
             tls: access.security == Security::Tls,
@@ -168,8 +163,17 @@ impl AccessLog {
 }
 
 fn shortened(value: &HeaderValue) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(first(value))
+}
+
+fn first(value: &HeaderValue) -> &[u8] {
     let bytes = value.as_bytes();
-    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_FIELD)])
+    &bytes[..bytes.len().min(MAX_FIELD)]
+}
+
+/// It is a token, and so ASCII.
+fn method(asked: &Asked) -> &str {
+    asked.method().get(..MAX_METHOD).unwrap_or(asked.method())
 }
 
 /// Apache's Common Log Format, without the identity and the user that it has a place for.
@@ -184,7 +188,7 @@ fn common(asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) ->
         line,
         " - - [{}] \"{} {} {}\" {status} {bytes}",
         clf_time(access.at),
-        escaped(asked.method().as_bytes()),
+        escaped(method(asked).as_bytes()),
         escaped(asked.path().as_bytes()),
         access.protocol(),
     );
@@ -192,7 +196,7 @@ fn common(asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) ->
 }
 
 fn field(value: Option<&HeaderValue>) -> String {
-    value.map_or_else(|| "-".into(), |value| escaped(shortened(value).as_bytes()))
+    value.map_or_else(|| "-".into(), |value| escaped(first(value)))
 }
 
 /// Nobody breaks out of its quotes or begins a line of its own.
@@ -229,6 +233,7 @@ mod tests {
         assert_eq!(field(None), "-");
         let long = HeaderValue::from_str(&"x".repeat(5000)).unwrap();
         assert_eq!(field(Some(&long)).len(), MAX_FIELD);
+        assert_eq!(field(Some(&HeaderValue::from_bytes(b"\xe4").unwrap())), "\\xE4");
     }
 
     #[test]

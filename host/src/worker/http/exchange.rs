@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, StatusCode, Version};
+use http::{Request, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::access::{AccessFacts, AccessLog};
@@ -56,7 +56,7 @@ pub(super) struct Exchange {
     /// Its outcome is counted.
     is_over: Cell<bool>,
     /// Where its line is written in the end, and what was known at its head.
-    logged: Option<(Rc<AccessLog>, RefCell<AccessFacts>)>,
+    logged: Option<(Rc<AccessLog>, AccessFacts)>,
     /// Bytes of the answer's body that were handed over.
     sent: Cell<u64>,
     /// When a guest was asked, and how long it took for the head of its answer.
@@ -84,7 +84,6 @@ impl Exchange {
         logged: Option<(Rc<AccessLog>, AccessFacts)>,
     ) -> Rc<Self> {
         let in_flight = requests.begin(request);
-        let logged = logged.map(|(log, access)| (log, RefCell::new(access)));
         Rc::new(Self {
             pace: Pace::new(in_flight.began(), limits.min_rate, limits.stream_timeout),
             in_flight,
@@ -110,13 +109,6 @@ impl Exchange {
             asked_at: Cell::new(None),
             in_guest: Cell::new(None),
         })
-    }
-
-    /// Proxies that are trusted have said in these who the client is.
-    pub(super) fn client_is(&self, headers: &HeaderMap) {
-        if let Some((_, access)) = &self.logged {
-            access.borrow_mut().client_is(headers);
-        }
     }
 
     /// So much of its answer's body is on its way.
@@ -327,7 +319,7 @@ impl Exchange {
         };
         outcome.count(self.stats);
         if let Some((log, access)) = &self.logged {
-            log.write(self, &access.borrow(), &outcome, self.sent.get(), self.in_guest.get());
+            log.write(self, access, &outcome, self.sent.get(), self.in_guest.get());
         }
     }
 }

@@ -77,8 +77,11 @@ impl LastHop {
         }
     }
 
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        self.address.as_ref().map(|(address, _)| *address)
+    /// Who the client is of a request with these headers; none if nobody knows.
+    pub(super) fn client(&self, headers: &HeaderMap, trusted: &TrustedProxies) -> Option<IpAddr> {
+        let own = self.address.as_ref().map(|(address, _)| *address);
+        let said = if self.is_trusted { nodes(headers) } else { Vec::new() };
+        if said.is_empty() { own } else { client(&said, own, trusted) }
     }
 
     /// What is said of the host that is asked for. As a rule a client asks for one only.

@@ -30,6 +30,7 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
 const END_HEADERS: u8 = 4;
 
 /// A budget of so much. It fills up in [`REFILL`].
@@ -186,10 +187,12 @@ impl Frames {
         let (budget, cost) = match kind {
             // What comes with nothing in it, and is not the end, serves no purpose.
             DATA if length == 0 && flags & END_STREAM == 0 => (&mut self.for_nothing, 50.0),
-            DATA | HEADERS => {
+            DATA if length > 0 && flags & PADDED == 0 => {
                 self.beside_messages.fill(PER_MESSAGE * BESIDE);
                 return Ok(());
             }
+            // What is padded may have nothing else in it.
+            DATA | HEADERS => return Ok(()),
             // A request that is taken back has cost a guest.
             RST_STREAM => (&mut self.for_nothing, 20.0),
             SETTINGS => (&mut self.for_nothing, 50.0),
@@ -260,7 +263,13 @@ mod tests {
             frames.sent(30, 1);
             frames.follow(Duration::ZERO, &beside).unwrap();
         }
-        // Answers to pings are no messages.
+        // Padding is no message, and nor are answers to pings.
+        let mut padded = (0..20_000).map(|_| {
+            frames.follow(Duration::ZERO, &frame(DATA, PADDED, 1)).unwrap();
+            frames.follow(Duration::ZERO, &frame(PING, 0, 8))
+        });
+        assert!(padded.any(|result| result == Err(Abuse::TooMuch)));
+        let mut frames = begun();
         let mut pings = (0..20_000).map(|_| {
             frames.sent(17, 0);
             frames.follow(Duration::ZERO, &frame(PING, 0, 8))

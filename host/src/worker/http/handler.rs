@@ -84,7 +84,7 @@ impl Server {
     ) -> Rc<Exchange> {
         let logged = self.access_log.as_ref().map(|log| {
             let peer = connection.peer();
-            (log.clone(), AccessFacts::new(request, peer.address(), peer.security))
+            (log.clone(), AccessFacts::new(request, peer.client(request.headers()), peer.security))
         });
         let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive, logged);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
@@ -142,7 +142,6 @@ impl Server {
         // In this order: no client may have what is said of it taken out again.
         remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
-        exchange.client_is(request.headers());
         Ok((authority, handshake))
     }
 

@@ -47,9 +47,9 @@ impl Peer {
         Self { certificate, ..self }
     }
 
-    /// None over a Unix socket.
-    pub(super) fn address(&self) -> Option<IpAddr> {
-        self.hop.address()
+    /// Who the client is of a request with these headers, as its guest will be told; none if nobody knows.
+    pub(super) fn client(&self, headers: &HeaderMap) -> Option<IpAddr> {
+        self.hop.client(headers, &self.proxies)
     }
 
     /// Takes what only we may say from a request, and says it.

@@ -232,7 +232,10 @@ fn poll_send(
             };
             let part = waiting.split_to(capacity.min(waiting.len()));
             let is_end = waiting.is_empty() && *is_last;
-            connection.sends_part();
+            // A message that the client's own window cuts up counts once.
+            if waiting.is_empty() {
+                connection.sends_part();
+            }
             if !part.is_empty() && send.send_data(Piece::new(part, exchange.clone()), is_end).is_err() {
                 return Poll::Ready(Delivery::Reset);
             }

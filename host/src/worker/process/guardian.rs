@@ -28,6 +28,8 @@ use crate::worker::{Phase, advance};
 
 /// What a worker without a primary still has for the requests it began.
 const LAST_SECOND: Duration = Duration::from_secs(1);
+/// How long its last lines of the access log may take, before its primary ends it.
+const LAST_LINES: Duration = Duration::from_millis(500);
 /// A worker that is told nothing looks again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// What a terminal sends to everything that was started from it: to be handled by the primary alone.
@@ -85,6 +87,9 @@ impl Guardian {
         std::thread::Builder::new().name("guardian".into()).spawn(move || {
             let _span = span.enter();
             self.watch();
+            if let Some(log) = &self.changes.access_log {
+                log.finish(LAST_LINES);
+            }
             // Destructors could wait for the executor, and would take the requests that are cut from the stats page, where
             // the primary looks for them.
             let _ = kill(Pid::this(), Signal::SIGKILL);
