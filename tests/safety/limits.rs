@@ -418,8 +418,10 @@ async fn heads_that_do_not_come_to_their_end_do_not_fill_the_memory() {
     }
     // The budget is 25 MiB.
     until("most have made room", || (timeouts(&cluster) >= 1200).then_some(()));
-    // The allocator takes its time to give back what is free.
-    assert!(rss(&cluster) < before + (160 << 20), "{before} bytes, then {}", rss(&cluster));
+    // All heads together have 176 MiB. The allocator takes its time to give back what is free.
+    let most = rss(&cluster);
+    assert!(most < before + (190 << 20), "{before} bytes, then {most}");
+    until("the memory is given back", || (rss(&cluster) < before + (100 << 20)).then_some(()));
     let mut answer = [0; 12];
     slow[0].read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 408");

@@ -240,7 +240,9 @@ async fn a_client_is_told_to_go_on_when_its_body_is_wanted() {
         };
         for path in ["/count", "/echo"] {
             let mut stream = to(path).await;
-            assert_eq!(interim(&mut stream).await, Some(100), "{name} {path}");
+            let told = interim(&mut stream).await;
+            // A guest that answers before it reads may have answered already, if others had the processor in between.
+            assert!(told == Some(100) || (told.is_none() && path == "/echo"), "{name} {path}: {told:?}");
             assert!(send_all(&mut stream.body, Bytes::from_static(b"5"), true).await);
             assert!(["1", "5"].contains(&stream.whole().await.unwrap().text()), "{name} {path}");
         }

@@ -141,6 +141,24 @@ fn metrics_count_what_was_answered_and_outlive_workers() {
     );
 }
 
+/// The alerts that come along are about metrics that there are.
+#[test]
+fn alerts_name_what_the_reference_has() {
+    let rules = harness::root().join("deploy/prometheus/alerts.yml");
+    let text = std::fs::read_to_string(&rules).unwrap();
+    let reference = std::fs::read_to_string(harness::root().join("docs/reference.md")).unwrap();
+    let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+    let names: Vec<&str> = text.split(|c| !is_part(c)).filter(|word| word.starts_with("wasmcluster_")).collect();
+    assert!(names.len() >= 9, "{names:?}");
+    for name in names {
+        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        assert!(reference.contains(&format!("`{name}`")), "{name}");
+    }
+    let Some(promtool) = Tool::find("promtool") else { return println!("skipped: there is no promtool") };
+    let checked = promtool.run(["check", "rules", rules.to_str().unwrap()]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
 /// Its own tools have nothing to say against it.
 #[test]
 fn prometheus_takes_the_metrics() {
