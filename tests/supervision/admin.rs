@@ -21,17 +21,17 @@ fn serve(name: &str, args: &[&str]) -> (Cluster, SocketAddr) {
 }
 
 /// Where the admin server listens, as the cluster says.
-fn admin(cluster: &Cluster) -> SocketAddr {
+pub(super) fn admin(cluster: &Cluster) -> SocketAddr {
     let line = cluster.stderr.find("Admin at http://");
     line.split_once("Admin at http://").unwrap().1.trim_end_matches('/').parse().unwrap()
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn ask(address: SocketAddr, path: &str) -> Answer {
+pub(super) async fn ask(address: SocketAddr, path: &str) -> Answer {
     get(address, path).await.unwrap()
 }
 
-fn says(address: SocketAddr, path: &str) -> (u16, String) {
+pub(super) fn says(address: SocketAddr, path: &str) -> (u16, String) {
     let answer = ask(address, path);
     (answer.status, answer.text().to_owned())
 }
@@ -87,7 +87,7 @@ fn probes_are_answered_while_the_cluster_starts() {
 }
 
 /// The value of a series in Prometheus's text.
-fn value(metrics: &str, series: &str) -> Option<f64> {
+pub(super) fn value(metrics: &str, series: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
@@ -107,7 +107,7 @@ fn metrics_count_what_was_answered_and_outlive_workers() {
         ("wasmcluster_requests_total{generation=\"1\",code=\"2xx\"}", 2.0),
         ("wasmcluster_requests_total{generation=\"1\",code=\"4xx\"}", 1.0),
         ("wasmcluster_requests_total{generation=\"1\",code=\"5xx\"}", 2.0),
-        ("wasmcluster_guest_traps_total{generation=\"1\"}", 1.0),
+        ("wasmcluster_guest_traps_total{generation=\"1\",kind=\"unreachable\"}", 1.0),
         ("wasmcluster_request_duration_seconds_count{generation=\"1\"}", 5.0),
         ("wasmcluster_workers{state=\"ready\"}", 2.0),
     ];

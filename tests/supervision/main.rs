@@ -6,6 +6,7 @@
 mod access_log;
 mod admin;
 mod config;
+mod cost;
 mod lifecycle;
 mod names;
 mod output;

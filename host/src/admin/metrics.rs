@@ -9,6 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::protocol::{GuestMetric, MetricValue};
 use crate::control::sample::Sample;
+use crate::wire::distribution::Distribution;
 use crate::wire::ids::Generation;
 use crate::wire::stats::Snapshot;
 
@@ -47,6 +48,13 @@ pub(super) fn render(sample: &Sample, format: Format) -> String {
         Format::OpenMetrics => text::encode(&mut rendered, &registry),
     };
     written.map_or_else(|_| String::new(), |()| rendered)
+}
+
+/// With its numbers in the unit of the metric.
+fn histogram(counted: &Distribution<u64>, to_unit: fn(u64) -> f64) -> Number {
+    let octaves = counted.octaves().into_iter();
+    let buckets = octaves.map(|(end, count)| (end.map_or(f64::INFINITY, to_unit), count)).collect();
+    Number::Histogram { sum: to_unit(counted.sum()), count: counted.count(), buckets }
 }
 
 type SeriesLabels = Vec<(String, String)>;
@@ -210,11 +218,14 @@ impl ShownMetrics {
             self.add(name, help, None, series);
         };
         by_generation("wasmcluster_errors", "Answers with 5xx, and answers that were cut", |it| it.errors);
-        by_generation("wasmcluster_guest_traps", "Guests that trapped", |it| it.traps);
         by_generation("wasmcluster_timeouts", "Requests that took longer than they may", |it| it.timeouts);
         by_generation("wasmcluster_aborted", "Requests whose answer was not handed over to its end", |it| it.aborted);
         by_generation("wasmcluster_rejected", "Requests refused because a worker was full", |it| it.rejected);
         by_generation("wasmcluster_refused", "Requests refused for what they are", |it| it.refused);
+        by_generation("wasmcluster_outbound_failures", "Outbound requests without an answer, or denied", |it| {
+            it.outbound_failed
+        });
+        by_generation("wasmcluster_store_failures", "Calls of key-value stores that went wrong", |it| it.store_failed);
         by_generation("wasmcluster_output_lines_dropped", "Lines of guests that were lost", |it| it.lines_dropped);
         by_generation("wasmcluster_guest_metrics_dropped", "Updates of guests' metrics that broke a rule", |it| {
             it.metrics_dropped
@@ -224,7 +235,7 @@ impl ShownMetrics {
         });
         let mut answers = Vec::new();
         let mut handshakes = Vec::new();
-        let mut durations = Vec::new();
+        let (mut all_traps, mut instances) = (Vec::new(), Vec::new());
         for (generation, counted) in &all {
             let classes = [
                 ("1xx", counted.answers_1xx),
@@ -246,19 +257,17 @@ impl ShownMetrics {
                 ("failed", counted.handshakes_failed),
             ];
             handshakes.extend(results.map(|(result, count)| (with("result", result), Number::Counter(count))));
-            let (count, octaves) = counted.latency.by_octave();
-            let mut buckets: Vec<(f64, u64)> =
-                octaves.iter().map(|(below, count)| (below.as_secs_f64(), *count)).collect();
-            buckets.push((f64::INFINITY, count));
-            // How they are told apart, they come each on its own.
-            let mut before = 0;
-            for (_, count) in &mut buckets {
-                let below = *count;
-                *count = below.saturating_sub(before);
-                before = below;
-            }
-            let sum = counted.latency_sum as f64 / 1e6;
-            durations.push((label("generation", generation), Number::Histogram { sum, count, buckets }));
+            let traps = [
+                ("unreachable", counted.traps_unreachable),
+                ("out_of_bounds", counted.traps_out_of_bounds),
+                ("stack_overflow", counted.traps_stack),
+                ("exit", counted.traps_exit),
+                ("limit", counted.traps_limit),
+                ("other", counted.traps_other),
+            ];
+            all_traps.extend(traps.map(|(kind, count)| (with("kind", kind), Number::Counter(count))));
+            let uses = [("fresh", counted.instances_fresh), ("reused", counted.instances_reused)];
+            instances.extend(uses.map(|(kind, count)| (with("instance", kind), Number::Counter(count))));
         }
         self.add(
             "wasmcluster_requests",
@@ -266,10 +275,39 @@ impl ShownMetrics {
             None,
             answers,
         );
-        let seconds = Some(Unit::Seconds);
-        self.add("wasmcluster_request_duration", "From a request's head to the end of its answer", seconds, durations);
+        self.add("wasmcluster_guest_traps", "Guests that trapped, by kind", None, all_traps);
+        self.add(
+            "wasmcluster_instance_uses",
+            "Requests by the instance that they got: a fresh one, or one that had served others",
+            None,
+            instances,
+        );
         if handshakes.iter().any(|(_, count)| matches!(count, Number::Counter(1..))) {
             self.add("wasmcluster_tls_handshakes", "TLS handshakes, by how they ended", None, handshakes);
+        }
+        self.histograms(&all);
+    }
+
+    fn histograms(&mut self, all: &[(String, Snapshot)]) {
+        let micros = |it: &Distribution<u64>| histogram(it, |micros| micros as f64 / 1e6);
+        let kibs = |it: &Distribution<u64>| histogram(it, |kibs| kibs as f64 * 1024.0);
+        let mut by_generation = |name: &str, help, unit, number: &dyn Fn(&Snapshot) -> Number| {
+            let series = all.iter().map(|(generation, counted)| (label("generation", generation), number(counted)));
+            self.add(name, help, Some(unit), series.collect());
+        };
+        let head_to_end = "From a request's head to the end of its answer";
+        by_generation("wasmcluster_request_duration", head_to_end, Unit::Seconds, &|it| micros(&it.latency));
+        let cpu = "How long the guest of a request computed";
+        by_generation("wasmcluster_guest_cpu", cpu, Unit::Seconds, &|it| micros(&it.cpu));
+        let memory = "The most memory that the instance of a request had";
+        by_generation("wasmcluster_guest_memory", memory, Unit::Bytes, &|it| kibs(&it.memory));
+        if all.iter().any(|(_, it)| it.outbound.count() + it.outbound_failed > 0) {
+            let outbound = "Outbound requests of guests, to the heads of their answers";
+            by_generation("wasmcluster_outbound_request_duration", outbound, Unit::Seconds, &|it| micros(&it.outbound));
+        }
+        if all.iter().any(|(_, it)| it.store.count() > 0) {
+            let store = "Calls of key-value stores";
+            by_generation("wasmcluster_store_call_duration", store, Unit::Seconds, &|it| micros(&it.store));
         }
     }
 
@@ -284,6 +322,18 @@ impl ShownMetrics {
             sum(|it| it.in_flight),
         );
         self.gauge("wasmcluster_connections", "Connections that are open", sum(|it| it.connections));
+        self.gauge(
+            "wasmcluster_instances",
+            "Instances that there are, also those that wait for a request",
+            sum(|it| it.instances),
+        );
+        let instance_memory = Number::Gauge(sum(|it| it.guest_memory_bytes));
+        self.add(
+            "wasmcluster_instance_memory",
+            "Memory that instances have, of what --max-worker-memory lets each worker's have",
+            Some(Unit::Bytes),
+            vec![(SeriesLabels::new(), instance_memory)],
+        );
         self.gauge("wasmcluster_websockets", "WebSockets that are open", sum(|it| it.websockets));
         let states = ["starting", "ready", "draining", "backoff", "unkillable"];
         let states = states.map(|state| {

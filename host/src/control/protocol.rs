@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::de::Error as _;
@@ -140,6 +140,14 @@ pub(crate) struct WorkerStatus {
     pub(crate) connections: u64,
     #[serde(default)]
     pub(crate) websockets: u64,
+    /// How long its guests computed, while their requests were waited for.
+    #[serde(default)]
+    pub(crate) guest_cpu_ms: u64,
+    /// Instances that it has, also those that wait for a request, and bytes that they have.
+    #[serde(default)]
+    pub(crate) instances: u64,
+    #[serde(default)]
+    pub(crate) guest_memory_bytes: u64,
     pub(crate) restarts: u64,
     /// Resident memory; pages shared with other workers count in each.
     pub(crate) rss_bytes: u64,
@@ -261,7 +269,7 @@ pub(crate) enum MetricValue {
 impl Totals {
     /// What workers counted; how they and reloads ended is not in it.
     pub(crate) fn new(counted: &Snapshot) -> Self {
-        let quantile = |part| counted.latency.quantile(part).map(|time: Duration| time.as_secs_f64() * 1000.0);
+        let quantile = |part| counted.latency.quantile(part).map(|micros| micros as f64 / 1000.0);
         Self {
             requests: counted.requests,
             errors: counted.errors,

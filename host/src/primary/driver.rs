@@ -44,10 +44,10 @@ use crate::os::listener::Listener;
 use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Policy, Settings, SettingsSources};
 use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
+use crate::wire::counter::Counter;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
 use crate::wire::messages::{FromAdmin, FromKeeper, Identity, ToPrimary, ToWorker};
 use crate::wire::revisions::Revision;
-use crate::wire::stats::Counter;
 
 mod admin;
 mod certificates;

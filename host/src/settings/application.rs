@@ -29,6 +29,8 @@ pub(crate) struct Application {
     pub(crate) max_error_increase: Percent,
     pub(crate) health_path: Option<HealthPath>,
     pub(crate) drain_idle_grace: Duration,
+    /// Whether clients are told how long what took.
+    pub(crate) server_timing: bool,
     /// None is what is usual for the component's version of WASI.
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
     pub(crate) max_instance_concurrent_reuse_count: u32,
@@ -62,6 +64,7 @@ impl Application {
             max_error_increase: options.max_error_increase.unwrap_or_default(),
             health_path: options.health_path.clone(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
+            server_timing: options.server_timing,
             max_instance_reuse_count: options.max_instance_reuse_count,
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get),
         })

@@ -431,6 +431,10 @@ options! {
         #[arg(long, value_name = "FORMAT", help_heading = LOGGING)]
         pub(crate) access_log_format: Option<AccessFormat>,
 
+        /// Tell clients in a Server-Timing field how long their request waited and how long its guest took
+        #[arg(long, help_heading = LOGGING)]
+        pub(crate) server_timing: bool,
+
         /// Log level [default: info]
         #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
         pub(crate) log_level: Option<LogLevel>,

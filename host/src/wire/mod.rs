@@ -2,6 +2,8 @@
 
 pub(crate) mod channel;
 pub(crate) mod committed;
+pub(crate) mod counter;
+pub(crate) mod distribution;
 pub(crate) mod ids;
 pub(crate) mod messages;
 pub(crate) mod revisions;

@@ -55,6 +55,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) logging: Logging,
     /// How lines of the access log look, if there is one.
     pub(crate) access_format: Option<AccessFormat>,
+    /// Whether clients are told how long what took.
+    pub(crate) server_timing: bool,
 }
 
 impl WorkerSettings {
@@ -73,6 +75,7 @@ impl WorkerSettings {
             pin_cpus: cluster.pin_cpus,
             logging: cluster.logging,
             access_format: cluster.access_log.as_ref().map(|place| place.format),
+            server_timing: application.server_timing,
         }
     }
 
@@ -143,6 +146,7 @@ mod tests {
             pin_cpus: true,
             logging: Logging { format: LogFormat::Json, colour: false },
             access_format: Some(AccessFormat::Combined),
+            server_timing: true,
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {

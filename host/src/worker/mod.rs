@@ -4,6 +4,7 @@
 //! know that it can, says `Ready`, and accepts connections only when told to. One thread runs the executor; beside it
 //! stand plain threads: one that accepts for each listener, the epoch ticker, and the guardian.
 
+mod cost;
 mod guest;
 mod http;
 mod keeper;
@@ -13,7 +14,7 @@ mod values;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
@@ -36,6 +37,7 @@ use crate::wire::worker_settings::WorkerSettings;
 use guest::call::Failure;
 use guest::epoch::Epoch;
 use guest::instance::Instances;
+use guest::quota::Gauges;
 use guest::reuse::MAX_IDLE;
 use http::accept::{Accepted, Gate};
 use http::access::AccessLog;
@@ -194,9 +196,11 @@ fn run(
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(MAX_BLOCKING).build()?;
     let epoch = Arc::new(Epoch::default());
     runtime.block_on(async {
-        heartbeat(stats);
+        let gauges = Arc::<OnceLock<Gauges>>::default();
+        heartbeat(stats, gauges.clone());
         let requests = Rc::new(Requests::new(identity.worker, stats));
         let instances = load(&settings, artifact, identity.clone(), epoch.clone(), values, keeper.clone(), stats).await?;
+        let _ = gauges.set(instances.gauges());
         if instances.needs_keeper() {
             tokio::spawn(async move { keeper.run().await });
             primary.send(&ToPrimary::NeedsKeeper, &[])?;
@@ -236,12 +240,17 @@ fn advance(phase: &watch::Sender<Phase>, to: Phase) {
     });
 }
 
-fn heartbeat(stats: &'static Stats) {
+/// Shows that the executor turns, and what its guests have.
+fn heartbeat(stats: &'static Stats, gauges: Arc<OnceLock<Gauges>>) {
     tokio::spawn(async move {
         let mut turns = tokio::time::interval(HEARTBEAT);
         loop {
             turns.tick().await;
             stats.heartbeats.increment();
+            if let Some(gauges) = gauges.get() {
+                stats.instances.set(gauges.instances());
+                stats.guest_memory.set(gauges.memory());
+            }
         }
     });
 }

@@ -11,8 +11,10 @@ use std::time::Instant;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request};
 
+use super::cost::Cost;
+use crate::wire::counter::Held;
 use crate::wire::ids::{RequestId, WorkerId};
-use crate::wire::stats::{Held, MAX_LISTED, Stats};
+use crate::wire::stats::{MAX_LISTED, Stats};
 
 /// What names a request in the log and to its client.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -55,6 +57,7 @@ pub(crate) struct Asked {
     target: Option<PathAndQuery>,
     /// What its client calls it.
     client_id: Option<HeaderValue>,
+    cost: Cost,
 }
 
 /// One request, until it is dropped.
@@ -86,6 +89,11 @@ impl Asked {
     /// What the log calls it.
     pub(super) fn request(&self) -> String {
         self.id.to_string()
+    }
+
+    /// What it costs.
+    pub(super) fn cost(&self) -> &Cost {
+        &self.cost
     }
 
     /// Its number among those of its worker.
@@ -166,6 +174,7 @@ impl Requests {
             method: request.method().clone(),
             target: request.uri().path_and_query().cloned(),
             client_id: client_id(request, id),
+            cost: Cost::default(),
         };
         InFlight {
             asked: Arc::new(asked),

@@ -108,6 +108,9 @@ impl Driver<'_> {
             in_flight: 0,
             connections: 0,
             websockets: 0,
+            guest_cpu_ms: 0,
+            instances: 0,
+            guest_memory_bytes: 0,
             restarts,
             rss_bytes: 0,
         });
@@ -142,6 +145,9 @@ impl Driver<'_> {
             in_flight: counted.in_flight,
             connections: counted.connections,
             websockets: counted.websockets,
+            guest_cpu_ms: counted.cpu.sum() / 1000,
+            instances: counted.instances,
+            guest_memory_bytes: counted.guest_memory,
             restarts,
             rss_bytes: running.process.rss(),
         })

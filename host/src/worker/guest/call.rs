@@ -12,6 +12,7 @@ use wasmtime_wasi_http::Error;
 
 use super::epoch::Epoch;
 use super::turns::Turns;
+use crate::worker::requests::Asked;
 
 /// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
 pub(crate) type Head = Result<Response<UnsyncBoxBody<Bytes, Error>>, String>;
@@ -21,14 +22,16 @@ pub(crate) struct Call {
     turns: Arc<Turns>,
     epoch: Arc<Epoch>,
     guest: GuestFuture,
+    /// Who pays for its turns; None of a health check.
+    asked: Option<Arc<Asked>>,
 }
 
 pub(super) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 
 impl Call {
     /// Of what runs an instance, and is polled by nothing else: here it is seen to that a guest gives way.
-    pub(super) fn new(turns: Arc<Turns>, epoch: Arc<Epoch>, guest: GuestFuture) -> Self {
-        Self { turns, epoch, guest }
+    pub(super) fn new(turns: Arc<Turns>, epoch: Arc<Epoch>, guest: GuestFuture, asked: Option<Arc<Asked>>) -> Self {
+        Self { turns, epoch, guest, asked }
     }
 }
 
@@ -36,11 +39,15 @@ impl Future for Call {
     type Output = Result<(), Failure>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { turns, epoch, guest } = &mut *self;
-        epoch.polling(|| {
+        let Self { turns, epoch, guest, asked } = &mut *self;
+        let polled = epoch.polling(|| {
             turns.begin();
             guest.as_mut().poll(context)
-        })
+        });
+        if let Some(asked) = asked {
+            asked.cost().computed(turns.spent());
+        }
+        polled
     }
 }
 

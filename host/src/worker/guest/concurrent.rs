@@ -25,9 +25,10 @@ use wasmtime_wasi_http::{Error, p3};
 use super::call::{Failure, Head, said};
 use super::outbound::{Hooks, Origin};
 use super::reuse::{Factory, MAX_IDLE};
-use super::trap::{Described, describe};
+use super::trap::{Described, TrapKind, describe};
 use super::websocket::SocketLink;
 use super::world::{Guest, World};
+use crate::worker::cost::InstanceUse;
 use crate::worker::values::Values;
 
 /// All instances of a component.
@@ -70,8 +71,12 @@ impl SharedStock {
     /// instance gets no other, and is dropped with its last.
     pub(crate) async fn serve(self: Rc<Self>, request: GuestRequest) -> Result<(), Failure> {
         let instance = match self.take() {
-            Some(instance) => instance,
+            Some(instance) => {
+                request.hooks.got(InstanceUse::Reused);
+                instance
+            }
             None => {
+                request.hooks.got(InstanceUse::Fresh);
                 // Boxed, so that calls that need none do not carry its size.
                 let (store, service) = Box::pin(self.factory.fresh(Origin::default())).await?;
                 Instance::start(store, service)
@@ -133,7 +138,7 @@ struct Instance {
     /// Runs it; `None` when it has trapped, or is not needed any more.
     running: RefCell<Option<InstanceFuture>>,
     /// Why it ended.
-    trapped: RefCell<Option<String>>,
+    trapped: RefCell<Option<(String, TrapKind)>>,
     work: Rc<SharedWork>,
     wakers: Arc<Wakers>,
     waker: Waker,
@@ -186,7 +191,7 @@ impl Instance {
             .unwrap_or_else(|_| Poll::Ready(Err(wasmtime::Error::msg("the server panicked while the guest ran"))));
         if let Poll::Ready(Err(error)) = polled {
             self.is_good.set(false);
-            self.trapped.replace(Some(describe(&error)));
+            self.trapped.replace(Some((describe(&error), TrapKind::of(&error))));
             *running = None;
             self.work.has_news.set(true);
         }
@@ -230,7 +235,7 @@ impl Seat {
             return Poll::Ready(Ok(()));
         }
         match &*self.instance.trapped.borrow() {
-            Some(error) => Poll::Ready(Err(Failure::Trap(Described(error.clone()).into()))),
+            Some((error, kind)) => Poll::Ready(Err(Failure::Trap(Described(error.clone(), *kind).into()))),
             None => Poll::Pending,
         }
     }
@@ -294,7 +299,7 @@ async fn run(mut store: Store<Guest>, service: Service, work: Rc<SharedWork>) ->
         .await
         .flatten();
     match store.data().stopped() {
-        Some(why) => Err(Described(why.to_owned()).into()),
+        Some(why) => Err(Described(why.to_owned(), TrapKind::Limit).into()),
         None => ended,
     }
 }

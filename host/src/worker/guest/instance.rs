@@ -29,8 +29,9 @@ use super::concurrent;
 use super::epoch::Epoch;
 use super::keyvalue::KEYVALUE;
 use super::outbound::{Hooks, Origin};
+use super::quota::Gauges;
 use super::reuse::{Factory, Live, Repeat, Stock};
-use super::trap::{Described, describe};
+use super::trap::{Described, TrapKind, describe};
 use super::world::World;
 use crate::component::engine::{self, Resident};
 use crate::logging::several_lines;
@@ -41,6 +42,7 @@ use crate::wire::stats::Stats;
 use crate::wire::version::WasiHttp;
 use crate::wire::worker_settings::{Reuse, WorkerSettings};
 use crate::worker::keeper::KeeperLink;
+use crate::worker::requests::Asked;
 use crate::worker::values::LiveValues;
 
 /// What a component imports, in either version, that can accept WebSockets.
@@ -101,6 +103,11 @@ impl Instances {
         self.world().needs_keeper
     }
 
+    /// What they have at any moment.
+    pub(crate) fn gauges(&self) -> Gauges {
+        self.world().budget.gauges()
+    }
+
     /// How many WebSockets there may be, so that enough instances are left for requests.
     pub(crate) fn websockets(&self, limits: &Limits) -> usize {
         let seats = match self {
@@ -125,7 +132,7 @@ impl Instances {
             Self::V0_2(stock) => Box::pin(async move { stock.fresh(Origin::default()).await.map(drop) }),
             Self::V0_3(stock) => Box::pin(async move { stock.probe().await }),
         };
-        self.run(guest).await
+        self.run(guest, None).await
     }
 
     /// Drops instances that wait for too long.
@@ -181,6 +188,7 @@ impl Instances {
         B::Error: Into<Error>,
     {
         let (head, receiver) = oneshot::channel();
+        let asked = origin.request.clone();
         let guest: GuestFuture = match self {
             Self::V0_2(stock) => Box::pin(call_v0_2(stock.clone(), request, security, origin, head)),
             Self::V0_3(stock) => {
@@ -188,7 +196,7 @@ impl Instances {
                 Box::pin(stock.clone().serve(request_v0_3(request, security, authority, hooks, head)))
             }
         };
-        (receiver, self.run(guest))
+        (receiver, self.run(guest, asked))
     }
 
     fn world(&self) -> &World {
@@ -199,9 +207,9 @@ impl Instances {
     }
 
     /// All that guests do goes through here.
-    fn run(&self, guest: GuestFuture) -> Call {
+    fn run(&self, guest: GuestFuture, asked: Option<Arc<Asked>>) -> Call {
         let world = self.world();
-        Call::new(world.turns.clone(), world.epoch.clone(), guest)
+        Call::new(world.turns.clone(), world.epoch.clone(), guest, asked)
     }
 }
 
@@ -332,7 +340,7 @@ where
     let result = live.exports.wasi_http_incoming_handler().call_handle(&mut live.store, request, out).await;
     let has_open_bodies = live.store.data_mut().abort_open_bodies() > 0;
     if let (Err(_), Some(why)) = (&result, live.store.data().stopped()) {
-        return Err(Failure::Trap(Described(why.to_owned()).into()));
+        return Err(Failure::Trap(Described(why.to_owned(), TrapKind::Limit).into()));
     }
     result?;
     Ok((!has_open_bodies).then_some(live))

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
@@ -40,6 +40,7 @@ use crate::settings::{
     LARGE_BODIES, Limits, MAX_BODY_CHUNK, MAX_CONNECT_TIME, MAX_FURTHER_BODY_CHUNK, MAX_OUTBOUND,
     MAX_OUTBOUND_PER_REQUEST,
 };
+use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
 use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
 pub(super) use resolver::NotFound;
@@ -144,6 +145,13 @@ impl Origin {
         let loops = headers.get_all(CDN_LOOP).iter().cloned().collect();
         Self { request: Some(request), loops, sockets: Vec::new() }
     }
+
+    /// It is worked on in such an instance.
+    pub(super) fn got(&self, instance: InstanceUse) {
+        if let Some(asked) = &self.request {
+            asked.cost().got(instance);
+        }
+    }
 }
 
 /// One instance's.
@@ -182,6 +190,10 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Pending<Sent>,
     ) -> Pending<Result<(Response<WasiBody>, Pending<Sent>), Error>> {
+        let (stats, began) = (self.world.stats, Instant::now());
+        if let Some(asked) = &self.origin.request {
+            asked.cost().sends();
+        }
         match self.permit(&request) {
             Ok((destination, grant, places)) => {
                 let exchange = OutboundExchange {
@@ -193,9 +205,19 @@ impl WasiHttpHooks for Hooks {
                     places,
                 };
                 let loops = self.origin.loops.clone();
-                Box::new(exchange.run(request, loops))
+                Box::new(async move {
+                    let answer = exchange.run(request, loops).await;
+                    stats.outbound.record(began.elapsed().as_micros() as u64);
+                    if answer.is_err() {
+                        stats.outbound_failed.increment();
+                    }
+                    answer
+                })
             }
-            Err(error) => Box::new(async { Err(error) }),
+            Err(error) => {
+                stats.outbound_failed.increment();
+                Box::new(async { Err(error) })
+            }
         }
     }
 }
@@ -206,6 +228,11 @@ type Places = [OwnedSemaphorePermit; 2];
 impl Hooks {
     pub(crate) fn new(world: Arc<World>, origin: Origin) -> Self {
         Self { world, origin, requests: 1, places: None, bodies: 0 }
+    }
+
+    /// The request is worked on in such an instance.
+    pub(super) fn got(&self, instance: InstanceUse) {
+        self.origin.got(instance);
     }
 
     /// Which request the guest works on, if that can be told.

@@ -9,6 +9,7 @@ use wasmtime::{Engine, PoolingAllocatorMetrics, ResourceLimiter};
 
 use crate::component::engine::Resident;
 use crate::settings::{Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES, size};
+use crate::worker::requests::Asked;
 
 /// Bytes of an element.
 const TABLE_ELEMENT: usize = size_of::<usize>();
@@ -73,6 +74,11 @@ impl Budget {
         Arc::new(Self { left: AtomicUsize::new(bytes), total: bytes, warm })
     }
 
+    /// What is in use of it.
+    pub(crate) fn gauges(self: &Arc<Self>) -> Gauges {
+        Gauges(self.clone())
+    }
+
     /// Whether more than half of it is in use.
     pub(crate) fn is_low(&self) -> bool {
         self.left.load(Ordering::Relaxed) < self.total / 2
@@ -92,6 +98,23 @@ impl Budget {
     }
 }
 
+/// How many instances there are, and what they have: for a look from time to time.
+#[derive(Debug)]
+pub(crate) struct Gauges(Arc<Budget>);
+
+impl Gauges {
+    /// Instances that there are, also those that wait for a request; 0 if they do not come from a pool.
+    pub(crate) fn instances(&self) -> u64 {
+        self.0.warm.pool.as_ref().map_or(0, PoolingAllocatorMetrics::component_instances)
+    }
+
+    /// Bytes that they have.
+    pub(crate) fn memory(&self) -> u64 {
+        let Budget { total, left, .. } = &*self.0;
+        total.saturating_sub(left.load(Ordering::Relaxed)) as u64
+    }
+}
+
 /// What one instance has of it, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Quota {
@@ -105,11 +128,25 @@ pub(crate) struct Quota {
     by_host: usize,
     /// Something was refused because its siblings have the rest.
     is_starved: bool,
+    /// The request that is told how much it is.
+    asked: Option<Arc<Asked>>,
 }
 
 impl Quota {
     pub(crate) fn new(budget: Arc<Budget>, max: usize) -> Self {
-        Self { budget, max, held: 0, by_host: 0, is_starved: false }
+        Self { budget, max, held: 0, by_host: 0, is_starved: false, asked: None }
+    }
+
+    /// Tells that request how much the instance has, from now on.
+    pub(crate) fn tell(&mut self, asked: Option<Arc<Asked>>) {
+        self.asked = asked;
+        self.told();
+    }
+
+    fn told(&self) {
+        if let Some(asked) = &self.asked {
+            asked.cost().has(self.held);
+        }
     }
 
     fn take(&mut self, more: usize) -> bool {
@@ -121,6 +158,7 @@ impl Quota {
             return false;
         }
         self.held += more;
+        self.told();
         true
     }
 

@@ -18,6 +18,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use super::call::Failure;
 use super::outbound::{Hooks, Origin};
 use super::world::{Guest, World};
+use crate::worker::cost::InstanceUse;
 
 /// How long an instance may wait for its next request.
 pub(crate) const MAX_IDLE: Duration = Duration::from_secs(10);
@@ -152,6 +153,7 @@ impl Stock {
         let waiting = if may_wait { self.waiting() } else { None };
         match waiting {
             Some(mut live) => {
+                origin.got(InstanceUse::Reused);
                 live.store.data_mut().begin(self.factory.hooks(origin), true);
                 Ok(live)
             }
@@ -167,6 +169,7 @@ impl Stock {
 
     /// A fresh instance, whoever waits.
     pub(crate) async fn fresh(&self, origin: Origin) -> Result<Live, Failure> {
+        origin.got(InstanceUse::Fresh);
         let (store, exports) = self.factory.fresh(origin).await?;
         Ok(Live { store, exports, uses: 0, handles: 0, idle_since: Instant::now() })
     }

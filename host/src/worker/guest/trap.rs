@@ -5,6 +5,9 @@ use std::fmt::Write;
 use wasmtime::{FrameInfo, FrameSymbol, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
+use crate::wire::counter::Counter;
+use crate::wire::stats::Stats;
+
 /// What stands above the function that panicked or exited: the machinery by which it did.
 const MACHINERY: [&str; 17] = [
     "abort",
@@ -34,11 +37,52 @@ const MAX_CALLED: usize = 40;
 /// As [`describe`] says it, of an error that several have to be told of.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Described(pub(crate) String);
+pub(crate) struct Described(pub(crate) String, pub(crate) TrapKind);
+
+/// Why a guest did not end well, in the words of the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrapKind {
+    /// A panic, an abort, a failed assertion: `unreachable` is executed.
+    Unreachable,
+    /// Of a memory, a table or an array.
+    OutOfBounds,
+    /// Its stack was exhausted.
+    Stack,
+    Exit,
+    /// The host keeps too much for it.
+    Limit,
+    Other,
+}
+
+impl TrapKind {
+    pub(crate) fn of(error: &wasmtime::Error) -> Self {
+        if let Some(Described(_, kind)) = error.downcast_ref() {
+            return *kind;
+        }
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::UnreachableCodeReached) => Self::Unreachable,
+            Some(Trap::MemoryOutOfBounds | Trap::TableOutOfBounds | Trap::ArrayOutOfBounds) => Self::OutOfBounds,
+            Some(Trap::StackOverflow) => Self::Stack,
+            None if error.is::<I32Exit>() => Self::Exit,
+            _ => Self::Other,
+        }
+    }
+
+    pub(crate) fn counter(self, stats: &Stats) -> &Counter {
+        match self {
+            Self::Unreachable => &stats.traps_unreachable,
+            Self::OutOfBounds => &stats.traps_out_of_bounds,
+            Self::Stack => &stats.traps_stack,
+            Self::Exit => &stats.traps_exit,
+            Self::Limit => &stats.traps_limit,
+            Self::Other => &stats.traps_other,
+        }
+    }
+}
 
 /// How a guest ended, as the end of a sentence about it: `exited with code 1`, or `trapped: …`.
 pub(crate) fn describe(error: &wasmtime::Error) -> String {
-    if let Some(Described(text)) = error.downcast_ref() {
+    if let Some(Described(text, _)) = error.downcast_ref() {
         return text.clone();
     }
     let mut text = match (error.downcast_ref::<I32Exit>(), error.downcast_ref::<Trap>()) {

@@ -44,8 +44,12 @@ impl Turns {
 
     /// Whether the guest that is being polled is to give way.
     pub(crate) fn is_over(&self) -> bool {
-        let computed = self.now().saturating_sub(self.began.load(Ordering::Relaxed));
-        Duration::from_nanos(computed) >= MIN_TURN
+        self.spent() >= MIN_TURN
+    }
+
+    /// How long ago it began.
+    pub(crate) fn spent(&self) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(self.began.load(Ordering::Relaxed)))
     }
 
     /// Waits until a guest that gave way may go on.

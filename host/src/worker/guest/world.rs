@@ -178,6 +178,7 @@ impl Guest {
 
     /// It gets another request, and has no other, or others beside it.
     pub(crate) fn begin(&mut self, hooks: Hooks, is_alone: bool) {
+        self.quota.tell(hooks.asked().cloned());
         if is_alone {
             self.hooks = hooks;
         } else {
@@ -269,6 +270,7 @@ pub(crate) struct World {
     max_handles: usize,
     pub(crate) budget: Arc<Budget>,
     identity: Identity,
+    pub(super) stats: &'static Stats,
     stdout: Arc<Sink>,
     stderr: Arc<Sink>,
     metrics: Metrics,
@@ -305,6 +307,7 @@ impl World {
             max_handles: MAX_HANDLES.max(HANDLES_EACH * seats),
             budget: Budget::new(settings.limits.max_worker_memory, Warm::of(engine, Resident::of(&settings.limits))),
             identity,
+            stats,
             stdout: sink(io::stdout().as_fd().try_clone_to_owned())?,
             stderr: sink(io::stderr().as_fd().try_clone_to_owned())?,
             metrics: Metrics::new(stats),
@@ -328,7 +331,8 @@ impl World {
         http.set_field_size_limit(MAX_FIELDS);
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.max_handles);
-        let quota = Quota::new(self.budget.clone(), self.max_memory);
+        let mut quota = Quota::new(self.budget.clone(), self.max_memory);
+        quota.tell(origin.request.clone());
         let hooks = Hooks::new(self.clone(), origin);
         let (world, values) = (self.clone(), self.values.current());
         let guest = Guest {

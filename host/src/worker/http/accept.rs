@@ -27,7 +27,8 @@ use tokio::sync::{Notify, mpsc};
 use super::forwarded::Remote;
 use crate::os::listener::{Entrance, Security};
 use crate::settings::Limits;
-use crate::wire::stats::{Held, Stats};
+use crate::wire::counter::Held;
+use crate::wire::stats::Stats;
 
 /// Wakes a thread out of `accept`; it does nothing else.
 const WAKE: Signal = Signal::SIGUSR1;

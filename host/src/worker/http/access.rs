@@ -14,6 +14,7 @@ use crate::os::log_file::LogFile;
 use crate::settings::AccessFormat;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
+use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
 
 /// Bytes of a header field, and of a method, that are logged. A line has 4096 bytes at most, so that it goes into a pipe whole.
@@ -74,6 +75,14 @@ struct AccessLine<'a> {
     /// Until its guest had the head of its answer; null if none was asked.
     guest_ms: Option<f64>,
     ended: &'static str,
+    /// How long its guest computed; null, as all that follows, if it had none.
+    cpu_ms: Option<f64>,
+    /// The most memory that its instance had.
+    memory_bytes: Option<u64>,
+    instance: Option<InstanceUse>,
+    /// Outbound requests, and calls of key-value stores.
+    outbound: Option<u32>,
+    store_calls: Option<u32>,
     generation: u64,
     slot: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +94,7 @@ struct AccessLine<'a> {
 /// How it ended, as the log calls it.
 fn ended(outcome: &Outcome) -> &'static str {
     match (outcome.verdict, outcome.end) {
-        (Verdict::Trapped, _) => "trapped",
+        (Verdict::Trapped(_), _) => "trapped",
         (Verdict::Late, _) => "timed_out",
         (Verdict::Refused, _) => "refused",
         (Verdict::Rejected, _) => "full",
@@ -138,6 +147,7 @@ impl AccessLog {
         in_guest: Option<Duration>,
     ) -> String {
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let (cost, instance) = (asked.cost(), asked.cost().instance());
         let text = |value: Option<&HeaderValue>| value.map(|value| shortened(value).into_owned());
         let line = AccessLine {
             time: humantime::format_rfc3339_micros(access.at).to_string(),
@@ -153,6 +163,11 @@ impl AccessLog {
             duration_ms: ms(outcome.took.unwrap_or_default()),
             guest_ms: in_guest.map(ms),
             ended: ended(outcome),
+            cpu_ms: instance.map(|_| ms(cost.cpu())),
+            memory_bytes: instance.map(|_| cost.memory()),
+            instance,
+            outbound: instance.map(|_| cost.outbound()),
+            store_calls: instance.map(|_| cost.store_calls()),
             generation: self.identity.generation.0,
             slot: self.identity.slot.0,
             user_agent: text(access.agent.as_ref()),
@@ -224,6 +239,7 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
+    use crate::worker::guest::trap::TrapKind;
 
     #[test]
     fn lines_have_the_usual_forms_and_cannot_be_forged() {
@@ -244,7 +260,7 @@ mod tests {
         assert_eq!(of(Verdict::Answered, End::HandedOver, false), "complete");
         assert_eq!(of(Verdict::Answered, End::Aborted, false), "client_left");
         assert_eq!(of(Verdict::Answered, End::Aborted, true), "cut");
-        assert_eq!(of(Verdict::Trapped, End::Aborted, true), "trapped");
+        assert_eq!(of(Verdict::Trapped(TrapKind::Exit), End::Aborted, true), "trapped");
         assert_eq!(of(Verdict::Late, End::HandedOver, false), "timed_out");
         assert_eq!(of(Verdict::Rejected, End::HandedOver, false), "full");
     }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, StatusCode, Version};
+use http::{HeaderValue, Request, StatusCode, Version};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::access::{AccessFacts, AccessLog};
@@ -20,7 +20,8 @@ use super::upload::{UploadProgress, UploadState};
 use crate::logging::several_lines;
 use crate::settings::Limits;
 use crate::wire::stats::Stats;
-use crate::worker::guest::trap::describe;
+use crate::worker::cost::InstanceUse;
+use crate::worker::guest::trap::{TrapKind, describe};
 use crate::worker::requests::{Asked, InFlight, Requests, log_of};
 
 #[derive(Debug)]
@@ -169,6 +170,21 @@ impl Exchange {
         }
     }
 
+    /// How long it waited for a place, and what its guest did until the head of its answer: the value of a `server-timing`
+    /// field, in milliseconds. None if no guest was asked.
+    pub(super) fn timing(&self) -> Option<HeaderValue> {
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let (asked_at, in_guest) = (self.asked_at.get()?, self.in_guest.get()?);
+        let waited = asked_at.saturating_duration_since(self.in_flight.began());
+        let instance = match self.cost().instance()? {
+            InstanceUse::Fresh => "fresh",
+            InstanceUse::Reused => "reused",
+        };
+        let (waited, in_guest, cpu) = (ms(waited), ms(in_guest), ms(self.cost().cpu()));
+        let timing = format!("queue;dur={waited}, guest;dur={in_guest};desc={instance}, cpu;dur={cpu}");
+        HeaderValue::try_from(timing).ok()
+    }
+
     /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version
     /// is judged by that, at the head already: the answer's end may be hours away.
     pub(super) fn weigh(&self, status: StatusCode) {
@@ -284,7 +300,7 @@ impl Exchange {
     }
 
     pub(super) fn trapped(&self, error: &wasmtime::Error) {
-        self.judge(Verdict::Trapped);
+        self.judge(Verdict::Trapped(TrapKind::of(error)));
         let (hint, ended) = (self.hint(), describe(error));
         // Behind the word, before the cause.
         let ended = ended.replacen("trapped", &format!("trapped{hint}"), 1);
@@ -318,6 +334,7 @@ impl Exchange {
             took: Some(self.in_flight.began().elapsed()),
         };
         outcome.count(self.stats);
+        self.cost().count(self.stats);
         if let Some((log, access)) = &self.logged {
             log.write(self, access, &outcome, self.sent.get(), self.in_guest.get());
         }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::uri::Authority;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +37,8 @@ use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops, remove_hop_by_hop};
 use crate::worker::requests::{REQUEST_ID, log_of};
 
+/// How long what took (W3C, Server Timing).
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// What a request of HTTP/1.0 is addressed to if it does not say.
 const NO_HOST: &str = "localhost";
 
@@ -62,7 +64,7 @@ impl Server {
             }
             Err(answer) => *answer,
         };
-        finish(answer, exchange, connection)
+        self.finish(answer, exchange, connection)
     }
 
     /// Tells the client to come again, and to go.
@@ -73,7 +75,7 @@ impl Server {
         alive: mpsc::Sender<()>,
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
-        finish(closing(busy(&exchange)), exchange, connection)
+        self.finish(closing(busy(&exchange)), exchange, connection)
     }
 
     fn begin<B: Incoming>(
@@ -181,20 +183,25 @@ impl Server {
         let (head, call) = self.instances.call(request, security, authority, origin);
         drive(head, call, offer, exchange, &method).await
     }
-}
 
-/// What every answer has, whoever made it.
-fn finish(answer: Answer, exchange: Rc<Exchange>, connection: Rc<Connection>) -> Answer {
-    // A WebSocket is told in its own words.
-    let is_last = connection.is_draining() && answer.status() != StatusCode::SWITCHING_PROTOCOLS;
-    let mut answer = if is_last { closing(answer) } else { answer };
-    if let Some(id) = exchange.echo() {
-        answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.clone());
+    /// What every answer has, whoever made it.
+    fn finish(&self, answer: Answer, exchange: Rc<Exchange>, connection: Rc<Connection>) -> Answer {
+        // A WebSocket is told in its own words.
+        let is_last = connection.is_draining() && answer.status() != StatusCode::SWITCHING_PROTOCOLS;
+        let mut answer = if is_last { closing(answer) } else { answer };
+        if let Some(id) = exchange.echo() {
+            answer.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.clone());
+        }
+        exchange.has_head(answer.status());
+        connection.has_head();
+        if self.server_timing
+            && let Some(timing) = exchange.timing()
+        {
+            answer.headers_mut().append(SERVER_TIMING, timing);
+        }
+        answer.body_mut().send_on(connection, exchange);
+        answer
     }
-    exchange.has_head(answer.status());
-    connection.has_head();
-    answer.body_mut().send_on(connection, exchange);
-    answer
 }
 
 /// Whom the request is addressed to (RFC 9112, section 3.2): HTTP/1.1 requires exactly one Host, and a target in

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::wire::stats::Stats;
+use crate::worker::guest::trap::TrapKind;
 
 /// What became of a request, from its head to the end of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub(super) enum Verdict {
     /// A guest answered, well or not.
     Answered,
     /// Its guest trapped.
-    Trapped,
+    Trapped(TrapKind),
     /// Something took longer than it may.
     Late,
     /// It is malformed, too large, or of a kind that is not served.
@@ -56,7 +57,10 @@ impl Outcome {
     pub(super) fn count(&self, stats: &Stats) {
         match self.verdict {
             Verdict::Answered => {}
-            Verdict::Trapped => stats.traps.increment(),
+            Verdict::Trapped(kind) => {
+                stats.traps.increment();
+                kind.counter(stats).increment();
+            }
             Verdict::Late => stats.timeouts.increment(),
             Verdict::Refused => stats.refused.increment(),
             Verdict::Rejected => stats.rejected.increment(),
@@ -68,8 +72,7 @@ impl Outcome {
             stats.aborted.increment();
         }
         if let Some(took) = self.took {
-            stats.latency.record(took);
-            stats.latency_sum.add(took.as_micros() as u64);
+            stats.latency.record(took.as_micros() as u64);
             let answers = match self.status.map(|status| status.as_u16() / 100) {
                 Some(1) => &stats.answers_1xx,
                 Some(2) => &stats.answers_2xx,
@@ -97,6 +100,7 @@ mod tests {
             let found =
                 [counted.errors, counted.traps, counted.timeouts, counted.refused, counted.rejected, counted.aborted];
             assert_eq!(found, expected, "{outcome:?}");
+            assert_eq!(counted.traps, counted.traps_unreachable);
             assert_eq!(counted.latency.quantile(1.0).is_some(), outcome.took.is_some());
         };
         let of = |status: u16, verdict| Outcome {
@@ -108,14 +112,17 @@ mod tests {
         };
         check(of(200, Verdict::Answered), [0, 0, 0, 0, 0, 0]);
         check(of(404, Verdict::Answered), [0, 0, 0, 0, 0, 0]);
-        check(of(500, Verdict::Trapped), [1, 1, 0, 0, 0, 0]);
+        check(of(500, Verdict::Trapped(TrapKind::Unreachable)), [1, 1, 0, 0, 0, 0]);
         check(of(504, Verdict::Late), [1, 0, 1, 0, 0, 0]);
         check(of(408, Verdict::Late), [0, 0, 1, 0, 0, 0]);
         check(of(413, Verdict::Refused), [0, 0, 0, 1, 0, 0]);
         check(of(503, Verdict::Rejected), [1, 0, 0, 0, 1, 0]);
         check(Outcome { end: End::Aborted, ..of(200, Verdict::Answered) }, [0, 0, 0, 0, 0, 1]);
         // A cut answer is one error, whatever its head said.
-        check(Outcome { is_cut: true, end: End::Aborted, ..of(200, Verdict::Trapped) }, [1, 1, 0, 0, 0, 1]);
+        check(
+            Outcome { is_cut: true, end: End::Aborted, ..of(200, Verdict::Trapped(TrapKind::Unreachable)) },
+            [1, 1, 0, 0, 0, 1],
+        );
         check(Outcome { is_cut: true, end: End::Aborted, ..of(500, Verdict::Answered) }, [1, 0, 0, 0, 0, 1]);
         check(Outcome::UNSEEN, [0, 0, 0, 0, 0, 1]);
         check(Outcome::of_no_request(Verdict::Late), [0, 0, 1, 0, 0, 0]);

@@ -53,6 +53,7 @@ pub(crate) struct Server {
     pub(super) started: Instant,
     /// None if nobody asked for it.
     pub(super) access_log: Option<Rc<AccessLog>>,
+    pub(super) server_timing: bool,
     pub(super) stats: &'static Stats,
 }
 
@@ -94,6 +95,7 @@ impl Server {
             last_connection: Cell::new(0),
             started: Instant::now(),
             access_log,
+            server_timing: settings.server_timing,
             stats,
         }
     }

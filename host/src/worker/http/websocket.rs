@@ -42,7 +42,7 @@ use super::server::Server;
 use super::timer::{Beat, Timer};
 use super::transport::{Side, Transport};
 use crate::logging::one_line;
-use crate::wire::stats::Held;
+use crate::wire::counter::Held;
 use crate::worker::Phase;
 use crate::worker::guest::call::{Call, Failure};
 use crate::worker::guest::outbound::listed;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use wasmtime::component::{
     ComponentNamedList, ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType,
@@ -93,21 +94,30 @@ enum CasError {
 type Returned<T> = Result<T, BucketError>;
 
 /// Defines a function of which `begin` says what it waits for, and `end` what it answers.
-fn define<P, F, R>(
+fn define<P, F, T, R>(
     interface: &mut LinkerInstance<'_, Guest>,
     name: &str,
     begin: fn(&mut Guest, P) -> wasmtime::Result<F>,
-    end: fn(&mut Guest, F::Output) -> wasmtime::Result<R>,
+    end: fn(&mut Guest, Result<T, StoreError>) -> wasmtime::Result<R>,
 ) -> wasmtime::Result<()>
 where
     P: ComponentNamedList + Lift + Send + 'static,
-    F: Future<Output: Send> + Send + 'static,
+    F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    T: Send + 'static,
     R: ComponentType + Lower + Send + 'static,
 {
     interface.func_wrap_async(name, move |mut store, params: P| {
         Box::new(async move {
-            let begun = begin(store.data_mut(), params)?;
-            let came = begun.await;
+            let guest = store.data_mut();
+            if let Some(asked) = guest.asked() {
+                asked.cost().calls_store();
+            }
+            let (stats, began) = (guest.world().stats, Instant::now());
+            let came = begin(guest, params)?.await;
+            stats.store.record(began.elapsed().as_micros() as u64);
+            if came.is_err() {
+                stats.store_failed.increment();
+            }
             Ok((end(store.data_mut(), came)?,))
         })
     })
