@@ -21,7 +21,7 @@ fn line(log: &std::path::Path, path: &str) -> Value {
     until("the request has a line", || {
         let lines = fs::read_to_string(log).ok()?;
         let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["path"] == path).last()
+        lines.filter(|line| line["path"] == path).next_back()
     })
 }
 
