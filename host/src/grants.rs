@@ -71,6 +71,15 @@ pub(crate) enum Host {
     Address(IpAddr),
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
 impl Host {
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         match parse_literal(text)? {

@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["settings"],
     &["wire"],
     &["control", "component", "build", "tls", "keyvalue"],
-    &["primary", "worker", "admin"],
+    &["primary", "worker", "admin", "exporter"],
     &["cli"],
 ];
 
@@ -47,6 +47,7 @@ const PURE: &[&str] = &[
     "settings::live",
     "settings::proxies",
     "settings::values",
+    "exporter::encode",
     "tls::names",
     "tls::rotation",
 ];

@@ -8,6 +8,7 @@ mod build;
 pub mod cli;
 mod component;
 mod control;
+mod exporter;
 #[cfg(test)]
 mod fuzz;
 mod grants;

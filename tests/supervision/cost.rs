@@ -20,8 +20,8 @@ fn serve(name: &str, args: &[&str]) -> (Cluster, std::path::PathBuf) {
 fn line(log: &std::path::Path, path: &str) -> Value {
     until("the request has a line", || {
         let lines = fs::read_to_string(log).ok()?;
-        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["path"] == path).next_back()
+        let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.rfind(|line| line["path"] == path)
     })
 }
 

@@ -16,3 +16,4 @@ mod service_manager;
 mod state;
 mod stores;
 mod supervision;
+mod traces;

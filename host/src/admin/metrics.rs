@@ -202,6 +202,12 @@ impl ShownMetrics {
                 keeper.restarts,
             );
         }
+        if let Some(exporter) = &status.exporter {
+            let restarts = "How often the exporter of traces was replaced";
+            self.counter("wasmcluster_exporter_restarts", restarts, exporter.restarts);
+            self.counter("wasmcluster_trace_spans_exported", "Spans that the collector has", exporter.exported);
+            self.counter("wasmcluster_trace_spans_lost", "Spans that the collector did not take", exporter.lost);
+        }
     }
 
     /// By generation, the older ones together.
@@ -232,6 +238,9 @@ impl ShownMetrics {
         });
         by_generation("wasmcluster_access_log_lines_dropped", "Lines of the access log that were lost", |it| {
             it.access_dropped
+        });
+        by_generation("wasmcluster_trace_spans_dropped", "Spans that workers could not hand over", |it| {
+            it.spans_dropped
         });
         let mut answers = Vec::new();
         let mut handshakes = Vec::new();

@@ -28,7 +28,7 @@ use clap::Parser;
 
 use crate::component::compiler;
 use crate::keyvalue::keeper;
-use crate::{admin, build as builder, logging, worker};
+use crate::{admin, build as builder, exporter, logging, worker};
 use args::{Cli, Command};
 use exit::Failure;
 
@@ -61,6 +61,7 @@ fn role() -> Option<anyhow::Result<()>> {
         "builder" => Some(builder::builder_main()),
         "keeper" => Some(keeper::keeper_main()),
         "admin" => Some(admin::admin_main()),
+        "exporter" => Some(exporter::exporter_main()),
         _ => None,
     }
 }

@@ -65,6 +65,7 @@ const PROVIDED: &[Package] = &[
     package("wasi:io", "0.2", &["error", "poll", "streams"]),
     package("wasi:keyvalue", "0.2.0-draft", &["atomics", "batch", "store"]),
     package("wasi:keyvalue", "0.2.0-draft2", &["atomics", "batch", "store"]),
+    package("wasi:otel", "0.2.0-rc.2", &["logs", "metrics", "tracing", "types"]),
     package("wasi:random", "0.2", &["insecure", "insecure-seed", "random"]),
     package("wasi:random", "0.3", &["insecure", "insecure-seed", "random"]),
     package("wasi:sockets", "0.2", &[

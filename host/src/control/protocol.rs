@@ -45,6 +45,9 @@ pub(crate) struct Status {
     /// The process that writes key-value stores in files; None as long as no component may have any.
     #[serde(default)]
     pub(crate) keeper: Option<KeeperStatus>,
+    /// The process that takes traces to a collector; None if nobody asked for traces.
+    #[serde(default)]
+    pub(crate) exporter: Option<ExporterStatus>,
     /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
     /// gauges, over those that live.
     #[serde(default)]
@@ -77,6 +80,18 @@ pub(crate) struct KeeperStatus {
     pub(crate) pid: Option<i32>,
     /// How often it was replaced.
     pub(crate) restarts: u64,
+}
+
+/// The exporter of traces.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExporterStatus {
+    /// None while it is being replaced.
+    pub(crate) pid: Option<i32>,
+    /// How often it was replaced.
+    pub(crate) restarts: u64,
+    /// Spans that the collector has, and that were lost on the way there; those that workers could not pass on are not in it.
+    pub(crate) exported: u64,
+    pub(crate) lost: u64,
 }
 
 /// How far a start has come.
@@ -192,6 +207,9 @@ pub(crate) struct Totals {
     /// Lines of the access log that were lost.
     #[serde(default)]
     pub(crate) access_dropped: u64,
+    /// Spans that workers could not pass on.
+    #[serde(default)]
+    pub(crate) spans_dropped: u64,
     /// TLS handshakes that went well.
     #[serde(default)]
     pub(crate) handshakes: u64,
@@ -281,6 +299,7 @@ impl Totals {
             lines_dropped: counted.lines_dropped,
             metrics_dropped: counted.metrics_dropped,
             access_dropped: counted.access_dropped,
+            spans_dropped: counted.spans_dropped,
             handshakes: counted.handshakes,
             handshakes_resumed: counted.handshakes_resumed,
             handshakes_failed: counted.handshakes_failed,

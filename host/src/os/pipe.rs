@@ -23,9 +23,14 @@ pub(crate) const MARK: u8 = 0x1e;
 /// Bytes of that, marks included.
 pub(crate) const MAX_MARK: usize = 512;
 
-/// A pipe whose write end does not block; both ends close on exec.
-pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A pipe whose write end does not block; both ends close on exec. If it is to hold so many bytes, its read end does not
+/// block either; the kernel may give it less room.
+pub(crate) fn output_pipe(room: Option<i32>) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    if let Some(room) = room {
+        let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(room));
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    }
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((reader, writer))
 }
@@ -228,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_full_pipe_drops_lines_and_recovers_at_a_line_start() {
-        let (reader, writer) = output_pipe().unwrap();
+        let (reader, writer) = output_pipe(None).unwrap();
         let writer = LineWriter::new(writer);
         let mut line = vec![b'x'; MAX_LINE];
         line.push(b'\n');

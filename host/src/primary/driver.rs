@@ -26,6 +26,7 @@ use super::deploy::saver::{Saved, Saver};
 use super::deploy::watch::{Watch, Watched};
 use super::desk::admin::Administration;
 use super::desk::events::Events;
+use super::desk::exporter::Exporting;
 use super::desk::ledger::Ledger;
 use super::desk::manager::Manager;
 use super::desk::socket::{Query, Refusable, Refused};
@@ -46,12 +47,13 @@ use crate::tls::certificates::Certificates;
 use crate::wire::channel::IpcError;
 use crate::wire::counter::Counter;
 use crate::wire::ids::{Generation, RequestId, Slot, WorkerId};
-use crate::wire::messages::{FromAdmin, FromKeeper, Identity, ToPrimary, ToWorker};
+use crate::wire::messages::{FromAdmin, FromExporter, FromKeeper, Identity, Inherited, ToPrimary, ToWorker};
 use crate::wire::revisions::Revision;
 
 mod admin;
 mod certificates;
 mod deploying;
+mod exporter;
 mod keeping;
 mod status;
 
@@ -108,6 +110,8 @@ enum News {
     KeeperDue,
     Admin(u64, HelperNews<FromAdmin>),
     AdminDue,
+    Exporter(u64, HelperNews<FromExporter>),
+    ExporterDue,
     AccessLogOpened(io::Result<File>),
 }
 
@@ -184,6 +188,7 @@ pub(super) struct Driver<'a> {
     builder: Option<Builder>,
     keeping: Keeping,
     administration: Administration,
+    exporting: Exporting,
     /// None if nobody asked for it.
     access_log: Option<AccessLogFile>,
 }
@@ -257,6 +262,7 @@ impl<'a> Driver<'a> {
             builder,
             keeping: Keeping::new(policy.hang_timeout),
             administration,
+            exporting: Exporting::new(settings.cluster.otlp.as_ref(), &settings.cluster.name, policy.hang_timeout)?,
             access_log,
         })
     }
@@ -277,6 +283,7 @@ impl<'a> Driver<'a> {
                 Some(Ending::Stopped) => {
                     self.end_keeper().await;
                     self.finish_saving();
+                    self.end_exporter().await;
                     self.tell_stopped();
                     self.end_admin().await;
                     return Ok(());
@@ -292,6 +299,7 @@ impl<'a> Driver<'a> {
             let certificates_deadline = self.certificates_deadline();
             let keeper_deadline = self.keeper_deadline();
             let admin_deadline = self.admin_deadline();
+            let exporter_deadline = self.exporter_deadline();
             let has_to_spawn = !self.to_spawn.is_empty();
             let news = tokio::select! {
                 Some((worker, heard)) = self.heard.recv() => News::Heard(worker, heard),
@@ -312,6 +320,8 @@ impl<'a> Driver<'a> {
                 () = at(keeper_deadline) => News::KeeperDue,
                 Some((number, news)) = self.administration.server.told.recv() => News::Admin(number, news),
                 () = at(admin_deadline) => News::AdminDue,
+                Some((number, news)) = self.exporting.exporter.told.recv() => News::Exporter(number, news),
+                () = at(exporter_deadline) => News::ExporterDue,
                 opened = opened_again(self.access_log.as_mut()) => News::AccessLogOpened(opened),
                 () = tokio::task::yield_now(), if has_to_spawn => News::SpawnDue,
             };
@@ -320,7 +330,10 @@ impl<'a> Driver<'a> {
                 News::Signal(SignalRequest::Reload) => manager.asks_for_reload(),
                 _ => {}
             }
-            if matches!(news, News::DeadlinePassed | News::ConfirmationIsLate | News::KeeperDue | News::AdminDue) {
+            if matches!(
+                news,
+                News::DeadlinePassed | News::ConfirmationIsLate | News::KeeperDue | News::AdminDue | News::ExporterDue
+            ) {
                 self.hear_what_has_arrived().await;
             }
             self.take(news);
@@ -388,6 +401,8 @@ impl<'a> Driver<'a> {
             News::KeeperDue => self.keeper_is_due(),
             News::Admin(number, news) => self.admin_told(number, news),
             News::AdminDue => self.admin_is_due(),
+            News::Exporter(number, news) => self.exporter_told(number, news),
+            News::ExporterDue => self.exporter_is_due(),
             News::AccessLogOpened(opened) => self.access_log_opened(opened),
             News::Signal(SignalRequest::ReopenLogs) => {
                 if let Some(log) = &self.access_log {
@@ -402,6 +417,7 @@ impl<'a> Driver<'a> {
                 reap_orphans();
                 self.keeping.keeper.look_after(self.started.elapsed());
                 self.administration.server.look_after(self.started.elapsed());
+                self.exporting.exporter.look_after(self.started.elapsed());
                 self.observe();
             }
             News::Asked(query) => self.answer(query),
@@ -783,15 +799,12 @@ impl<'a> Driver<'a> {
             digest: deployment.compiled.digest.clone(),
             workers: self.supervisor.slots(),
         };
-        let process = WorkerProcess::spawn(
-            &identity,
-            &self.live_file,
-            self.certified.of(deployment.application.tls.as_ref()).map(|certified| &certified.file),
-            self.access_log.as_ref().map(AccessLogFile::as_fd),
-            &deployment,
-            &self.listeners,
-            self.output,
-        )?;
+        let tls = self.certified.of(deployment.application.tls.as_ref()).map(|certified| certified.file.as_fd());
+        let access_log = self.access_log.as_ref().map(AccessLogFile::as_fd);
+        let optional =
+            [(Inherited::Tls, tls), (Inherited::AccessLog, access_log), (Inherited::Spans, self.exporting.pipe())];
+        let process =
+            WorkerProcess::spawn(&identity, &self.live_file, &optional, &deployment, &self.listeners, self.output)?;
         let pid = process.pid().as_raw();
         let process = Arc::new(process);
         tracing::debug!(worker = worker.0, slot = slot.0, pid, "started a worker");

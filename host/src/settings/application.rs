@@ -19,6 +19,8 @@ pub(crate) struct Application {
     pub(crate) values: GuestValues,
     /// Where the secrets among these come from.
     secrets: Vec<SecretPlace>,
+    /// Variables that are secrets, and not the guests'.
+    hidden_variables: Vec<String>,
     pub(crate) limits: Limits,
     /// Whom to believe what they say of clients.
     pub(crate) trusted_proxies: TrustedProxies,
@@ -31,6 +33,8 @@ pub(crate) struct Application {
     pub(crate) drain_idle_grace: Duration,
     /// Whether clients are told how long what took.
     pub(crate) server_timing: bool,
+    /// Share of requests that are traced.
+    pub(crate) trace_sample: Percent,
     /// None is what is usual for the component's version of WASI.
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
     pub(crate) max_instance_concurrent_reuse_count: u32,
@@ -57,6 +61,7 @@ impl Application {
             granted: Granted::new(options, cluster.default_store())?,
             values: GuestValues::new(&options.set, secrets::read(&options.set_secret)?).map_err(anyhow::Error::msg)?,
             secrets: options.set_secret.clone(),
+            hidden_variables: options.otlp_header.iter().filter_map(SecretPlace::variable).map(Into::into).collect(),
             limits,
             trusted_proxies,
             tls: TlsFiles::new(options, &cluster.listen)?,
@@ -65,6 +70,7 @@ impl Application {
             health_path: options.health_path.clone(),
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             server_timing: options.server_timing,
+            trace_sample: options.trace_sample.unwrap_or(Percent::ONE),
             max_instance_reuse_count: options.max_instance_reuse_count,
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get),
         })
@@ -84,6 +90,7 @@ impl Application {
 
     /// The variables of this process that are secrets.
     pub(crate) fn secret_variables(&self) -> Vec<String> {
-        self.secrets.iter().filter_map(SecretPlace::variable).map(ToOwned::to_owned).collect()
+        let of_guests = self.secrets.iter().filter_map(SecretPlace::variable).map(ToOwned::to_owned);
+        of_guests.chain(self.hidden_variables.iter().cloned()).collect()
     }
 }

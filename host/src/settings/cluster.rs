@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 
 use super::options::Options;
 use super::paths::{self, control_path};
-use super::{AccessLogPlace, LiveConfig};
+use super::{AccessLogPlace, LiveConfig, Otlp};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{Entrance, ListenAddr, MAX_LISTENERS, PASSED, Security};
@@ -45,6 +45,8 @@ pub(crate) struct Cluster {
     pub(crate) logging: Logging,
     /// None if nobody asked for it.
     pub(crate) access_log: Option<AccessLogPlace>,
+    /// Where traces go; likewise.
+    pub(crate) otlp: Option<Otlp>,
     /// How it begins.
     pub(crate) live: LiveConfig,
 }
@@ -84,6 +86,7 @@ impl Cluster {
             resume: options.resume,
             watch: options.watch,
             access_log: AccessLogPlace::new(options, format)?,
+            otlp: otlp(options)?,
             logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
             live: LiveConfig { log_level: options.log_level.unwrap_or_default(), ..LiveConfig::default() },
         })
@@ -102,6 +105,17 @@ fn admin(address: ListenAddr) -> anyhow::Result<ListenAddr> {
         "--admin {address}: expected HOST:PORT, [IPV6]:PORT or unix:PATH; the admin address speaks plain HTTP"
     );
     Ok(address)
+}
+
+/// None if nobody asked for traces.
+fn otlp(options: &Options) -> anyhow::Result<Option<Otlp>> {
+    let needs = |flag: &str, is_said: bool| {
+        ensure!(!is_said || options.otlp.is_some(), "{flag} needs a collector of traces; add --otlp URL");
+        Ok(())
+    };
+    needs("--trace-sample", options.trace_sample.is_some())?;
+    needs("--otlp-header", !options.otlp_header.is_empty())?;
+    options.otlp.clone().map(|url| Otlp::new(url, &options.otlp_header)).transpose()
 }
 
 pub(super) fn check_name(name: &str) -> anyhow::Result<()> {

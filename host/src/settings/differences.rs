@@ -7,7 +7,7 @@ use super::{Application, Options};
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
 /// Keys that cannot change while a cluster serves, or are changed by another command.
-const NEED_RESTART: [&str; 16] = [
+const NEED_RESTART: [&str; 18] = [
     "access-log",
     "access-log-format",
     "admin",
@@ -17,6 +17,8 @@ const NEED_RESTART: [&str; 16] = [
     "log-format",
     "log-level",
     "name",
+    "otlp",
+    "otlp-header",
     "pin-cpus",
     "ready-min",
     "resume",

@@ -231,6 +231,8 @@ pub(super) fn example(key: &str) -> Option<String> {
         ("control", _) => "\"/run/shop.sock\"",
         ("store", _) => "\"/var/cache/wasmcluster\"",
         ("tls-key", _) => "\"/etc/ssl/private/shop.key\"",
+        ("otlp", _) => "\"http://localhost:4318\"",
+        ("otlp-header", _) => "\"authorization=file:/run/secrets/otlp\"",
         ("access-log", _) => "\"/var/log/wasmcluster/access.log\"",
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
         (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",

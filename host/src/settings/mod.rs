@@ -15,6 +15,7 @@ mod guest_values;
 mod limits;
 mod live;
 mod options;
+mod otlp;
 pub(crate) mod paths;
 mod policy;
 mod proxies;
@@ -35,6 +36,7 @@ pub(crate) use guest_values::{Changes, GuestValues};
 pub(crate) use limits::*;
 pub(crate) use live::LiveConfig;
 pub(crate) use options::{Options, Recipe};
+pub(crate) use otlp::{Otlp, OtlpProtocol};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use proxies::{TrustedProxies, TrustedProxy};
 pub(crate) use sources::{Reread, SettingsSources};
@@ -109,8 +111,14 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_help() {
         let in_force = |options: &Options| format!("{:?}", Settings::new("app.wasm".into(), options).unwrap());
-        let unsaid = in_force(&Options::default());
         let flags = Options::augment_args(clap::Command::new("serve"));
+        // What others need.
+        let usual = ["serve", "--otlp=http://localhost:4318"];
+        let options = |arguments: &[&str]| {
+            let matches = flags.clone().try_get_matches_from(usual.iter().chain(arguments)).ok()?;
+            Options::from_arg_matches(&matches).ok()
+        };
+        let unsaid = in_force(&options(&[]).unwrap());
         let said = flags.get_arguments().filter_map(|flag| {
             let help = flag.get_help()?.to_string();
             Some((flag.get_long()?.to_owned(), help.rsplit_once("[default: ")?.1.trim_end_matches(']').to_owned()))
@@ -118,12 +126,11 @@ mod tests {
         let mut checked = Vec::new();
         for (flag, default) in said {
             // Some defaults depend on the machine or on another flag, and are words.
-            let arguments = ["serve", &format!("--{flag}"), &default];
-            let Ok(matches) = flags.clone().try_get_matches_from(arguments) else { continue };
+            let Some(said) = options(&[&format!("--{flag}"), &default]) else { continue };
             if default.contains(' ') || default.starts_with('$') || ["never", "NAME.sock"].contains(&&*default) {
                 continue;
             }
-            assert_eq!(in_force(&Options::from_arg_matches(&matches).unwrap()), unsaid, "--{flag} {default}");
+            assert_eq!(in_force(&said), unsaid, "--{flag} {default}");
             checked.push(flag);
         }
         assert!(checked.len() >= 18, "{checked:?}");

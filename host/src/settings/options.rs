@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::otlp::OtlpUrl;
 use super::secrets::{SecretPlace, table as secrets};
 use super::values::{HealthPath, Percent, Size, Span, count, parse_setting, parse_variable, settings, variables};
 use super::{AccessFormat, ClientAuth, TrustedProxy};
@@ -435,6 +436,21 @@ options! {
         #[arg(long, help_heading = LOGGING)]
         pub(crate) server_timing: bool,
 
+        /// Collector of traces, by OTLP: http://HOST:4318 or grpc://HOST:4317; https and grpcs over TLS
+        ///
+        /// Requests that are sampled become spans, and so do their guests' outbound requests and what guests tell by wasi:otel.
+        /// Trace context goes in and out as W3C's traceparent. A process of its own sends them; no request waits for it.
+        #[arg(long, value_name = "URL", help_heading = LOGGING)]
+        pub(crate) otlp: Option<OtlpUrl>,
+
+        /// Header field for the collector, as in authorization=file:PATH, or from env:NAME or credential:NAME; can be repeated
+        #[arg(long, value_name = "NAME=SOURCE", help_heading = LOGGING)]
+        pub(crate) otlp_header: Vec<SecretPlace>,
+
+        /// Percentage of requests that are traced where their client has not decided that [default: 1]
+        #[arg(long, value_name = "PERCENT", help_heading = LOGGING)]
+        pub(crate) trace_sample: Option<Percent>,
+
         /// Log level [default: info]
         #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
         pub(crate) log_level: Option<LogLevel>,
@@ -464,12 +480,16 @@ impl Options {
     pub(super) fn have_secrets(&self) -> bool {
         let has_password =
             |grant: &StoreGrant| matches!(&grant.place, StorePlace::Redis(place) if place.has_password());
-        !self.set_secret.is_empty() || !self.tls_key.is_empty() || self.kv.iter().any(has_password)
+        !self.set_secret.is_empty()
+            || !self.otlp_header.is_empty()
+            || !self.tls_key.is_empty()
+            || self.kv.iter().any(has_password)
     }
 
     /// These options without what they lead to that nobody else may see.
     pub(super) fn without_secrets(mut self) -> Self {
         self.set_secret.clear();
+        self.otlp_header.clear();
         self.kv.retain(|grant| !matches!(&grant.place, StorePlace::Redis(place) if place.password_file.is_some()));
         self
     }

@@ -77,6 +77,13 @@ impl FromStr for SecretPlace {
     }
 }
 
+/// Without what is wrong with it, which may be the secret itself.
+impl<'de> Deserialize<'de> for SecretPlace {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl SecretPlace {
     fn new(key: &str, source: &str) -> Result<Self, String> {
         check_key(key)?;

@@ -59,6 +59,8 @@ impl TryFrom<String> for Span {
 pub(crate) struct Percent(u32);
 
 impl Percent {
+    pub(crate) const ONE: Self = Self(10);
+
     pub(crate) fn thousandths(self) -> u32 {
         self.0
     }

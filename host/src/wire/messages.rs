@@ -1,4 +1,4 @@
-//! What a primary says to its workers, its compilers, its keeper and its admin server, and they to it.
+//! What a primary says to its workers, its compilers, its keeper, its admin server and its exporter, and they to it.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, Message};
 use super::ids::{Generation, Slot, WorkerId};
+use super::trace::Attributes;
 use super::version::{Compiled, Version};
 use crate::os::listener::{Entrance, MAX_LISTENERS};
+use crate::settings::Otlp;
 
 impl Message for ToWorker {
     // The kernel's own bound is 253.
@@ -39,6 +41,14 @@ impl Message for ToAdmin {
 }
 
 impl Message for FromAdmin {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for ToExporter {
+    const MAX_DESCRIPTORS: usize = 1;
+}
+
+impl Message for FromExporter {
     const MAX_DESCRIPTORS: usize = 0;
 }
 
@@ -78,6 +88,8 @@ pub(crate) enum Inherited {
     Log,
     /// The file of the access log. Not there if there is none.
     AccessLog,
+    /// The pipe for spans. Not there if nobody asked for traces.
+    Spans,
     /// A listening socket. There are one or more.
     Listener(Entrance),
 }
@@ -172,6 +184,31 @@ pub(crate) enum FromAdmin {
     Alive,
     /// Something is wrong with it: what, for a person.
     Trouble { text: String },
+}
+
+/// What a primary tells the exporter of traces, which ends when its channel does.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum ToExporter {
+    /// The first frame. Beside it comes the pipe from which it reads spans.
+    Start(ExporterStart),
+}
+
+/// Where traces go, and what is said of the service that they are of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExporterStart {
+    pub(crate) otlp: Otlp,
+    pub(crate) service: Attributes,
+}
+
+/// What the exporter tells its primary.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromExporter {
+    /// It is at work, and so many spans have gone well, or are lost. Said twice a second.
+    Alive { exported: u64, lost: u64 },
+    /// Something is wrong with the collector: what, for a person.
+    Trouble { text: String },
+    /// It is well again.
+    Well { text: String },
 }
 
 /// A key-value store in a file, as its keeper is told of it.

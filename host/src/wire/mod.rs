@@ -9,5 +9,6 @@ pub(crate) mod messages;
 pub(crate) mod revisions;
 pub(crate) mod series;
 pub(crate) mod stats;
+pub(crate) mod trace;
 pub(crate) mod version;
 pub(crate) mod worker_settings;

@@ -115,6 +115,8 @@ counters! {
     metrics_dropped,
     /// Lines of the access log lost because the disk did not keep up.
     access_dropped,
+    /// Spans that went into no pipe.
+    spans_dropped,
     /// TLS handshakes that went well.
     handshakes,
     /// Of these, those that resumed an earlier session.
@@ -135,7 +137,7 @@ counters! {
 }
 
 /// The layout of the page. Another layout of the same size has another number.
-const LAYOUT: u64 = 6;
+const LAYOUT: u64 = 7;
 /// Requests in flight that are known by their number even after SIGKILL.
 pub(crate) const MAX_LISTED: usize = 256;
 
@@ -229,6 +231,6 @@ mod tests {
     #[test]
     fn a_page_of_another_layout_is_refused() {
         let fd = memfd::shared(c"test", size_of::<Stats>()).unwrap();
-        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 6"));
+        assert!(Page::open(&fd).unwrap_err().to_string().contains("layout 0, expected 7"));
     }
 }

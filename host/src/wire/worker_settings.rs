@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::version::{Compiled, WasiHttp};
 use crate::logging::Logging;
 use crate::os::memfd;
-use crate::settings::{AccessFormat, Application, Cluster, Granted, GuestValues, HealthPath, Limits, TrustedProxies};
+use crate::settings::{
+    AccessFormat, Application, Cluster, Granted, GuestValues, HealthPath, Limits, Percent, TrustedProxies,
+};
 
 /// Largest settings that a primary hands to a worker, in bytes: mostly the guests' environment.
 const MAX_SETTINGS: u64 = 4 * 1024 * 1024;
@@ -57,6 +59,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) access_format: Option<AccessFormat>,
     /// Whether clients are told how long what took.
     pub(crate) server_timing: bool,
+    /// Share of requests that are traced where their client has not decided that.
+    pub(crate) trace_sample: Percent,
 }
 
 impl WorkerSettings {
@@ -76,6 +80,7 @@ impl WorkerSettings {
             logging: cluster.logging,
             access_format: cluster.access_log.as_ref().map(|place| place.format),
             server_timing: application.server_timing,
+            trace_sample: application.trace_sample,
         }
     }
 
@@ -147,6 +152,7 @@ mod tests {
             logging: Logging { format: LogFormat::Json, colour: false },
             access_format: Some(AccessFormat::Combined),
             server_timing: true,
+            trace_sample: Percent::default(),
         };
         let fd = settings.write().unwrap();
         for _ in 0..2 {

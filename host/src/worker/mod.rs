@@ -10,6 +10,7 @@ mod http;
 mod keeper;
 mod process;
 mod requests;
+mod traces;
 mod values;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,6 +47,7 @@ use http::tls::Handshakes;
 use keeper::KeeperLink;
 use process::guardian::{Configurable, Guardian};
 use requests::Requests;
+use traces::Tracer;
 use values::LiveValues;
 
 pub(crate) use guest::check_links;
@@ -81,6 +83,7 @@ struct WorkerStart {
     log: OwnedFd,
     tls: Option<OwnedFd>,
     access_log: Option<OwnedFd>,
+    spans: Option<OwnedFd>,
     listeners: Vec<(OwnedFd, Entrance)>,
 }
 
@@ -102,6 +105,7 @@ impl WorkerStart {
         let config = Revision::read(&take(Inherited::Live)?)?.config;
         let (artifact, log) = (take(Inherited::Artifact)?, take(Inherited::Log)?);
         let (tls, access_log) = (take(Inherited::Tls).ok(), take(Inherited::AccessLog).ok());
+        let spans = take(Inherited::Spans).ok();
         let listeners = given.into_iter().filter_map(|(name, fd)| match name {
             Inherited::Listener(entrance) => Some((fd, entrance)),
             _ => None,
@@ -110,7 +114,7 @@ impl WorkerStart {
         ensure!(!listeners.is_empty(), "the first frame came without a listener");
         let needs_tls = listeners.iter().any(|(_, entrance)| entrance.security == Security::Tls);
         ensure!(!needs_tls || tls.is_some(), "there are no certificates for its https listeners");
-        Ok(Self { identity, config, stats, settings, artifact, log, tls, access_log, listeners })
+        Ok(Self { identity, config, stats, settings, artifact, log, tls, access_log, spans, listeners })
     }
 }
 
@@ -119,7 +123,7 @@ impl WorkerStart {
 pub(crate) fn worker_main() -> anyhow::Result<()> {
     let sigterm = process::guardian::take_signals()?;
     let primary = Arc::new(WorkerEnd::from(std::io::stdin().as_fd().try_clone_to_owned()?));
-    let WorkerStart { identity, config, stats, settings, artifact, log, tls, access_log, listeners } =
+    let WorkerStart { identity, config, stats, settings, artifact, log, tls, access_log, spans, listeners } =
         WorkerStart::receive(&primary)?;
 
     let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
@@ -146,7 +150,8 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let (phase, changes) = (Arc::new(phase), configurable.clone());
     Guardian { primary: primary.clone(), sigterm, phase, changes, stats, drain_timeout }.start()?;
     let access_log = configurable.access_log.clone();
-    if let Err(error) = run(&primary, settings, artifact, identity, listeners, configurable, phases, stats) {
+    let tracer = spans.map(|pipe| Arc::new(Tracer::new(LineWriter::new(pipe), settings.trace_sample, stats)));
+    if let Err(error) = run(&primary, settings, artifact, identity, listeners, configurable, tracer, phases, stats) {
         // If the primary is gone, nobody is left to be told.
         let _ = primary.send(&ToPrimary::LoadFailed { reason: bounded(format!("{error:#}")) }, &[]);
     }
@@ -189,6 +194,7 @@ fn run(
     identity: Identity,
     listeners: Vec<(OwnedFd, Entrance)>,
     Configurable { tls, values, keeper, access_log, .. }: Configurable,
+    tracer: Option<Arc<Tracer>>,
     phases: watch::Receiver<Phase>,
     stats: &'static Stats,
 ) -> anyhow::Result<()> {
@@ -198,7 +204,7 @@ fn run(
     runtime.block_on(async {
         let gauges = Arc::<OnceLock<Gauges>>::default();
         heartbeat(stats, gauges.clone());
-        let requests = Rc::new(Requests::new(identity.worker, stats));
+        let requests = Rc::new(Requests::new(identity.worker, tracer, stats));
         let instances = load(&settings, artifact, identity.clone(), epoch.clone(), values, keeper.clone(), stats).await?;
         let _ = gauges.set(instances.gauges());
         if instances.needs_keeper() {
@@ -217,7 +223,7 @@ fn run(
         let gate = Arc::new(Gate::new(&settings.limits, stats));
         let handshakes = tls.map(|credentials| Handshakes::new(credentials, settings.limits.max_handshakes));
         let access_log = access_log.zip(settings.access_format);
-        let access_log = access_log.map(|(file, format)| Rc::new(AccessLog::new(file, format, identity.clone(), stats)));
+        let access_log = access_log.map(|(file, format)| AccessLog::new(file, format, identity.clone(), stats));
         let server = Server::new(
             instances.clone(),
             requests,
@@ -226,6 +232,7 @@ fn run(
             gate.clone(),
             handshakes,
             access_log,
+            identity,
             stats,
         );
         serve(Rc::new(server), instances, primary, listeners, &gate, phases, stats).await

@@ -12,6 +12,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::cost::Cost;
+use super::traces::{RequestTrace, Tracer};
 use crate::wire::counter::Held;
 use crate::wire::ids::{RequestId, WorkerId};
 use crate::wire::stats::{MAX_LISTED, Stats};
@@ -43,6 +44,8 @@ pub(super) use log_of;
 #[derive(Debug)]
 pub(super) struct Requests {
     worker: WorkerId,
+    /// None if nobody asked for traces.
+    tracer: Option<Arc<Tracer>>,
     stats: &'static Stats,
     last: Cell<u64>,
     /// Places in the page's list that no request has.
@@ -58,6 +61,7 @@ pub(crate) struct Asked {
     /// What its client calls it.
     client_id: Option<HeaderValue>,
     cost: Cost,
+    trace: Option<RequestTrace>,
 }
 
 /// One request, until it is dropped.
@@ -91,6 +95,11 @@ impl Asked {
         self.id.to_string()
     }
 
+    /// The trace that it belongs to; none if nobody asked for traces.
+    pub(super) fn trace(&self) -> Option<&RequestTrace> {
+        self.trace.as_ref()
+    }
+
     /// What it costs.
     pub(super) fn cost(&self) -> &Cost {
         &self.cost
@@ -120,6 +129,11 @@ impl Asked {
         self.method.as_str()
     }
 
+    /// As much of it as is logged. It is a token, and so ASCII.
+    pub(super) fn short_method(&self) -> &str {
+        self.method().get(..MAX_METHOD).unwrap_or(self.method())
+    }
+
     /// The path without its query, in which there may be secrets.
     pub(super) fn path(&self) -> &str {
         let path = self.target.as_ref().map_or("", PathAndQuery::path);
@@ -131,8 +145,7 @@ impl Asked {
 /// [`MAX_MARK`](crate::os::pipe::MAX_MARK) bytes.
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let method = self.method();
-        write!(f, "{} {} {}", self.id, &method[..method.len().min(MAX_METHOD)], self.path())?;
+        write!(f, "{} {} {}", self.id, self.short_method(), self.path())?;
         self.client_id().map_or(Ok(()), |name| write!(f, " {name}"))
     }
 }
@@ -155,8 +168,8 @@ impl InFlight {
 }
 
 impl Requests {
-    pub(super) fn new(worker: WorkerId, stats: &'static Stats) -> Self {
-        Self { worker, stats, last: Cell::new(0), free: RefCell::new((0..MAX_LISTED).rev().collect()) }
+    pub(super) fn new(worker: WorkerId, tracer: Option<Arc<Tracer>>, stats: &'static Stats) -> Self {
+        Self { worker, tracer, stats, last: Cell::new(0), free: RefCell::new((0..MAX_LISTED).rev().collect()) }
     }
 
     /// Counts and lists one more. If its client calls it by a name that makes no sense, the guest sees ours instead.
@@ -175,6 +188,7 @@ impl Requests {
             target: request.uri().path_and_query().cloned(),
             client_id: client_id(request, id),
             cost: Cost::default(),
+            trace: self.tracer.as_ref().map(|tracer| tracer.begin(request.headers())),
         };
         InFlight {
             asked: Arc::new(asked),
@@ -225,7 +239,7 @@ mod tests {
     #[test]
     fn the_page_lists_what_is_in_flight() {
         let (page, fd) = Page::create().unwrap();
-        let requests = Rc::new(Requests::new(WorkerId(7), Page::open(&fd).unwrap()));
+        let requests = Rc::new(Requests::new(WorkerId(7), None, Page::open(&fd).unwrap()));
         let listed = || {
             let mut numbers: Vec<u64> = page.requests_in_flight.iter().map(|number| number.get()).collect();
             numbers.retain(|&number| number > 0);
@@ -249,7 +263,7 @@ mod tests {
     #[test]
     fn what_finds_no_place_is_still_counted() {
         let (page, fd) = Page::create().unwrap();
-        let requests = Rc::new(Requests::new(WorkerId(1), Page::open(&fd).unwrap()));
+        let requests = Rc::new(Requests::new(WorkerId(1), None, Page::open(&fd).unwrap()));
         let many: Vec<InFlight> = (0..MAX_LISTED + 10).map(|_| requests.begin(&mut Request::new(()))).collect();
         assert_eq!(page.in_flight.get(), MAX_LISTED as u64 + 10);
         drop(many);
@@ -260,7 +274,7 @@ mod tests {
     #[test]
     fn a_clients_name_for_its_request_is_kept_if_it_is_one() {
         let (_page, fd) = Page::create().unwrap();
-        let requests = Rc::new(Requests::new(WorkerId(1), Page::open(&fd).unwrap()));
+        let requests = Rc::new(Requests::new(WorkerId(1), None, Page::open(&fd).unwrap()));
         let check = |names: &[&[u8]], is_kept: bool| {
             let mut request = Request::new(());
             for name in names {

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod events;
+pub(crate) mod exporter;
 pub(crate) mod guest_metrics;
 pub(crate) mod ledger;
 pub(crate) mod manager;

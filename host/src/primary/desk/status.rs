@@ -33,6 +33,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         certificates: Vec::new(),
         config: ConfigStatus::default(),
         keeper: None,
+        exporter: None,
         guest_metrics: Vec::new(),
         limits: settings.application.limits.in_force(),
     }

@@ -38,6 +38,7 @@ impl Driver<'_> {
                 values: application.values.shown(&self.live.config.changed).len(),
             },
             keeper: self.keeping.status(),
+            exporter: self.exporter_status(),
             limits: application.limits.in_force(),
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)

@@ -89,7 +89,7 @@ impl Output {
         let is_terminal = io::stderr().is_terminal() && logging.format == LogFormat::Pretty;
         let output = Self { orders, wake, done, is_terminal };
 
-        let (reader, writer) = output_pipe()?;
+        let (reader, writer) = output_pipe(None)?;
         output.add(Source::new(reader, SourceKind::Log));
         let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(writer)));
         let volume = logging.install(level, move || log);

@@ -145,17 +145,16 @@ impl WorkerProcess {
     pub(crate) fn spawn(
         identity: &Identity,
         live: &OwnedFd,
-        tls: Option<&OwnedFd>,
-        access_log: Option<BorrowedFd<'_>>,
+        optional: &[(Inherited, Option<BorrowedFd<'_>>)],
         deployment: &Deployment,
         listeners: &[Listener],
         output: &Output,
     ) -> io::Result<Self> {
         let (ours, theirs): (PrimaryEnd, Channel<ToPrimary, ToWorker>) = channel::pair()?;
         let (stats, stats_fd) = Page::create()?;
-        let (stdout, stdout_writer) = output_pipe()?;
-        let (stderr, stderr_writer) = output_pipe()?;
-        let (log, log_writer) = output_pipe()?;
+        let (stdout, stdout_writer) = output_pipe(None)?;
+        let (stderr, stderr_writer) = output_pipe(None)?;
+        let (log, log_writer) = output_pipe(None)?;
         let given = [
             (Inherited::Stats, stats_fd.as_fd()),
             (Inherited::Settings, deployment.settings.as_fd()),
@@ -163,11 +162,10 @@ impl WorkerProcess {
             (Inherited::Artifact, deployment.artifact.as_fd()),
             (Inherited::Log, log_writer.as_fd()),
         ];
-        let tls = tls.map(|tls| (Inherited::Tls, tls.as_fd()));
-        let access_log = access_log.map(|file| (Inherited::AccessLog, file));
+        let optional = optional.iter().filter_map(|(what, descriptor)| Some((*what, (*descriptor)?)));
         let listeners = listeners.iter().map(|listener| (Inherited::Listener(listener.entrance()), listener.as_fd()));
         let (inherited, descriptors): (_, Vec<BorrowedFd<'_>>) =
-            given.into_iter().chain(tls).chain(access_log).chain(listeners).unzip();
+            given.into_iter().chain(optional).chain(listeners).unzip();
         let start = ToWorker::Start { identity: identity.clone(), inherited };
         ours.send(&start, &descriptors).map_err(io::Error::other)?;
 

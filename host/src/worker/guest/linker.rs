@@ -3,6 +3,7 @@
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, Linker};
 
+use super::otel;
 use super::world::{Guest, identity, metrics, websocket, websocket_async};
 use crate::wire::version::WasiHttp;
 
@@ -25,6 +26,9 @@ pub(crate) fn linker(engine: &Engine, http: WasiHttp) -> wasmtime::Result<Linker
     metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     super::config::add_to_linker(&mut linker)?;
     super::keyvalue::add_to_linker(&mut linker)?;
+    otel::spans::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    otel::logs::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
+    otel::metrics::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     websocket::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
     if http == WasiHttp::V0_3 {
         websocket_async::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)?;
@@ -63,7 +67,9 @@ mod tests {
                 for interface in package.interfaces {
                     let name = format!("{}/{interface}", package.name);
                     // Types alone need no definition.
-                    let has_functions = (name.as_str(), package.version) != ("wasi:cli/types", "0.3");
+                    let is_types =
+                        (name.as_str(), package.version) == ("wasi:cli/types", "0.3") || name == "wasi:otel/types";
+                    let has_functions = !is_types;
                     assert_eq!(is_linked(&name, package.version), has_functions, "{name}@{}", package.version);
                 }
             }

@@ -10,6 +10,7 @@ pub(crate) mod keyvalue;
 mod linker;
 mod metrics;
 mod notices;
+mod otel;
 pub(crate) mod outbound;
 pub(crate) mod quota;
 pub(crate) mod reuse;

@@ -16,12 +16,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -40,8 +40,10 @@ use crate::settings::{
     LARGE_BODIES, Limits, MAX_BODY_CHUNK, MAX_CONNECT_TIME, MAX_FURTHER_BODY_CHUNK, MAX_OUTBOUND,
     MAX_OUTBOUND_PER_REQUEST,
 };
+use crate::wire::trace::{AttributeValue, Attributes, SpanKind};
 use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
+use crate::worker::traces::BegunSpan;
 use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
 pub(super) use resolver::NotFound;
 use resolver::Resolver;
@@ -60,6 +62,8 @@ const MAX_HELD_BACK: Duration = Duration::from_millis(10);
 const MAX_TRIES: usize = 4;
 /// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
 const MAX_DISCARDED: u64 = 64 * 1024;
+/// Characters of a URL that are told in a span.
+const MAX_URL: usize = 512;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a field lists, with commas between, in one line or several (RFC 9110, section 5.6.1).
@@ -186,7 +190,7 @@ impl WasiHttpHooks for Hooks {
 
     fn send_request(
         &mut self,
-        request: Request<WasiBody>,
+        mut request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Pending<Sent>,
     ) -> Pending<Result<(Response<WasiBody>, Pending<Sent>), Error>> {
@@ -205,8 +209,14 @@ impl WasiHttpHooks for Hooks {
                     places,
                 };
                 let loops = self.origin.loops.clone();
+                let asked = self.origin.request.as_deref();
+                let begun = asked.and_then(Asked::trace).and_then(|trace| trace.leave(request.headers_mut()));
+                let begun = begun.map(|begun| (begun, SystemTime::now(), attributes(&request, &exchange.destination)));
                 Box::new(async move {
                     let answer = exchange.run(request, loops).await;
+                    if let Some((begun, from, attributes)) = begun {
+                        tell_span(begun, from, attributes, answer.as_ref().map(|(answer, _)| answer.status()));
+                    }
                     stats.outbound.record(began.elapsed().as_micros() as u64);
                     if answer.is_err() {
                         stats.outbound_failed.increment();
@@ -220,6 +230,39 @@ impl WasiHttpHooks for Hooks {
             }
         }
     }
+}
+
+/// What a span says of a request that a guest sends, in the words of OpenTelemetry's semantic conventions for HTTP. Of its
+/// target, not the query, in which there may be secrets.
+fn attributes(request: &Request<WasiBody>, to: &Destination) -> Attributes {
+    let url = format!("{}://{}{}", to.scheme().as_str(), to.authority(), request.uri().path());
+    [
+        ("http.request.method", request.method().as_str().into()),
+        ("server.address", to.host().to_string().into()),
+        ("server.port", u64::from(to.port()).into()),
+        ("url.full", url.chars().take(MAX_URL).collect::<String>().into()),
+    ]
+    .map(|(key, value): (&str, AttributeValue)| (key.to_owned(), value))
+    .into()
+}
+
+/// Tells of a request that a guest has sent, when the head of its answer is there, or none will be.
+fn tell_span(begun: BegunSpan, from: SystemTime, mut attributes: Attributes, answer: Result<StatusCode, &Error>) {
+    let error = match answer {
+        Ok(status) => {
+            attributes.push(("http.response.status_code".into(), u64::from(status.as_u16()).into()));
+            (status.as_u16() >= 400).then(|| status.as_str().to_owned())
+        }
+        Err(error) => Some(format!("{error:?}")),
+    };
+    if let Some(error) = &error {
+        attributes.push(("error.type".into(), error.clone().into()));
+    }
+    let name = match &attributes.first() {
+        Some((_, AttributeValue::Text(method))) => method.clone(),
+        _ => "HTTP".into(),
+    };
+    begun.tell(SpanKind::Client, name, from.into()..SystemTime::now().into(), attributes, error);
 }
 
 /// One that is held for a guest, and one for a worker.

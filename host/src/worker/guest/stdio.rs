@@ -31,6 +31,13 @@ impl Sink {
         Self { writer, stats }
     }
 
+    /// Passes on what is one line, or several if it is too long for one.
+    pub(super) fn print(&self, asked: Option<&Asked>, text: &str) {
+        let mut buffer = LineBuffer::default();
+        buffer.push(text.as_bytes(), |line| self.write(asked, line));
+        buffer.finish(|line| self.write(asked, line));
+    }
+
     fn write(&self, asked: Option<&Asked>, line: &[u8]) {
         if line.trim_ascii_end() == ADVICE {
             return;

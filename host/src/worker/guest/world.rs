@@ -18,6 +18,7 @@ use super::epoch::Epoch;
 use super::handles::{self, MEASURE_EVERY};
 use super::keyvalue::{Bucket, Stores, Swap};
 use super::metrics::Metrics;
+use super::otel::OpenSpans;
 use super::outbound::{Hooks, Origin, Outbound};
 use super::quota::{Budget, Quota, Warm};
 use super::sockets::{OwnSockets, SocketGrants};
@@ -86,6 +87,7 @@ pub(crate) struct Guest {
     values: Values,
     /// Made when it is first needed.
     sockets: Option<OwnSockets>,
+    open_spans: OpenSpans,
 }
 
 struct Wasi {
@@ -115,6 +117,15 @@ impl Guest {
 
     pub(super) fn own_sockets(&mut self) -> &OwnSockets {
         self.sockets.get_or_insert_with(|| OwnSockets::new(&self.world.sockets))
+    }
+
+    pub(super) fn open_spans(&mut self) -> &mut OpenSpans {
+        &mut self.open_spans
+    }
+
+    /// Writes a line as the instance could have done itself, on its standard error.
+    pub(super) fn print(&self, line: &str) {
+        self.world.stderr.print(self.asked().map(AsRef::as_ref), line);
     }
 
     /// What it is configured with.
@@ -180,6 +191,7 @@ impl Guest {
     pub(crate) fn begin(&mut self, hooks: Hooks, is_alone: bool) {
         self.quota.tell(hooks.asked().cloned());
         if is_alone {
+            self.open_spans.clear();
             self.hooks = hooks;
         } else {
             self.hooks.join(hooks);
@@ -347,6 +359,7 @@ impl World {
             stopped: None,
             values,
             sockets: None,
+            open_spans: OpenSpans::default(),
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.quota);

@@ -17,9 +17,8 @@ use crate::wire::stats::Stats;
 use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
 
-/// Bytes of a header field, and of a method, that are logged. A line has 4096 bytes at most, so that it goes into a pipe whole.
+/// Bytes of a header field that are logged. A line has 4096 bytes at most, so that it goes into a pipe whole.
 const MAX_FIELD: usize = 256;
-const MAX_METHOD: usize = 32;
 
 /// Where a worker's lines go, and what is the same in all of them.
 #[derive(Debug)]
@@ -33,12 +32,12 @@ pub(crate) struct AccessLog {
 /// What is known of a request at its head.
 #[derive(Debug)]
 pub(super) struct AccessFacts {
-    peer: Option<IpAddr>,
-    security: Security,
+    pub(super) peer: Option<IpAddr>,
+    pub(super) security: Security,
     version: Version,
     referer: Option<HeaderValue>,
     agent: Option<HeaderValue>,
-    at: SystemTime,
+    pub(super) at: SystemTime,
 }
 
 impl AccessFacts {
@@ -46,6 +45,18 @@ impl AccessFacts {
         let field = |name| request.headers().get(name).cloned();
         let (referer, agent) = (field(REFERER), field(USER_AGENT));
         Self { peer, security, version: request.version(), referer, agent, at: SystemTime::now() }
+    }
+
+    pub(super) fn protocol_version(&self) -> &'static str {
+        match self.version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            _ => "1.1",
+        }
+    }
+
+    pub(super) fn user_agent(&self) -> Option<String> {
+        self.agent.as_ref().map(|agent| shortened(agent).into_owned())
     }
 
     fn protocol(&self) -> &'static str {
@@ -83,6 +94,8 @@ struct AccessLine<'a> {
     /// Outbound requests, and calls of key-value stores.
     outbound: Option<u32>,
     store_calls: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
     generation: u64,
     slot: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +105,7 @@ struct AccessLine<'a> {
 }
 
 /// How it ended, as the log calls it.
-fn ended(outcome: &Outcome) -> &'static str {
+pub(super) fn ended(outcome: &Outcome) -> &'static str {
     match (outcome.verdict, outcome.end) {
         (Verdict::Trapped(_), _) => "trapped",
         (Verdict::Late, _) => "timed_out",
@@ -154,7 +167,7 @@ impl AccessLog {
             request: asked.request(),
             x_request_id: asked.client_id(),
             peer: access.peer,
-            method: method(asked),
+            method: asked.short_method(),
             path: asked.path(),
             protocol: access.protocol(),
             tls: access.security == Security::Tls,
@@ -168,6 +181,7 @@ impl AccessLog {
             instance,
             outbound: instance.map(|_| cost.outbound()),
             store_calls: instance.map(|_| cost.store_calls()),
+            trace_id: asked.trace().map(|trace| trace.context.trace.to_string()),
             generation: self.identity.generation.0,
             slot: self.identity.slot.0,
             user_agent: text(access.agent.as_ref()),
@@ -186,11 +200,6 @@ fn first(value: &HeaderValue) -> &[u8] {
     &bytes[..bytes.len().min(MAX_FIELD)]
 }
 
-/// It is a token, and so ASCII.
-fn method(asked: &Asked) -> &str {
-    asked.method().get(..MAX_METHOD).unwrap_or(asked.method())
-}
-
 /// Apache's Common Log Format, without the identity and the user that it has a place for.
 fn common(asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) -> String {
     let mut line = String::with_capacity(256);
@@ -203,7 +212,7 @@ fn common(asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) ->
         line,
         " - - [{}] \"{} {} {}\" {status} {bytes}",
         clf_time(access.at),
-        escaped(method(asked).as_bytes()),
+        escaped(asked.short_method().as_bytes()),
         escaped(asked.path().as_bytes()),
         access.protocol(),
     );

@@ -16,13 +16,35 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::access::{AccessFacts, AccessLog};
 use super::outcome::{End, Outcome, Verdict};
 use super::pace::Pace;
+use super::peer::Peer;
+use super::span::tell_span;
 use super::upload::{UploadProgress, UploadState};
 use crate::logging::several_lines;
 use crate::settings::Limits;
+use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::worker::cost::InstanceUse;
 use crate::worker::guest::trap::{TrapKind, describe};
 use crate::worker::requests::{Asked, InFlight, Requests, log_of};
+use crate::worker::traces::RequestTrace;
+
+/// Who is told of requests that are over.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    pub(super) access_log: Option<AccessLog>,
+    pub(super) identity: Identity,
+}
+
+impl Reports {
+    fn tell(&self, asked: &Asked, facts: &AccessFacts, outcome: &Outcome, bytes: u64, in_guest: Option<Duration>) {
+        if let Some(log) = &self.access_log {
+            log.write(asked, facts, outcome, bytes, in_guest);
+        }
+        if let Some(begun) = asked.trace().and_then(RequestTrace::own) {
+            tell_span(begun, asked, facts, outcome, bytes, &self.identity);
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Exchange {
@@ -56,8 +78,9 @@ pub(super) struct Exchange {
     is_blamed: Cell<bool>,
     /// Its outcome is counted.
     is_over: Cell<bool>,
-    /// Where its line is written in the end, and what was known at its head.
-    logged: Option<(Rc<AccessLog>, AccessFacts)>,
+    /// What was known at its head, if somebody is told of it in the end.
+    facts: Option<Box<AccessFacts>>,
+    reports: Rc<Reports>,
     /// Bytes of the answer's body that were handed over.
     sent: Cell<u64>,
     /// When a guest was asked, and how long it took for the head of its answer.
@@ -82,10 +105,15 @@ impl Exchange {
         limits: &Limits,
         stats: &'static Stats,
         alive: mpsc::Sender<()>,
-        logged: Option<(Rc<AccessLog>, AccessFacts)>,
+        reports: &Rc<Reports>,
+        peer: &Peer,
     ) -> Rc<Self> {
         let in_flight = requests.begin(request);
+        let is_told = reports.access_log.is_some() || in_flight.trace().is_some_and(|trace| trace.context.is_sampled);
+        let facts = || Box::new(AccessFacts::new(request, peer.client(request.headers()), peer.security));
         Rc::new(Self {
+            facts: is_told.then(facts),
+            reports: reports.clone(),
             pace: Pace::new(in_flight.began(), limits.min_rate, limits.stream_timeout),
             in_flight,
             stats,
@@ -105,7 +133,6 @@ impl Exchange {
             verdict: Cell::new(Verdict::Answered),
             is_blamed: Cell::new(false),
             is_over: Cell::new(false),
-            logged,
             sent: Cell::new(0),
             asked_at: Cell::new(None),
             in_guest: Cell::new(None),
@@ -335,8 +362,8 @@ impl Exchange {
         };
         outcome.count(self.stats);
         self.cost().count(self.stats);
-        if let Some((log, access)) = &self.logged {
-            log.write(self, access, &outcome, self.sent.get(), self.in_guest.get());
+        if let Some(facts) = &self.facts {
+            self.reports.tell(self, facts, &outcome, self.sent.get(), self.in_guest.get());
         }
     }
 }

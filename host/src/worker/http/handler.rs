@@ -20,7 +20,6 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::{mpsc, oneshot};
 use wasmtime_wasi_http::Error;
 
-use super::access::AccessFacts;
 use super::answers::{Answer, busy, closing, internal_error, late, plain, too_large};
 use super::body::Body;
 use super::connection::Connection;
@@ -84,11 +83,8 @@ impl Server {
         connection: &Connection,
         alive: mpsc::Sender<()>,
     ) -> Rc<Exchange> {
-        let logged = self.access_log.as_ref().map(|log| {
-            let peer = connection.peer();
-            (log.clone(), AccessFacts::new(request, peer.client(request.headers()), peer.security))
-        });
-        let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive, logged);
+        let (reports, peer) = (&self.reports, connection.peer());
+        let exchange = Exchange::begin(&self.requests, request, &self.limits, self.stats, alive, reports, peer);
         connection.begin(exchange.clone(), !request.body().is_end_stream());
         exchange
     }
@@ -144,6 +140,9 @@ impl Server {
         // In this order: no client may have what is said of it taken out again.
         remove_hop_by_hop(request.headers_mut());
         peer.introduce(request.headers_mut(), &authority);
+        if let Some(trace) = exchange.trace() {
+            trace.enter(request.headers_mut());
+        }
         Ok((authority, handshake))
     }
 

@@ -22,6 +22,7 @@ mod pace;
 mod peer;
 mod proxy_protocol;
 pub(crate) mod server;
+mod span;
 mod stream;
 mod timer;
 pub(crate) mod tls;

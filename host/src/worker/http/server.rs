@@ -15,9 +15,11 @@ use super::access::AccessLog;
 use super::buffers::Buffers;
 use super::connection::Connection;
 use super::drain::{Awaited, Timeouts};
+use super::exchange::Reports;
 use super::outbox::Outbox;
 use super::tls::Handshakes;
 use crate::settings::{Limits, TrustedProxies};
+use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::wire::worker_settings::WorkerSettings;
 use crate::worker::Phase;
@@ -51,8 +53,7 @@ pub(crate) struct Server {
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     last_connection: Cell<u64>,
     pub(super) started: Instant,
-    /// None if nobody asked for it.
-    pub(super) access_log: Option<Rc<AccessLog>>,
+    pub(super) reports: Rc<Reports>,
     pub(super) server_timing: bool,
     pub(super) stats: &'static Stats,
 }
@@ -66,7 +67,8 @@ impl Server {
         settings: &WorkerSettings,
         gate: Arc<Gate>,
         handshakes: Option<Handshakes>,
-        access_log: Option<Rc<AccessLog>>,
+        access_log: Option<AccessLog>,
+        identity: Identity,
         stats: &'static Stats,
     ) -> Self {
         let limits = settings.limits;
@@ -94,7 +96,7 @@ impl Server {
             connections: RefCell::default(),
             last_connection: Cell::new(0),
             started: Instant::now(),
-            access_log,
+            reports: Rc::new(Reports { access_log, identity }),
             server_timing: settings.server_timing,
             stats,
         }
