@@ -202,6 +202,10 @@ async fn the_control_socket_is_private_and_speaks_http() {
         (Method::POST, "/status", "", 405, "use GET"),
         (Method::GET, "/scale", "", 405, "use POST"),
         (Method::POST, "/events", "", 405, "use GET"),
+        (Method::GET, "/events?since=soon", "", 400, "`since=soon`: expected how long ago"),
+        (Method::GET, "/events?since=2126-01-01T00:00:00Z", "", 400, "is in the future"),
+        (Method::GET, "/events?from=1h", "", 400, "unknown parameter `from`"),
+        (Method::GET, "/events?follow=false", "", 200, "\"event\":\"serving\""),
         (Method::DELETE, "/config", "", 405, "use GET or POST"),
         (Method::POST, "/config", "{\"wasmcluster.log-level\":3}", 400, "invalid body"),
         (Method::POST, "/config", "{\"wasmcluster.log-level\":\"loud\"}", 400, "expected off"),
@@ -336,6 +340,71 @@ fn events_tell_what_happens() {
     assert!(crashed["reason"].as_str().unwrap().contains("SIGKILL"), "{crashed}");
     assert_eq!((named("stopping").len(), named("worker_draining").len()), (1, 3));
     assert!(all.iter().all(|event| event["time"].as_str().is_some_and(|time| time.ends_with('Z'))), "{all:#?}");
+}
+
+/// What has happened is told first, and then what happens: whoever asks at whatever moment sees the same.
+#[test]
+fn events_that_have_happened_are_told_and_none_twice() {
+    let cluster = Setup::new(&guest("hello")).start();
+    let scale = |workers: &str| assert_eq!(cluster.command(&["scale", workers]).code, Some(0));
+    // Some begin while events come in.
+    let readers: Vec<_> = (1..=4)
+        .map(|number| {
+            scale(if number % 2 == 0 { "2" } else { "3" });
+            cluster.follow(&["events", "--since", "all"])
+        })
+        .collect();
+    let kept = cluster.command(&["events", "--no-follow"]);
+    assert_eq!(kept.code, Some(0), "{kept:?}");
+    let kept: Vec<Value> = kept.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kept[0]["event"], "worker_started");
+    assert_eq!(kept.iter().filter(|event| event["event"] == "scaling").count(), 4);
+    // From a moment on, as an event shows it: that event is the first.
+    let third = kept.iter().filter(|event| event["event"] == "scaling").nth(2).unwrap();
+    let since = cluster.command(&["events", "--no-follow", "--since", third["time"].as_str().unwrap()]);
+    let since: Vec<Value> = since.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let begins = kept.iter().position(|event| event == third).unwrap();
+    assert_eq!(since, kept[begins..]);
+    assert_eq!(cluster.command(&["events", "--since", "1ms", "--no-follow"]).stdout, "");
+
+    until("all are connected", || readers.iter().all(|reader| !reader.stdout.lines().is_empty()).then_some(()));
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    let all: Vec<Vec<Value>> = readers
+        .iter()
+        .map(|reader| {
+            assert_eq!(reader.wait().code(), Some(0));
+            until("its output ends", || reader.stdout.ended().then_some(()));
+            events(&reader.stdout)
+        })
+        .collect();
+    assert!(all[0].starts_with(&kept) && all[0].last().unwrap()["event"] == "stopped", "{:#?}", all[0]);
+    assert!(all.iter().all(|seen| *seen == all[0]));
+}
+
+#[test]
+fn moments_that_make_no_sense_are_refused() {
+    let cluster = Setup::new(&guest("hello")).start();
+    for (since, code, said) in [
+        ("0", 2, "write 10m, 2026-11-30T12:00:00Z, or all"),
+        ("yesterday", 2, "expected how long ago, or when"),
+        ("2126-01-01T00:00:00Z", 1, "is in the future"),
+    ] {
+        let refused = cluster.command(&["events", "--since", since]);
+        assert!(refused.code == Some(code) && refused.stderr.contains(said), "{since}: {refused:?}");
+    }
+    // A primary of before ignores the query, and would be followed for ever.
+    let socket = cluster.folder.path().join("old.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let old = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = [0; 4096];
+        let length = std::io::Read::read(&mut stream, &mut asked).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        String::from_utf8_lossy(&asked[..length]).into_owned()
+    });
+    let refused = cluster.command(&["events", "--since", "1h", "--control", socket.to_str().unwrap()]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("keeps no events; leave out --since"), "{refused:?}");
+    assert!(old.join().unwrap().starts_with("GET /events?since=1h HTTP/1.1\r\n"));
 }
 
 #[test]

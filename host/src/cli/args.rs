@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::control::protocol::Scale;
+use crate::control::query::Since;
 use crate::settings::{DEFAULT_NAME, Options, Percent, Span};
 
 #[derive(Debug, Parser)]
@@ -317,10 +318,20 @@ pub(super) struct StopArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  wasmcluster events\n  wasmcluster events | jq 'select(.event == \"worker_crashed\")'"
-)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster events\n  \
+    wasmcluster events --since 10m --no-follow\n  \
+    wasmcluster events | jq 'select(.event == \"worker_crashed\")'")]
 pub(super) struct EventsArgs {
+    /// Begin with the events since then: a time ago as 10m, a moment as 2026-11-30T12:00:00Z, or all; the cluster keeps
+    /// its last 1000
+    #[arg(long, value_name = "WHEN")]
+    pub(super) since: Option<Since>,
+
+    /// Print the events that are kept, and end
+    #[arg(long)]
+    pub(super) no_follow: bool,
+
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,
 }

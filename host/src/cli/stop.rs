@@ -11,6 +11,7 @@ use super::exit::Failure;
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::Stop;
+use crate::control::query::EventsRequest;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long to wait for the last event once the primary is gone.
@@ -23,7 +24,7 @@ pub(super) fn stop(args: StopArgs) -> Result<(), Failure> {
 /// Stops the cluster, waits until it is gone, and prints how many requests were cut.
 async fn stop_and_tell(client: &Client, now: bool) -> Result<(), CommandError> {
     // The last event has the number. Subscribing fails if there are eight readers already; then the number stays unknown.
-    let cut = match client.events().await {
+    let cut = match client.events(&EventsRequest::TO_COME).await {
         Ok(events) => Some(tokio::spawn(requests_cut(events))),
         Err(_) => None,
     };

@@ -15,12 +15,15 @@ use serde_json::json;
 use tokio::net::UnixStream;
 
 use super::protocol::{ReloadRequest, Scale, Scaled, Status, Stop};
+use super::query::{EventsRequest, KEPT};
 use crate::settings::Changes;
 
 /// How long a command waits for an answer: well beyond what the primary takes for its own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer that a command reads, in bytes.
 pub(crate) const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// How it begins that a primary cannot do what this command can ask for.
+const OLDER: &str = "the primary of this cluster is older than this command";
 
 /// Whether the other end is the same user's, or root's.
 pub(crate) fn is_permitted(peer: &UnixStream) -> bool {
@@ -104,9 +107,14 @@ impl Client {
         Ok(serde_json::from_slice(&body).context("the primary's answer does not parse")?)
     }
 
-    /// The events as they come, lines of JSON, until the primary ends.
-    pub(crate) async fn events(&self) -> Result<Incoming, CommandError> {
-        self.stream(Method::GET, "/events", Bytes::new()).await
+    /// The events as they come, lines of JSON, until the primary ends, and perhaps those before.
+    pub(crate) async fn events(&self, request: &EventsRequest) -> Result<Incoming, CommandError> {
+        let response = self.open(Method::GET, &request.path(), Bytes::new()).await?;
+        if request.looks_back() && !response.headers().contains_key(KEPT) {
+            // It would follow what comes, for ever.
+            return Err(anyhow!("{OLDER} and keeps no events; leave out --since and --no-follow").into());
+        }
+        Ok(response.into_body())
     }
 
     /// How a reload goes, lines of JSON as among the events, until it is over.
@@ -125,9 +133,13 @@ impl Client {
     }
 
     async fn stream(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, CommandError> {
+        Ok(self.open(method, path, body).await?.into_body())
+    }
+
+    async fn open(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, CommandError> {
         let response = in_time(exchange(self.connect().await?, method, path, body)).await?;
         match response.status() {
-            StatusCode::OK => Ok(response.into_body()),
+            StatusCode::OK => Ok(response),
             _ => Err(refusal(response).await?),
         }
     }

@@ -498,7 +498,12 @@ struct EventLine<'a> {
 
 /// The line, newline included.
 pub(crate) fn line(happening: &Happening) -> Bytes {
-    let time = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    line_at(SystemTime::now(), happening)
+}
+
+/// The line of what happened then.
+pub(crate) fn line_at(at: SystemTime, happening: &Happening) -> Bytes {
+    let time = humantime::format_rfc3339_micros(at).to_string();
     let mut line = serde_json::to_vec(&EventLine { time, happening }).expect("numbers and strings");
     line.push(b'\n');
     line.into()

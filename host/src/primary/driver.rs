@@ -480,7 +480,7 @@ impl<'a> Driver<'a> {
                 let values = &self.generations.current().1.application.values;
                 drop(back.send(self.live.config.entries(values)));
             }
-            Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
+            Query::Events(request, back) => drop(back.send(self.events.subscribe(&request))),
             Query::Reload(request, back) => drop(back.send(self.reload(request))),
             Query::Rollback(request, back) => drop(back.send(self.rollback(request))),
             Query::Scale(scale, back) => drop(back.send(self.scale(scale))),

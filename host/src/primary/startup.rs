@@ -108,7 +108,7 @@ impl<'a> Startup<'a> {
         match query {
             Query::Status(back) => drop(back.send(of_start(settings, &self.listen, self.started, Some(starting)))),
             Query::Config(back) => drop(back.send(settings.cluster.live.entries(&settings.application.values))),
-            Query::Events(back) => drop(back.send(self.events.subscribe().map_err(Refused::from))),
+            Query::Events(request, back) => drop(back.send(self.events.subscribe(&request))),
             Query::Stop(_, back) => {
                 drop(back.send(Ok(())));
                 return std::ops::ControlFlow::Break(());

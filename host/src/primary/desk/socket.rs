@@ -31,6 +31,7 @@ use tokio::task::AbortHandle;
 use super::name::Name;
 use crate::control::client::{PATIENCE, is_permitted};
 use crate::control::protocol::{Empty, ReloadRequest, Scale, Scaled, Status, Stop};
+use crate::control::query::{EventsRequest, KEPT};
 use crate::settings::Changes;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
@@ -52,7 +53,7 @@ pub(crate) enum Query {
     Status(oneshot::Sender<Status>),
     Config(oneshot::Sender<BTreeMap<String, String>>),
     /// The answer is lines of JSON as they come, or why not; so in what follows.
-    Events(oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
+    Events(EventsRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Reload(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Rollback(ReloadRequest, oneshot::Sender<Refusable<mpsc::Receiver<Bytes>>>),
     Scale(Scale, oneshot::Sender<Refusable<Scaled>>),
@@ -198,7 +199,7 @@ async fn answer(
         (&Method::POST, "/certificates") => change(body, queries, Query::ReadCertificates).await.map(|()| json!({})),
         (&Method::GET, "/events") | (&Method::POST, "/reload" | "/rollback") => {
             let lines = match head.uri.path() {
-                "/events" => ask(queries, Query::Events).await.and_then(|lines| lines.map_err(CommandRefusal::from)),
+                "/events" => events(head.uri.query(), queries).await,
                 "/reload" => change(body, queries, Query::Reload).await,
                 _ => change(body, queries, Query::Rollback).await,
             };
@@ -233,6 +234,8 @@ fn respond(
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    // So that a command knows whether what it asked for was understood.
+    response.headers_mut().insert(KEPT, http::HeaderValue::from_static("events"));
     response
 }
 
@@ -278,6 +281,11 @@ impl From<Refused> for CommandRefusal {
         };
         Self { status, error, busy }
     }
+}
+
+async fn events(query: Option<&str>, queries: &mpsc::Sender<Query>) -> Result<mpsc::Receiver<Bytes>, CommandRefusal> {
+    let request = EventsRequest::read(query).map_err(|error| CommandRefusal::new(StatusCode::BAD_REQUEST, error))?;
+    Ok(ask(queries, |back| Query::Events(request, back)).await??)
 }
 
 /// Hands a change to the driver.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::Driver;
-use crate::control::protocol::{Happening, line};
+use crate::control::protocol::Happening;
 use crate::control::sample::Sample;
 use crate::primary::desk::admin::ToldState;
 use crate::primary::fleet::helper::HelperNews;
@@ -90,9 +90,9 @@ impl Driver<'_> {
 
     /// Publishes an event: to commands, and to the admin server.
     pub(super) fn publish(&mut self, happening: &Happening) {
-        self.events.publish(happening);
+        let line = self.events.publish(happening);
         if let Some(process) = self.administration.server.process() {
-            let line = String::from_utf8_lossy(&line(happening)).into_owned();
+            let line = String::from_utf8_lossy(&line).into_owned();
             // One that does not read misses it.
             let _ = process.tell(&ToAdmin::Event { line }, &[]);
         }
