@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
@@ -120,19 +119,19 @@ fn filter(level: LogLevel) -> Targets {
 }
 
 impl Logging {
-    /// Sends this process's events to `writer` from now on.
+    /// Sends this process's events to `writer` from now on, for the primary to carry out: those for people are there as JSON
+    /// as well.
     pub(crate) fn install<W>(self, level: LogLevel, writer: W) -> Volume
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
         let (filter, volume) = reload::Layer::new(filter(level));
-        let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false).with_ansi(self.colour);
-        let registry = tracing_subscriber::registry().with(filter);
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(self.colour);
+        let registry = tracing_subscriber::registry().with(filter).with(json::KeepFields);
+        let pretty = tracing_subscriber::fmt::format().with_target(false);
         let installed = match self.format {
-            LogFormat::Pretty => registry.with(layer).try_init(),
-            LogFormat::Json => {
-                registry.with(layer.fmt_fields(JsonFields::new()).event_format(json::JsonLines)).try_init()
-            }
+            LogFormat::Pretty => registry.with(layer.event_format(json::Twice(pretty))).try_init(),
+            LogFormat::Json => registry.with(layer.event_format(json::JsonLines)).try_init(),
         };
         debug_assert!(installed.is_ok(), "logging is installed once");
         Volume(volume)
@@ -179,12 +178,15 @@ fn error_label() -> &'static str {
 
 /// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
 pub(crate) fn colours() -> bool {
-    use std::io::IsTerminal;
+    has_colours(&io::stderr())
+}
+
+pub(crate) fn has_colours(out: &impl io::IsTerminal) -> bool {
     let is_plain = || {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         unwanted || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
     };
-    io::stderr().is_terminal() && !is_plain()
+    out.is_terminal() && !is_plain()
 }
 
 /// The line that announces a listener, newline included.

@@ -8,6 +8,7 @@ mod admin;
 mod config;
 mod cost;
 mod lifecycle;
+mod logs;
 mod names;
 mod output;
 mod processes;

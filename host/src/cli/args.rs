@@ -24,6 +24,7 @@ use crate::settings::{DEFAULT_NAME, Options, Percent, Span};
                   wasmcluster status\n  \
                   wasmcluster reload app.wasm\n  \
                   wasmcluster events\n  \
+                  wasmcluster logs --follow\n  \
                   wasmcluster scale 8\n  \
                   wasmcluster stop",
     subcommand_required = true,
@@ -57,6 +58,8 @@ pub(super) enum Command {
     Rollback(RollbackArgs),
     /// Follow the events of a running cluster, one JSON object per line
     Events(EventsArgs),
+    /// Show the latest lines of a running cluster's log, and what guests printed
+    Logs(LogsArgs),
     /// Change the number of workers, and wait until they are ready
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
@@ -331,6 +334,35 @@ pub(super) struct EventsArgs {
     /// Print the events that are kept, and end
     #[arg(long)]
     pub(super) no_follow: bool,
+
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    wasmcluster logs -f\n  \
+    wasmcluster logs --worker 3\n  \
+    wasmcluster logs --request 3-17\n  \
+    wasmcluster logs --json | jq 'select(.level == \"ERROR\")'\n\n\
+    The cluster keeps its latest 2000 lines, at most 1 MiB of them, wherever its output goes. A reader that is too slow is \
+    told how many lines it missed.")]
+pub(super) struct LogsArgs {
+    /// Print what comes, until the cluster ends
+    #[arg(short, long)]
+    pub(super) follow: bool,
+
+    /// Only lines of this worker, and those about it; `wasmcluster status` shows its number
+    #[arg(long, value_name = "N")]
+    pub(super) worker: Option<u64>,
+
+    /// Only lines about this request, by its number as 3-17, or by the x-request-id that its client gave it
+    #[arg(long, value_name = "ID")]
+    pub(super) request: Option<String>,
+
+    /// Print JSON, one object per line
+    #[arg(long)]
+    pub(super) json: bool,
 
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,

@@ -11,6 +11,7 @@ mod events;
 mod exit;
 mod hints;
 mod inspect;
+mod logs;
 mod new;
 mod output;
 mod reload;
@@ -77,6 +78,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Reload(args) => reload::reload(args),
         Command::Rollback(args) => rollback::rollback(args),
         Command::Events(args) => events::events(args),
+        Command::Logs(args) => logs::logs(args),
         Command::Scale(args) => scale::scale(args),
         Command::Stop(args) => stop::stop(args),
         Command::Config(args) => config::config(args),

@@ -12,6 +12,42 @@ pub(super) fn print(text: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Takes the sequences by which terminals are told colours and the like (ECMA-48, CSI) out of a text that comes in pieces.
+#[derive(Debug, Default)]
+pub(super) struct Uncoloured {
+    at: AnsiState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum AnsiState {
+    #[default]
+    Text,
+    /// Behind an escape.
+    Escape,
+    /// In a sequence, up to its last byte.
+    Sequence,
+}
+
+impl Uncoloured {
+    pub(super) fn strip(&mut self, piece: &[u8]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(piece.len());
+        for &byte in piece {
+            match (self.at, byte) {
+                (AnsiState::Text | AnsiState::Escape, b'\x1b') => self.at = AnsiState::Escape,
+                (AnsiState::Escape, b'[') => self.at = AnsiState::Sequence,
+                // A sequence that its line does not finish is none.
+                (AnsiState::Sequence, 0x20..=0x3f) => {}
+                (AnsiState::Sequence, 0x40..=0x7e) => self.at = AnsiState::Text,
+                _ => {
+                    self.at = AnsiState::Text;
+                    text.push(byte);
+                }
+            }
+        }
+        text
+    }
+}
+
 /// Lays out columns, with two spaces between them if that fits a terminal, else one.
 pub(super) fn align<const COLUMNS: usize>(text: &mut String, rows: &[[String; COLUMNS]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -59,6 +95,16 @@ pub(super) fn duration(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_taken_out_wherever_pieces_end() {
+        let text = b"\x1b[2m12:00\x1b[0m \x1b[38;5;1mERROR\x1b[0m a \x1b7 \x1b[3\nb\x1b\x1b[1m[c]\n";
+        for size in [1, 2, 3, 5, text.len()] {
+            let mut uncoloured = Uncoloured::default();
+            let stripped: Vec<u8> = text.chunks(size).flat_map(|piece| uncoloured.strip(piece)).collect();
+            assert_eq!(String::from_utf8(stripped).unwrap(), "12:00 ERROR a 7 \nb[c]\n");
+        }
+    }
 
     #[test]
     fn times_are_short() {

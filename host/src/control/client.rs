@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 
 use super::protocol::{ReloadRequest, Scale, Scaled, Status, Stop};
-use super::query::{EventsRequest, KEPT};
+use super::query::{EventsRequest, KEPT, LogsRequest};
 use crate::settings::Changes;
 
 /// How long a command waits for an answer: well beyond what the primary takes for its own.
@@ -115,6 +115,16 @@ impl Client {
             return Err(anyhow!("{OLDER} and keeps no events; leave out --since and --no-follow").into());
         }
         Ok(response.into_body())
+    }
+
+    /// The lines of the log that are asked for.
+    pub(crate) async fn logs(&self, request: &LogsRequest) -> Result<Incoming, CommandError> {
+        let response = in_time(exchange(self.connect().await?, Method::GET, &request.path(), Bytes::new())).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            StatusCode::NOT_FOUND => Err(anyhow!("{OLDER} and keeps no lines; they are where its output goes").into()),
+            _ => Err(refusal(response).await?),
+        }
     }
 
     /// How a reload goes, lines of JSON as among the events, until it is over.

@@ -1,4 +1,4 @@
-//! What stands behind the `?` of `GET /events`: how commands write it, and how a primary reads it.
+//! What stands behind the `?` of `GET /events` and `GET /logs`: how commands write it, and how a primary reads it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -120,6 +120,69 @@ impl EventsRequest {
     }
 }
 
+/// The query of `GET /logs`. Without any, all lines that are kept, as they went out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogsRequest {
+    /// Those to come as well.
+    pub(crate) follow: bool,
+    /// Only those that this worker says, or that are about it.
+    pub(crate) worker: Option<u64>,
+    /// Only those about the request that the log, or its client, calls so.
+    pub(crate) request: Option<String>,
+    pub(crate) form: LogForm,
+}
+
+/// How lines are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogForm {
+    /// As they went out.
+    #[default]
+    Text,
+    /// Each is an object.
+    Json,
+}
+
+impl FromStr for LogForm {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json"),
+        }
+    }
+}
+
+impl LogsRequest {
+    pub(crate) fn read(query: Option<&str>) -> Result<Self, String> {
+        let mut request = Self::default();
+        for pair in pairs(query) {
+            let (name, value) = pair?;
+            match name {
+                "follow" => request.follow = told(name, &value)?,
+                "worker" => request.worker = Some(told(name, &value)?),
+                "request" => request.request = Some(value),
+                "format" => request.form = told(name, &value)?,
+                _ => {
+                    let known = "`follow`, `worker`, `request` and `format`";
+                    return Err(format!("unknown parameter `{name}`; there are {known}"));
+                }
+            }
+        }
+        Ok(request)
+    }
+
+    /// The path with the query.
+    pub(crate) fn path(&self) -> String {
+        let follow = self.follow.then(|| ("follow", "true".into()));
+        let worker = self.worker.map(|worker| ("worker", worker.to_string()));
+        let request = self.request.clone().map(|request| ("request", request));
+        let form = (self.form == LogForm::Json).then(|| ("format", "json".into()));
+        path("/logs", [follow, worker, request, form].into_iter().flatten())
+    }
+}
+
 fn told<T: FromStr<Err: fmt::Display>>(name: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|error| format!("`{name}={value}`: {error}"))
 }
@@ -190,6 +253,29 @@ mod tests {
             ("from=1h", "unknown parameter `from`"),
         ] {
             let error = EventsRequest::read(Some(query)).unwrap_err();
+            assert!(error.starts_with(said), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn queries_for_lines_are_read_as_they_were_written() {
+        let request = Some("Root=1-6;Self=1/2+3|4 5&6%".to_owned());
+        for (asked, path) in [
+            (LogsRequest::default(), Some("/logs")),
+            (LogsRequest { follow: true, worker: Some(3), ..Default::default() }, Some("/logs?follow=true&worker=3")),
+            (LogsRequest { request, form: LogForm::Json, ..Default::default() }, None),
+        ] {
+            let written = asked.path();
+            assert!(path.is_none_or(|path| written == path), "{written}");
+            assert!(written.parse::<http::Uri>().is_ok(), "{written}");
+            assert_eq!(LogsRequest::read(written.split_once('?').map(|(_, query)| query)), Ok(asked));
+        }
+        for (query, said) in [
+            ("worker=first", "`worker=first`: invalid digit"),
+            ("format=xml", "`format=xml`: expected text or json"),
+            ("lines=3", "unknown parameter `lines`"),
+        ] {
+            let error = LogsRequest::read(Some(query)).unwrap_err();
             assert!(error.starts_with(said), "{query}: {error}");
         }
     }

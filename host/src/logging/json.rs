@@ -6,18 +6,21 @@
 //! was a JSON object, that object as `guest`: nothing is encoded twice.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::{JsonFields, Writer};
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::LogLevel;
-use crate::os::pipe::MAX_LINE;
+use crate::os::pipe::{MARK, MAX_LINE};
 
 /// How a line of ours begins, by which it is told from other text.
 const BEGINNING: &str = "{\"timestamp\":";
@@ -33,9 +36,11 @@ struct LogLine<'a> {
 
 /// A line, newline included. What would not fit into one that pipes carry whole is cut, the message first.
 pub(crate) fn line(level: &str, message: &str, fields: &Map<String, Value>) -> String {
-    let mut timestamp = String::new();
-    // Writing to a String cannot fail.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+    line_at(SystemTime::now(), level, message, fields)
+}
+
+fn line_at(at: SystemTime, level: &str, message: &str, fields: &Map<String, Value>) -> String {
+    let timestamp = humantime::format_rfc3339_micros(at).to_string();
     let mut kept = message.len();
     loop {
         let line = LogLine { timestamp: &timestamp, level, message: &message[..kept], fields };
@@ -43,7 +48,7 @@ pub(crate) fn line(level: &str, message: &str, fields: &Map<String, Value>) -> S
         let text = serde_json::to_string(&line).unwrap_or_default();
         match (text.len() <= MAX_LINE, kept) {
             (true, _) => return text + "\n",
-            (false, 0) => return self::line(level, message, &Map::from_iter([("cut".into(), Value::Bool(true))])),
+            (false, 0) => return line_at(at, level, message, &Map::from_iter([("cut".into(), Value::Bool(true))])),
             (false, _) => kept = message.floor_char_boundary(kept / 2),
         }
     }
@@ -60,19 +65,19 @@ pub(crate) fn wrap(text: &[u8], level: LogLevel, fields: &Map<String, Value>) ->
 }
 
 /// A line that a guest printed: its level and message are the guest's own, if it says any in a usual way.
-pub(crate) fn guest_line(text: &[u8], mut fields: Map<String, Value>) -> String {
+pub(crate) fn guest_line(at: SystemTime, text: &[u8], mut fields: Map<String, Value>) -> String {
     let text = String::from_utf8_lossy(text);
     let text = text.trim_end_matches(['\n', '\r']);
     let object = if text.starts_with('{') { serde_json::from_str::<Map<String, Value>>(text).ok() } else { None };
     let Some(object) = object else {
         let level = text.split([' ', ':']).next().and_then(level_named).unwrap_or(LogLevel::Info);
-        return line(level.name(), text, &fields);
+        return line_at(at, level.name(), text, &fields);
     };
     let said = |names: [&str; 2]| names.iter().find_map(|&name| object.get(name)?.as_str()).map(str::to_owned);
     let level = said(["level", "severity"]).and_then(|level| level_named(&level)).unwrap_or(LogLevel::Info);
     let message = said(["message", "msg"]).unwrap_or_default();
     fields.insert("guest".into(), object.into());
-    line(level.name(), &message, &fields)
+    line_at(at, level.name(), &message, &fields)
 }
 
 /// The names that logging libraries give to levels.
@@ -102,14 +107,48 @@ where
         let mut said = Said::default();
         for span in context.event_scope().into_iter().flatten() {
             let extensions = span.extensions();
-            let Some(formatted) = extensions.get::<FormattedFields<JsonFields>>() else { continue };
-            for (name, value) in serde_json::from_str::<Map<String, Value>>(&formatted.fields).unwrap_or_default() {
-                said.fields.insert(if name == "id" { span.name().into() } else { name }, value);
+            let Some(SpanFields(fields)) = extensions.get() else { continue };
+            for (name, value) in fields {
+                said.fields.insert(if name == "id" { span.name().into() } else { name.clone() }, value.clone());
             }
         }
         event.record(&mut said);
         let level = event.metadata().level().as_str();
         writer.write_str(&line(level, &said.message, &said.fields))
+    }
+}
+
+/// Writes each event twice: as JSON, behind a mark by which its reader knows it, and then for people. The primary keeps the
+/// one for those who ask for it later, and passes on the other.
+#[derive(Debug)]
+pub(super) struct Twice(pub(super) Format);
+
+impl<S, N> FormatEvent<S, N> for Twice
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        writer.write_char(MARK.into())?;
+        JsonLines.format_event(context, writer.by_ref(), event)?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// The fields of a span, which [`JsonLines`] finds with it.
+struct SpanFields(Map<String, Value>);
+
+/// Keeps the fields of spans.
+#[derive(Debug)]
+pub(super) struct KeepFields;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for KeepFields {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut said = Said::default();
+        attributes.record(&mut said);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(SpanFields(said.fields));
+        }
     }
 }
 
@@ -172,7 +211,7 @@ mod tests {
     }
 
     fn guest(text: &str) -> Value {
-        parse(&guest_line(text.as_bytes(), Map::from_iter([("worker".into(), json!(3))])))
+        parse(&guest_line(SystemTime::now(), text.as_bytes(), Map::from_iter([("worker".into(), json!(3))])))
     }
 
     #[test]

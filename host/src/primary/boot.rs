@@ -58,7 +58,7 @@ pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Res
         let (output, volume) = Output::start(settings.cluster.logging, settings.cluster.live.log_level)?;
         let served = async {
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
-            control.serve(queries)?;
+            control.serve(queries, output.kept())?;
             resources::warn_of_surroundings();
             for doubt in &settings.doubts {
                 tracing::warn!("{doubt}");
@@ -71,8 +71,9 @@ pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Res
             run(settings, sources, startup, &output, volume).await
         }
         .await;
-        control.finish().await;
+        // First, as it ends the answers of those who follow the log, too.
         output.finish();
+        control.finish().await;
         served
     })
 }

@@ -39,7 +39,7 @@ use super::supervisor::{
     Action, Answers, Degradation, Ending, Event, Haste, Report, Supervisor, Vitals, Why, WorkerState,
 };
 use crate::control::protocol::{Empty, Happening, ReloadRequest, ReloadResult, Scale, Scaled};
-use crate::logging::{Volume, announcement};
+use crate::logging::Volume;
 use crate::os::child::reap_orphans;
 use crate::os::listener::Listener;
 use crate::settings::{Changes, LiveConfig, MAX_WORKERS, Policy, Settings, SettingsSources};
@@ -848,8 +848,7 @@ impl<'a> Driver<'a> {
     }
 
     fn announce(&mut self) {
-        let format = self.settings.cluster.logging.format;
-        self.output.announce(self.urls.iter().map(|url| announcement(format, url)).collect());
+        self.output.announce(&self.urls);
         self.publish(&Happening::Serving { listen: self.urls.clone() });
         self.save_commit();
         let workers = self.settings.cluster.workers;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::logging::{one_line, several_lines};
+use crate::logging::{LogFormat, one_line, several_lines};
 use crate::os::listener::{Entrance, Security};
 use crate::os::log_file::{END_WITHIN, LogFile};
 use crate::os::pagemap;
@@ -126,7 +126,9 @@ pub(crate) fn worker_main() -> anyhow::Result<()> {
     let WorkerStart { identity, config, stats, settings, artifact, log, tls, access_log, spans, listeners } =
         WorkerStart::receive(&primary)?;
 
-    let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, MAX_OUTPUT)));
+    // Lines for people are there as JSON, too, which does not go out.
+    let forms = if settings.logging.format == LogFormat::Pretty { 2 } else { 1 };
+    let log: &'static LineWriter = Box::leak(Box::new(LineWriter::limited(log, forms * MAX_OUTPUT)));
     let volume = settings.logging.install(config.log_level, move || log);
     log_panics();
     let span = tracing::info_span!("worker", id = identity.worker.0, generation = identity.generation.0);

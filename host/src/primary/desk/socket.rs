@@ -31,7 +31,8 @@ use tokio::task::AbortHandle;
 use super::name::Name;
 use crate::control::client::{PATIENCE, is_permitted};
 use crate::control::protocol::{Empty, ReloadRequest, Scale, Scaled, Status, Stop};
-use crate::control::query::{EventsRequest, KEPT};
+use crate::control::query::{EventsRequest, KEPT, LogForm, LogsRequest};
+use crate::primary::fleet::kept_log::KeptLog;
 use crate::settings::Changes;
 
 /// Commands that may be connected at the same time; more wait in the kernel's queue.
@@ -60,6 +61,13 @@ pub(crate) enum Query {
     Stop(Stop, oneshot::Sender<Refusable<()>>),
     Configure(Changes, oneshot::Sender<Refusable<()>>),
     ReadCertificates(Empty, oneshot::Sender<Refusable<()>>),
+}
+
+/// Who knows the answers.
+#[derive(Clone, Debug)]
+struct Answerers {
+    queries: mpsc::Sender<Query>,
+    log: KeptLog,
 }
 
 /// What the driver answers to a command that it may refuse.
@@ -107,10 +115,10 @@ impl Control {
     }
 
     /// Answers commands for as long as the primary lives; to be spawned on the executor.
-    pub(crate) fn serve(&mut self, queries: mpsc::Sender<Query>) -> io::Result<()> {
+    pub(crate) fn serve(&mut self, queries: mpsc::Sender<Query>, log: KeptLog) -> io::Result<()> {
         let mut listeners = self.name.listener();
         let listener = register(&mut listeners)?;
-        let accepting = tokio::spawn(accept(listener, listeners, self.places.clone(), queries));
+        let accepting = tokio::spawn(accept(listener, listeners, self.places.clone(), Answerers { queries, log }));
         self.accepting = Some(accepting.abort_handle());
         Ok(())
     }
@@ -134,12 +142,7 @@ fn register(listeners: &mut Listeners) -> io::Result<UnixListener> {
 type Listeners = watch::Receiver<Arc<std::os::unix::net::UnixListener>>;
 
 /// Accepts at the socket, and at the one that takes its place when its file was removed.
-async fn accept(
-    mut listener: UnixListener,
-    mut listeners: Listeners,
-    places: Arc<Semaphore>,
-    queries: mpsc::Sender<Query>,
-) {
+async fn accept(mut listener: UnixListener, mut listeners: Listeners, places: Arc<Semaphore>, answerers: Answerers) {
     while let Ok(place) = places.clone().acquire_owned().await {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -153,9 +156,9 @@ async fn accept(
         };
         match accepted {
             Ok((stream, _)) if is_permitted(&stream) => {
-                let queries = queries.clone();
+                let answerers = answerers.clone();
                 tokio::spawn(async move {
-                    converse(stream, &queries).await;
+                    converse(stream, &answerers).await;
                     drop(place);
                 });
             }
@@ -169,9 +172,9 @@ async fn accept(
 }
 
 /// One command's connection. One that hangs up, or dawdles, is its own affair.
-async fn converse(stream: UnixStream, queries: &mpsc::Sender<Query>) {
+async fn converse(stream: UnixStream, answerers: &Answerers) {
     let streams = AtomicBool::new(false);
-    let service = service_fn(|request| answer(request, queries, &streams));
+    let service = service_fn(|request| answer(request, answerers, &streams));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(ASKS_WITHIN);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
@@ -186,7 +189,7 @@ type CommandAnswer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 /// `streams` is set when the answer's body lasts.
 async fn answer(
     request: Request<Incoming>,
-    queries: &mpsc::Sender<Query>,
+    Answerers { queries, log }: &Answerers,
     streams: &AtomicBool,
 ) -> Result<CommandAnswer, Infallible> {
     let (head, body) = request.into_parts();
@@ -211,8 +214,15 @@ async fn answer(
                 Err(refusal) => Err(refusal),
             }
         }
+        (&Method::GET, "/logs") => match logs(head.uri.query(), log) {
+            Ok((kind, pieces)) => {
+                streams.store(true, Ordering::Relaxed);
+                return Ok(respond(StatusCode::OK, kind, LineBody(pieces)));
+            }
+            Err(refusal) => Err(refusal),
+        },
         (_, "/config") => Err(CommandRefusal::method("use GET or POST")),
-        (_, "/status" | "/events") => Err(CommandRefusal::method("use GET")),
+        (_, "/status" | "/events" | "/logs") => Err(CommandRefusal::method("use GET")),
         (_, "/scale" | "/stop" | "/reload" | "/rollback" | "/certificates") => Err(CommandRefusal::method("use POST")),
         _ => Err(CommandRefusal::new(StatusCode::NOT_FOUND, format!("no such path; there are {PATHS}"))),
     };
@@ -223,7 +233,7 @@ async fn answer(
     Ok(respond(status, "application/json", Full::new(Bytes::from(format!("{body}\n")))))
 }
 
-const PATHS: &str = "GET /status, /events and /config, POST /reload, /rollback, /certificates, /scale, /stop and \
+const PATHS: &str = "GET /status, /events, /logs and /config, POST /reload, /rollback, /certificates, /scale, /stop and \
                      /config";
 
 fn respond(
@@ -286,6 +296,17 @@ impl From<Refused> for CommandRefusal {
 async fn events(query: Option<&str>, queries: &mpsc::Sender<Query>) -> Result<mpsc::Receiver<Bytes>, CommandRefusal> {
     let request = EventsRequest::read(query).map_err(|error| CommandRefusal::new(StatusCode::BAD_REQUEST, error))?;
     Ok(ask(queries, |back| Query::Events(request, back)).await??)
+}
+
+/// The log is not the driver's: its lines are told by the thread that carries them out.
+fn logs(query: Option<&str>, log: &KeptLog) -> Result<(&'static str, mpsc::Receiver<Bytes>), CommandRefusal> {
+    let asked = LogsRequest::read(query).map_err(|error| CommandRefusal::new(StatusCode::BAD_REQUEST, error))?;
+    let kind = match asked.form {
+        LogForm::Text => "text/plain; charset=utf-8",
+        LogForm::Json => "application/x-ndjson",
+    };
+    let pieces = log.read(asked).map_err(|error| CommandRefusal::new(StatusCode::CONFLICT, error))?;
+    Ok((kind, pieces))
 }
 
 /// Hands a change to the driver.

@@ -3,5 +3,6 @@
 pub(crate) mod builder;
 pub(crate) mod helper;
 pub(crate) mod helping;
+pub(crate) mod kept_log;
 pub(crate) mod output;
 pub(crate) mod process;

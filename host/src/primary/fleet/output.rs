@@ -9,12 +9,14 @@ use std::fmt;
 use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Map;
 
-use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, json};
+use super::kept_log::{About, GuestFields, JsonText, KeptLine, KeptLog};
+use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, announcement, json};
 use crate::os::pipe::{LineBuffer, LineWriter, MARK, output_pipe};
 use crate::wire::ids::{Generation, WorkerId};
 
@@ -31,13 +33,22 @@ pub(crate) struct Source {
     reader: std::fs::File,
     kind: SourceKind,
     lines: LineBuffer,
+    event: LoggedEvent,
+}
+
+/// What was said as JSON of the event whose lines come.
+#[derive(Debug, Default)]
+struct LoggedEvent {
+    about: About,
+    /// None once its first line has come.
+    json: Option<Bytes>,
 }
 
 /// Whose lines they are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SourceKind {
-    /// Log lines, formatted already.
-    Log,
+    /// Log lines, formatted already, of the primary or a worker.
+    Log(Option<WorkerId>),
     /// What a guest printed.
     Guest { stream: OutputStream, worker: WorkerId, generation: Generation },
 }
@@ -51,7 +62,7 @@ pub(crate) enum OutputStream {
 
 impl Source {
     pub(crate) fn new(reader: OwnedFd, kind: SourceKind) -> Self {
-        Self { reader: reader.into(), kind, lines: LineBuffer::of_marked_lines() }
+        Self { reader: reader.into(), kind, lines: LineBuffer::of_marked_lines(), event: LoggedEvent::default() }
     }
 }
 
@@ -59,14 +70,25 @@ impl Source {
 enum OutputOrder {
     Add(Source),
     Release,
-    /// Bytes for standard error, also before the release.
-    Show(Vec<u8>),
+    /// For standard error, also before the release.
+    Show(ShownText),
     Finish,
+}
+
+/// What the start itself says.
+#[derive(Debug)]
+enum ShownText {
+    /// A line, and the same as JSON, unless it is that already.
+    Line { text: String, json: Option<String> },
+    /// What the next one overwrites.
+    Progress(String),
 }
 
 /// The handle to the thread.
 #[derive(Debug)]
 pub(crate) struct Output {
+    format: LogFormat,
+    kept: KeptLog,
     orders: SyncSender<OutputOrder>,
     /// A byte in this pipe makes the thread look at its orders.
     wake: PipeWriter,
@@ -82,15 +104,17 @@ impl Output {
         let (orders, received) = sync_channel(MAX_WAITING);
         let (wakened, wake) = io::pipe()?;
         let (ending, done) = sync_channel(0);
+        let (format, kept) = (logging.format, KeptLog::new());
+        let carrier = Carrier { format, kept: kept.clone(), sources: Vec::new(), orders: received, wakened };
         std::thread::Builder::new().name("output".into()).spawn(move || {
-            Carrier { format: logging.format, sources: Vec::new(), orders: received, wakened }.run();
+            carrier.run();
             drop(ending);
         })?;
-        let is_terminal = io::stderr().is_terminal() && logging.format == LogFormat::Pretty;
-        let output = Self { orders, wake, done, is_terminal };
+        let is_terminal = io::stderr().is_terminal() && format == LogFormat::Pretty;
+        let output = Self { format, kept, orders, wake, done, is_terminal };
 
         let (reader, writer) = output_pipe(None)?;
-        output.add(Source::new(reader, SourceKind::Log));
+        output.add(Source::new(reader, SourceKind::Log(None)));
         let log: &'static LineWriter = Box::leak(Box::new(LineWriter::new(writer)));
         let volume = logging.install(level, move || log);
         Ok((output, volume))
@@ -101,22 +125,32 @@ impl Output {
         self.order(OutputOrder::Add(source));
     }
 
+    /// The latest of all lines.
+    pub(crate) fn kept(&self) -> KeptLog {
+        self.kept.clone()
+    }
+
     /// Announces the cluster, and lets lines through.
-    pub(crate) fn announce(&self, lines: String) {
-        self.order(OutputOrder::Show(lines.into_bytes()));
+    pub(crate) fn announce(&self, urls: &[String]) {
+        for url in urls {
+            let json = (self.format != LogFormat::Json).then(|| announcement(LogFormat::Json, url));
+            self.order(OutputOrder::Show(ShownText::Line { text: announcement(self.format, url), json }));
+        }
         self.order(OutputOrder::Release);
     }
 
     /// A line of the start's own, also before the release.
     pub(crate) fn say(&self, level: LogLevel, message: fmt::Arguments<'_>) {
-        self.order(OutputOrder::Show(logging::line(level, message).into_bytes()));
+        let as_json = || json::line(level.name(), &message.to_string(), &Map::new());
+        let json = (self.format != LogFormat::Json).then(as_json);
+        self.order(OutputOrder::Show(ShownText::Line { text: logging::line(level, message), json }));
     }
 
     /// Tells what takes long: on a terminal in a line that [`Output::end_progress`] removes, elsewhere once.
     pub(crate) fn progress(&self, doing: &str, time: Duration, was_told: bool) {
         let sentence = format!("{}{}…", doing[..1].to_uppercase(), &doing[1..]);
         if self.is_terminal {
-            self.order(OutputOrder::Show(format!("\r{sentence} {} s\x1b[K", time.as_secs()).into_bytes()));
+            self.order(OutputOrder::Show(ShownText::Progress(format!("\r{sentence} {} s\x1b[K", time.as_secs()))));
         } else if !was_told {
             self.say(LogLevel::Info, format_args!("{sentence}"));
         }
@@ -124,7 +158,7 @@ impl Output {
 
     pub(crate) fn end_progress(&self) {
         if self.is_terminal {
-            self.order(OutputOrder::Show(b"\r\x1b[K".to_vec()));
+            self.order(OutputOrder::Show(ShownText::Progress("\r\x1b[K".into())));
         }
     }
 
@@ -137,6 +171,7 @@ impl Output {
     pub(crate) fn finish(self) {
         self.order(OutputOrder::Finish);
         let _ = self.done.recv_timeout(FINISH);
+        self.kept.end();
     }
 
     fn order(&self, order: OutputOrder) {
@@ -151,6 +186,7 @@ impl Output {
 
 struct Carrier {
     format: LogFormat,
+    kept: KeptLog,
     sources: Vec<Source>,
     orders: Receiver<OutputOrder>,
     wakened: PipeReader,
@@ -163,7 +199,7 @@ impl Carrier {
             match order {
                 OutputOrder::Add(source) => self.sources.push(source),
                 OutputOrder::Release => break,
-                OutputOrder::Show(bytes) => show(&bytes),
+                OutputOrder::Show(shown) => self.show(shown),
                 OutputOrder::Finish => return self.carry_the_rest(),
             }
         }
@@ -174,7 +210,7 @@ impl Carrier {
                 match order {
                     OutputOrder::Add(source) => self.sources.push(source),
                     OutputOrder::Release => {}
-                    OutputOrder::Show(bytes) => show(&bytes),
+                    OutputOrder::Show(shown) => self.show(shown),
                     OutputOrder::Finish => return self.carry_the_rest(),
                 }
             }
@@ -217,67 +253,114 @@ impl Carrier {
 
     /// Takes one share from each of these sources and writes it out.
     fn carry(&mut self, readable: &[usize]) {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut round = Round::default();
         let mut ended = Vec::new();
         let mut share = vec![0; SHARE];
         for &index in readable {
-            let source = &mut self.sources[index];
-            let out = match source.kind {
-                SourceKind::Guest { stream: OutputStream::Stdout, .. } => &mut stdout,
-                SourceKind::Guest { stream: OutputStream::Stderr, .. } | SourceKind::Log => &mut stderr,
-            };
-            let (kind, format) = (source.kind, self.format);
-            match source.reader.read(&mut share) {
+            let Source { reader, kind, lines, event } = &mut self.sources[index];
+            let mut take = |line: &[u8]| round.take(self.format, *kind, event, line);
+            match reader.read(&mut share) {
                 Ok(0) | Err(_) => {
-                    source.lines.finish(|line| render(format, kind, line, out));
+                    lines.finish(take);
                     ended.push(index);
                 }
-                Ok(taken) => source.lines.push(&share[..taken], |line| render(format, kind, line, out)),
+                Ok(taken) => lines.push(&share[..taken], &mut take),
             }
         }
         for index in ended.into_iter().rev() {
             self.sources.swap_remove(index);
         }
+        // First, as standard output may be stuck.
+        self.kept.add(round.kept);
         // Whoever closed our output does not want it.
-        let _ = io::stdout().write_all(&stdout).and_then(|()| io::stdout().flush());
-        let _ = io::stderr().write_all(&stderr);
+        let _ = io::stdout().write_all(&round.stdout).and_then(|()| io::stdout().flush());
+        let _ = io::stderr().write_all(&round.stderr);
+    }
+
+    fn show(&self, shown: ShownText) {
+        let text = match shown {
+            ShownText::Line { text, json } => {
+                let json = json.map_or(JsonText::Same, |json| JsonText::Line(json.into()));
+                let about = About::default();
+                self.kept.add([KeptLine { at: SystemTime::now(), text: text.clone().into(), about, json }]);
+                text
+            }
+            ShownText::Progress(text) => text,
+        };
+        // Whoever closed our output does not want it.
+        let _ = io::stderr().write_all(text.as_bytes());
     }
 }
 
-fn show(bytes: &[u8]) {
-    // Whoever closed our output does not want it.
-    let _ = io::stderr().write_all(bytes);
+/// What goes out together.
+#[derive(Default)]
+struct Round {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    kept: Vec<KeptLine>,
 }
 
-/// One line, newline included, as it goes out.
-fn render(format: LogFormat, kind: SourceKind, line: &[u8], out: &mut Vec<u8>) {
-    match (kind, format) {
-        (SourceKind::Log, LogFormat::Pretty) => out.extend_from_slice(line),
-        // A pipe that was full may have taken the half of a line.
-        (SourceKind::Log, LogFormat::Json) => {
-            out.extend_from_slice(json::wrap(line, LogLevel::Error, &Map::new()).as_bytes());
+impl Round {
+    /// Takes a line of a source, newline included.
+    fn take(&mut self, format: LogFormat, kind: SourceKind, event: &mut LoggedEvent, line: &[u8]) {
+        match kind {
+            SourceKind::Log(worker) => self.take_logged(format, worker, event, line),
+            SourceKind::Guest { stream, worker, generation } => {
+                let (asked, line) = split_request(line);
+                let name = match stream {
+                    OutputStream::Stdout => "stdout",
+                    OutputStream::Stderr => "stderr",
+                };
+                let fields = GuestFields { stream: name, worker, generation, asked };
+                self.take_guests(format, stream, fields, line);
+            }
         }
-        (SourceKind::Guest { worker, generation, .. }, LogFormat::Pretty) => {
-            let (request, line) = split_request(line);
-            let request = if request.is_empty() { request } else { format!(" request {request}") };
-            out.extend_from_slice(format!("[worker {worker} g {generation}{request}] ").as_bytes());
-            out.extend_from_slice(line);
+    }
+
+    fn take_logged(&mut self, format: LogFormat, of: Option<WorkerId>, event: &mut LoggedEvent, line: &[u8]) {
+        match (format, line.strip_prefix(&[MARK])) {
+            // The lines for people follow.
+            (LogFormat::Pretty, Some(json)) => {
+                // A pipe that was full may have taken the half of it.
+                let json = Some(Bytes::copy_from_slice(json)).filter(|json| json.ends_with(b"}\n"));
+                *event = LoggedEvent { about: About::of(json.as_deref().unwrap_or_default(), of), json };
+            }
+            (LogFormat::Pretty, None) => {
+                let json = event.json.take().map_or(JsonText::Elsewhere, JsonText::Line);
+                self.keep(line, event.about.clone(), json);
+                self.stderr.extend_from_slice(line);
+            }
+            (LogFormat::Json, _) => {
+                // Likewise.
+                let line = json::wrap(line, LogLevel::Error, &Map::new());
+                self.keep(line.as_bytes(), About::of(line.as_bytes(), of), JsonText::Same);
+                self.stderr.extend_from_slice(line.as_bytes());
+            }
         }
-        (SourceKind::Guest { stream, worker, generation }, LogFormat::Json) => {
-            let stream = match stream {
-                OutputStream::Stdout => "stdout",
-                OutputStream::Stderr => "stderr",
-            };
-            let mut fields = Map::from_iter([
-                ("stream".into(), stream.into()),
-                ("worker".into(), worker.0.into()),
-                ("generation".into(), generation.0.into()),
-            ]);
-            let (request, line) = split_request(line);
-            let named = ["request", "method", "path", "x_request_id"].into_iter().zip(request.split_terminator(' '));
-            fields.extend(named.map(|(name, value)| (name.into(), value.into())));
-            out.extend_from_slice(json::guest_line(line, fields).as_bytes());
+    }
+
+    fn take_guests(&mut self, format: LogFormat, stream: OutputStream, fields: GuestFields, line: &[u8]) {
+        let GuestFields { worker, generation, asked, .. } = &fields;
+        let about = fields.about();
+        let (text, json) = match format {
+            LogFormat::Pretty => {
+                let request = if asked.is_empty() { String::new() } else { format!(" request {asked}") };
+                let mut text = format!("[worker {worker} g {generation}{request}] ").into_bytes();
+                let from = text.len();
+                text.extend_from_slice(line);
+                (text, JsonText::OfGuest { fields, from })
+            }
+            LogFormat::Json => (fields.line(SystemTime::now(), line).into_bytes(), JsonText::Same),
+        };
+        self.keep(&text, about, json);
+        match stream {
+            OutputStream::Stdout => self.stdout.extend_from_slice(&text),
+            OutputStream::Stderr => self.stderr.extend_from_slice(&text),
         }
+    }
+
+    fn keep(&mut self, text: &[u8], about: About, json: JsonText) {
+        self.kept.push(KeptLine { at: SystemTime::now(), text: Bytes::copy_from_slice(text), about, json });
     }
 }
 
@@ -295,6 +378,36 @@ fn split_request(line: &[u8]) -> (String, &[u8]) {
 mod tests {
     use super::*;
 
+    /// What goes out of a line.
+    fn rendered(format: LogFormat, kind: SourceKind, line: &[u8]) -> Vec<u8> {
+        let mut round = Round::default();
+        round.take(format, kind, &mut LoggedEvent::default(), line);
+        assert_eq!(round.kept.len(), 1);
+        let out = [round.stdout, round.stderr].concat();
+        assert_eq!(round.kept[0].text, out);
+        out
+    }
+
+    #[test]
+    fn events_are_shown_to_people_and_kept_as_json() {
+        let (mut round, mut event) = (Round::default(), LoggedEvent::default());
+        let log = SourceKind::Log(Some(WorkerId(3)));
+        for line in [
+            &b"\x1e{\"message\":\"a trap\",\"request\":\"3-7\"}\n"[..],
+            b"ERROR a trap\n",
+            b"    0: f\n",
+            b"\x1e{\"mess\n",
+            b"ERROR anoth\n",
+        ] {
+            round.take(LogFormat::Pretty, log, &mut event, line);
+        }
+        assert_eq!(round.stderr, b"ERROR a trap\n    0: f\nERROR anoth\n");
+        let kept = round.kept.iter().map(|line| (line.about.worker, line.about.request.as_deref()));
+        assert_eq!(kept.collect::<Vec<_>>(), [(Some(3), Some("3-7")), (Some(3), Some("3-7")), (Some(3), None)]);
+        assert!(matches!(&round.kept[0].json, JsonText::Line(json) if json.ends_with(b"\"3-7\"}\n")));
+        assert!(round.kept[1..].iter().all(|line| matches!(line.json, JsonText::Elsewhere)));
+    }
+
     #[test]
     fn lines_of_guests_name_the_request_they_are_about() {
         let guest = SourceKind::Guest { stream: OutputStream::Stdout, worker: WorkerId(3), generation: Generation(2) };
@@ -311,11 +424,8 @@ mod tests {
             // The guest's own marks are text.
             (b"\x1e\x1e\x1e9-9 GET /b\x1ehi\n", "[worker 3 g 2] \x1e9-9 GET /b\x1ehi\n", [None; 3]),
         ] {
-            let mut out = Vec::new();
-            render(LogFormat::Pretty, guest, line, &mut out);
-            assert_eq!(out, pretty.as_bytes());
-            out.clear();
-            render(LogFormat::Json, guest, line, &mut out);
+            assert_eq!(rendered(LogFormat::Pretty, guest, line), pretty.as_bytes());
+            let out = rendered(LogFormat::Json, guest, line);
             let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
             assert_eq!(
                 ["request", "path", "x_request_id"].map(|field| event.get(field).and_then(|it| it.as_str())),
@@ -327,12 +437,9 @@ mod tests {
     #[test]
     fn lines_are_rendered_with_their_worker() {
         let guest = SourceKind::Guest { stream: OutputStream::Stderr, worker: WorkerId(3), generation: Generation(2) };
-        let mut out = Vec::new();
-        render(LogFormat::Pretty, guest, b"hello\n", &mut out);
-        assert_eq!(out, b"[worker 3 g 2] hello\n");
+        assert_eq!(rendered(LogFormat::Pretty, guest, b"hello\n"), b"[worker 3 g 2] hello\n");
 
-        out.clear();
-        render(LogFormat::Json, guest, b"say \"hi\"\xff\n", &mut out);
+        let out = rendered(LogFormat::Json, guest, b"say \"hi\"\xff\n");
         let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(event["message"], "say \"hi\"\u{fffd}");
         assert_eq!(
@@ -344,8 +451,7 @@ mod tests {
 
         let ours = json::line("WARN", "careful", &Map::new());
         for (line, message) in [(ours.as_bytes(), "careful"), (&ours.as_bytes()[20..], ours[20..].trim_end())] {
-            out.clear();
-            render(LogFormat::Json, SourceKind::Log, line, &mut out);
+            let out = rendered(LogFormat::Json, SourceKind::Log(None), line);
             let event: serde_json::Value = serde_json::from_slice(&out).unwrap();
             assert_eq!(event["message"], message);
         }

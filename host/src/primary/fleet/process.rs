@@ -175,7 +175,7 @@ impl WorkerProcess {
         let guest = |stream| SourceKind::Guest { stream, worker: identity.worker, generation: identity.generation };
         output.add(Source::new(stdout, guest(OutputStream::Stdout)));
         output.add(Source::new(stderr, guest(OutputStream::Stderr)));
-        output.add(Source::new(log, SourceKind::Log));
+        output.add(Source::new(log, SourceKind::Log(Some(identity.worker))));
         Ok(Self { child, stats, channel, sent: AtomicU64::new(1) })
     }
 
