@@ -195,6 +195,11 @@ impl ShownMetrics {
             Some(Unit::Seconds),
             certificates,
         );
+        self.counter(
+            "wasmcluster_log_file_lines_dropped",
+            "Lines that the log file did not take",
+            status.totals.log_file_dropped,
+        );
         if let Some(keeper) = &status.keeper {
             self.counter(
                 "wasmcluster_keeper_restarts",

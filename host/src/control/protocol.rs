@@ -210,6 +210,9 @@ pub(crate) struct Totals {
     /// Spans that workers could not pass on.
     #[serde(default)]
     pub(crate) spans_dropped: u64,
+    /// Lines that the file of `--log-file` did not take.
+    #[serde(default)]
+    pub(crate) log_file_dropped: u64,
     /// TLS handshakes that went well.
     #[serde(default)]
     pub(crate) handshakes: u64,

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ const MAX_WAITING: usize = 1 << 20;
 const WRITE_WITHIN: Duration = Duration::from_millis(50);
 /// As many bytes as go into a pipe whole, whoever else writes into it.
 const MAX_PIECE: usize = 4096;
+/// How often it is looked whether a file is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the end may take.
 pub(crate) const END_WITHIN: Duration = Duration::from_secs(1);
 
@@ -34,8 +37,51 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a file again when it is no longer at its path, or somebody asks for that.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    is_asked: Arc<AtomicBool>,
+}
+
+impl Rotation {
+    /// Looks after the file at this path, on a thread of its own, until it is dropped. `opened` gets it each time that it was
+    /// opened again; that it cannot be opened, it hears once.
+    pub(crate) fn watch(
+        path: PathBuf,
+        mut watched: File,
+        mut opened: impl FnMut(io::Result<File>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let is_asked = Arc::<AtomicBool>::default();
+        let asked = Arc::downgrade(&is_asked);
+        // A file system that hangs keeps this thread, and nobody else.
+        std::thread::Builder::new().name("rotation".into()).spawn(move || {
+            let mut has_failed = false;
+            loop {
+                std::thread::sleep(LOOK_EVERY);
+                let Some(asked) = asked.upgrade() else { return };
+                if !asked.swap(false, Ordering::Relaxed) && is_in_place(&watched, &path) {
+                    continue;
+                }
+                let again = open(&path).and_then(|file| {
+                    watched = file.try_clone()?;
+                    Ok(file)
+                });
+                if !std::mem::replace(&mut has_failed, again.is_err()) || again.is_ok() {
+                    opened(again);
+                }
+            }
+        })?;
+        Ok(Self { is_asked })
+    }
+
+    /// Has it opened again, whether it is there or not.
+    pub(crate) fn ask(&self) {
+        self.is_asked.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Whether the path leads to the file, and not to another or none, as after a rotation.
-pub(crate) fn is_in_place(file: &File, path: &Path) -> bool {
+fn is_in_place(file: &File, path: &Path) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(open), Ok(there)) => identity(open) == identity(there),

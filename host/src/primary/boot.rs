@@ -14,6 +14,7 @@ use super::desk::manager::Manager;
 use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::fleet::builder::{Builder, build_first};
+use super::fleet::file_output::FileOutput;
 use super::fleet::output::Output;
 use super::fleet::process::{CompilerProcess, Deployment};
 use super::signals::Signals;
@@ -50,12 +51,17 @@ pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Res
     runtime.block_on(async {
         let mut signals = signals.listen()?;
         // There are no commands yet, but file systems that hang.
-        let name = settings.clone();
-        let mut control = tokio::select! {
-            control = off_the_loop(move || take_name(&name)) => control?,
+        let asked = settings.clone();
+        let beginning = off_the_loop(move || {
+            let control = take_name(&asked)?;
+            Ok((control, asked.cluster.log_file.as_deref().map(FileOutput::open).transpose()?))
+        });
+        let (mut control, file) = tokio::select! {
+            begun = beginning => begun?,
             stopped = signals.until_stop() => return Ok(stopped?),
         };
-        let (output, volume) = Output::start(settings.cluster.logging, settings.cluster.live.log_level)?;
+        let has_file = file.is_some();
+        let (output, volume) = Output::start(settings.cluster.logging, settings.cluster.live.log_level, file)?;
         let served = async {
             let (queries, asked) = mpsc::channel(MAX_QUEUED);
             control.serve(queries, output.kept())?;
@@ -71,6 +77,10 @@ pub(crate) fn serve(settings: Settings, sources: SettingsSources) -> anyhow::Res
             run(settings, sources, startup, &output, volume).await
         }
         .await;
+        if has_file && let Err(error) = &served {
+            // It is said on standard error, too.
+            tracing::error!("{error:#}");
+        }
         // First, as it ends the answers of those who follow the log, too.
         output.finish();
         control.finish().await;

@@ -405,6 +405,7 @@ impl<'a> Driver<'a> {
             News::ExporterDue => self.exporter_is_due(),
             News::AccessLogOpened(opened) => self.access_log_opened(opened),
             News::Signal(SignalRequest::ReopenLogs) => {
+                self.output.reopen();
                 if let Some(log) = &self.access_log {
                     log.reopen();
                 }

@@ -71,8 +71,8 @@ impl<'a> Startup<'a> {
                 request = self.signals.next() => match request? {
                     SignalRequest::Stop(_) | SignalRequest::Hangup => return Ok(self.stop()),
                     SignalRequest::LookAfterChildren => reap_orphans(),
-                    // It is about to be opened, or just was.
-                    SignalRequest::ReopenLogs => {}
+                    // The access log is about to be opened, or just was.
+                    SignalRequest::ReopenLogs => self.output.reopen(),
                     SignalRequest::Grow | SignalRequest::Shrink | SignalRequest::Reload => {
                         tracing::warn!("ignored a signal: the cluster is still {doing}");
                     }

@@ -2,7 +2,7 @@
 //! the start, whatever it serves.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 
@@ -43,6 +43,8 @@ pub(crate) struct Cluster {
     /// Reload when the file changes.
     pub(crate) watch: bool,
     pub(crate) logging: Logging,
+    /// An absolute path; lines go to standard output and error if there is none.
+    pub(crate) log_file: Option<PathBuf>,
     /// None if nobody asked for it.
     pub(crate) access_log: Option<AccessLogPlace>,
     /// Where traces go; likewise.
@@ -87,7 +89,8 @@ impl Cluster {
             watch: options.watch,
             access_log: AccessLogPlace::new(options, format)?,
             otlp: otlp(options)?,
-            logging: Logging { format, colour: format == LogFormat::Pretty && colours() },
+            logging: Logging { format, colour: format == LogFormat::Pretty && options.log_file.is_none() && colours() },
+            log_file: options.log_file.as_deref().map(log_file).transpose()?,
             live: LiveConfig { log_level: options.log_level.unwrap_or_default(), ..LiveConfig::default() },
         })
     }
@@ -116,6 +119,14 @@ fn otlp(options: &Options) -> anyhow::Result<Option<Otlp>> {
     needs("--trace-sample", options.trace_sample.is_some())?;
     needs("--otlp-header", !options.otlp_header.is_empty())?;
     options.otlp.clone().map(|url| Otlp::new(url, &options.otlp_header)).transpose()
+}
+
+fn log_file(path: &Path) -> anyhow::Result<PathBuf> {
+    ensure!(
+        path != Path::new("-"),
+        "--log-file - is no file; without --log-file, lines go to standard output and error"
+    );
+    Ok(files::absolute(path)?)
 }
 
 pub(super) fn check_name(name: &str) -> anyhow::Result<()> {

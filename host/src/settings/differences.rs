@@ -7,13 +7,14 @@ use super::{Application, Options};
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
 /// Keys that cannot change while a cluster serves, or are changed by another command.
-const NEED_RESTART: [&str; 18] = [
+const NEED_RESTART: [&str; 19] = [
     "access-log",
     "access-log-format",
     "admin",
     "backlog",
     "control",
     "listen",
+    "log-file",
     "log-format",
     "log-level",
     "name",

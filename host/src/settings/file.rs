@@ -234,6 +234,7 @@ pub(super) fn example(key: &str) -> Option<String> {
         ("otlp", _) => "\"http://localhost:4318\"",
         ("otlp-header", _) => "\"authorization=file:/run/secrets/otlp\"",
         ("access-log", _) => "\"/var/log/wasmcluster/access.log\"",
+        ("log-file", _) => "\"/var/log/wasmcluster/wasmcluster.log\"",
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
         (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",
         (_, "WHETHER") => "\"optional\"",

@@ -436,6 +436,12 @@ options! {
         #[arg(long, help_heading = LOGGING)]
         pub(crate) server_timing: bool,
 
+        /// File to which all lines go: the log's, and those that guests print [default: standard output and error]
+        ///
+        /// It is opened again on SIGUSR1, and when it is renamed or removed, as logrotate does. Where the cluster serves is said on
+        /// standard error all the same.
+        #[arg(long, value_name = "FILE", help_heading = LOGGING)]
+        pub(crate) log_file: Option<PathBuf>,
         /// Collector of traces, by OTLP: http://HOST:4318 or grpc://HOST:4317; https and grpcs over TLS
         ///
         /// Requests that are sampled become spans, and so do their guests' outbound requests and what guests tell by wasi:otel.
@@ -450,6 +456,7 @@ options! {
         /// Percentage of requests that are traced where their client has not decided that [default: 1]
         #[arg(long, value_name = "PERCENT", help_heading = LOGGING)]
         pub(crate) trace_sample: Option<Percent>,
+
 
         /// Log level [default: info]
         #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]

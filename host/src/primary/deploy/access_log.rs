@@ -4,24 +4,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::mpsc;
 
-use crate::os::log_file;
-
-/// How often it is looked whether the file is still there.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+use crate::os::log_file::{self, Rotation};
 
 /// The file as it is open now.
 #[derive(Debug)]
 pub(crate) struct AccessLogFile {
     file: File,
-    /// That it is to be opened again, whether it is there or not.
-    is_asked: Arc<AtomicBool>,
+    /// None of standard output.
+    rotation: Option<Rotation>,
     opened: mpsc::Receiver<io::Result<File>>,
 }
 
@@ -29,36 +23,14 @@ impl AccessLogFile {
     /// Opens it, or standard output if there is no path. May wait for a file system.
     pub(crate) fn open(path: Option<PathBuf>) -> anyhow::Result<Self> {
         let (sender, opened) = mpsc::channel(1);
-        let is_asked = Arc::<AtomicBool>::default();
         let Some(path) = path else {
             let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            return Ok(Self { file, is_asked, opened });
+            return Ok(Self { file, rotation: None, opened });
         };
         let open = || log_file::open(&path).with_context(|| format!("cannot open the access log {}", path.display()));
-        let (file, mut watched) = (open()?, open()?);
-        let asked = is_asked.clone();
-        // A file system that hangs keeps this thread, and nobody else.
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            let mut has_failed = false;
-            while !sender.is_closed() {
-                std::thread::sleep(LOOK_EVERY);
-                if !asked.swap(false, Ordering::Relaxed) && log_file::is_in_place(&watched, &path) {
-                    continue;
-                }
-                let opened = log_file::open(&path).and_then(|file| {
-                    watched = file.try_clone()?;
-                    Ok(file)
-                });
-                // It is told once that it cannot be opened.
-                if std::mem::replace(&mut has_failed, opened.is_err()) && opened.is_err() {
-                    continue;
-                }
-                if sender.blocking_send(opened).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { file, is_asked, opened })
+        let (file, watched) = (open()?, open()?);
+        let rotation = Rotation::watch(path, watched, move |opened| drop(sender.blocking_send(opened)))?;
+        Ok(Self { file, rotation: Some(rotation), opened })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -67,7 +39,9 @@ impl AccessLogFile {
 
     /// Has it opened again.
     pub(crate) fn reopen(&self) {
-        self.is_asked.store(true, Ordering::Relaxed);
+        if let Some(rotation) = &self.rotation {
+            rotation.ask();
+        }
     }
 
     /// When it was opened again, or could not be.

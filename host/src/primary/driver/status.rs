@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Driver;
-use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, WorkerStatus};
+use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, Totals, WorkerStatus};
 use crate::os::files;
 use crate::primary::deploy::certificates::Certified;
 use crate::primary::desk::status::of_start;
@@ -31,7 +31,7 @@ impl Driver<'_> {
             reload: self.is_reloading().then(|| self.reload_status()),
             last_reload: self.ledger.last_reload().cloned(),
             workers: self.worker_statuses(&sample),
-            totals: self.ledger.totals(by_generation),
+            totals: Totals { log_file_dropped: self.output.dropped(), ..self.ledger.totals(by_generation) },
             certificates: self.certified_now().map(Certified::status).unwrap_or_default(),
             config: ConfigStatus {
                 revision: self.live.number,

@@ -1,4 +1,5 @@
-//! The thread that carries lines out: what guests print, what workers and the primary log.
+//! The thread that carries lines out: what guests print, what workers and the primary log. They go to standard output and
+//! error, or all of them to a file.
 //!
 //! It alone may block when nobody reads the primary's standard output or error; the pipes then fill and their writers
 //! drop lines, but supervision goes on. Each source gets a bounded share of a round, so a flood delays its siblings by
@@ -8,6 +9,7 @@
 use std::fmt;
 use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Map;
 
+use super::file_output::FileOutput;
 use super::kept_log::{About, GuestFields, JsonText, KeptLine, KeptLog};
 use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, announcement, json};
 use crate::os::pipe::{LineBuffer, LineWriter, MARK, output_pipe};
@@ -89,6 +92,8 @@ enum ShownText {
 pub(crate) struct Output {
     format: LogFormat,
     kept: KeptLog,
+    /// Where lines go, if not to standard output and error.
+    file: Option<Arc<FileOutput>>,
     orders: SyncSender<OutputOrder>,
     /// A byte in this pipe makes the thread look at its orders.
     wake: PipeWriter,
@@ -100,18 +105,20 @@ pub(crate) struct Output {
 
 impl Output {
     /// Starts the thread, and lets this process log through it.
-    pub(crate) fn start(logging: Logging, level: LogLevel) -> io::Result<(Self, Volume)> {
+    pub(crate) fn start(logging: Logging, level: LogLevel, file: Option<FileOutput>) -> io::Result<(Self, Volume)> {
         let (orders, received) = sync_channel(MAX_WAITING);
         let (wakened, wake) = io::pipe()?;
         let (ending, done) = sync_channel(0);
-        let (format, kept) = (logging.format, KeptLog::new());
-        let carrier = Carrier { format, kept: kept.clone(), sources: Vec::new(), orders: received, wakened };
+        let (format, kept, file) = (logging.format, KeptLog::new(), file.map(Arc::new));
+        let (kept_here, file_here) = (kept.clone(), file.clone());
+        let carrier =
+            Carrier { format, kept: kept_here, file: file_here, sources: Vec::new(), orders: received, wakened };
         std::thread::Builder::new().name("output".into()).spawn(move || {
             carrier.run();
             drop(ending);
         })?;
         let is_terminal = io::stderr().is_terminal() && format == LogFormat::Pretty;
-        let output = Self { format, kept, orders, wake, done, is_terminal };
+        let output = Self { format, kept, file, orders, wake, done, is_terminal };
 
         let (reader, writer) = output_pipe(None)?;
         output.add(Source::new(reader, SourceKind::Log(None)));
@@ -128,6 +135,18 @@ impl Output {
     /// The latest of all lines.
     pub(crate) fn kept(&self) -> KeptLog {
         self.kept.clone()
+    }
+
+    /// Has the file opened again that lines go to.
+    pub(crate) fn reopen(&self) {
+        if let Some(file) = &self.file {
+            file.reopen();
+        }
+    }
+
+    /// Lines that this file did not take.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.dropped())
     }
 
     /// Announces the cluster, and lets lines through.
@@ -187,6 +206,7 @@ impl Output {
 struct Carrier {
     format: LogFormat,
     kept: KeptLog,
+    file: Option<Arc<FileOutput>>,
     sources: Vec<Source>,
     orders: Receiver<OutputOrder>,
     wakened: PipeReader,
@@ -227,9 +247,12 @@ impl Carrier {
         while Instant::now() < deadline {
             let readable = self.wait(PollTimeout::ZERO);
             if readable.is_empty() {
-                return;
+                break;
             }
             self.carry(&readable);
+        }
+        if let Some(file) = &self.file {
+            file.finish();
         }
     }
 
@@ -270,8 +293,14 @@ impl Carrier {
         for index in ended.into_iter().rev() {
             self.sources.swap_remove(index);
         }
-        // First, as standard output may be stuck.
+        if let Some(file) = &self.file {
+            file.write(&round.kept);
+        }
+        // Before what may be stuck.
         self.kept.add(round.kept);
+        if self.file.is_some() {
+            return;
+        }
         // Whoever closed our output does not want it.
         let _ = io::stdout().write_all(&round.stdout).and_then(|()| io::stdout().flush());
         let _ = io::stderr().write_all(&round.stderr);
@@ -281,8 +310,11 @@ impl Carrier {
         let text = match shown {
             ShownText::Line { text, json } => {
                 let json = json.map_or(JsonText::Same, |json| JsonText::Line(json.into()));
-                let about = About::default();
-                self.kept.add([KeptLine { at: SystemTime::now(), text: text.clone().into(), about, json }]);
+                let line = KeptLine { at: SystemTime::now(), text: text.clone().into(), about: About::default(), json };
+                if let Some(file) = &self.file {
+                    file.write(std::slice::from_ref(&line));
+                }
+                self.kept.add([line]);
                 text
             }
             ShownText::Progress(text) => text,
