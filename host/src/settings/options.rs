@@ -442,6 +442,7 @@ options! {
         /// standard error all the same.
         #[arg(long, value_name = "FILE", help_heading = LOGGING)]
         pub(crate) log_file: Option<PathBuf>,
+
         /// Collector of traces, by OTLP: http://HOST:4318 or grpc://HOST:4317; https and grpcs over TLS
         ///
         /// Requests that are sampled become spans, and so do their guests' outbound requests and what guests tell by wasi:otel.
@@ -456,7 +457,6 @@ options! {
         /// Percentage of requests that are traced where their client has not decided that [default: 1]
         #[arg(long, value_name = "PERCENT", help_heading = LOGGING)]
         pub(crate) trace_sample: Option<Percent>,
-
 
         /// Log level [default: info]
         #[arg(long, value_name = "LEVEL", help_heading = LOGGING)]
