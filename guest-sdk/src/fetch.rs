@@ -215,6 +215,8 @@ async fn send_one(mut request: Request, idle_timeout: Option<Duration>) -> Resul
         return Err(FetchError::Invalid(format!("its URI must be absolute, but is {uri:?}")));
     }
     hop_by_hop(request.headers_mut());
+    #[cfg(feature = "tracing")]
+    crate::trace::leave(request.headers_mut());
     let mut response = host::fetch(request, idle_timeout).await?;
     hop_by_hop(response.headers_mut());
     Ok(response.map(Body::fetched))

@@ -24,8 +24,16 @@ mod code;
 #[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
 #[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
 mod keyvalue_bindings;
+/// Of `wasi:otel`, likewise.
+#[cfg(all(target_arch = "wasm32", feature = "tracing"))]
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+mod otel_bindings;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
+#[cfg(all(target_arch = "wasm32", feature = "tracing"))]
+mod otel;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]
 mod p2;
 #[cfg(all(target_arch = "wasm32", feature = "p3", not(feature = "p2")))]
@@ -37,6 +45,8 @@ pub(crate) mod stores;
 pub(crate) use cluster::*;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::*;
+#[cfg(all(target_arch = "wasm32", feature = "tracing"))]
+pub(crate) use otel::*;
 #[cfg(all(target_arch = "wasm32", feature = "p2"))]
 pub(crate) use p2::*;
 #[cfg(all(target_arch = "wasm32", feature = "p3", not(feature = "p2")))]

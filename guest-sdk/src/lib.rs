@@ -25,6 +25,7 @@
 //! - `p3`: components of WASI 0.3, from the same source. It excludes `p2`:
 //!   `wasmcluster-guest = { …, default-features = false, features = ["p3"] }`.
 //! - `axum`: [`main`](macro@main) also takes a function that returns an `axum::Router`.
+//! - `tracing`: spans of the `tracing` crate become parts of their request's trace: [`trace`].
 //! - `files`: [`files::serve`] answers with the files of a folder.
 //!
 //! # Tests
@@ -33,7 +34,7 @@
 //! [`testing`].
 //!
 //! Files: `body` is the body of either direction, `client` is who sent a request, `response`, `extract` and `error` are what handlers take and return,
-//! `files` are those of a folder, `fetch`, `config`, `time`, `random`, `log`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
+//! `files` are those of a folder, `fetch`, `config`, `time`, `random`, `log`, `trace`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
@@ -64,6 +65,8 @@ pub mod sse;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod time;
+#[cfg(feature = "tracing")]
+pub mod trace;
 pub mod websocket;
 pub mod worker;
 

@@ -1,4 +1,5 @@
-//! Logging through the [`log`](https://docs.rs/log) crate, and through `tracing` with its feature `log`, to stderr.
+//! Logging through the [`log`](https://docs.rs/log) crate, and through `tracing` with its feature `log`, to stderr. With the feature
+//! `tracing` of this crate, [`trace`](crate::trace) does that and more.
 //!
 //! Call [`init`] at the start of the guest. Each record is one line, `LEVEL target: message`, to which the server adds the
 //! worker that wrote it.
@@ -17,18 +18,22 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let line =
-                format!("{:5} {}: {}", record.level(), record.target(), record.args()).replace(['\n', '\r'], " ");
-            // There is nobody left to tell that stderr is closed.
-            let _ = std::io::stderr().write_all((line + "\n").as_bytes());
+            print(record.level().as_str(), record.target(), &record.args().to_string());
         }
     }
 
     fn flush(&self) {}
 }
 
+/// Writes a record as one line.
+pub(crate) fn print(level: &str, target: &str, text: &str) {
+    let line = format!("{level:5} {target}: {text}").replace(['\n', '\r'], " ");
+    // There is nobody left to tell that stderr is closed.
+    let _ = std::io::stderr().write_all((line + "\n").as_bytes());
+}
+
 /// The environment is asked when something is first logged: a request that logs nothing does not pay for it.
-fn wanted() -> LevelFilter {
+pub(crate) fn wanted() -> LevelFilter {
     static WANTED: OnceLock<LevelFilter> = OnceLock::new();
     *WANTED.get_or_init(|| {
         std::env::var("LOG_LEVEL").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::Info)

@@ -288,3 +288,48 @@ pub struct Metric {
     /// The update.
     pub update: Update,
 }
+
+/// Takes the spans of this thread's guests that have ended since the last call, in the order of their ends, up to 100,000: see
+/// [`trace`](crate::trace). In tests, every trace is recorded.
+///
+/// ```
+/// use wasmcluster_guest::{Request, testing, trace};
+///
+/// async fn handle(_: Request) {
+///     trace::init();
+///     tracing::info_span!("work", pages = 3).in_scope(|| tracing::error!("out of paper"));
+/// }
+/// testing::call(handle, Request::default());
+/// let [span] = &testing::spans()[..] else { panic!("one span") };
+/// assert_eq!((span.name.as_str(), span.attribute("pages"), span.error.as_deref()), ("work", Some("3"), Some("out of paper")));
+/// ```
+#[cfg(feature = "tracing")]
+pub fn spans() -> Vec<Span> {
+    host::take_spans()
+}
+
+/// A span that has ended: see [`spans`].
+#[cfg(feature = "tracing")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its id: 16 hexadecimal digits.
+    pub id: String,
+    /// That of the span around it, or of the request's.
+    pub parent: String,
+    /// Its name.
+    pub name: String,
+    /// Fields in the order in which they were recorded. Values are JSON.
+    pub attributes: Vec<(String, String)>,
+    /// What was said in it.
+    pub events: Vec<String>,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+#[cfg(feature = "tracing")]
+impl Span {
+    /// The value of a field, as JSON.
+    pub fn attribute(&self, key: &str) -> Option<&str> {
+        self.attributes.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+}

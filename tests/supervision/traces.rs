@@ -333,6 +333,37 @@ fn an_outbound_request_is_a_span_below_its_guests() {
     }
 }
 
+/// With the SDK, under both versions of WASI: below the request's span, and above that of what is asked for inside.
+#[test]
+fn spans_of_a_guest_lie_between_its_request_and_what_it_asks_for() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let there = runtime.block_on(upstream::start());
+    for name in ["sdk", "sdk_p3"] {
+        let collector = Collector::start(false);
+        let cluster = serve(name, &collector.url(), &["--allow-host", &format!("http://{there}")]);
+        let (_, said) = ask(&cluster, &format!("/traced?url=http://{there}/head"), &[("traceparent", &sampled())]);
+        let server = collector.span_of("/traced");
+        let work = until("it is told", || collector.find(SpanKind::Internal, "article", "7").pop());
+        let client = until("it is told", || collector.find(SpanKind::Client, "server.address", "127.0.0.1").pop());
+        assert_eq!(field(&said, "traceparent"), Some(format!("00-{TRACE}-{}-01", hex(&client.span_id))), "{name}");
+        let parents = [&server, &work, &client].map(|span| (hex(&span.trace_id), hex(&span.parent_span_id)));
+        let expected = [PARENT.to_owned(), hex(&server.span_id), hex(&work.span_id)].map(|id| (TRACE.to_owned(), id));
+        assert_eq!(parents, expected, "{name}");
+        let event = &work.events[0];
+        assert_eq!((&*work.name, &*event.name, &*text(&event.attributes, "step")), ("work", "asking", "1"), "{name}");
+        assert!(event.time_unix_nano >= work.start_time_unix_nano && event.time_unix_nano <= work.end_time_unix_nano);
+        // It is a line of the log as well.
+        cluster.stderr.find(": asking step=1");
+
+        // What is not recorded is not told.
+        let unsampled = format!("00-{TRACE}-{PARENT}-00");
+        ask(&cluster, &format!("/traced?url=http://{there}/head"), &[("traceparent", &unsampled)]);
+        ask(&cluster, &format!("/fetch?url=http://{there}/head"), &[("traceparent", &sampled())]);
+        collector.span_of("/fetch");
+        assert_eq!(collector.find(SpanKind::Internal, "article", "7").len(), 1, "{name}");
+    }
+}
+
 /// What it has no time for is sent again, and is there once.
 #[test]
 fn a_busy_collector_is_asked_again() {

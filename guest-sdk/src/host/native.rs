@@ -24,7 +24,11 @@ use send_wrapper::SendWrapper;
 
 use crate::fetch::{FetchError, place};
 use crate::metrics::Update;
+#[cfg(feature = "tracing")]
+use crate::testing::Span;
 use crate::testing::{Host, Metric};
+#[cfg(feature = "tracing")]
+use crate::trace::{Context as SpanContext, Ended, Status};
 use crate::worker::Worker;
 use crate::{Request, Response, Result};
 
@@ -33,6 +37,8 @@ thread_local! {
     static HOST: RefCell<Host> = RefCell::default();
     static CLOCK: RefCell<Clock> = RefCell::default();
     static METRICS: RefCell<Vec<Metric>> = const { RefCell::new(Vec::new()) };
+    #[cfg(feature = "tracing")]
+    static SPANS: RefCell<Vec<Span>> = const { RefCell::new(Vec::new()) };
     /// What runs beside the function of a `block_on`, each in the host that it was begun in. Those that are left when the
     /// thread ends are leaked: what they would drop may use other thread-locals, which may be gone by then.
     static TASKS: RefCell<ManuallyDrop<Vec<Task>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
@@ -45,6 +51,9 @@ struct Task {
 
 /// Updates that are kept for a test to look at.
 const MAX_METRICS: usize = 100_000;
+/// Spans, likewise.
+#[cfg(feature = "tracing")]
+const MAX_SPANS: usize = 100_000;
 
 #[derive(Default)]
 struct Clock {
@@ -112,6 +121,41 @@ pub(crate) fn metric(name: &str, labels: &[(String, String)], update: Update) {
 
 pub(crate) fn take_metrics() -> Vec<Metric> {
     METRICS.take()
+}
+
+/// Each request is part of a trace that is recorded.
+#[cfg(feature = "tracing")]
+pub(crate) fn outer_span() -> SpanContext {
+    SpanContext { trace: format!("{:032x}", 1), span: format!("{:016x}", 1), is_sampled: true, state: Vec::new() }
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn span_begins(_: &SpanContext) {}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn span_ends(span: Ended) {
+    let error = match span.status {
+        Status::Unset | Status::Ok => None,
+        Status::Error(why) => Some(why),
+    };
+    let told = Span {
+        id: span.context.span,
+        parent: span.parent,
+        name: span.name,
+        attributes: span.attributes,
+        events: span.events.into_iter().map(|event| event.name).collect(),
+        error,
+    };
+    SPANS.with_borrow_mut(|spans| {
+        if spans.len() < MAX_SPANS {
+            spans.push(told);
+        }
+    });
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn take_spans() -> Vec<Span> {
+    SPANS.take()
 }
 
 pub(crate) async fn sleep(duration: Duration) {

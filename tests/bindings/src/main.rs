@@ -26,10 +26,12 @@ const WORKER_P2: (&str, &str) = ("wit/p2/worker.wit", include_str!("../../../wit
 const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
 const CONFIG: (&str, &str) = ("tests/bindings/wit/config.wit", include_str!("../wit/config.wit"));
 const KEYVALUE: (&str, &str) = ("tests/bindings/wit/keyvalue.wit", include_str!("../wit/keyvalue.wit"));
+const CLOCKS: (&str, &str) = ("wit/otel/deps/clocks.wit", include_str!("../../../wit/otel/deps/clocks.wit"));
+const OTEL: (&str, &str) = ("wit/otel/otel.wit", include_str!("../../../wit/otel/otel.wit"));
 const IO: (&str, &str) = ("wit/p2/deps/io.wit", include_str!("../../../wit/p2/deps/io.wit"));
 
 /// WebSocket stands apart, as its interface is another for each version of WASI.
-const ALL: [Bindings; 5] = [
+const ALL: [Bindings; 6] = [
     Bindings {
         file: "guest-sdk/src/host/bindings.rs",
         packages: &[WORKER],
@@ -50,6 +52,13 @@ const ALL: [Bindings; 5] = [
         interfaces: &["store", "atomics", "batch"],
         with: &[],
         world: "imports-keyvalue",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/otel_bindings.rs",
+        packages: &[CLOCKS, OTEL],
+        interfaces: &["wall-clock", "types", "tracing"],
+        with: &[],
+        world: "imports-otel",
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",
@@ -98,6 +107,7 @@ impl Bindings {
             // These bindings serve WASI 0.2 and 0.3, whose crates bring two versions of the generator's runtime.
             runtime_path: Some("crate::host::cluster::runtime".into()),
             with: self.with.iter().map(with).collect(),
+            generate_all: true,
             ..Opts::default()
         };
         let mut files = Files::default();

@@ -16,7 +16,11 @@ use bindings::wasi::otel::types::KeyValue;
 mod interface;
 
 mod bindings {
-    wasmtime::component::bindgen!({ path: "../wit/otel", world: "wasi:otel/imports" });
+    wasmtime::component::bindgen!({
+        path: "../wit/otel",
+        world: "wasi:otel/imports",
+        with: { "wasi:clocks/wall-clock": wasmtime_wasi::p2::bindings::clocks::wall_clock },
+    });
 }
 pub(super) use bindings::wasi::otel::{logs, metrics, tracing as spans};
 

@@ -13,12 +13,13 @@ use std::time::Duration;
 use futures_util::future::join;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde::{Deserialize, Serialize};
+use tracing::Instrument as _;
 use wasmcluster_guest::fetch::{self, FetchError};
 use wasmcluster_guest::http::{HeaderMap, HeaderValue, StatusCode, header};
 use wasmcluster_guest::sse::{self, Event};
 use wasmcluster_guest::{
     Body, Error, Html, IntoResponse, Json, Path, Query, Request, Response, Result, Writer, client, config, files,
-    random, time, worker,
+    random, time, trace, worker,
 };
 
 #[wasmcluster_guest::main]
@@ -35,7 +36,9 @@ async fn handle(request: Request) -> Result<Response> {
         return websocket::handle(path, request);
     }
     match path.split_once('/').map_or("", |(_, path)| path) {
-        "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" | "follow" => outbound(&path, request).await,
+        "fetch" | "proxy" | "post-json" | "outcome" | "fetch-text" | "follow" | "traced" => {
+            outbound(&path, request).await
+        }
         "sleeps" | "timeout" | "unordered" | "yield" | "keeps-config" => waiting(&path, request).await,
         "written" | "paced" | "events" | "trailers" | "unordered-writer" => Ok(streamed(&path)),
         "json" | "text" | "count" | "echo" | "cut" => incoming(&path, request).await,
@@ -292,6 +295,14 @@ async fn outbound(path: &str, mut request: Request) -> Result<Response> {
     match path {
         "/fetch" => limits(fetch::get(target.url.as_str())).header("x-from", "guest").await,
         "/fetch-text" => Ok(limits(fetch::get(target.url.as_str())).await?.into_body().text(64).await?.into_response()),
+        "/traced" => {
+            trace::init();
+            let work = async {
+                tracing::info!(step = 1, "asking");
+                limits(fetch::get(target.url.as_str())).await
+            };
+            work.instrument(tracing::info_span!("work", article = 7)).await
+        }
         "/follow" => limits(fetch::get(target.url.as_str())).follow_redirects(3).await,
         "/post-json" => {
             let response = limits(fetch::post(target.url.as_str())).json(&Sum { sum: 6 }).await?;
