@@ -176,7 +176,7 @@ fn error_label() -> &'static str {
     if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
 }
 
-/// Colours for a person at a terminal who did not ask for none (<https://no-color.org>).
+/// Colours on standard error: for a person at a terminal who did not ask for none.
 pub(crate) fn colours() -> bool {
     has_colours(&io::stderr())
 }

@@ -13,3 +13,4 @@ mod pages;
 mod projects;
 mod sdk;
 mod tables;
+mod top;

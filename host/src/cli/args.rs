@@ -22,6 +22,7 @@ use crate::settings::{DEFAULT_NAME, Options, Percent, Span};
                   wasmcluster serve --listen 0.0.0.0:80 --workers 4 app.wasm\n  \
                   wasmcluster serve --watch shop\n  \
                   wasmcluster status\n  \
+                  wasmcluster top\n  \
                   wasmcluster reload app.wasm\n  \
                   wasmcluster events\n  \
                   wasmcluster logs --follow\n  \
@@ -60,6 +61,8 @@ pub(super) enum Command {
     Events(EventsArgs),
     /// Show the latest lines of a running cluster's log, and what guests printed
     Logs(LogsArgs),
+    /// Show a running cluster on the terminal, once a second, with keys to change it
+    Top(TopArgs),
     /// Change the number of workers, and wait until they are ready
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
@@ -364,6 +367,19 @@ pub(super) struct LogsArgs {
     #[arg(long)]
     pub(super) json: bool,
 
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The key ? shows all keys; what changes the cluster asks first. NO_COLOR=1 shows everything without \
+    colours.\n\n\
+    Examples:\n  \
+    wasmcluster top\n  \
+    wasmcluster top --name shop"
+)]
+pub(super) struct TopArgs {
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,
 }

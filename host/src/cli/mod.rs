@@ -21,6 +21,7 @@ mod scale;
 mod serve;
 mod status;
 mod stop;
+mod top;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -79,6 +80,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Rollback(args) => rollback::rollback(args),
         Command::Events(args) => events::events(args),
         Command::Logs(args) => logs::logs(args),
+        Command::Top(args) => top::top(args),
         Command::Scale(args) => scale::scale(args),
         Command::Stop(args) => stop::stop(args),
         Command::Config(args) => config::config(args),

@@ -12,6 +12,11 @@ pub(super) fn print(text: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Where `top` draws.
+pub(super) fn screen() -> io::Stdout {
+    io::stdout()
+}
+
 /// Takes the sequences by which terminals are told colours and the like (ECMA-48, CSI) out of a text that comes in pieces.
 #[derive(Debug, Default)]
 pub(super) struct Uncoloured {

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Deserialize;
@@ -16,7 +15,7 @@ use super::args::{ReloadArgs, TermsArgs};
 use super::build::build_folder;
 use super::exit::Failure;
 use super::output::print;
-use super::running::{block_on, client};
+use super::running::{AnswerLines, block_on, client};
 use super::status::certificates;
 use crate::control::client::Client;
 use crate::control::protocol::{GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, line};
@@ -102,21 +101,26 @@ pub(super) enum Show {
 
 /// Prints the result. Everything but `committed` and `unchanged` is a failure.
 pub(super) fn tell(ended: LastReload, show: Show) -> Result<(), Failure> {
-    let generation = ended.generation.map_or(0, |generation| generation.0);
-    let said = match (ended.result, &ended.reason) {
-        (ReloadResult::Committed, None) => format!("generation {generation} is served\n"),
-        (ReloadResult::Committed, Some(remark)) => format!("generation {generation} is served: {remark}\n"),
-        (ReloadResult::Unchanged, _) => {
-            format!("unchanged: generation {generation} serves this component with these settings already\n")
-        }
-        (ReloadResult::DryRun, _) => "nothing was changed: this was a dry run\n".into(),
-        _ => return Err(Failure::Reload(ended)),
-    };
+    let said = what_came_of_it(ended)? + "\n";
     if show == Show::People {
         // The change is done even if stdout is closed.
         let _ = print(said.as_bytes());
     }
     Ok(())
+}
+
+/// The result in words. Everything but `committed` and `unchanged` is a failure.
+pub(super) fn what_came_of_it(ended: LastReload) -> Result<String, Failure> {
+    let generation = ended.generation.map_or(0, |generation| generation.0);
+    match (ended.result, &ended.reason) {
+        (ReloadResult::Committed, None) => Ok(format!("generation {generation} is served")),
+        (ReloadResult::Committed, Some(remark)) => Ok(format!("generation {generation} is served: {remark}")),
+        (ReloadResult::Unchanged, _) => {
+            Ok(format!("unchanged: generation {generation} serves this component with these settings already"))
+        }
+        (ReloadResult::DryRun, _) => Ok("nothing was changed: this was a dry run".into()),
+        _ => Err(Failure::Reload(ended)),
+    }
 }
 
 /// What is served, for people.
@@ -132,41 +136,47 @@ pub(super) fn served(generation: &GenerationStatus) -> String {
 }
 
 /// Shows each line as it comes, and returns the last.
-pub(super) async fn follow(mut lines: Incoming, show: Show) -> anyhow::Result<LastReload> {
+pub(super) async fn follow(lines: Incoming, show: Show) -> anyhow::Result<LastReload> {
     let mut display = Display::new(show);
-    let mut unread = Vec::new();
-    while let Some(frame) = lines.frame().await {
-        let Ok(frame) = frame else { break };
-        unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = unread.drain(..=end).collect();
-            if show == Show::Json {
-                // The reload goes on even if stdout is closed; the exit code tells the result.
-                let _ = print(&line);
-            }
-            match serde_json::from_slice(&line).context("the primary's answer does not parse")? {
-                Told::Reload(phase) => display.show(&phase),
-                Told::ReloadEnded(ended) => return Ok(ended),
-                Told::Note { text } => display.note(&text),
-                Told::Change(change) => display.change(&change),
-            }
+    let mut lines = AnswerLines::new(lines);
+    while let Some(line) = lines.next().await {
+        if show == Show::Json {
+            // The reload goes on even if stdout is closed; the exit code tells the result.
+            let _ = print(&line);
+        }
+        match Told::read(&line)? {
+            Told::Reload(phase) => display.show(&phase),
+            Told::ReloadEnded(ended) => return Ok(ended),
+            Told::Note { text } => display.note(&text),
+            Told::Change(change) => display.change(&change),
         }
     }
-    Err(anyhow!("the cluster ended before the change was done; its log says why"))
+    Err(gone())
+}
+
+/// The failure of a reload whose cluster has ended.
+pub(super) fn gone() -> anyhow::Error {
+    anyhow!("the cluster ended before the change was done; its log says why")
 }
 
 /// A line that the primary sends about a reload; fields that are not used here are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Told {
+pub(super) enum Told {
     Reload(Phase),
     ReloadEnded(LastReload),
     Note { text: String },
     Change(ToldChange),
 }
 
+impl Told {
+    pub(super) fn read(line: &[u8]) -> anyhow::Result<Self> {
+        serde_json::from_slice(line).context("the primary's answer does not parse")
+    }
+}
+
 #[derive(Debug, Deserialize)]
-struct ToldChange {
+pub(super) struct ToldChange {
     what: String,
     from: Option<String>,
     to: Option<String>,
@@ -184,7 +194,7 @@ impl fmt::Display for ToldChange {
 }
 
 #[derive(Debug, Deserialize)]
-struct Phase {
+pub(super) struct Phase {
     generation: Option<u64>,
     phase: String,
     done: Option<u64>,
@@ -280,7 +290,7 @@ fn style(phase: &Phase) -> ProgressStyle {
     style.progress_chars("== ").with_key("time", time)
 }
 
-fn describe(phase: &Phase) -> String {
+pub(super) fn describe(phase: &Phase) -> String {
     let generation = phase.generation.map_or_else(String::new, |generation| format!("generation {generation}: "));
     let lasts = match phase.lasts_ms {
         None | Some(0) => String::new(),

@@ -180,7 +180,7 @@ pub(super) fn certificates(all: &[CertificateStatus]) -> String {
 }
 
 /// The number in at most eight characters.
-fn short(number: u64) -> String {
+pub(super) fn short(number: u64) -> String {
     let mut shown = number;
     for unit in ["", "k", "M", "G", "T"] {
         if shown < 10_000_000 {
@@ -222,7 +222,7 @@ fn named(GuestMetric { name, labels, .. }: &GuestMetric) -> String {
     if labels.is_empty() { name.clone() } else { format!("{name}{{{}}}", labels.join(",")) }
 }
 
-fn describe(worker: &WorkerStatus) -> String {
+pub(super) fn describe(worker: &WorkerStatus) -> String {
     match (worker.retry_in_ms, worker.role.as_str()) {
         (Some(wait), _) => format!("{} {}", worker.state, duration(wait)),
         // A successor takes over as soon as it is ready, so its state says little.

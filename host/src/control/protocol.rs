@@ -257,6 +257,10 @@ impl GenerationTotals {
 pub(crate) struct Latencies {
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
+    /// Times, and how many took less than each, but not less than the one before. The difference of two moments tells how
+    /// long the requests between them took.
+    #[serde(default)]
+    pub(crate) counts: Vec<(f64, u64)>,
 }
 
 /// One series of the guests'.
@@ -290,7 +294,9 @@ pub(crate) enum MetricValue {
 impl Totals {
     /// What workers counted; how they and reloads ended is not in it.
     pub(crate) fn new(counted: &Snapshot) -> Self {
-        let quantile = |part| counted.latency.quantile(part).map(|micros| micros as f64 / 1000.0);
+        let milliseconds = |micros: u64| micros as f64 / 1000.0;
+        let quantile = |part| counted.latency.quantile(part).map(milliseconds);
+        let counts = counted.latency.counts().map(|(end, count)| (milliseconds(end), count)).collect();
         Self {
             requests: counted.requests,
             errors: counted.errors,
@@ -306,7 +312,7 @@ impl Totals {
             handshakes: counted.handshakes,
             handshakes_resumed: counted.handshakes_resumed,
             handshakes_failed: counted.handshakes_failed,
-            latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99) },
+            latency_ms: Latencies { p50: quantile(0.5), p99: quantile(0.99), counts },
             ..Self::default()
         }
     }

@@ -10,7 +10,8 @@ use crate::logging::LogLevel;
 
 /// Values that flags and file say, and that were taken away.
 const MAX_REMOVED: usize = 1024;
-const LOG_LEVEL: &str = "wasmcluster.log-level";
+/// The key of the log level.
+pub(crate) const LOG_LEVEL: &str = "wasmcluster.log-level";
 
 /// What can change while a cluster runs. Keys that begin with `wasmcluster.` are the host's own; all others are values for
 /// guests (`wasi:config`), which win over those that a generation has by its settings.

@@ -34,7 +34,7 @@ pub(crate) use file::OTHER_WORDS;
 pub(crate) use granted::Granted;
 pub(crate) use guest_values::{Changes, GuestValues};
 pub(crate) use limits::*;
-pub(crate) use live::LiveConfig;
+pub(crate) use live::{LOG_LEVEL, LiveConfig};
 pub(crate) use options::{Options, Recipe};
 pub(crate) use otlp::{Otlp, OtlpProtocol};
 pub(crate) use policy::{Policy, Recycle};

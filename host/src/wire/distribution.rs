@@ -89,6 +89,12 @@ impl Distribution<u64> {
         self.buckets.iter().fold(0, |count, bucket| u64::saturating_add(count, *bucket))
     }
 
+    /// Of each bucket that is not empty the number that all in it are below, and how many there are.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let filled = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+        filled.map(|(bucket, count)| (bound(bucket), *count))
+    }
+
     /// Of each octave its end, and how many numbers are in it. The last one has no end.
     pub(crate) fn octaves(&self) -> Vec<(Option<u64>, u64)> {
         let mut octaves = Vec::new();
@@ -158,6 +164,8 @@ mod tests {
         let octaves = page.snapshot().cpu.octaves();
         assert_eq!(octaves[..3], [(Some(16), 2), (Some(32), 2), (Some(64), 1)]);
         assert_eq!(*octaves.last().unwrap(), (None, 1));
+        let counts: Vec<(u64, u64)> = page.snapshot().cpu.counts().collect();
+        assert_eq!(counts[..3], [(16, 2), (20, 2), (48, 1)]);
         assert!(octaves.is_sorted_by_key(|(end, _)| end.unwrap_or(u64::MAX)));
     }
 
