@@ -49,7 +49,7 @@ pub(super) const KEYS: &[KeyRow] = keys! {
     "b" Some("rollback"), "roll back to the version before" => Rollback: KeyCode::Char('b');
     "+" Some("more"), "start one worker more" => Grow: KeyCode::Char('+'), KeyCode::Char('=');
     "-" Some("fewer"), "drain one worker" => Shrink: KeyCode::Char('-'), KeyCode::Char('_');
-    "l" Some("log level"), "choose another log level" => LogLevel: KeyCode::Char('l');
+    "l" Some("log"), "choose another log level" => LogLevel: KeyCode::Char('l');
     "s" Some("stop"), "drain and stop the cluster" => Stop: KeyCode::Char('s');
     "p" Some("pause"), "keep what is shown, or go on" => Pause: KeyCode::Char('p'), KeyCode::Char(' ');
     "↑ ↓" None, "show other workers, where not all have room" => Up: KeyCode::Up, KeyCode::Char('k'), KeyCode::PageUp;

@@ -45,7 +45,7 @@ fn in_words(name: &str, event: &Value) -> String {
         "worker_started" => format!("{} started, generation {}, pid {}", worker(), of("generation"), of("pid")),
         "worker_ready" => format!("worker {} is ready", of("worker")),
         "worker_draining" => format!("worker {} drains: {}", of("worker"), of("reason")),
-        "worker_exited" => format!("{} exited: {}{}", worker(), of("reason"), lost(event)),
+        "worker_exited" => format!("{} ended: {}{}", worker(), of("reason"), lost(event)),
         "worker_crashed" => format!("{} crashed: {}{}", worker(), of("reason"), lost(event)),
         "worker_unkillable" => format!("worker {} does not die of SIGKILL", of("worker")),
         "degraded" if event["degraded"] == true => format!("degraded: {}", of("reason")),

@@ -96,7 +96,7 @@ fn a_usual_terminal_shows_all_that_matters() {
     assert_eq!(lines[9], "   1   7      2   4002 ready     1m01s     0.0      2     3    -  21.8M        2");
     assert_eq!(lines[11], "EVENTS (UTC)");
     assert_eq!(lines[12], "12:13:14 worker 1 is ready");
-    assert!(lines[23].starts_with("q quit  ? help  r reload"), "{}", lines[23]);
+    assert_eq!(lines[23], "q quit  ? help  r reload  b rollback  + more  - fewer  l log  s stop  p pause");
 }
 
 #[test]
