@@ -5,6 +5,7 @@
 
 mod building;
 mod commands;
+mod doctor;
 mod errors;
 mod examples;
 mod messages;

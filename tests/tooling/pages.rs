@@ -153,6 +153,7 @@ fn the_reference_has_every_field_of_the_json_that_commands_print() {
     let cluster = Setup::new(&guest("hello")).args(&["--min-ready", "0s", "--soak", "0s"]).start();
     let mut printed = vec![cluster.command(&["inspect", &guest("hello").display().to_string(), "--json"]).stdout];
     printed.push(cluster.command(&["reload", "--json"]).stdout);
+    printed.push(cluster.command(&["doctor", "--json"]).stdout);
     printed.push(cluster.command(&["status", "--json"]).stdout);
     let mut names = BTreeSet::new();
     for line in printed.iter().flat_map(|text| text.lines()) {

@@ -24,6 +24,7 @@ use crate::settings::Recipe;
 pub(crate) use plan::{NoPlan, Plan};
 pub(crate) use rebuild::{Built, Handover, Order, build_once, builder_main, describe, tell, watch};
 pub(crate) use sources::Sources;
+pub(crate) use toolchain::{TARGET, check_toolchain};
 
 /// What came of a build.
 #[derive(Debug)]

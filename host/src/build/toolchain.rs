@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::bail;
 
-pub(super) const TARGET: &str = "wasm32-wasip2";
+/// What guests are built for.
+pub(crate) const TARGET: &str = "wasm32-wasip2";
 /// What `scripts/guest-toolchain` prepares where rustup cannot download.
 const PREPARED: &str = "wasmcluster-guest";
 
@@ -52,6 +53,21 @@ impl Toolchain {
              package for this target. On Debian, scripts/guest-toolchain in wasmcluster's sources prepares a toolchain \
              called {PREPARED}"
         );
+    }
+}
+
+/// Whether components can be built with what is installed, or why not. Installs nothing, unlike [`Toolchain::find`].
+pub(crate) fn check_toolchain() -> Result<&'static str, String> {
+    // There no file asks for a toolchain that rustup would fetch.
+    let anywhere = Path::new("/");
+    match sysroot(Toolchain::Default, anywhere) {
+        Ok(sysroot) if has_target(&sysroot) => Ok("the Rust toolchain"),
+        _ if sysroot(Toolchain::Prepared, anywhere).is_ok_and(|sysroot| has_target(&sysroot)) => {
+            Ok("the Rust toolchain wasmcluster-guest")
+        }
+        Err(Missing::Program) => Err("there is no `rustc` on the PATH".into()),
+        Err(Missing::Toolchain) => Err("`rustc` does not run".into()),
+        Ok(_) => Err(format!("the Rust toolchain lacks the target {TARGET}")),
     }
 }
 

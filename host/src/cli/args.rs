@@ -69,6 +69,8 @@ pub(super) enum Command {
     Stop(StopArgs),
     /// Show or change the live configuration of a running cluster
     Config(ConfigArgs),
+    /// Check whether this machine has what `serve` and `build` need
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -430,6 +432,31 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:\n  \
+    0 no fault\n  1 a fault: `serve` would not start, or not serve\n  2 usage\n\n\
+    Examples:\n  \
+    wasmcluster doctor\n  \
+    wasmcluster doctor --json | jq '.checks[] | select(.verdict != \"ok\")'\n  \
+    systemd-run --pty --property=MemoryMax=512M wasmcluster doctor\n\n\
+    Run it as the user who serves, and under the same limits. It changes nothing and makes no folders.")]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+
+    /// Compiled components [default: that of `serve`]
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: Option<PathBuf>,
+
+    /// The state of the cluster [default: that of `serve`]
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod clusters;
 mod compile;
 mod completions;
 mod config;
+mod doctor;
 mod events;
 mod exit;
 mod hints;
@@ -84,6 +85,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Scale(args) => scale::scale(args),
         Command::Stop(args) => stop::stop(args),
         Command::Config(args) => config::config(args),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => completions::completions(args),
     }
 }
@@ -93,11 +95,16 @@ fn end(ended: Result<(), Failure>, patience: Duration) -> ExitCode {
     let Err(failure) = ended else { return ExitCode::SUCCESS };
     let (message, code) = failure.report();
     let (told, is_told) = std::sync::mpsc::channel();
+    let line = message.clone();
     // On a thread of its own: a write to a stopped terminal blocks.
-    std::thread::spawn(move || {
-        logging::complain(&message);
+    let started = std::thread::Builder::new().spawn(move || {
+        logging::complain(&line);
         let _ = told.send(());
     });
-    let _ = is_told.recv_timeout(patience);
+    match started {
+        Ok(_) => drop(is_told.recv_timeout(patience)),
+        // Where no thread can be started, which may be what failed, this one writes, however long it takes.
+        Err(_) => logging::complain(&message),
+    }
     ExitCode::from(code)
 }

@@ -4,7 +4,10 @@
 //! one that a worker can load.
 
 use rustix::param::page_size;
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{
+    Config, Enabled, Engine, Instance, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Store,
+    WasmBacktraceDetails,
+};
 
 use crate::os::pagemap;
 use crate::settings::{
@@ -22,6 +25,11 @@ const KEEP_MEMORY: usize = 4 * 1024 * 1024;
 const KEEP_TABLE: usize = 64 * 1024;
 /// Of what the instances of a worker may have, the part that may stay mapped for the next ones: one in so many bytes.
 const KEEP_ONE_IN: usize = 8;
+
+/// A smaller pool is not worth its trouble.
+const MIN_POOL: u32 = 16;
+/// What is compiled, mapped and run for a trial.
+const TRIAL: &str = "(module (memory 1) (func (export \"answer\") (result i32) i32.const 42))";
 
 /// How much of a memory and of a table, from its beginning, stays mapped for the next instance.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,22 +71,44 @@ pub(crate) fn for_compiler(http: WasiHttp) -> wasmtime::Result<Engine> {
 /// An engine to run with: instances come from a pool, or, on a machine that cannot reserve the address space for one,
 /// are mapped on demand, which is slower but gives the same answers.
 pub(crate) fn for_worker(http: WasiHttp, resident: Resident) -> wasmtime::Result<Engine> {
-    let mut config = shared(http);
+    let (engine, instances) = with_pool(shared(http), resident)?;
+    if instances == 0 {
+        tracing::warn!(
+            "cannot reserve address space for a pool of instances; instances are mapped on demand, which is slower"
+        );
+    }
+    Ok(engine)
+}
+
+/// The engine, and for how many instances it has a pool; 0 if they are mapped on demand.
+fn with_pool(mut config: Config, resident: Resident) -> wasmtime::Result<(Engine, u32)> {
     config.max_wasm_stack(MAX_STACK);
     let mut instances = MAX_INSTANCES;
-    while instances >= 16 {
+    while instances >= MIN_POOL {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances, resident)));
         match Engine::new(&config) {
-            Ok(engine) => return Ok(engine),
+            Ok(engine) => return Ok((engine, instances)),
             Err(error) => tracing::debug!(instances, "cannot reserve a pool: {error:#}"),
         }
         instances /= 2;
     }
-    tracing::warn!(
-        "cannot reserve address space for a pool of instances; instances are mapped on demand, which is slower"
-    );
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-    Engine::new(&config)
+    Ok((Engine::new(&config)?, 0))
+}
+
+/// Whether this process could be a worker: has the code of a small module compiled, mapped and run. For how many instances
+/// there is a pool; 0 if they would be mapped on demand.
+pub(crate) fn try_as_worker() -> wasmtime::Result<u32> {
+    let mut config = shared(WasiHttp::V0_2);
+    // Where no thread can be started, the pool of threads that compile would panic.
+    config.parallel_compilation(false);
+    let (engine, instances) = with_pool(config, Resident::default())?;
+    let module = Module::new(&engine, wat::parse_str(TRIAL).expect("a module of ours"))?;
+    let mut store = Store::new(&engine, ());
+    // Beyond the epoch that it is: it is not interrupted.
+    store.set_epoch_deadline(1);
+    Instance::new(&mut store, &module, &[])?.get_typed_func::<(), i32>(&mut store, "answer")?.call(&mut store, ())?;
+    Ok(instances)
 }
 
 fn pool(instances: u32, resident: Resident) -> PoolingAllocationConfig {

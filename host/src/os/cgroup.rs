@@ -11,6 +11,10 @@ pub(crate) struct Allowance {
     pub(crate) memory: Option<u64>,
     /// Processors' worth of time.
     pub(crate) cpus: Option<f64>,
+    /// Processes and threads.
+    pub(crate) tasks: Option<u64>,
+    /// How much of the memory may be on a disk, in bytes. Only version 2 says that by itself.
+    pub(crate) swap: Option<u64>,
     /// Without memory the kernel ends every process of the group, not one.
     pub(crate) ends_as_one: bool,
 }
@@ -54,12 +58,20 @@ impl Allowance {
             let (quota, period) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
             (quota > 0.0 && period > 0.0).then_some(quota / period)
         });
-        Self { memory: least(memory, inherited), cpus, ends_as_one: number("memory.oom.group") == Some(1) }
+        Self {
+            memory: least(memory, inherited),
+            cpus,
+            tasks: number("pids.max"),
+            swap: number("memory.swap.max"),
+            ends_as_one: number("memory.oom.group") == Some(1),
+        }
     }
 
     fn tighten(&mut self, other: Self) {
         self.memory = least(self.memory, other.memory);
         self.cpus = least(self.cpus, other.cpus);
+        self.tasks = least(self.tasks, other.tasks);
+        self.swap = least(self.swap, other.swap);
         self.ends_as_one |= other.ends_as_one;
     }
 }
@@ -160,11 +172,17 @@ mod tests {
             (file(shop, "memory.high"), "805306368\n"),
             (file(shop, "memory.oom.group"), "1\n"),
             (file(shop, "cpu.max"), "max 100000\n"),
+            (file(shop, "pids.max"), "max\n"),
+            (file(shop, "memory.swap.max"), "0\n"),
+            (file(slice, "pids.max"), "512\n"),
             (file(slice, "memory.max"), "536870912\n"),
             (file(slice, "cpu.max"), "150000 100000\n"),
         ];
         let tree: Vec<(&str, &str)> = tree.iter().map(|(path, contents)| (path.as_str(), *contents)).collect();
-        check(&tree, Allowance { memory: Some(512 * MIB), cpus: Some(1.5), ends_as_one: true });
+        check(
+            &tree,
+            Allowance { memory: Some(512 * MIB), cpus: Some(1.5), tasks: Some(512), swap: Some(0), ends_as_one: true },
+        );
     }
 
     #[test]
@@ -183,7 +201,7 @@ mod tests {
                 ("sys/fs/cgroup/cpu,cpuacct/shop/cpu.cfs_quota_us", "200000\n"),
                 ("sys/fs/cgroup/cpu,cpuacct/shop/cpu.cfs_period_us", "100000\n"),
             ],
-            Allowance { memory: Some(256 * MIB), cpus: Some(2.0), ends_as_one: false },
+            Allowance { memory: Some(256 * MIB), cpus: Some(2.0), ..Allowance::default() },
         );
     }
 
@@ -204,7 +222,7 @@ mod tests {
                 ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
                 ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
             ],
-            Allowance { memory: Some(128 * MIB), cpus: None, ends_as_one: false },
+            Allowance { memory: Some(128 * MIB), ..Allowance::default() },
         );
     }
 
@@ -216,7 +234,7 @@ mod tests {
                 ("proc/self/mountinfo", "29 23 0:26 /mine /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
                 ("sys/fs/cgroup/memory.max", "134217728\n"),
             ],
-            Allowance { memory: Some(128 * MIB), cpus: None, ends_as_one: false },
+            Allowance { memory: Some(128 * MIB), ..Allowance::default() },
         );
     }
 }

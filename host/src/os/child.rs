@@ -132,6 +132,15 @@ fn open(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// Whether children can be followed at all: older kernels, and sandboxes that are older than the call, refuse it.
+pub(crate) fn can_be_followed() -> io::Result<()> {
+    // SAFETY: a system call with two numbers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) })?;
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) });
+    Ok(())
+}
+
 async fn follow(pid: Pid, fd: Arc<AsyncFd<OwnedFd>>, tell: watch::Sender<Option<String>>) {
     // The descriptor is readable from the child's end on. That waiting fails is not known to happen; the reaping tells.
     let _ = fd.readable().await;

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{SysconfVar, geteuid, sysconf};
 
 use crate::os::cgroup::Allowance;
 
@@ -34,8 +34,8 @@ const DESCRIPTOR_RESERVE: u64 = 1024;
 /// Lowers `max_connections`, of a worker, so that it does not run out of descriptors: it has the hard limit of this process.
 /// What is to be said of that, if it was necessary.
 pub(crate) fn keep_within_descriptors(max_connections: &mut usize) -> Option<String> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    let (there, wanted) = (connections_within(hard), *max_connections);
+    let (there, hard) = room_for_connections()?;
+    let wanted = *max_connections;
     if there >= wanted {
         return None;
     }
@@ -44,6 +44,25 @@ pub(crate) fn keep_within_descriptors(max_connections: &mut usize) -> Option<Str
         "a worker takes at most {there} connections, not {wanted} as --max-connections says: it may open only {hard} \
          files; raise that limit (ulimit -Hn, or LimitNOFILE= in systemd)"
     ))
+}
+
+/// Connections that a worker can have at most, by the hard limit of this process, and that limit.
+pub(crate) fn room_for_connections() -> Option<(usize, u64)> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some((connections_within(hard), hard))
+}
+
+/// How many processes and threads this user may have, unless that is not limited.
+pub(crate) fn room_for_threads() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NPROC).ok()?;
+    // Root is not held to it.
+    (soft != nix::libc::RLIM_INFINITY && !geteuid().is_root()).then_some(soft)
+}
+
+/// How much this process may map, unless that is not limited, in bytes.
+pub(crate) fn address_space() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    (soft != nix::libc::RLIM_INFINITY).then_some(soft)
 }
 
 fn connections_within(descriptors: u64) -> usize {

@@ -20,7 +20,8 @@ pub(crate) const MAX_WORKERS: u32 = 1024;
 /// The name of a cluster that was given none.
 pub(crate) const DEFAULT_NAME: &str = "default";
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
-const DEFAULT_BACKLOG: i32 = 1024;
+/// Connections that the kernel queues for each address.
+pub(crate) const DEFAULT_BACKLOG: i32 = 1024;
 
 /// The settings of a cluster.
 #[derive(Clone, Debug)]

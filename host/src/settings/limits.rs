@@ -21,6 +21,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT: usize = MAX_INSTANCES as usize;
 /// Each takes a descriptor, of which a process has a million at most on most machines.
 const MAX_CONNECTIONS: usize = 1_000_000;
+/// Of each worker.
+pub(crate) const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 /// Each has a connection.
 const MAX_HANDSHAKES: usize = MAX_CONNECTIONS;
 /// More do not make a connection faster, and each may hold a window's bytes.
@@ -149,7 +151,7 @@ impl Limits {
         // In whole MiB, for people.
         let share = (Shares::of(memory_of_this_machine(), workers).worker >> 20 << 20).max(SMALLEST_SHARE);
         let max_memory = or_bytes(options.max_memory, share.min(128 << 20));
-        let max_connections = or_number(options.max_connections, 4096);
+        let max_connections = or_number(options.max_connections, DEFAULT_MAX_CONNECTIONS);
         let limits = Self {
             request_timeout: request_timeout(options),
             stream_timeout: or_seconds(options.stream_timeout, 60),

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 pub(crate) use access_log::{AccessFormat, AccessLogPlace};
 pub(crate) use application::Application;
-pub(crate) use cluster::{Cluster, DEFAULT_NAME, MAX_WORKERS};
+pub(crate) use cluster::{Cluster, DEFAULT_BACKLOG, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use differences::SettingChange;
 pub(crate) use file::OTHER_WORDS;
 pub(crate) use granted::Granted;

@@ -135,22 +135,33 @@ pub(crate) fn prepare(store: &Path, state: Option<&Path>, control: &Path) -> any
 pub(crate) fn prepare_state(folder: &Path) -> anyhow::Result<()> {
     let of = || format!("state folder {} (choose another with --state-dir or $STATE_DIRECTORY)", folder.display());
     make(folder).with_context(of)?;
-    check_private(folder, &fs::metadata(folder).with_context(of)?, Owner::Us).with_context(of)?;
+    check_state(folder).with_context(of)?;
     access(folder, AccessFlags::W_OK).with_context(of)
 }
 
-/// The folder of a control socket: nobody but the owner, or root, may be able to put something else in its place.
+/// Fails if others can change what is in a folder of the state.
+pub(crate) fn check_state(folder: &Path) -> anyhow::Result<()> {
+    check_private(folder, &fs::metadata(folder)?, Owner::Us)
+}
+
+/// The folder of a control socket.
 pub(crate) fn prepare_runtime(control: &Path) -> anyhow::Result<()> {
     let of = || format!("control socket {} (choose another with --control or $RUNTIME_DIRECTORY)", control.display());
     let folder = files::parent(control);
     make(folder).with_context(of)?;
-    let metadata = fs::metadata(folder).with_context(of)?;
-    ensure!(metadata.is_dir(), "{}: {} is not a folder", of(), folder.display());
+    check_runtime(folder).with_context(of)?;
+    access(folder, AccessFlags::W_OK).with_context(of)
+}
+
+/// Nobody but the owner, or root, may be able to put something else in the place of a control socket in this folder.
+pub(crate) fn check_runtime(folder: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(folder)?;
+    ensure!(metadata.is_dir(), "{} is not a folder", folder.display());
     // In a folder like /tmp, where everybody can write, the sticky bit keeps others from replacing the file.
     if metadata.mode() & 0o1000 == 0 || !files::is_ours_or_roots(&metadata) {
-        check_private(folder, &metadata, Owner::UsOrRoot).with_context(of)?;
+        check_private(folder, &metadata, Owner::UsOrRoot)?;
     }
-    access(folder, AccessFlags::W_OK).with_context(of)
+    Ok(())
 }
 
 fn make(folder: &Path) -> io::Result<()> {
