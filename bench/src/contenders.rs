@@ -43,6 +43,8 @@ pub(crate) enum Program {
     Nginx,
     /// This project with a guest that passes requests on to a server of hyper alone.
     OursProxy(&'static str),
+    /// This project, with traces that go to that server.
+    OursTraced(&'static str),
     /// One worker process, to the same server, whose connections it keeps.
     NginxProxy,
 }
@@ -52,8 +54,9 @@ impl Program {
         matches!(self, Self::OursTls(_) | Self::BareHyperTls | Self::Nginx)
     }
 
-    fn is_proxy(self) -> bool {
-        matches!(self, Self::OursProxy(_) | Self::NginxProxy)
+    /// Whether there is another server behind it.
+    fn has_upstream(self) -> bool {
+        matches!(self, Self::OursProxy(_) | Self::OursTraced(_) | Self::NginxProxy)
     }
 }
 
@@ -143,6 +146,11 @@ impl Contender {
                 command.args(["--allow-host", &url, "--env", &format!("UPSTREAM={url}")]);
                 command
             }
+            Program::OursTraced(guest) => {
+                let mut command = ours(programs, guest, workers, scratch)?;
+                command.args(["--otlp", &format!("http://{}", upstream.context("there is a collector")?)]);
+                command
+            }
             Program::Nginx => nginx::tls(scratch, free_port()?)?,
             Program::NginxProxy => nginx::proxy(scratch, free_port()?, upstream.context("a proxy has an upstream")?)?,
             Program::Wasmtime(guest) => {
@@ -180,6 +188,9 @@ impl Contender {
                 let upstream = "--allow-host http://UPSTREAM --env UPSTREAM=http://UPSTREAM";
                 (format!("wasmcluster serve --workers {workers} {upstream}"), guest)
             }
+            Program::OursTraced(guest) => {
+                (format!("wasmcluster serve --workers {workers} --otlp http://COLLECTOR"), guest)
+            }
             Program::Nginx | Program::NginxProxy => ("nginx -c nginx.conf".into(), ""),
         };
         let guest = if guest.is_empty() { String::new() } else { format!("{guest}.wasm") };
@@ -190,7 +201,7 @@ impl Contender {
     /// Starts it on these CPUs, and its upstream, if it is a proxy, where the load comes from.
     pub(crate) fn start(&self, bench: &Bench, workers: usize, cpus: &[usize]) -> Result<Server> {
         let upstream =
-            self.program.is_proxy().then(|| Server::start(bare_hyper(false)?, Scratch::new()?, bench.cpus.load()));
+            self.program.has_upstream().then(|| Server::start(bare_hyper(false)?, Scratch::new()?, bench.cpus.load()));
         let (upstream, scratch) = (upstream.transpose()?, Scratch::new()?);
         let command = self.command(&bench.programs, workers, &scratch, upstream.as_ref().map(|it| it.address))?;
         let mut server = Server::start(command, scratch, cpus)?;
@@ -217,7 +228,7 @@ pub(crate) struct Server {
     pub(crate) scratch: Scratch,
     pub(crate) address: SocketAddr,
     pub(crate) is_tls: bool,
-    /// Of a proxy.
+    /// Of a proxy, or of who sends traces.
     upstream: Option<Box<Self>>,
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::Bench;
 use crate::contenders::Program::{
-    BareHyper, BareHyperTls, Nginx, NginxProxy, Node, Ours, OursProxy, OursTls, Wasmtime,
+    BareHyper, BareHyperTls, Nginx, NginxProxy, Node, Ours, OursProxy, OursTls, OursTraced, Wasmtime,
 };
 use crate::contenders::{Contender, Program};
 use crate::report::{Row, Series, Unit};
@@ -59,6 +59,29 @@ pub(crate) const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
 /// h2load does not connect again when a connection retires.
 const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
 const FRESH_ON_ONE: &[&str] = &["--max-instance-reuse-count", "1", "--max-connection-requests", "1000000000"];
+/// All that tells what a cluster does, but traces.
+const SEEN: &[&str] = &[
+    "--max-instance-reuse-count",
+    "100000",
+    "--admin",
+    "127.0.0.1:0",
+    "--access-log",
+    "access.log",
+    "--access-log-format",
+    "json",
+    "--server-timing",
+];
+const SEEN_FRESH: &[&str] = &[
+    "--max-instance-reuse-count",
+    "1",
+    "--admin",
+    "127.0.0.1:0",
+    "--access-log",
+    "access.log",
+    "--access-log-format",
+    "json",
+    "--server-timing",
+];
 /// What wasmcluster does for its own pool, as far as there are flags for it.
 const TUNED: &[&str] = &[
     "-O",
@@ -92,6 +115,19 @@ pub(crate) const GROUPS: &[Group] = &[
             contender("wasmtime-default", "wasmtime serve, default reuse", Wasmtime("hello_p3"), DEFAULTS),
             contender("ours-fresh", "wasmcluster, fresh instance", Ours("hello_p3"), FRESH),
             contender("wasmtime-fresh", "wasmtime serve, fresh instance", Wasmtime("hello_p3"), FRESH),
+        ],
+    },
+    Group {
+        key: "seen",
+        title: "What it costs to see: admin address, access log as JSON, server-timing, and traces, of which 1 % are recorded",
+        load: Load::KeepAlive,
+        contenders: &[
+            contender("fresh", "fresh instance", Ours("hello_p2"), FRESH),
+            contender("fresh-seen", "fresh instance, all but traces", Ours("hello_p2"), SEEN_FRESH),
+            contender("fresh-traced", "fresh instance, all", OursTraced("hello_p2"), SEEN_FRESH),
+            contender("reused", "instance reused", Ours("hello_p2"), REUSED),
+            contender("reused-seen", "instance reused, all but traces", Ours("hello_p2"), SEEN),
+            contender("reused-traced", "instance reused, all", OursTraced("hello_p2"), SEEN),
         ],
     },
     Group {
@@ -242,6 +278,10 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("tls-full", "new TLS connections, full handshake / nginx, one process", "ours", "nginx", 0.6, 0.9),
     ratio("tls-resumed", "new TLS connections, resumed / nginx, one process", "ours", "nginx", 0.8, 1.0),
     ratio("proxy", "a guest as reverse proxy, reused instance (0.2) / nginx", "ours-reused", "nginx", 0.35, 0.5),
+    ratio("seen", "admin address, access log, server-timing / none of them, fresh instance", "fresh-seen", "fresh", 0.95, 1.0),
+    ratio("seen", "the same, reused instance", "reused-seen", "reused", 0.95, 1.0),
+    ratio("seen", "traces besides, 1 % recorded / none, fresh instance", "fresh-traced", "fresh-seen", 0.98, 1.0),
+    ratio("seen", "the same, reused instance", "reused-traced", "reused-seen", 0.98, 1.0),
     ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
     ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),

@@ -152,7 +152,7 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
 
 fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
     match contender.program {
-        Program::Ours(guest) | Program::OursTls(guest) | Program::OursProxy(guest) => {
+        Program::Ours(guest) | Program::OursTls(guest) | Program::OursProxy(guest) | Program::OursTraced(guest) => {
             component(guest).err().map(|error| error.to_string())
         }
         Program::Wasmtime(guest) => {
