@@ -17,6 +17,8 @@ pub(super) enum Wish {
     LogLevel,
     Stop,
     Pause,
+    /// Workers in another order.
+    Order,
     /// To the workers above those that are shown.
     Up,
     Down,
@@ -47,11 +49,12 @@ pub(super) const KEYS: &[KeyRow] = keys! {
     "?" Some("help"), "this help" => Help: KeyCode::Char('?'), KeyCode::Char('h'), KeyCode::F(1);
     "r" Some("reload"), "reload: component and settings are read again" => Reload: KeyCode::Char('r');
     "b" Some("rollback"), "roll back to the version before" => Rollback: KeyCode::Char('b');
-    "+" Some("more"), "start one worker more" => Grow: KeyCode::Char('+'), KeyCode::Char('=');
-    "-" Some("fewer"), "drain one worker" => Shrink: KeyCode::Char('-'), KeyCode::Char('_');
+    "+" Some("more"), "start one worker more; - drains one" => Grow: KeyCode::Char('+'), KeyCode::Char('=');
+    "-" Some("fewer"), "" => Shrink: KeyCode::Char('-'), KeyCode::Char('_');
     "l" Some("log"), "choose another log level" => LogLevel: KeyCode::Char('l');
     "s" Some("stop"), "drain and stop the cluster" => Stop: KeyCode::Char('s');
     "p" Some("pause"), "keep what is shown, or go on" => Pause: KeyCode::Char('p'), KeyCode::Char(' ');
+    "o" None, "order workers by slot, REQ/S, MS/REQ, CPU, MEMORY" => Order: KeyCode::Char('o');
     "↑ ↓" None, "show other workers, where not all have room" => Up: KeyCode::Up, KeyCode::Char('k'), KeyCode::PageUp;
     "↑ ↓" None, "" => Down: KeyCode::Down, KeyCode::Char('j'), KeyCode::PageDown;
     "Ctrl-Z" None, "back to the shell; `fg` comes back here" => Suspend: KeyCode::Null;

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent};
 
 use super::keys::{self, LEVELS, Wish};
 use super::occurrence::Occurrence;
-use crate::control::protocol::Status;
+use crate::control::protocol::{Status, WorkerStatus};
 use crate::logging::LogLevel;
 
 /// A minute of samples.
@@ -50,6 +50,40 @@ pub(super) enum Pressed {
     Quit,
 }
 
+/// Which workers are shown first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    #[default]
+    Slot,
+    Requests,
+    Computing,
+    Processor,
+    Memory,
+}
+
+impl Order {
+    fn next(self) -> Self {
+        match self {
+            Self::Slot => Self::Requests,
+            Self::Requests => Self::Computing,
+            Self::Computing => Self::Processor,
+            Self::Processor => Self::Memory,
+            Self::Memory => Self::Slot,
+        }
+    }
+
+    /// The title of the column that it goes by.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Slot => "SLOT",
+            Self::Requests => "REQ/S",
+            Self::Computing => "MS/REQ",
+            Self::Processor => "CPU",
+            Self::Memory => "MEMORY",
+        }
+    }
+}
+
 /// A second's value; None where nothing is known.
 pub(super) type Trend = VecDeque<Option<f64>>;
 
@@ -70,6 +104,8 @@ pub(super) struct Figures {
     /// Likewise, in processors.
     pub(super) processors: BTreeMap<u64, f64>,
     processor_times: BTreeMap<u64, Duration>,
+    /// Of each worker: milliseconds that its guests computed for a request, in the latest second with any.
+    pub(super) costs: BTreeMap<u64, f64>,
     /// How many requests had taken less than so many milliseconds, second by second.
     latencies: VecDeque<Vec<(f64, u64)>>,
     pub(super) events: VecDeque<Occurrence>,
@@ -84,6 +120,7 @@ pub(super) struct Monitor {
     pub(super) question: Option<Question>,
     pub(super) message: String,
     pub(super) is_help_shown: bool,
+    pub(super) order: Order,
     /// The worker that is shown first.
     pub(super) first_worker: usize,
 }
@@ -176,6 +213,7 @@ impl Monitor {
             Wish::Help => self.is_help_shown = true,
             Wish::Pause if self.kept.take().is_none() => self.kept = Some(self.live.clone()),
             Wish::Pause => {}
+            Wish::Order => (self.order, self.first_worker) = (self.order.next(), 0),
             Wish::Up => self.first_worker = self.first_worker.saturating_sub(1),
             Wish::Down => {
                 let workers = self.shown().status.as_ref().map_or(0, |status| status.workers.len());
@@ -232,6 +270,7 @@ impl Figures {
             Some(then) => rates(&status, then, rate),
             None => BTreeMap::new(),
         };
+        self.costs = costs(&status, since.as_deref(), &self.costs);
         let used = processor_times.iter().filter_map(|(id, now)| {
             let then = self.processor_times.get(id).filter(|_| since.is_some())?;
             Some((*id, now.saturating_sub(*then).as_secs_f64() / seconds))
@@ -252,6 +291,7 @@ impl Figures {
         self.latencies.clear();
         self.rates.clear();
         self.processors.clear();
+        self.costs.clear();
         push(&mut self.requests, None, MAX_SAMPLES);
         push(&mut self.errors, None, MAX_SAMPLES);
     }
@@ -284,6 +324,19 @@ fn rates(status: &Status, then: &Status, rate: impl Fn(u64, u64) -> f64) -> BTre
         then.workers.iter().filter_map(|worker| Some((worker.id?, worker.requests))).collect();
     let now = status.workers.iter().filter_map(|worker| Some((worker.id?, worker.requests)));
     now.map(|(id, requests)| (id, rate(requests, before.get(&id).copied().unwrap_or(0)))).collect()
+}
+
+/// What a request cost, by worker. Where there was none, that of the last one stands.
+fn costs(status: &Status, then: Option<&Status>, known: &BTreeMap<u64, f64>) -> BTreeMap<u64, f64> {
+    let costs = status.workers.iter().filter_map(|worker| {
+        let id = worker.id?;
+        let then = then.and_then(|then| then.workers.iter().find(|then| then.id == worker.id));
+        let since = |read: fn(&WorkerStatus) -> u64| read(worker).saturating_sub(then.map_or(0, read));
+        let (requests, computed) = (since(|worker| worker.requests), since(|worker| worker.guest_cpu_ms));
+        let cost = if requests > 0 { Some(computed as f64 / requests as f64) } else { known.get(&id).copied() };
+        Some((id, cost?))
+    });
+    costs.collect()
 }
 
 fn push<T>(values: &mut VecDeque<T>, value: T, limit: usize) {

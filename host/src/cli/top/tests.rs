@@ -24,7 +24,7 @@ fn worker(id: u64, requests: u64) -> Value {
     json!({
         "id": id, "slot": id - 1, "role": "incumbent", "pid": 4000 + id, "generation": 7, "state": "ready",
         "uptime_ms": 61_000, "retry_in_ms": null, "requests": requests, "in_flight": 2, "connections": 3, "restarts": id,
-        "rss_bytes": 22_858_957
+        "rss_bytes": 22_858_957, "guest_cpu_ms": requests / 4
     })
 }
 
@@ -97,6 +97,35 @@ fn a_usual_terminal_shows_all_that_matters() {
     assert_eq!(lines[11], "EVENTS (UTC)");
     assert_eq!(lines[12], "12:13:14 worker 1 is ready");
     assert_eq!(lines[23], "q quit  ? help  r reload  b rollback  + more  - fewer  l log  s stop  p pause");
+}
+
+#[test]
+fn workers_are_put_in_the_order_of_what_they_cost() {
+    let mut monitor = Monitor::default();
+    let workers = |seconds: u64| {
+        let mut all = [worker(1, 100 * seconds), worker(2, 300 * seconds), worker(3, 0)];
+        all[0]["guest_cpu_ms"] = (900 * seconds).into();
+        all[2]["rss_bytes"] = 99_999_999.into();
+        all
+    };
+    (1..=2).for_each(|second| monitor.saw(moment(second, cluster(&workers(second), 400 * second, &[]), 500 * second)));
+    let mut check = |marked: &str, slots: [&str; 3]| {
+        let lines = screen(&mut monitor, 80, 24);
+        let title = lines.iter().position(|line| line.starts_with("SLOT")).unwrap();
+        let first = |line: &String| line.split_whitespace().next().unwrap().to_owned();
+        assert_eq!(lines[title + 1..title + 4].iter().map(first).collect::<Vec<_>>(), slots, "{lines:#?}");
+        assert!(marked.is_empty() != lines[title].contains(&format!("{marked}▼")), "{}", lines[title]);
+        assert!(lines[title].chars().count() <= 80);
+        type_in(&mut monitor, 'o');
+        lines
+    };
+    check("", ["0", "1", "2"]);
+    check("REQ/S", ["1", "0", "2"]);
+    let lines = check("MS/REQ", ["0", "1", "2"]);
+    assert_shows(&lines, &[" 9.00 ", " 0.25 "]);
+    check("CPU", ["0", "1", "2"]);
+    check("MEMORY", ["2", "0", "1"]);
+    check("", ["0", "1", "2"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::keys::KEYS;
-use super::monitor::{Figures, LATENCY_SAMPLES, Monitor, Trend};
+use super::monitor::{Figures, LATENCY_SAMPLES, Monitor, Order, Trend};
 use crate::cli::output::duration;
 use crate::cli::status::{describe, short};
 use crate::control::protocol::{Status, WorkerStatus};
@@ -249,6 +249,12 @@ const COLUMNS: &[WorkerColumn] = &[
         rank: 0,
         cell: |worker, known| or_dash(of(worker, &known.rates).map(rate)),
     },
+    WorkerColumn {
+        title: "MS/REQ",
+        width: 6,
+        rank: 6,
+        cell: |worker, known| or_dash(of(worker, &known.costs).map(milliseconds)),
+    },
     WorkerColumn { title: "ACTIVE", width: 6, rank: 0, cell: |worker, _| short(worker.in_flight) },
     WorkerColumn { title: "CONNS", width: 5, rank: 5, cell: |worker, _| short(worker.connections) },
     WorkerColumn {
@@ -273,17 +279,20 @@ fn or_dash<T: ToString>(value: Option<T>) -> String {
 fn of_workers(monitor: &Monitor, shown: usize, width: usize, palette: Palette) -> Vec<Line<'static>> {
     let figures = monitor.shown();
     let workers = figures.status.as_ref().map_or(&[][..], |status| &status.workers);
-    let workers: Vec<&WorkerStatus> = workers.iter().skip(monitor.first_worker).take(shown).collect();
+    let mut workers: Vec<&WorkerStatus> = workers.iter().collect();
+    put_in_order(&mut workers, monitor.order, figures);
+    let workers: Vec<&WorkerStatus> = workers.into_iter().skip(monitor.first_worker).take(shown).collect();
     let columns: Vec<(&WorkerColumn, usize, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| {
             let cells: Vec<String> = workers.iter().map(|worker| (column.cell)(worker, figures)).collect();
             let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-            (column, widest.max(column.width), cells)
+            (column, widest.max(column.width).max(title(column, monitor.order).chars().count()), cells)
         })
         .collect();
-    let columns = fitting(columns, width);
-    let title: Vec<String> = columns.iter().map(|(column, width, _)| pad(column, column.title, *width)).collect();
+    let columns = fitting(columns, width, monitor.order);
+    let title: Vec<String> =
+        columns.iter().map(|(column, width, _)| pad(column, &title(column, monitor.order), *width)).collect();
     let mut lines = vec![Line::styled(format!("{:<width$}", title.join(" ")), TITLE)];
     for (row, worker) in workers.iter().enumerate() {
         let mut line = Line::default();
@@ -299,12 +308,35 @@ fn of_workers(monitor: &Monitor, shown: usize, width: usize, palette: Palette) -
     lines
 }
 
+/// The most first; those that are alike, and all where nobody asked for another order, by slot.
+fn put_in_order(workers: &mut [&WorkerStatus], order: Order, known: &Figures) {
+    let value = |worker: &WorkerStatus| match order {
+        Order::Slot => None,
+        Order::Requests => of(worker, &known.rates),
+        Order::Computing => of(worker, &known.costs),
+        Order::Processor => of(worker, &known.processors),
+        Order::Memory => Some(worker.rss_bytes as f64),
+    };
+    workers.sort_by(|one, other| value(other).unwrap_or(-1.0).total_cmp(&value(one).unwrap_or(-1.0)));
+}
+
+/// With a mark, if it is what workers are in the order of.
+fn title(column: &WorkerColumn, order: Order) -> String {
+    let is_marked = order != Order::Slot && order.title() == column.title;
+    format!("{}{}", column.title, if is_marked { "▼" } else { "" })
+}
+
 /// Without the columns that have no room, the least important first.
-fn fitting<C>(mut columns: Vec<(&WorkerColumn, usize, C)>, width: usize) -> Vec<(&WorkerColumn, usize, C)> {
+fn fitting<C>(
+    mut columns: Vec<(&WorkerColumn, usize, C)>,
+    width: usize,
+    order: Order,
+) -> Vec<(&WorkerColumn, usize, C)> {
+    let rank = |column: &WorkerColumn| if column.title == order.title() { 0 } else { column.rank };
     while columns.iter().map(|(_, width, _)| width + 1).sum::<usize>() > width + 1 {
-        let least = columns.iter().enumerate().max_by_key(|(_, (column, ..))| column.rank);
+        let least = columns.iter().enumerate().max_by_key(|(_, (column, ..))| rank(column));
         match least {
-            Some((place, (column, ..))) if column.rank > 0 => drop(columns.remove(place)),
+            Some((place, (column, ..))) if rank(column) > 0 => drop(columns.remove(place)),
             _ => break,
         }
     }
@@ -370,6 +402,7 @@ fn help() -> Vec<Line<'static>> {
             "latency   from a request's head to the end of its answer, at most a fourth",
             "          too long",
             "GEN       the generation that the worker runs",
+            "MS/REQ    how long its guests computed for a request, in the last second",
             "ACTIVE    its requests in flight",
             "CPU       100% is one processor; - for workers of another machine or",
             "          container",
@@ -384,6 +417,15 @@ fn help() -> Vec<Line<'static>> {
 fn rate(value: f64) -> String {
     match value {
         value if value < 1000.0 => format!("{value:.1}"),
+        value if value < 100_000.0 => format!("{value:.0}"),
+        value => short(value as u64),
+    }
+}
+
+/// In at most six characters.
+fn milliseconds(value: f64) -> String {
+    match value {
+        value if value < 100.0 => format!("{value:.2}"),
         value if value < 100_000.0 => format!("{value:.0}"),
         value => short(value as u64),
     }
