@@ -11,12 +11,15 @@ use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{
-    CertificateStatus, ConfigStatus, GuestMetric, KeeperStatus, MetricValue, ReloadStatus, Status, WorkerStatus,
+    CertificateStatus, ConfigStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus, Status,
+    WorkerStatus,
 };
 use crate::wire::ids::short_digest;
 
 /// Most certificates that the table shows; `--json` prints all.
 const MAX_CERTIFICATES: usize = 20;
+/// Most warnings that the table shows; `--json` prints all that are kept.
+const MAX_PROBLEMS: usize = 5;
 /// Most metrics that the table shows; `--json` prints all.
 const MAX_METRICS: usize = 50;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -134,6 +137,7 @@ fn table(status: &Status) -> String {
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms\n"));
     }
+    text.push_str(&problems(&status.problems));
     list(&mut text, &status.guest_metrics);
     match totals.metrics_dropped {
         0 => {}
@@ -177,6 +181,23 @@ pub(super) fn certificates(all: &[CertificateStatus]) -> String {
         text.push_str(&format!("and {more} certificates more, which `status --json` shows\n"));
     }
     text
+}
+
+/// What the log warned of lately.
+fn problems(all: &[Problem]) -> String {
+    let mut text = String::new();
+    for problem in all.iter().take(MAX_PROBLEMS) {
+        let Problem { time, message, count, worker, generation, request, method, path, .. } = problem;
+        let mut about = vec![time.get(..19).unwrap_or(time).replace('T', " ") + " UTC"];
+        about.extend((*count > 1).then(|| format!("{count} times")));
+        about.extend(worker.map(|worker| format!("worker {worker}")));
+        about.extend(generation.map(|generation| format!("generation {generation}")));
+        let names = [method, path].into_iter().flatten().map(|name| format!(" {name}"));
+        about.extend(request.as_ref().map(|request| format!("request {request}{}", names.collect::<String>())));
+        wrap(&mut text, "", &about);
+        text.push_str(&format!("  {message}\n"));
+    }
+    if text.is_empty() { text } else { format!("\nwarnings and errors, the latest first:\n{text}\n") }
 }
 
 /// The number in at most eight characters.

@@ -48,6 +48,9 @@ pub(crate) struct Status {
     /// The process that takes traces to a collector; None if nobody asked for traces.
     #[serde(default)]
     pub(crate) exporter: Option<ExporterStatus>,
+    /// What the log warned of lately, the latest first; what was said again is there once.
+    #[serde(default)]
+    pub(crate) problems: Vec<Problem>,
     /// What guests count, by name and then by labels. Of counters and histograms, sums over all workers that ever lived; of
     /// gauges, over those that live.
     #[serde(default)]
@@ -62,6 +65,24 @@ impl Status {
     pub(crate) fn serves(&self) -> bool {
         self.state != "stopping" && self.workers.iter().any(|worker| worker.state == "ready")
     }
+}
+
+/// Something that the log warned of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    /// When it was said last: RFC 3339, UTC.
+    pub(crate) time: String,
+    /// `warn` or `error`.
+    pub(crate) level: String,
+    pub(crate) message: String,
+    /// How often it was said.
+    pub(crate) count: u64,
+    /// Who said it last, and of which request.
+    pub(crate) worker: Option<u64>,
+    pub(crate) generation: Option<u64>,
+    pub(crate) request: Option<String>,
+    pub(crate) method: Option<String>,
+    pub(crate) path: Option<String>,
 }
 
 /// The live configuration that all workers go by.

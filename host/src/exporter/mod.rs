@@ -87,10 +87,24 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
             _ = turns.tick() => export.tell(&FromExporter::Alive { exported: export.exported, lost: export.lost }),
         }
     }
-    while matches!(export.read(&spans), Ok(1..)) {}
     // What is not taken by then is lost with it.
-    let _ = tokio::time::timeout(END_PATIENCE, export.finish()).await;
+    let _ = tokio::time::timeout(END_PATIENCE, async {
+        rest(&mut export, &spans).await;
+        export.finish().await;
+    })
+    .await;
     Ok(())
+}
+
+/// Reads what is left, until all who write are gone: the primary goes after them.
+async fn rest(export: &mut Export, spans: &pipe::Receiver) {
+    while spans.readable().await.is_ok() {
+        match export.read(spans) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 async fn in_progress(sending: &mut Option<Sending>) -> Receipt {

@@ -170,6 +170,8 @@ pub(super) struct Driver<'a> {
     ledger: Ledger,
     /// The requests that the worker whose end is being told took along.
     lost_requests: Vec<RequestId>,
+    /// What the worker that ends ran.
+    ended_generation: Option<Generation>,
     change: Option<Change>,
     /// What is to be reloaded as soon as that is possible.
     file_changed: Option<Watched>,
@@ -249,6 +251,7 @@ impl<'a> Driver<'a> {
             events,
             ledger: Ledger::default(),
             lost_requests: Vec::new(),
+            ended_generation: None,
             change: None,
             file_changed: None,
             settled: Vec::new(),
@@ -726,6 +729,7 @@ impl<'a> Driver<'a> {
                         tracing::warn!(
                             worker = worker.0,
                             slot = slot.0,
+                            generation = self.ended_generation.map(|generation| generation.0),
                             requests,
                             "a worker {how}, and its requests were lost"
                         );
@@ -737,7 +741,15 @@ impl<'a> Driver<'a> {
                 self.ledger.crashed(worker);
                 let lost = std::mem::take(&mut self.lost_requests);
                 let (retry_ms, requests) = (retry_in.as_millis() as u64, named(&lost));
-                tracing::error!(worker = worker.0, slot = slot.0, retry_ms, requests, "a worker died: {reason}");
+                let generation = self.ended_generation.map(|generation| generation.0);
+                tracing::error!(
+                    worker = worker.0,
+                    slot = slot.0,
+                    generation,
+                    retry_ms,
+                    requests,
+                    "a worker died: {reason}"
+                );
                 Happening::WorkerCrashed { worker, slot, reason, retry_ms, lost_requests: all(&lost) }
             }
             Report::Reload(candidate, progress) => return self.reload_progresses(candidate, progress),
@@ -863,8 +875,10 @@ impl<'a> Driver<'a> {
         // From here on nothing is sent to it.
         let Some(running) = self.workers.remove(&worker) else { return };
         self.lost_requests = self.remember(worker, &running);
+        self.ended_generation = Some(running.generation);
         self.tell(Event::Exited { worker, how });
         self.lost_requests.clear();
+        self.ended_generation = None;
         self.keeper_user_is_gone(worker);
         self.confirmed(worker, |_| true);
     }

@@ -20,6 +20,15 @@ pub(crate) enum InstanceUse {
     Reused,
 }
 
+/// What keeps an instance from more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryLimit {
+    /// `--max-memory`.
+    Instance = 1,
+    /// `--max-worker-memory`: its siblings have the rest.
+    Worker = 2,
+}
+
 /// The account of one request.
 #[derive(Debug, Default)]
 pub(crate) struct Cost {
@@ -29,6 +38,8 @@ pub(crate) struct Cost {
     store: AtomicU32,
     /// 0 as long as there is no instance.
     instance: AtomicU8,
+    /// 0 as long as it got what it asked for.
+    refused: AtomicU8,
 }
 
 impl Cost {
@@ -40,6 +51,18 @@ impl Cost {
     /// Its instance has so many bytes now.
     pub(crate) fn has(&self, bytes: usize) {
         self.memory.fetch_max(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Its instance was refused memory.
+    pub(crate) fn was_refused(&self, by: MemoryLimit) {
+        self.refused.store(by as u8, Ordering::Relaxed);
+    }
+
+    /// By which limit it was refused memory last, if it was.
+    pub(crate) fn refused(&self) -> Option<MemoryLimit> {
+        [MemoryLimit::Instance, MemoryLimit::Worker]
+            .into_iter()
+            .find(|limit| *limit as u8 == self.refused.load(Ordering::Relaxed))
     }
 
     /// It has sent one more request.

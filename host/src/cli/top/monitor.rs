@@ -52,7 +52,7 @@ pub(super) enum Pressed {
 
 /// Which workers are shown first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum WorkerOrder {
     #[default]
     Slot,
     Requests,
@@ -61,7 +61,7 @@ pub(super) enum Order {
     Memory,
 }
 
-impl Order {
+impl WorkerOrder {
     fn next(self) -> Self {
         match self {
             Self::Slot => Self::Requests,
@@ -120,7 +120,7 @@ pub(super) struct Monitor {
     pub(super) question: Option<Question>,
     pub(super) message: String,
     pub(super) is_help_shown: bool,
-    pub(super) order: Order,
+    pub(super) order: WorkerOrder,
     /// The worker that is shown first.
     pub(super) first_worker: usize,
 }

@@ -3,12 +3,13 @@
 use serde_json::Value;
 
 use crate::cli::reload::{Told, describe};
+use crate::control::protocol::Problem;
 
 /// An event in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Occurrence {
-    /// Hours, minutes and seconds, in UTC as in the log.
-    pub(super) time: String,
+    /// RFC 3339, UTC.
+    at: String,
     pub(super) text: String,
     /// Whether somebody should look at it.
     pub(super) is_bad: bool,
@@ -19,7 +20,7 @@ impl Occurrence {
     pub(super) fn read(line: &[u8]) -> Option<Self> {
         let event: Value = serde_json::from_slice(line).ok()?;
         let name = event["event"].as_str()?;
-        let time = event["time"].as_str().and_then(|time| time.get(11..19)).unwrap_or("");
+        let at = event["time"].as_str().unwrap_or_default().to_owned();
         let reloading = || match Told::read(line) {
             Ok(Told::Reload(phase)) => describe(&phase),
             _ => in_general(name, &event),
@@ -34,7 +35,29 @@ impl Occurrence {
         };
         // Reasons may have several lines, and values whatever guests are configured with.
         let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Some(Self { time: time.to_owned(), text, is_bad })
+        Some(Self { at, text, is_bad })
+    }
+
+    /// What the log warns of.
+    pub(super) fn warning(problem: &Problem) -> Self {
+        let Problem { time, level, message, count, worker, generation, request, .. } = problem;
+        let who = request.as_ref().map(|request| format!("request {request}"));
+        let who = who.or_else(|| worker.map(|worker| format!("worker {worker}")));
+        let generation = generation.map(|generation| format!("generation {generation}"));
+        let often = (*count > 1).then(|| format!("{count} times"));
+        let said: Vec<String> = who.into_iter().chain(generation).chain(often).collect();
+        let colon = if said.is_empty() { "" } else { ": " };
+        Self { at: time.clone(), text: format!("{}{colon}{message}", said.join(", ")), is_bad: level == "error" }
+    }
+
+    /// Hours, minutes and seconds, in UTC as in the log.
+    pub(super) fn time(&self) -> &str {
+        self.at.get(11..19).unwrap_or_default()
+    }
+
+    /// By which they are put in order.
+    pub(super) fn at(&self) -> &str {
+        &self.at
     }
 }
 
@@ -121,9 +144,29 @@ mod tests {
             (r#"{"event":"new_kind","of_this":[ "a", "b" ],"none":null}"#, "new kind: of this a, b", false),
         ] {
             let line = line.replace("{\"event\"", "{\"time\":\"2026-11-30T12:13:14.000001Z\",\"event\"");
-            let expected = Occurrence { time: "12:13:14".into(), text: text.into(), is_bad };
+            let expected = Occurrence { at: "2026-11-30T12:13:14.000001Z".into(), text: text.into(), is_bad };
             assert_eq!(Occurrence::read(line.as_bytes()), Some(expected));
         }
         assert_eq!(Occurrence::read(b"{}"), None);
+    }
+
+    #[test]
+    fn warnings_of_the_log_are_told_in_words() {
+        let check = |changes: serde_json::Value, text: &str, is_bad: bool| {
+            let mut problem = serde_json::json!({
+                "time": "2026-11-30T12:13:14.000001Z", "level": "warn", "message": "no answer", "count": 1, "worker": null,
+                "generation": null, "request": null, "method": null, "path": null
+            });
+            problem.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let occurrence = Occurrence::warning(&serde_json::from_value(problem).unwrap());
+            assert_eq!((occurrence.time(), &*occurrence.text, occurrence.is_bad), ("12:13:14", text, is_bad));
+        };
+        check(serde_json::json!({}), "no answer", false);
+        check(serde_json::json!({"worker": 3, "level": "error"}), "worker 3: no answer", true);
+        check(
+            serde_json::json!({"worker": 3, "request": "3-7", "generation": 2, "count": 9}),
+            "request 3-7, generation 2, 9 times: no answer",
+            false,
+        );
     }
 }

@@ -8,7 +8,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::keys::KEYS;
-use super::monitor::{Figures, LATENCY_SAMPLES, Monitor, Order, Trend};
+use super::monitor::{Figures, LATENCY_SAMPLES, Monitor, Trend, WorkerOrder};
+use super::occurrence::Occurrence;
 use crate::cli::output::duration;
 use crate::cli::status::{describe, short};
 use crate::control::protocol::{Status, WorkerStatus};
@@ -309,20 +310,20 @@ fn of_workers(monitor: &Monitor, shown: usize, width: usize, palette: Palette) -
 }
 
 /// The most first; those that are alike, and all where nobody asked for another order, by slot.
-fn put_in_order(workers: &mut [&WorkerStatus], order: Order, known: &Figures) {
+fn put_in_order(workers: &mut [&WorkerStatus], order: WorkerOrder, known: &Figures) {
     let value = |worker: &WorkerStatus| match order {
-        Order::Slot => None,
-        Order::Requests => of(worker, &known.rates),
-        Order::Computing => of(worker, &known.costs),
-        Order::Processor => of(worker, &known.processors),
-        Order::Memory => Some(worker.rss_bytes as f64),
+        WorkerOrder::Slot => None,
+        WorkerOrder::Requests => of(worker, &known.rates),
+        WorkerOrder::Computing => of(worker, &known.costs),
+        WorkerOrder::Processor => of(worker, &known.processors),
+        WorkerOrder::Memory => Some(worker.rss_bytes as f64),
     };
     workers.sort_by(|one, other| value(other).unwrap_or(-1.0).total_cmp(&value(one).unwrap_or(-1.0)));
 }
 
 /// With a mark, if it is what workers are in the order of.
-fn title(column: &WorkerColumn, order: Order) -> String {
-    let is_marked = order != Order::Slot && order.title() == column.title;
+fn title(column: &WorkerColumn, order: WorkerOrder) -> String {
+    let is_marked = order != WorkerOrder::Slot && order.title() == column.title;
     format!("{}{}", column.title, if is_marked { "▼" } else { "" })
 }
 
@@ -330,7 +331,7 @@ fn title(column: &WorkerColumn, order: Order) -> String {
 fn fitting<C>(
     mut columns: Vec<(&WorkerColumn, usize, C)>,
     width: usize,
-    order: Order,
+    order: WorkerOrder,
 ) -> Vec<(&WorkerColumn, usize, C)> {
     let rank = |column: &WorkerColumn| if column.title == order.title() { 0 } else { column.rank };
     while columns.iter().map(|(_, width, _)| width + 1).sum::<usize>() > width + 1 {
@@ -348,7 +349,7 @@ fn pad(column: &WorkerColumn, text: &str, width: usize) -> String {
     if column.title == "STATE" { format!("{text:<width$}") } else { format!("{text:>width$}") }
 }
 
-/// A title, and the latest events, as many as there are lines, the newest last.
+/// A title, and the latest events and warnings of the log, as many as there are lines, the newest last.
 fn of_events(
     monitor: &Monitor,
     lines: usize,
@@ -363,10 +364,13 @@ fn of_events(
     let which =
         if are_there_more_workers { format!("workers {first} to {last} of {workers} ↑↓") } else { String::new() };
     let mut all = vec![ends(vec![Span::raw("EVENTS (UTC)")], which, width).style(TITLE)];
-    let skipped = figures.events.len().saturating_sub(lines);
-    all.extend(figures.events.iter().skip(skipped).map(|event| {
+    let warnings = figures.status.iter().flat_map(|status| &status.problems).map(Occurrence::warning);
+    let mut told: Vec<Occurrence> = figures.events.iter().cloned().chain(warnings).collect();
+    told.sort_by(|one, other| one.at().cmp(other.at()));
+    let skipped = told.len().saturating_sub(lines);
+    all.extend(told.into_iter().skip(skipped).map(|event| {
         let style = if event.is_bad { palette.bad() } else { Style::new() };
-        Line::from(vec![Span::raw(format!("{} ", event.time)), Span::styled(event.text.clone(), style)])
+        Line::from(vec![Span::raw(format!("{} ", event.time())), Span::styled(event.text, style)])
     }));
     all
 }

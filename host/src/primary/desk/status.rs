@@ -34,6 +34,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
         config: ConfigStatus::default(),
         keeper: None,
         exporter: None,
+        problems: Vec::new(),
         guest_metrics: Vec::new(),
         limits: settings.application.limits.in_force(),
     }

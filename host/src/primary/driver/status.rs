@@ -39,6 +39,7 @@ impl Driver<'_> {
             },
             keeper: self.keeping.status(),
             exporter: self.exporter_status(),
+            problems: self.output.problems(),
             limits: application.limits.in_force(),
             guest_metrics: self.ledger.metrics(series).list(),
             ..of_start(self.settings, &self.urls, self.up_since, starting)

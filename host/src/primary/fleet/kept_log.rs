@@ -13,6 +13,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use super::problems::Problems;
+use crate::control::protocol::Problem;
 use crate::control::query::{LogForm, LogsRequest};
 use crate::logging::{LogLevel, json};
 use crate::wire::ids::{Generation, WorkerId};
@@ -146,6 +148,7 @@ pub(crate) struct KeptLog(Arc<SharedKept>);
 #[derive(Debug)]
 struct SharedKept {
     lines: Mutex<KeptLines>,
+    problems: Mutex<Problems>,
     /// Changes when there are more.
     state: watch::Sender<LogState>,
     places: Arc<Semaphore>,
@@ -186,7 +189,7 @@ impl KeptLog {
     pub(crate) fn new() -> Self {
         let (state, _) = watch::channel(LogState::GoesOn);
         let places = Arc::new(Semaphore::new(MAX_READERS));
-        Self(Arc::new(SharedKept { lines: Mutex::default(), state, places }))
+        Self(Arc::new(SharedKept { lines: Mutex::default(), problems: Mutex::default(), state, places }))
     }
 
     /// Keeps these, and wakes the readers. Waits for nobody but readers that copy a few lines.
@@ -199,6 +202,19 @@ impl KeptLog {
         if has_more {
             self.0.state.send_modify(|_| {});
         }
+    }
+
+    /// What the log warned of.
+    pub(crate) fn warned(&self, problems: Vec<Problem>) {
+        if !problems.is_empty() {
+            let mut all = self.0.problems.lock().unwrap_or_else(PoisonError::into_inner);
+            problems.into_iter().for_each(|problem| all.add(problem));
+        }
+    }
+
+    /// What it warned of lately, the latest first.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        self.0.problems.lock().unwrap_or_else(PoisonError::into_inner).latest()
     }
 
     /// There are no more.

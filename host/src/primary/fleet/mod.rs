@@ -6,4 +6,5 @@ pub(crate) mod helper;
 pub(crate) mod helping;
 pub(crate) mod kept_log;
 pub(crate) mod output;
+mod problems;
 pub(crate) mod process;

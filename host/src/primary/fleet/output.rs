@@ -19,6 +19,8 @@ use serde_json::Map;
 
 use super::file_output::FileOutput;
 use super::kept_log::{About, GuestFields, JsonText, KeptLine, KeptLog};
+use super::problems::problem;
+use crate::control::protocol::Problem;
 use crate::logging::{self, LogFormat, LogLevel, Logging, Volume, announcement, json};
 use crate::os::pipe::{LineBuffer, LineWriter, MARK, output_pipe};
 use crate::wire::ids::{Generation, WorkerId};
@@ -135,6 +137,11 @@ impl Output {
     /// The latest of all lines.
     pub(crate) fn kept(&self) -> KeptLog {
         self.kept.clone()
+    }
+
+    /// What the log warned of lately.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        self.kept.problems()
     }
 
     /// Has the file opened again that lines go to.
@@ -297,6 +304,7 @@ impl Carrier {
             file.write(&round.kept);
         }
         // Before what may be stuck.
+        self.kept.warned(round.problems);
         self.kept.add(round.kept);
         if self.file.is_some() {
             return;
@@ -330,6 +338,8 @@ struct Round {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     kept: Vec<KeptLine>,
+    /// What the lines warn of.
+    problems: Vec<Problem>,
 }
 
 impl Round {
@@ -355,6 +365,7 @@ impl Round {
             (LogFormat::Pretty, Some(json)) => {
                 // A pipe that was full may have taken the half of it.
                 let json = Some(Bytes::copy_from_slice(json)).filter(|json| json.ends_with(b"}\n"));
+                self.problems.extend(problem(json.as_deref().unwrap_or_default(), of));
                 *event = LoggedEvent { about: About::of(json.as_deref().unwrap_or_default(), of), json };
             }
             (LogFormat::Pretty, None) => {
@@ -365,6 +376,7 @@ impl Round {
             (LogFormat::Json, _) => {
                 // Likewise.
                 let line = json::wrap(line, LogLevel::Error, &Map::new());
+                self.problems.extend(problem(line.as_bytes(), of));
                 self.keep(line.as_bytes(), About::of(line.as_bytes(), of), JsonText::Same);
                 self.stderr.extend_from_slice(line.as_bytes());
             }

@@ -126,11 +126,40 @@ impl Outbound {
         }
     }
 
+    /// Logs, once in a while, that a request of a guest got no answer.
+    fn fails(&self, asked: Option<&Asked>, to: &Destination, error: &Error) {
+        let why = match error {
+            // That is told where it comes up.
+            Error::DestinationIpProhibited | Error::ConnectionLimitReached => return,
+            Error::ConnectionRefused => "the connection was refused".into(),
+            Error::ConnectionTimeout => "no connection came about in time".into(),
+            Error::ConnectionTerminated => "the connection was closed".into(),
+            Error::ConnectionReadTimeout | Error::HttpResponseTimeout => "no answer came in time".into(),
+            Error::DnsTimeout => "no name server answered in time".into(),
+            Error::DnsError { .. } | Error::DestinationNotFound => "the name is not known, or has no address".into(),
+            other => in_words(&format!("{other:?}")),
+        };
+        let to = format_args!("{}://{}", to.scheme().as_str(), to.authority());
+        self.notices.tell(asked, format!("an outbound request to {to} failed: {why}"));
+    }
+
     /// The addresses of a name that guests may connect to themselves, which the grant of that number covers: no grant of
     /// requests has the same.
     pub(super) async fn look_up(&self, name: &str, connect_grant: usize) -> Result<Arc<[IpAddr]>, NotFound> {
         self.resolver.look_up(name, self.grants.count() + connect_grant).await
     }
+}
+
+/// The name of an error as words, without what is in it: `TlsProtocolError` is `tls protocol error`.
+fn in_words(error: &str) -> String {
+    let mut words = String::new();
+    for c in error.chars().take_while(|c| c.is_ascii_alphanumeric()) {
+        if c.is_ascii_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push(c.to_ascii_lowercase());
+    }
+    words
 }
 
 /// Which request a guest works on.
@@ -209,6 +238,7 @@ impl WasiHttpHooks for Hooks {
                     places,
                 };
                 let loops = self.origin.loops.clone();
+                let (world, reported) = (self.world.clone(), (exchange.asked.clone(), exchange.destination.clone()));
                 let asked = self.origin.request.as_deref();
                 let begun = asked.and_then(Asked::trace).and_then(|trace| trace.leave(request.headers_mut()));
                 let begun = begun.map(|begun| (begun, SystemTime::now(), attributes(&request, &exchange.destination)));
@@ -218,8 +248,9 @@ impl WasiHttpHooks for Hooks {
                         tell_span(begun, from, attributes, answer.as_ref().map(|(answer, _)| answer.status()));
                     }
                     stats.outbound.record(began.elapsed().as_micros() as u64);
-                    if answer.is_err() {
+                    if let Err(error) = &answer {
                         stats.outbound_failed.increment();
+                        world.outbound.fails(reported.0.as_deref(), &reported.1, error);
                     }
                     answer
                 })

@@ -9,6 +9,7 @@ use wasmtime::{Engine, PoolingAllocatorMetrics, ResourceLimiter};
 
 use crate::component::engine::Resident;
 use crate::settings::{Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES, size};
+use crate::worker::cost::MemoryLimit;
 use crate::worker::requests::Asked;
 
 /// Bytes of an element.
@@ -151,15 +152,23 @@ impl Quota {
 
     fn take(&mut self, more: usize) -> bool {
         if more > self.max - self.held {
-            return false;
+            return self.refused(MemoryLimit::Instance);
         }
         if !self.budget.take(more) {
             self.is_starved = true;
-            return false;
+            return self.refused(MemoryLimit::Worker);
         }
         self.held += more;
         self.told();
         true
+    }
+
+    /// Always false.
+    fn refused(&self, by: MemoryLimit) -> bool {
+        if let Some(asked) = &self.asked {
+            asked.cost().was_refused(by);
+        }
+        false
     }
 
     /// What the host keeps for it is now so much. False if it may not have that.

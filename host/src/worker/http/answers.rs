@@ -6,15 +6,20 @@ use http::{HeaderValue, Response, StatusCode};
 use super::body::Body;
 use super::exchange::Exchange;
 use super::outcome::Verdict;
+use super::server::Server;
 use super::upload::UploadProgress;
 use crate::worker::requests::{Asked, REQUEST_ID, log_of};
 
 pub(super) type Answer = Response<Body>;
 
-/// The worker is full: the client is to come again.
-pub(super) fn busy(exchange: &Exchange) -> Answer {
+/// The worker is full: the client is to come again. Which may be many, so that not each of them is told in the log.
+pub(super) fn busy(exchange: &Exchange, server: &Server) -> Answer {
     exchange.judge(Verdict::Rejected);
-    log_of!(debug, exchange, "rejected: the worker is busy; see --max-in-flight and --max-worker-memory");
+    let why = "rejected: the worker is busy; see --max-in-flight and --max-worker-memory";
+    match server.may_say_busy() {
+        true => log_of!(warn, exchange, "{why}"),
+        false => log_of!(debug, exchange, "{why}"),
+    }
     let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the server is busy", exchange);
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer

@@ -24,6 +24,7 @@ use crate::settings::Limits;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
 use crate::worker::cost::InstanceUse;
+use crate::worker::cost::MemoryLimit;
 use crate::worker::guest::trap::{TrapKind, describe};
 use crate::worker::requests::{Asked, InFlight, Requests, log_of};
 use crate::worker::traces::RequestTrace;
@@ -339,7 +340,11 @@ impl Exchange {
         if self.upload_is(UploadProgress::TooLarge) {
             format!(", as its request's body is larger than {} bytes (see --max-body)", self.max_body)
         } else {
-            String::new()
+            match self.cost().refused() {
+                Some(MemoryLimit::Instance) => ", after it was refused more memory (see --max-memory)".into(),
+                Some(MemoryLimit::Worker) => ", after it was refused more memory (see --max-worker-memory)".into(),
+                None => String::new(),
+            }
         }
     }
 

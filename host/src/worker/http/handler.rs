@@ -74,7 +74,7 @@ impl Server {
         alive: mpsc::Sender<()>,
     ) -> Answer {
         let exchange = self.begin(&mut request, &connection, alive);
-        self.finish(closing(busy(&exchange)), exchange, connection)
+        self.finish(closing(busy(&exchange, self)), exchange, connection)
     }
 
     fn begin<B: Incoming>(
@@ -157,7 +157,7 @@ impl Server {
     ) -> Answer {
         let Ok(place) = self.websockets.clone().try_acquire_owned() else {
             self.say(format_args!("too many WebSockets are open, so others are rejected; see --max-websockets"));
-            return busy(exchange);
+            return busy(exchange, self);
         };
         let (request, offer) = Offer::of(handshake, request, exchange, place);
         self.serve_request(request, security, authority, Some(offer), exchange).await
@@ -172,7 +172,7 @@ impl Server {
         exchange: &Rc<Exchange>,
     ) -> Answer {
         let Some(place) = self.place(exchange.deadline()).await else {
-            return busy(exchange);
+            return busy(exchange, self);
         };
         let method = request.method().clone();
         let (request, upload) = Upload::wrap(request, exchange.max_body, exchange.pace_of_upload());
@@ -180,7 +180,7 @@ impl Server {
         let sockets = offer.iter().map(Offer::link).collect();
         let origin = Origin { sockets, ..Origin::new(exchange.asked(), request.headers()) };
         let (head, call) = self.instances.call(request, security, authority, origin);
-        drive(head, call, offer, exchange, &method).await
+        drive(self, head, call, offer, exchange, &method).await
     }
 
     /// What every answer has, whoever made it.
@@ -268,6 +268,7 @@ struct Late;
 
 /// Polls the guest until its head is there, or it is clear that none will come.
 async fn drive(
+    server: &Server,
     head: oneshot::Receiver<Head>,
     mut call: Call,
     offer: Option<Offer>,
@@ -300,7 +301,7 @@ async fn drive(
     let answer = match (ended, head) {
         (_, None) => too_large(exchange),
         // No guest had a part in it.
-        (Some(Err(Failure::Full)), _) => return busy(exchange),
+        (Some(Err(Failure::Full)), _) => return busy(exchange, server),
         (Some(Err(Failure::Trap(error))), head) => {
             exchange.trapped(&error);
             match head {

@@ -49,6 +49,8 @@ pub(crate) struct Server {
     pub(super) handshakes: Option<Handshakes>,
     /// When it was said last that connections make room.
     said_at: Cell<Option<Instant>>,
+    /// When it was logged that requests are rejected.
+    said_busy_at: Cell<Option<Instant>>,
     /// By the order in which they came.
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     last_connection: Cell<u64>,
@@ -93,6 +95,7 @@ impl Server {
             messages: Rc::new(Buffers::new(&limits)),
             handshakes,
             said_at: Cell::new(None),
+            said_busy_at: Cell::new(None),
             connections: RefCell::default(),
             last_connection: Cell::new(0),
             started: Instant::now(),
@@ -149,6 +152,15 @@ impl Server {
             self.said_at.set(Some(Instant::now()));
             tracing::warn!("{what}");
         }
+    }
+
+    /// Whether one more rejected request is worth a line in the log.
+    pub(super) fn may_say_busy(&self) -> bool {
+        let may = self.said_busy_at.get().is_none_or(|at| at.elapsed() >= SAID_EVERY);
+        if may {
+            self.said_busy_at.set(Some(Instant::now()));
+        }
+        may
     }
 
     /// A place to work at. Some may wait for one until `deadline`; `None` if those are too many, or there is none by then.

@@ -112,11 +112,16 @@ where
             if let Some(asked) = guest.asked() {
                 asked.cost().calls_store();
             }
-            let (stats, began) = (guest.world().stats, Instant::now());
+            let (world, asked) = (guest.world().clone(), guest.asked().cloned());
+            let (stats, began) = (world.stats, Instant::now());
             let came = begin(guest, params)?.await;
             stats.store.record(began.elapsed().as_micros() as u64);
-            if came.is_err() {
+            if let Err(error) = &came {
                 stats.store_failed.increment();
+                if let StoreError::Other(why) = error {
+                    let message = format!("a call of a key-value store failed: {why}");
+                    world.outbound.notices.tell(asked.as_deref(), message);
+                }
             }
             Ok((end(store.data_mut(), came)?,))
         })
