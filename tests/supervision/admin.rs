@@ -110,6 +110,9 @@ fn metrics_count_what_was_answered_and_outlive_workers() {
         ("wasmcluster_guest_traps_total{generation=\"1\",kind=\"unreachable\"}", 1.0),
         ("wasmcluster_request_duration_seconds_count{generation=\"1\"}", 5.0),
         ("wasmcluster_workers{state=\"ready\"}", 2.0),
+        // The first crash is an increase.
+        ("wasmcluster_worker_exits_total{reason=\"crashed\"}", 0.0),
+        ("wasmcluster_reloads_total{result=\"rolled_back\"}", 0.0),
     ];
     let text = metrics(&first);
     assert!(

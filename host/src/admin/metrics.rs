@@ -1,5 +1,6 @@
 //! Metrics for Prometheus, as text of its own format or of OpenMetrics: what is in a sample, under names that stay.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -7,11 +8,25 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::protocol::{GuestMetric, MetricValue};
+use crate::control::protocol::{GuestMetric, MetricValue, ReloadResult};
 use crate::control::sample::Sample;
 use crate::wire::distribution::Distribution;
 use crate::wire::ids::Generation;
 use crate::wire::stats::Snapshot;
+
+/// Why workers end, and how reloads do, as `totals` names them. Each has a series from the start: Prometheus sees no increase in
+/// one that begins with 1, so an alert would miss the first crash.
+const EXITS: [&str; 9] =
+    ["crashed", "max_lifetime", "max_requests", "max_rss", "reloaded", "rolled_back", "scaled", "sigterm", "stopping"];
+const RELOADS: [ReloadResult; 7] = [
+    ReloadResult::Committed,
+    ReloadResult::CommittedUnsaved,
+    ReloadResult::Unchanged,
+    ReloadResult::Refused,
+    ReloadResult::RolledBack,
+    ReloadResult::TimedOut,
+    ReloadResult::Failed,
+];
 
 /// In which form they are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +127,11 @@ fn label(key: &str, value: impl ToString) -> SeriesLabels {
     vec![(key.into(), value.to_string())]
 }
 
+/// Counters that differ in one label.
+fn by(key: &str, counts: impl IntoIterator<Item = (String, u64)>) -> Vec<(SeriesLabels, Number)> {
+    counts.into_iter().map(|(value, count)| (label(key, value), Number::Counter(count))).collect()
+}
+
 impl ShownMetrics {
     fn of(sample: &Sample) -> Self {
         let mut metrics = Self::default();
@@ -168,19 +188,14 @@ impl ShownMetrics {
             "1 while another version is deployed",
             f64::from(u8::from(status.reload.is_some())),
         );
-        let counts = |counts: &mut dyn Iterator<Item = (String, u64)>, key: &str| {
-            counts.map(|(what, count)| (label(key, what), Number::Counter(count))).collect()
-        };
-        let exits = counts(&mut status.totals.exits.iter().map(|(reason, count)| (reason.clone(), *count)), "reason");
-        self.add("wasmcluster_worker_exits", "Workers that have ended, by reason", None, exits);
-        let results = &mut status.totals.reload_results.iter();
-        let results = &mut results.filter_map(|(result, count)| Some((named(result)?, *count)));
-        self.add(
-            "wasmcluster_reloads",
-            "Reloads and rollbacks that have ended, by result",
-            None,
-            counts(results, "result"),
-        );
+        // Of two with the same name, the later one stays: what was counted.
+        let mut exits: BTreeMap<String, u64> = EXITS.map(|reason| (reason.to_owned(), 0)).into();
+        exits.extend(status.totals.exits.clone());
+        self.add("wasmcluster_worker_exits", "Workers that have ended, by reason", None, by("reason", exits));
+        let counted = |result| status.totals.reload_results.get(result).copied().unwrap_or_default();
+        let results = RELOADS.iter().filter_map(|result| Some((named(result)?, counted(result))));
+        let results = by("result", results);
+        self.add("wasmcluster_reloads", "Reloads and rollbacks that have ended, by result", None, results);
         let certificates = status.certificates.iter().filter_map(|certificate| {
             let ends = humantime::parse_rfc3339(&certificate.not_after).ok()?;
             let ends = ends.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs_f64();
