@@ -1,4 +1,4 @@
-//! The admin address: probes, metrics, events and the page, by a process of its own.
+//! The admin address: probes, metrics and events, by a process of its own.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use harness::client::{Answer, get};
 use harness::tools::{Tool, address_of_its_own};
 use harness::{Cluster, Follower, Setup, fixture, guest, until};
 
-fn serve(name: &str, args: &[&str]) -> (Cluster, SocketAddr) {
+pub(super) fn serve(name: &str, args: &[&str]) -> (Cluster, SocketAddr) {
     let cluster = Setup::new(&guest(name)).args(&["--admin", "127.0.0.1:0"]).args(args).start();
     let address = admin(&cluster);
     (cluster, address)
@@ -311,35 +311,4 @@ fn the_admin_address_may_be_a_socket_and_a_wrong_one_is_explained() {
     let _taken = std::net::TcpListener::bind(taken).unwrap();
     let refused = Setup::new(&guest("hello")).args(&["--admin", &taken.to_string()]).run();
     assert!(refused.code == Some(1) && refused.stderr.contains(&taken.to_string()), "{refused:?}");
-}
-
-/// What people see, in a real browser.
-#[test]
-fn chromium_shows_the_cluster() {
-    let Some(chromium) = Tool::find("chromium") else { return println!("skipped: there is no chromium") };
-    let (cluster, address) = serve("hello", &[]);
-    let profile = format!("--user-data-dir={}", cluster.folder.path().join("profile").display());
-    let flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        // It shall ask nobody else.
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--no-proxy-server",
-        &profile,
-        "--dump-dom",
-    ];
-    let url = format!("http://{address}/");
-    let worker = cluster.worker(0).unwrap().to_string();
-    let parts = ["class=\"state good\">running", "1, served now", &worker, "hello.wasm"];
-    // The browser may look before the page has heard of anything.
-    until("the page shows it", || {
-        let ended = chromium.run(flags.into_iter().chain([url.as_str()]));
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        parts.iter().all(|part| ended.stdout.contains(part)).then_some(())
-    });
 }

@@ -11,6 +11,7 @@ mod lifecycle;
 mod logs;
 mod names;
 mod output;
+mod page;
 mod processes;
 mod redis;
 mod service_manager;

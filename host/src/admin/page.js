@@ -3,9 +3,16 @@
 
 const SAMPLES = 60;
 const MAX_EVENTS = 50;
+/** Rates of workers are those of so many milliseconds: one second's would reorder the rows all the time. */
+const WINDOW = 5000;
 const by = (id) => document.getElementById(id);
 const lines = { rate: [], errors: [] };
 let before = null;
+/** What workers had counted in the last seconds, the oldest first. */
+const samples = [];
+/** Workers as they are shown. */
+let shown = [];
+let sort = null;
 
 const number = (value) => value === null || value === undefined ? '–'
   : value.toLocaleString('en', { maximumFractionDigits: value < 10 ? 1 : 0 });
@@ -17,6 +24,27 @@ const age = (ms) => {
   return seconds < 60 ? `${seconds} s` : seconds < 3600 ? `${Math.floor(seconds / 60)} min`
     : seconds < 86400 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} d`;
 };
+
+const share = (cores) => cores === undefined ? '–' : `${number(cores * 100)} %`;
+
+/** The columns of workers: what each is sorted by, how that is shown, and whether the smallest is first unless asked otherwise. */
+const columns = {
+  slot: { of: (worker) => worker.slot, isAscending: true },
+  process: { of: (worker) => worker.pid, show: (pid) => pid ?? '–', isAscending: true },
+  generation: { of: (worker) => worker.generation },
+  state: {
+    of: (worker) => worker.role === 'successor' ? `${worker.state}, to take over` : worker.state, isAscending: true,
+  },
+  up: { of: (worker) => worker.id === null ? null : worker.uptime_ms, show: (ms) => ms === null ? '–' : age(ms) },
+  rate: { of: (worker) => worker.rate, show: number },
+  cpu: { of: (worker) => worker.cpu, show: share },
+  'in-flight': { of: (worker) => worker.in_flight, show: number },
+  connections: { of: (worker) => worker.connections, show: number },
+  'guest-memory': { of: (worker) => worker.guest_memory_bytes, show: size },
+  rss: { of: (worker) => worker.rss_bytes, show: size },
+  restarts: { of: (worker) => worker.restarts, show: number },
+};
+const buttons = [...by('columns').querySelectorAll('button')];
 
 function row(cells) {
   const tr = document.createElement('tr');
@@ -37,6 +65,55 @@ function draw(id, value) {
   by(`${id}-line`).firstElementChild.setAttribute('points', points.join(' '));
 }
 
+/** Adds what each worker does per second, since it was first seen in the last seconds. */
+function withRates(now, workers) {
+  while (samples.length > 1 && now - samples[0].at > WINDOW) samples.shift();
+  const measured = workers.map((worker) => {
+    const then = samples.find((sample) => sample.workers.has(worker.id));
+    if (!then) return worker;
+    const was = then.workers.get(worker.id);
+    const rate = (field) => Math.max(0, worker[field] - was[field]) / ((now - then.at) / 1000);
+    return { ...worker, rate: rate('requests'), cpu: rate('guest_cpu_ms') / 1000 };
+  });
+  const living = workers.filter((worker) => worker.id !== null);
+  samples.push({ at: now, workers: new Map(living.map((worker) => [worker.id, worker])) });
+  return measured;
+}
+
+/** The order of workers is kept in the page's address, as `#sort=cpu,descending`, so that it can be passed on. */
+function readSort() {
+  const [, column, direction] = /^#sort=([a-z-]+),(ascending|descending)$/.exec(location.hash) ?? [];
+  sort = Object.hasOwn(columns, column) ? { column, direction } : { column: 'slot', direction: 'ascending' };
+  showWorkers();
+}
+
+function sortBy(column) {
+  const directions = columns[column].isAscending ? ['ascending', 'descending'] : ['descending', 'ascending'];
+  const direction = directions[sort.column === column && sort.direction === directions[0] ? 1 : 0];
+  history.replaceState(null, '', `#sort=${column},${direction}`);
+  readSort();
+}
+
+function showWorkers() {
+  const { of } = columns[sort.column];
+  const sign = sort.direction === 'ascending' ? 1 : -1;
+  const compare = (one, other) => {
+    const [a, b] = [of(one), of(other)];
+    // Those without a value are at the end, whatever the direction.
+    if ((a ?? null) === null || (b ?? null) === null) return ((a ?? null) === null) - ((b ?? null) === null);
+    return a < b ? -sign : a > b ? sign : 0;
+  };
+  for (const button of buttons) {
+    const heading = button.parentElement;
+    if (button.dataset.column === sort.column) heading.setAttribute('aria-sort', sort.direction);
+    else heading.removeAttribute('aria-sort');
+  }
+  by('workers').replaceChildren(...[...shown].sort(compare).map((worker) => row(buttons.map((button) => {
+    const { of, show = String } = columns[button.dataset.column];
+    return show(of(worker));
+  }))));
+}
+
 function show(status) {
   const now = performance.now();
   const { totals, workers } = status;
@@ -54,7 +131,6 @@ function show(status) {
   by('crashes').textContent = number(totals.crashes);
   by('p50').textContent = time(totals.latency_ms.p50);
   by('p99').textContent = time(totals.latency_ms.p99);
-  const rates = new Map();
   if (before) {
     const seconds = (now - before.at) / 1000;
     const rate = (now, before) => Math.max(0, now - before) / seconds;
@@ -64,18 +140,10 @@ function show(status) {
     by('errors').textContent = number(errors);
     draw('rate', requests);
     draw('errors', errors);
-    for (const worker of workers) {
-      const then = before.workers.find((other) => other.id === worker.id);
-      if (then) rates.set(worker.id, rate(worker.requests, then.requests));
-    }
   }
-  before = { at: now, totals, workers };
-  by('workers').replaceChildren(...workers.map((worker) => row([
-    worker.slot, worker.pid ?? '–', worker.generation,
-    worker.role === 'successor' ? `${worker.state}, to take over` : worker.state,
-    worker.id === null ? '–' : age(worker.uptime_ms), number(rates.get(worker.id)), number(worker.in_flight),
-    number(worker.connections), size(worker.rss_bytes), number(worker.restarts),
-  ])));
+  before = { at: now, totals };
+  shown = withRates(now, workers);
+  showWorkers();
   by('generations').replaceChildren(...totals.by_generation.map((it) => row([
     it.generation === current ? `${it.generation}, served now` : it.generation,
     number(it.requests), number(it.errors), number(it.traps), number(it.timeouts), number(it.aborted),
@@ -122,5 +190,8 @@ function happened(message) {
   while (list.children.length > MAX_EVENTS) list.lastElementChild.remove();
 }
 
+for (const button of buttons) button.addEventListener('click', () => sortBy(button.dataset.column));
+addEventListener('hashchange', readSort);
+readSort();
 new EventSource('events').onmessage = happened;
 poll();

@@ -34,10 +34,11 @@
 //!   for has a minute, so no test depends on how fast the machine is.
 //! - **Threads.** [`until`] and [`Cluster`] block. A test that has clients of [`client`], [`http2`] or [`load`] at work meanwhile
 //!   needs the runtime with two threads that the example has.
-//! - **What a machine may not have** (IPv6, namespaces, Node, curl: [`tools`]): the test prints `skipped:` with the reason, and passes.
+//! - **What a machine may not have** (IPv6, namespaces, Node, curl, Chromium: [`tools`], [`browser`]): the test prints `skipped:` with the reason, and passes.
 
 #![expect(clippy::print_stderr, reason = "a test that failed shows what its cluster said")]
 
+pub mod browser;
 pub mod client;
 mod cluster;
 pub mod history;
