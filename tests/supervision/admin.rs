@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use harness::client::{Answer, get};
-use harness::tools::{Tool, address_of_its_own};
-use harness::{Cluster, Follower, Setup, fixture, guest, until};
+use harness::tools::address_of_its_own;
+use harness::{Cluster, Setup, fixture, guest, until};
 
 pub(super) fn serve(name: &str, args: &[&str]) -> (Cluster, SocketAddr) {
     let cluster = Setup::new(&guest(name)).args(&["--admin", "127.0.0.1:0"]).args(args).start();
@@ -142,60 +142,6 @@ fn metrics_count_what_was_answered_and_outlive_workers() {
             && open.trim_end().ends_with("# EOF"),
         "{open}"
     );
-}
-
-/// The alerts that come along are about metrics that there are.
-#[test]
-fn alerts_name_what_the_reference_has() {
-    let rules = harness::root().join("deploy/prometheus/alerts.yml");
-    let text = std::fs::read_to_string(&rules).unwrap();
-    let reference = std::fs::read_to_string(harness::root().join("docs/reference.md")).unwrap();
-    let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
-    let names: Vec<&str> = text.split(|c| !is_part(c)).filter(|word| word.starts_with("wasmcluster_")).collect();
-    assert!(names.len() >= 9, "{names:?}");
-    for name in names {
-        let name = name.strip_suffix("_bucket").unwrap_or(name);
-        assert!(reference.contains(&format!("`{name}`")), "{name}");
-    }
-    let Some(promtool) = Tool::find("promtool") else { return println!("skipped: there is no promtool") };
-    let checked = promtool.run(["check", "rules", rules.to_str().unwrap()]);
-    assert_eq!(checked.code, Some(0), "{checked:?}");
-}
-
-/// Its own tools have nothing to say against it.
-#[test]
-fn prometheus_takes_the_metrics() {
-    let (Some(promtool), Some(prometheus)) = (Tool::find("promtool"), Tool::find("prometheus")) else {
-        return println!("skipped: there is no prometheus");
-    };
-    let (cluster, address) = serve("sdk", &[]);
-    for path in ["/count", "/", "/count"] {
-        says(cluster.address(), path);
-    }
-    until("they are counted", || says(address, "/metrics").1.contains("code=\"2xx\"").then_some(()));
-    let folder = cluster.folder.path();
-    std::fs::write(folder.join("metrics"), says(address, "/metrics").1).unwrap();
-    let script = format!("exec \"$0\" check metrics < {}", folder.join("metrics").display());
-    let checked = std::process::Command::new("sh").args(["-c", &script]).arg(promtool.path()).output().unwrap();
-    let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
-    assert!(checked.status.success() && said.trim().is_empty(), "{said}");
-
-    let config = format!(
-        "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: test\n    static_configs:\n      - targets: ['{address}']\n"
-    );
-    std::fs::write(folder.join("prometheus.yml"), config).unwrap();
-    let own = address_of_its_own();
-    let mut command = prometheus.command();
-    command.arg(format!("--config.file={}", folder.join("prometheus.yml").display()));
-    command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));
-    command.arg(format!("--web.listen-address={own}")).arg("--log.level=error");
-    let _running = Follower::start(&mut command).unwrap();
-    until("it has scraped", || {
-        TcpStream::connect(own).ok()?;
-        let query = "/api/v1/query?query=wasmcluster_requests_total%7Bcode=%222xx%22%7D";
-        let answer: Value = serde_json::from_str(&says(own, query).1).ok()?;
-        (answer["data"]["result"][0]["value"][1].as_str()?.parse::<u32>().ok()? >= 2).then_some(())
-    });
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod names;
 mod output;
 mod page;
 mod processes;
+mod prometheus;
 mod redis;
 mod service_manager;
 mod state;
