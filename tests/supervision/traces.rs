@@ -386,6 +386,11 @@ fn a_busy_collector_is_asked_again() {
         let told = |field: &str| cluster.status()["exporter"][field].as_u64().unwrap();
         until("they are counted", || (told("exported") == 20).then_some(()));
         assert_eq!(told("lost"), 0);
+        let table = cluster.command(&["status"]).stdout;
+        assert!(
+            table.contains("\nexporter of traces: pid ") && table.contains(", 20 spans exported, 0 lost\n"),
+            "{table}"
+        );
 
         collector.is_now(Mood::Refuses(1));
         ask(&cluster, "/refused", &[("traceparent", &sampled())]);

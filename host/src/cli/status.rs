@@ -11,7 +11,7 @@ use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{
-    CertificateStatus, ConfigStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus, Status,
+    CertificateStatus, ConfigStatus, ExporterStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus, Status,
     WorkerStatus,
 };
 use crate::wire::ids::short_digest;
@@ -129,11 +129,7 @@ fn table(status: &Status) -> String {
     }
     let shown = |(number, one, many): &(u64, _, _)| format!("{number} {}", if *number == 1 { one } else { many });
     wrap(&mut text, "", &counted.iter().map(shown).collect::<Vec<_>>());
-    if let Some(KeeperStatus { pid, restarts }) = status.keeper {
-        let process = pid.map_or("being replaced".into(), |pid| format!("pid {pid}"));
-        let restarts = if restarts == 1 { "1 restart".into() } else { format!("{restarts} restarts") };
-        text.push_str(&format!("keeper of key-value stores: {process}, {restarts}\n"));
-    }
+    text.push_str(&other_processes(status));
     if let (Some(p50), Some(p99)) = (totals.latency_ms.p50, totals.latency_ms.p99) {
         text.push_str(&format!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms\n"));
     }
@@ -146,6 +142,24 @@ fn table(status: &Status) -> String {
     }
     let limits: Vec<String> = status.limits.by_flag.iter().map(|(name, value)| format!("{name} {value}")).collect();
     wrap(&mut text, "limits: ", &limits);
+    text
+}
+
+/// A line for each process that is there for all workers.
+fn other_processes(status: &Status) -> String {
+    let process = |pid: Option<i32>, restarts: u64| {
+        let process = pid.map_or("being replaced".into(), |pid| format!("pid {pid}"));
+        [process, format!("{restarts} {}", if restarts == 1 { "restart" } else { "restarts" })]
+    };
+    let mut text = String::new();
+    if let Some(KeeperStatus { pid, restarts }) = status.keeper {
+        wrap(&mut text, "keeper of key-value stores: ", &process(pid, restarts));
+    }
+    if let Some(ExporterStatus { pid, restarts, exported, lost }) = status.exporter {
+        let spans = if exported == 1 { "span" } else { "spans" };
+        let spans = [format!("{exported} {spans} exported"), format!("{lost} lost")];
+        wrap(&mut text, "exporter of traces: ", &[process(pid, restarts), spans].concat());
+    }
     text
 }
 
@@ -312,6 +326,21 @@ mod tests {
         ] {
             assert!(table.contains(part), "{part:?} in {table}");
         }
+    }
+
+    #[test]
+    fn processes_beside_the_workers_have_a_line() {
+        let mut shown = status(Value::Null, &[]);
+        assert_eq!(other_processes(&shown), "");
+        let process = |pid| json!({"pid": pid, "restarts": u64::MAX, "exported": u64::MAX, "lost": u64::MAX});
+        shown.exporter = serde_json::from_value(process(json!(4_194_304))).unwrap();
+        shown.keeper = serde_json::from_value(process(Value::Null)).unwrap();
+        let text = other_processes(&shown);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(text.contains("stores: being replaced, "), "{text}");
+        shown.keeper = None;
+        shown.exporter = serde_json::from_value(json!({"pid": 7, "restarts": 1, "exported": 1, "lost": 20})).unwrap();
+        assert_eq!(other_processes(&shown), "exporter of traces: pid 7, 1 restart, 1 span exported, 20 lost\n");
     }
 
     #[test]
