@@ -64,7 +64,7 @@ fn guests_pay_for_what_they_compute_and_have() {
     assert_eq!(value(&text, "wasmcluster_guest_memory_bytes_count{generation=\"1\"}"), Some(5.0), "{text}");
     assert!(value(&text, "wasmcluster_guest_memory_bytes_sum{generation=\"1\"}").unwrap() >= 20.0 * 1024.0 * 1024.0);
     let uses =
-        |kind: &str| value(&text, &format!("wasmcluster_instance_uses_total{{generation=\"1\",instance=\"{kind}\"}}"));
+        |kind: &str| value(&text, &format!("wasmcluster_instance_uses_total{{generation=\"1\",kind=\"{kind}\"}}"));
     assert_eq!((uses("fresh"), uses("reused")), (Some(5.0), Some(0.0)), "{text}");
 }
 

@@ -7,6 +7,7 @@ mod access_log;
 mod admin;
 mod config;
 mod cost;
+mod faults;
 mod lifecycle;
 mod logs;
 mod names;

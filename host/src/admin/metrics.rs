@@ -296,7 +296,7 @@ impl ShownMetrics {
             ];
             all_traps.extend(traps.map(|(kind, count)| (with("kind", kind), Number::Counter(count))));
             let uses = [("fresh", counted.instances_fresh), ("reused", counted.instances_reused)];
-            instances.extend(uses.map(|(kind, count)| (with("instance", kind), Number::Counter(count))));
+            instances.extend(uses.map(|(kind, count)| (with("kind", kind), Number::Counter(count))));
         }
         self.add(
             "wasmcluster_requests",

@@ -149,6 +149,8 @@ function show(status) {
     number(it.requests), number(it.errors), number(it.traps), number(it.timeouts), number(it.aborted),
   ])));
   const { reload } = status;
+  by('warned').hidden = !status.problems.length;
+  by('problems').replaceChildren(...status.problems.map(warning));
   by('reload').hidden = !reload;
   if (reload) {
     const which = reload.generation === null ? 'The next generation' : `Generation ${reload.generation}`;
@@ -172,16 +174,29 @@ async function poll() {
   setTimeout(poll, 1000);
 }
 
+function moment(time) {
+  const when = document.createElement('time');
+  when.dateTime = time;
+  when.textContent = new Date(time).toLocaleTimeString('en-GB');
+  return when;
+}
+
+// What the log warned of: which request, which version, how often.
+function warning({ time, message, count, worker, generation, request, method, path }) {
+  const who = request ? `request ${request} ${method ?? ''} ${path ?? ''}`.trim() : worker === null ? '' : `worker ${worker}`;
+  const about = [who, generation === null ? '' : `generation ${generation}`, count > 1 ? `${number(count)} times` : ''];
+  const item = document.createElement('li');
+  item.append(moment(time), [about.filter(Boolean).join(', '), message].filter(Boolean).join(': '));
+  return item;
+}
+
 function happened(message) {
   const { time, event, ...rest } = JSON.parse(message.data);
   const said = Object.entries(rest).filter(([, value]) => value !== null && String(value) !== '')
     .map(([key, value]) => `${key.replaceAll('_', ' ')} ${Array.isArray(value) ? value.join(' ') : value}`);
   const item = document.createElement('li');
   if (time) {
-    const when = document.createElement('time');
-    when.dateTime = time;
-    when.textContent = new Date(time).toLocaleTimeString('en-GB');
-    item.append(when);
+    item.append(moment(time));
   }
   item.append(`${event.replaceAll('_', ' ')}${said.length ? `: ${said.join(', ')}` : ''}`);
   const list = by('events');

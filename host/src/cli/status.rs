@@ -11,8 +11,8 @@ use super::output::{align, duration, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{
-    CertificateStatus, ConfigStatus, ExporterStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus, Status,
-    WorkerStatus,
+    CertificateStatus, ConfigStatus, ExporterStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus,
+    Status, WorkerStatus,
 };
 use crate::wire::ids::short_digest;
 

@@ -16,8 +16,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 const MAX_WAITING: usize = 1 << 20;
 /// How long lines may wait for others to be written together with.
 const WRITE_WITHIN: Duration = Duration::from_millis(50);
-/// As many bytes as go into a pipe whole, whoever else writes into it.
-const MAX_PIECE: usize = 4096;
+/// As many bytes as go into a pipe whole, whoever else writes into it; a file takes more.
+const MAX_PIECE_OF_PIPE: usize = 4096;
+const MAX_PIECE_OF_FILE: usize = 256 * 1024;
 /// How often it is looked whether a file is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the end may take.
@@ -174,6 +175,7 @@ impl Drop for LogFile {
 
 fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)) {
     let (mut lines, mut is_torn) = (Vec::new(), false);
+    let mut max_piece = max_piece_of(&file);
     loop {
         let mut waiting = shared.lock();
         while waiting.bytes.is_empty() && waiting.next.is_none() && !waiting.is_over {
@@ -190,9 +192,10 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
         drop(waiting);
         if let Some(next) = next {
             (file, is_torn) = (next, false);
+            max_piece = max_piece_of(&file);
         }
         let mut rest = &lines[..];
-        while let Some(piece) = next_piece(&mut rest) {
+        while let Some(piece) = next_piece(&mut rest, max_piece) {
             // What comes after a line that was cut short begins a line of its own.
             let begins = if is_torn { file.write_all(b"\n") } else { Ok(()) };
             match begins.map_err(|error| (0, error)).and_then(|()| write_piece(&mut file, piece)) {
@@ -210,6 +213,12 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
     }
 }
 
+/// What is written at once goes into a file whole, as others cannot write meanwhile.
+fn max_piece_of(file: &File) -> usize {
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if is_file { MAX_PIECE_OF_FILE } else { MAX_PIECE_OF_PIPE }
+}
+
 /// An error comes with how much was written.
 fn write_piece(file: &mut File, piece: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut written = 0;
@@ -225,11 +234,11 @@ fn write_piece(file: &mut File, piece: &[u8]) -> Result<(), (usize, io::Error)> 
 }
 
 /// Whole lines, as many as are written at once; a line that is longer comes alone.
-fn next_piece<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+fn next_piece<'a>(rest: &mut &'a [u8], max: usize) -> Option<&'a [u8]> {
     if rest.is_empty() {
         return None;
     }
-    let within = &rest[..rest.len().min(MAX_PIECE)];
+    let within = &rest[..rest.len().min(max)];
     let end = within.iter().rposition(|&byte| byte == b'\n').or_else(|| rest.iter().position(|&byte| byte == b'\n'));
     let (piece, left) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
     *rest = left;
@@ -245,8 +254,8 @@ mod tests {
         let long = format!("{}\n", "x".repeat(10_000));
         let text = format!("{}{long}{}", "short\n".repeat(1000), "end\n".repeat(3));
         let (mut rest, mut pieces) = (text.as_bytes(), Vec::new());
-        while let Some(piece) = next_piece(&mut rest) {
-            assert!(piece.ends_with(b"\n") && (piece.len() <= MAX_PIECE || piece.len() == long.len()));
+        while let Some(piece) = next_piece(&mut rest, MAX_PIECE_OF_PIPE) {
+            assert!(piece.ends_with(b"\n") && (piece.len() <= MAX_PIECE_OF_PIPE || piece.len() == long.len()));
             pieces.push(piece);
         }
         assert_eq!(pieces.concat(), text.as_bytes());

@@ -3,8 +3,10 @@
 
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroU128};
+use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Bytes of a line: it goes into the pipe whole, whoever else writes there (POSIX's `PIPE_BUF` on Linux).
@@ -31,6 +33,13 @@ macro_rules! id {
                 $plain::from_str_radix(text, 16).ok().filter(|_| good).and_then(<$number>::new).map(Self)
             }
 
+            /// As it is written.
+            pub(crate) fn hex(self) -> TraceText<$digits> {
+                let mut digits = [0; $digits];
+                HEXLOWER.encode_mut(&self.0.get().to_be_bytes(), &mut digits);
+                TraceText(digits)
+            }
+
             pub(crate) fn to_bytes(self) -> Vec<u8> {
                 self.0.get().to_be_bytes().into()
             }
@@ -38,7 +47,7 @@ macro_rules! id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!("{:0", $digits, "x}"), self.0)
+                f.write_str(&self.hex())
             }
         }
 
@@ -64,6 +73,19 @@ id! {
 id! {
     /// Of one part of a trace.
     SpanId(NonZeroU64, u64), 16
+}
+
+/// Ids and contexts as they are written, without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TraceText<const COUNT: usize>([u8; COUNT]);
+
+impl<const COUNT: usize> Deref for TraceText<COUNT> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // It is nothing but digits and hyphens.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// One part of a trace, as those are told of it who take part in it.
@@ -96,10 +118,15 @@ impl TraceContext {
     }
 }
 
-/// As `traceparent` has it.
-impl fmt::Display for TraceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{}-{}-{:02x}", self.trace, self.span, u8::from(self.is_sampled))
+impl TraceContext {
+    /// As `traceparent` has it.
+    pub(crate) fn traceparent(&self) -> TraceText<55> {
+        let flags = if self.is_sampled { "01" } else { "00" };
+        let mut text = [b'-'; 55];
+        for (at, part) in [(0, "00"), (3, &*self.trace.hex()), (36, &*self.span.hex()), (53, flags)] {
+            text[at..at + part.len()].copy_from_slice(part.as_bytes());
+        }
+        TraceText(text)
     }
 }
 
@@ -259,7 +286,7 @@ mod tests {
     fn contexts_are_read_as_they_are_written() {
         let context = TraceContext::parse(PARENT).unwrap();
         assert!(context.is_sampled);
-        assert_eq!(context.to_string(), PARENT);
+        assert_eq!(&*context.traceparent(), PARENT);
         let check = |text: &str, expected: Option<bool>| {
             assert_eq!(TraceContext::parse(text).map(|context| context.is_sampled), expected, "{text}");
         };

@@ -105,6 +105,11 @@ impl Asked {
         &self.cost
     }
 
+    /// Who got it.
+    pub(super) fn worker(&self) -> u64 {
+        self.id.worker.0
+    }
+
     /// Its number among those of its worker.
     pub(super) fn number(&self) -> u64 {
         self.id.number

@@ -46,6 +46,7 @@ pub mod http2;
 pub mod load;
 pub mod name_server;
 mod places;
+pub mod terminal;
 pub mod tls;
 pub mod tools;
 pub mod upstream;

@@ -340,7 +340,8 @@ impl Driver<'_> {
             (ReloadResult::DryRun, _) => tracing::info!("nothing was changed: it was a dry run"),
             (_, reason) => {
                 let what = if is_dry { "the reload would fail" } else { "the reload failed" };
-                tracing::error!("{what}: {}", reason.as_deref().unwrap_or("no reason"));
+                let generation = generation.map(|it| it.0);
+                tracing::error!(generation, "{what}: {}", reason.as_deref().unwrap_or("no reason"));
             }
         }
         let happening = Happening::ReloadEnded { generation, result, reason: reason.clone() };

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use wasmtime::component::ResourceTableError;
 use wasmtime::{FrameInfo, FrameSymbol, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
@@ -64,6 +65,7 @@ impl TrapKind {
             Some(Trap::MemoryOutOfBounds | Trap::TableOutOfBounds | Trap::ArrayOutOfBounds) => Self::OutOfBounds,
             Some(Trap::StackOverflow) => Self::Stack,
             None if error.is::<I32Exit>() => Self::Exit,
+            None if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) => Self::Limit,
             _ => Self::Other,
         }
     }

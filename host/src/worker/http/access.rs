@@ -1,14 +1,14 @@
 //! The access log: a line for each request, when it is over.
 
-use std::fmt::Write;
+use std::cell::{Ref, RefCell};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use http::header::{REFERER, USER_AGENT};
-use http::{HeaderValue, Request, Version};
-use serde::Serialize;
+use http::{HeaderValue, Request, StatusCode, Version};
 
 use super::outcome::{End, Outcome, Verdict};
+use super::text::TextBuffer;
 use crate::os::listener::Security;
 use crate::os::log_file::LogFile;
 use crate::settings::AccessFormat;
@@ -27,6 +27,10 @@ pub(crate) struct AccessLog {
     format: AccessFormat,
     identity: Identity,
     stats: &'static Stats,
+    /// The line that is written, for its memory.
+    line: RefCell<TextBuffer>,
+    /// The second of the last one, and how that is written.
+    second: RefCell<(u64, String)>,
 }
 
 /// What is known of a request at its head.
@@ -56,7 +60,7 @@ impl AccessFacts {
     }
 
     pub(super) fn user_agent(&self) -> Option<String> {
-        self.agent.as_ref().map(|agent| shortened(agent).into_owned())
+        self.agent.as_ref().map(|agent| String::from_utf8_lossy(first(agent)).into_owned())
     }
 
     fn protocol(&self) -> &'static str {
@@ -66,42 +70,6 @@ impl AccessFacts {
             _ => "HTTP/1.1",
         }
     }
-}
-
-/// A line of JSON. Its fields are a contract: some may be added, none is removed.
-#[derive(Serialize)]
-struct AccessLine<'a> {
-    time: String,
-    request: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x_request_id: Option<&'a str>,
-    peer: Option<IpAddr>,
-    method: &'a str,
-    path: &'a str,
-    protocol: &'static str,
-    tls: bool,
-    status: Option<u16>,
-    bytes: u64,
-    duration_ms: f64,
-    /// Until its guest had the head of its answer; null if none was asked.
-    guest_ms: Option<f64>,
-    ended: &'static str,
-    /// How long its guest computed; null, as all that follows, if it had none.
-    cpu_ms: Option<f64>,
-    /// The most memory that its instance had.
-    memory_bytes: Option<u64>,
-    instance: Option<InstanceUse>,
-    /// Outbound requests, and calls of key-value stores.
-    outbound: Option<u32>,
-    store_calls: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<String>,
-    generation: u64,
-    slot: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_agent: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    referer: Option<String>,
 }
 
 /// How it ended, as the log calls it.
@@ -124,7 +92,7 @@ impl AccessLog {
         identity: Identity,
         stats: &'static Stats,
     ) -> Self {
-        Self { file, format, identity, stats }
+        Self { file, format, identity, stats, line: RefCell::default(), second: RefCell::default() }
     }
 
     /// Writes the line of a request that is over.
@@ -136,63 +104,98 @@ impl AccessLog {
         bytes: u64,
         in_guest: Option<Duration>,
     ) {
-        let mut line = match self.format {
-            AccessFormat::Json => self.json(asked, access, outcome, bytes, in_guest),
-            AccessFormat::Common => common(asked, access, outcome, bytes),
+        let mut line = self.line.borrow_mut();
+        line.clear();
+        match self.format {
+            AccessFormat::Json => self.json(&mut line, asked, access, outcome, bytes, in_guest),
+            AccessFormat::Common => self.common(&mut line, asked, access, outcome, bytes),
             AccessFormat::Combined => {
-                let mut line = common(asked, access, outcome, bytes);
-                let _ = write!(line, " \"{}\" \"{}\"", field(access.referer.as_ref()), field(access.agent.as_ref()));
-                line
+                self.common(&mut line, asked, access, outcome, bytes);
+                line.text(" ").quoted(field(access.referer.as_ref())).text(" ").quoted(field(access.agent.as_ref()));
             }
-        };
-        line.push('\n');
+        }
+        line.text("\n");
         if !self.file.write(line.as_bytes()) {
             self.stats.access_dropped.increment();
         }
     }
 
+    /// A line of JSON. Its fields are a contract: some may be added, none is removed.
     fn json(
         &self,
+        line: &mut TextBuffer,
         asked: &Asked,
         access: &AccessFacts,
         outcome: &Outcome,
         bytes: u64,
         in_guest: Option<Duration>,
-    ) -> String {
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-        let (cost, instance) = (asked.cost(), asked.cost().instance());
-        let text = |value: Option<&HeaderValue>| value.map(|value| shortened(value).into_owned());
-        let line = AccessLine {
-            time: humantime::format_rfc3339_micros(access.at).to_string(),
-            request: asked.request(),
-            x_request_id: asked.client_id(),
-            peer: access.peer,
-            method: asked.short_method(),
-            path: asked.path(),
-            protocol: access.protocol(),
-            tls: access.security == Security::Tls,
-            status: outcome.status.map(|status| status.as_u16()),
-            bytes,
-            duration_ms: ms(outcome.took.unwrap_or_default()),
-            guest_ms: in_guest.map(ms),
-            ended: ended(outcome),
-            cpu_ms: instance.map(|_| ms(cost.cpu())),
-            memory_bytes: instance.map(|_| cost.memory()),
-            instance,
-            outbound: instance.map(|_| cost.outbound()),
-            store_calls: instance.map(|_| cost.store_calls()),
-            trace_id: asked.trace().map(|trace| trace.context.trace.to_string()),
-            generation: self.identity.generation.0,
-            slot: self.identity.slot.0,
-            user_agent: text(access.agent.as_ref()),
-            referer: text(access.referer.as_ref()),
-        };
-        serde_json::to_string(&line).unwrap_or_default()
+    ) {
+        let cost = asked.cost();
+        let instance = cost.instance();
+        let since = access.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        line.text("{\"time\":\"").text(&self.second(since.as_secs())).text(".").digits::<6>(since.subsec_micros());
+        line.text("Z\",\"request\":\"").number(asked.worker()).text("-").number(asked.number()).text("\"");
+        if let Some(id) = asked.client_id() {
+            line.text(",\"x_request_id\":").json(id);
+        }
+        line.text(",\"peer\":").optional(access.peer, |line, peer| line.text("\"").display(peer).text("\""));
+        line.text(",\"method\":").json(asked.short_method()).text(",\"path\":").json(asked.path());
+        line.text(",\"protocol\":\"").text(access.protocol()).text("\",\"tls\":");
+        line.text(if access.security == Security::Tls { "true" } else { "false" });
+        line.text(",\"status\":").optional(outcome.status, |line, status| line.text(status.as_str()));
+        line.text(",\"bytes\":").number(bytes);
+        line.text(",\"duration_ms\":").milliseconds(outcome.took.unwrap_or_default());
+        // Until its guest had the head of its answer; null if none was asked.
+        line.text(",\"guest_ms\":").optional(in_guest, |line, time| line.milliseconds(time));
+        line.text(",\"ended\":\"").text(ended(outcome)).text("\"");
+        // What the instance cost; null if there was none.
+        line.text(",\"cpu_ms\":").optional(instance, |line, _| line.milliseconds(cost.cpu()));
+        line.text(",\"memory_bytes\":").optional(instance, |line, _| line.number(cost.memory()));
+        line.text(",\"instance\":").optional(instance, |line, instance| match instance {
+            InstanceUse::Fresh => line.text("\"fresh\""),
+            InstanceUse::Reused => line.text("\"reused\""),
+        });
+        line.text(",\"outbound\":").optional(instance, |line, _| line.number(cost.outbound()));
+        line.text(",\"store_calls\":").optional(instance, |line, _| line.number(cost.store_calls()));
+        if let Some(trace) = asked.trace() {
+            line.text(",\"trace_id\":\"").text(&trace.context.trace.hex()).text("\"");
+        }
+        line.text(",\"generation\":").number(self.identity.generation.0);
+        line.text(",\"slot\":").number(self.identity.slot.0);
+        for (name, value) in [(",\"user_agent\":", &access.agent), (",\"referer\":", &access.referer)] {
+            if let Some(value) = value {
+                line.text(name).json(&String::from_utf8_lossy(first(value)));
+            }
+        }
+        line.text("}");
     }
-}
 
-fn shortened(value: &HeaderValue) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(first(value))
+    /// Apache's Common Log Format, without the identity and the user that it has a place for.
+    fn common(&self, line: &mut TextBuffer, asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) {
+        match access.peer {
+            Some(peer) => line.display(peer),
+            None => line.text("-"),
+        };
+        let since = access.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        line.text(" - - [").text(&self.second(since.as_secs())).text("] \"").escaped(asked.short_method().as_bytes());
+        line.text(" ").escaped(asked.path().as_bytes()).text(" ").text(access.protocol()).text("\" ");
+        line.text(outcome.status.as_ref().map_or("-", StatusCode::as_str)).text(" ").number(bytes);
+    }
+
+    /// That second as the form has it. Most requests come in the same as the one before.
+    fn second(&self, second: u64) -> Ref<'_, str> {
+        if self.second.borrow().0 != second {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            let text = match self.format {
+                AccessFormat::Json => {
+                    humantime::format_rfc3339_seconds(at).to_string().trim_end_matches('Z').to_owned()
+                }
+                AccessFormat::Common | AccessFormat::Combined => clf_time(at),
+            };
+            *self.second.borrow_mut() = (second, text);
+        }
+        Ref::map(self.second.borrow(), |(_, text)| text.as_str())
+    }
 }
 
 fn first(value: &HeaderValue) -> &[u8] {
@@ -200,39 +203,8 @@ fn first(value: &HeaderValue) -> &[u8] {
     &bytes[..bytes.len().min(MAX_FIELD)]
 }
 
-/// Apache's Common Log Format, without the identity and the user that it has a place for.
-fn common(asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) -> String {
-    let mut line = String::with_capacity(256);
-    match access.peer {
-        Some(peer) => drop(write!(line, "{peer}")),
-        None => line.push('-'),
-    }
-    let status = outcome.status.map_or_else(|| "-".into(), |status| status.as_str().to_owned());
-    let _ = write!(
-        line,
-        " - - [{}] \"{} {} {}\" {status} {bytes}",
-        clf_time(access.at),
-        escaped(asked.short_method().as_bytes()),
-        escaped(asked.path().as_bytes()),
-        access.protocol(),
-    );
-    line
-}
-
-fn field(value: Option<&HeaderValue>) -> String {
-    value.map_or_else(|| "-".into(), |value| escaped(first(value)))
-}
-
-/// Nobody breaks out of its quotes or begins a line of its own.
-fn escaped(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        match byte {
-            b'"' | b'\\' | 0..0x20 | 0x7f.. => drop(write!(text, "\\x{byte:02X}")),
-            byte => text.push(char::from(byte)),
-        }
-    }
-    text
+fn field(value: Option<&HeaderValue>) -> &[u8] {
+    value.map_or(b"-", first)
 }
 
 /// `10/Oct/2000:13:55:36 +0000`, in UTC.
@@ -251,14 +223,12 @@ mod tests {
     use crate::worker::guest::trap::TrapKind;
 
     #[test]
-    fn lines_have_the_usual_forms_and_cannot_be_forged() {
+    fn what_lines_consist_of_has_the_usual_form() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(971_186_136);
         assert_eq!(clf_time(at), "10/Oct/2000:13:55:36 +0000");
-        assert_eq!(escaped(b"a\"b\\c\nd\xc3\xa4"), "a\\x22b\\x5Cc\\x0Ad\\xC3\\xA4");
-        assert_eq!(field(None), "-");
+        assert_eq!(field(None), b"-");
         let long = HeaderValue::from_str(&"x".repeat(5000)).unwrap();
         assert_eq!(field(Some(&long)).len(), MAX_FIELD);
-        assert_eq!(field(Some(&HeaderValue::from_bytes(b"\xe4").unwrap())), "\\xE4");
     }
 
     #[test]

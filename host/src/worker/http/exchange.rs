@@ -18,6 +18,7 @@ use super::outcome::{End, Outcome, Verdict};
 use super::pace::Pace;
 use super::peer::Peer;
 use super::span::tell_span;
+use super::text::TextBuffer;
 use super::upload::{UploadProgress, UploadState};
 use crate::logging::several_lines;
 use crate::settings::Limits;
@@ -201,16 +202,16 @@ impl Exchange {
     /// How long it waited for a place, and what its guest did until the head of its answer: the value of a `server-timing`
     /// field, in milliseconds. None if no guest was asked.
     pub(super) fn timing(&self) -> Option<HeaderValue> {
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let (asked_at, in_guest) = (self.asked_at.get()?, self.in_guest.get()?);
         let waited = asked_at.saturating_duration_since(self.in_flight.began());
         let instance = match self.cost().instance()? {
-            InstanceUse::Fresh => "fresh",
-            InstanceUse::Reused => "reused",
+            InstanceUse::Fresh => ";desc=fresh, cpu;dur=",
+            InstanceUse::Reused => ";desc=reused, cpu;dur=",
         };
-        let (waited, in_guest, cpu) = (ms(waited), ms(in_guest), ms(self.cost().cpu()));
-        let timing = format!("queue;dur={waited}, guest;dur={in_guest};desc={instance}, cpu;dur={cpu}");
-        HeaderValue::try_from(timing).ok()
+        let mut timing = TextBuffer::default();
+        timing.text("queue;dur=").milliseconds(waited).text(", guest;dur=").milliseconds(in_guest);
+        timing.text(instance).milliseconds(self.cost().cpu());
+        HeaderValue::from_bytes(timing.as_bytes()).ok()
     }
 
     /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version

@@ -24,6 +24,7 @@ mod proxy_protocol;
 pub(crate) mod server;
 mod span;
 mod stream;
+mod text;
 mod timer;
 pub(crate) mod tls;
 mod transport;
