@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -40,6 +41,10 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// What goes wrong is told as often.
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 const READ_AT_ONCE: usize = 64 * 1024;
+/// How often the pipe is read while spans come. It holds some forty megabytes of them a second.
+const READ_EVERY: Duration = Duration::from_millis(25);
+/// Without any for so long, it is waited for the next one.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// The primary lets it end.
 const IGNORED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -63,7 +68,7 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
     let Some((ToExporter::Start(start), mut beside)) = channel::next(&primary).await? else {
         bail!("this command is started by wasmcluster itself");
     };
-    let spans = pipe::Receiver::from_owned_fd(beside.pop().context("it came without a pipe")?)?;
+    let mut spans = SpanPipe::new(beside.pop().context("it came without a pipe")?)?;
     let mut export = Export::new(start, primary.get_ref().as_fd().try_clone_to_owned()?);
     let mut turns = tokio::time::interval(ALIVE_EVERY);
     loop {
@@ -73,13 +78,10 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
                 None => break,
                 Some((ToExporter::Start(_), _)) => bail!("it was started twice"),
             },
-            ready = spans.readable() => {
-                ready?;
-                match export.read(&spans) {
-                    // All who write are gone: nothing comes any more.
-                    Ok(0) => break,
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
-                    Ok(_) | Err(_) => {}
+            () = spans.is_due() => {
+                // All who write are gone: nothing comes any more.
+                if spans.read(&mut export)? == PipeState::Ended {
+                    break;
                 }
             }
             sent = in_progress(&mut export.sending) => export.sent(sent),
@@ -87,23 +89,73 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
             _ = turns.tick() => export.tell(&FromExporter::Alive { exported: export.exported, lost: export.lost }),
         }
     }
-    // What is not taken by then is lost with it.
+    // What is not taken by then is lost with it. All who write go before the primary does.
     let _ = tokio::time::timeout(END_PATIENCE, async {
-        rest(&mut export, &spans).await;
+        while matches!(spans.read(&mut export), Ok(PipeState::Open)) {
+            spans.is_due().await;
+        }
         export.finish().await;
     })
     .await;
     Ok(())
 }
 
-/// Reads what is left, until all who write are gone: the primary goes after them.
-async fn rest(export: &mut Export, spans: &pipe::Receiver) {
-    while spans.readable().await.is_ok() {
-        match export.read(spans) {
-            Ok(0) => return,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-            Ok(_) | Err(_) => {}
+/// The pipe into which workers write.
+///
+/// While spans come, it is read at intervals, and nobody is woken for each of them: where workers have all processors, that would cost
+/// them more than the spans themselves.
+struct SpanPipe {
+    fd: OwnedFd,
+    /// Tells that something has come, when nothing did for a while.
+    bell: Option<pipe::Receiver>,
+    next_read: Instant,
+    last_came: Instant,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum PipeState {
+    Open,
+    Ended,
+}
+
+impl SpanPipe {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        let bell = Some(pipe::Receiver::from_owned_fd(fd.try_clone()?)?);
+        let now = Instant::now();
+        Ok(Self { fd, bell, next_read: now, last_came: now, bytes: vec![0; READ_AT_ONCE] })
+    }
+
+    /// Waits until it is to be read.
+    async fn is_due(&self) {
+        match &self.bell {
+            // What goes wrong shows when it is read.
+            Some(bell) => drop(bell.readable().await),
+            None => tokio::time::sleep_until(self.next_read.into()).await,
         }
+    }
+
+    /// Takes all that is there.
+    fn read(&mut self, export: &mut Export) -> io::Result<PipeState> {
+        let now = Instant::now();
+        loop {
+            match nix::unistd::read(&self.fd, &mut self.bytes) {
+                Ok(0) => return Ok(PipeState::Ended),
+                Ok(count) => {
+                    export.take(&self.bytes[..count]);
+                    (self.bell, self.last_came) = (None, now);
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // One that has rung would ring on.
+        if self.bell.is_some() || now.duration_since(self.last_came) >= QUIET_AFTER {
+            self.bell = Some(pipe::Receiver::from_owned_fd(self.fd.try_clone()?)?);
+        }
+        self.next_read = now + READ_EVERY;
+        Ok(PipeState::Open)
     }
 }
 
@@ -167,12 +219,10 @@ impl Export {
         let _ = self.primary.send(news, &[]);
     }
 
-    /// Reads what workers have written.
-    fn read(&mut self, pipe: &pipe::Receiver) -> io::Result<usize> {
-        let mut bytes = [0; READ_AT_ONCE];
-        let count = pipe.try_read(&mut bytes)?;
+    /// Takes what workers have written.
+    fn take(&mut self, bytes: &[u8]) {
         let (waiting, lost) = (&mut self.waiting, &mut self.lost);
-        self.lines.push(&bytes[..count], |line| match TraceSpan::read(line) {
+        self.lines.push(bytes, |line| match TraceSpan::read(line) {
             Some(span) if waiting.len() < MAX_WAITING => waiting.push_back(span),
             // An empty line is the end of one that was torn.
             None if line == b"\n" => {}
@@ -182,7 +232,6 @@ impl Export {
             let soon = Instant::now() + if self.waiting.len() >= MAX_BATCH { Duration::ZERO } else { GATHER };
             self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
         }
-        Ok(count)
     }
 
     fn due(&self) -> Option<Instant> {
