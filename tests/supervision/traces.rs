@@ -310,7 +310,8 @@ fn an_outbound_request_is_a_span_below_its_guests() {
     for name in ["sdk", "sdk_p3"] {
         let collector = Collector::start(false);
         let grants = [format!("http://{there}"), format!("http://{nowhere}")];
-        let cluster = serve(name, &collector.url(), &["--allow-host", &grants[0], "--allow-host", &grants[1]]);
+        let args = ["--allow-host", &grants[0], "--allow-host", &grants[1], "--request-timeout", "2s"];
+        let cluster = serve(name, &collector.url(), &args);
         let fields = [("traceparent", &*sampled()), ("tracestate", "a=1")];
         let (status, said) = ask(&cluster, &format!("/fetch?url=http://{there}/head?key=hush"), &fields);
         assert_eq!(status, 200, "{name}: {said}");
@@ -329,7 +330,14 @@ fn an_outbound_request_is_a_span_below_its_guests() {
         let port = nowhere.port().to_string();
         let client = until("it has a span", || collector.find(SpanKind::Client, "server.port", &port).pop());
         assert_eq!(client.status.as_ref().unwrap().code(), SpanCode::Error, "{name}: {client:?}");
-        assert!(!text(&client.attributes, "error.type").is_empty(), "{name}: {client:?}");
+        assert_eq!(text(&client.attributes, "error.type"), "connection refused", "{name}: {client:?}");
+
+        // One that is never answered is what traces are looked at for.
+        assert_eq!(ask(&cluster, &format!("/fetch?url=http://{there}/never"), &fields[..1]).0, 504);
+        let url = format!("http://{there}/never");
+        let client = until("it has a span", || collector.find(SpanKind::Client, "url.full", &url).pop());
+        assert_eq!(text(&client.attributes, "error.type"), "cancelled", "{name}: {client:?}");
+        cluster.stderr.find(&format!("an outbound request to http://{there} had no answer when its guest ended"));
     }
 }
 
@@ -449,6 +457,8 @@ fn an_exporter_that_dies_or_hangs_is_replaced() {
     let cluster = serve("hello", &collector.url(), &["--hang-timeout", "2s"]);
     for (number, signal) in [Signal::SIGKILL, Signal::SIGSTOP].into_iter().enumerate() {
         let old = exporter(&cluster);
+        // By which logs are told to rotate, perhaps all processes of a service.
+        kill(old, Signal::SIGUSR1).unwrap();
         kill(old, signal).unwrap();
         let path = format!("/{signal}");
         assert_eq!(ask(&cluster, &path, &[("traceparent", &sampled())]).0, 200);

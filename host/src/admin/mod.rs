@@ -28,7 +28,7 @@ const MAX_UNREAD: usize = 1024;
 /// A sample that is older tells nothing of now.
 const FRESH: Duration = Duration::from_secs(5);
 /// The primary lets it end.
-const IGNORED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+const IGNORED: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
 
 type AdminEnd = Channel<FromAdmin, ToAdmin>;
 

@@ -123,27 +123,12 @@ fn lines(CheckResult { check, verdict, says, advice }: &CheckResult) -> String {
 
 /// A text with something before its first line, and something as wide before the others.
 fn block(first: &str, others: &str, text: &str) -> String {
-    let lines = filled(text, WIDTH - others.len());
+    let lines = output::filled(text, WIDTH - others.len());
     lines
         .iter()
         .zip(iter::once(first).chain(iter::repeat(others)))
         .map(|(line, head)| format!("{head}{line}\n"))
         .collect()
-}
-
-/// Lines of at most `width` characters, as long as no word is longer.
-fn filled(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -169,6 +154,6 @@ mod tests {
 
     #[test]
     fn a_word_that_is_too_long_has_a_line_of_its_own() {
-        assert_eq!(filled("a /very/long/path is", 8), ["a", "/very/long/path", "is"]);
+        assert_eq!(output::filled("a /very/long/path is", 8), ["a", "/very/long/path", "is"]);
     }
 }

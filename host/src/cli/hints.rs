@@ -8,7 +8,7 @@ use crate::settings::OTHER_WORDS;
 /// take the flag for a file.
 pub(super) fn improve(mut error: clap::Error) -> clap::Error {
     if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
-        && ["--set-secret", "--kv"].iter().any(|secret| flag.starts_with(secret))
+        && ["--set-secret", "--kv", "--otlp"].iter().any(|secret| flag.starts_with(secret))
         && error.get(ContextKind::InvalidValue).is_some()
     {
         // A password, perhaps, which would get into the log of a service.
@@ -41,7 +41,12 @@ mod tests {
 
     #[test]
     fn a_value_that_may_be_a_secret_is_not_repeated() {
-        for (flag, value) in [("--set-secret", "db=hush"), ("--kv", "a=redis://user:hush@host:port")] {
+        for (flag, value) in [
+            ("--set-secret", "db=hush"),
+            ("--kv", "a=redis://user:hush@host:port"),
+            ("--otlp", "http://me:hush@host:1"),
+            ("--otlp-header", "a=hush"),
+        ] {
             let error = improve(Cli::try_parse_from(["wasmcluster", "serve", "app.wasm", flag, value]).unwrap_err());
             let error = error.to_string();
             assert!(error.contains(flag) && error.contains("'…'") && !error.contains("hush"), "{error}");

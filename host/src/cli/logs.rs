@@ -1,12 +1,12 @@
 //! `wasmcluster logs`: prints the latest lines of a running cluster, and follows it.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use http_body_util::BodyExt;
 
 use super::args::LogsArgs;
 use super::exit::Failure;
-use super::output::{Uncoloured, print};
+use super::output::{Harmless, Uncoloured, print};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::query::{LogForm, LogsRequest};
@@ -21,15 +21,20 @@ pub(super) fn logs(args: LogsArgs) -> Result<(), Failure> {
 /// Prints lines as they come, until there are no more or stdout is closed.
 async fn follow(client: &Client, request: &LogsRequest) -> Result<(), CommandError> {
     let mut pieces = client.logs(request).await?;
-    // A cluster whose output is a terminal has colours in its lines.
-    let mut uncoloured = (!has_colours(&io::stdout())).then(Uncoloured::default);
+    let stdout = io::stdout();
+    // A cluster whose output is a terminal has colours in its lines, and guests may have anything.
+    let mut harmless = stdout.is_terminal().then(Harmless::default);
+    let mut uncoloured = (!has_colours(&stdout)).then(Uncoloured::default);
     while let Some(Ok(frame)) = pieces.frame().await {
         let Some(piece) = frame.data_ref() else { continue };
-        let printed = match &mut uncoloured {
-            Some(uncoloured) => print(&uncoloured.strip(piece)),
-            None => print(piece),
-        };
-        if printed.is_err() {
+        let mut text = piece.to_vec();
+        if let Some(harmless) = &mut harmless {
+            text = harmless.filter(&text);
+        }
+        if let Some(uncoloured) = &mut uncoloured {
+            text = uncoloured.strip(&text);
+        }
+        if print(&text).is_err() {
             return Ok(());
         }
     }

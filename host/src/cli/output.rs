@@ -17,6 +17,56 @@ pub(super) fn screen() -> io::Stdout {
     io::stdout()
 }
 
+/// Lets nothing of a text that comes in pieces, and that others have written, move a terminal's cursor, clear it, or change its
+/// title: of control characters, ends of lines and tabs stay, and colours.
+#[derive(Debug, Default)]
+pub(super) struct Harmless {
+    /// A sequence that has begun, or the first byte of a character.
+    begun: Vec<u8>,
+}
+
+impl Harmless {
+    pub(super) fn filter(&mut self, piece: &[u8]) -> Vec<u8> {
+        const MAX_SEQUENCE: usize = 32;
+        let mut text = Vec::with_capacity(piece.len());
+        for &byte in piece {
+            match (&self.begun[..], byte) {
+                // A control character of the second kind (U+0080 to U+009F) in UTF-8.
+                ([0xc2], 0x80..=0x9f) => self.begun.clear(),
+                ([0xc2], _) => {
+                    text.push(0xc2);
+                    self.begun.clear();
+                    self.plain(byte, &mut text);
+                }
+                ([b'\x1b'], b'[') => self.begun.push(byte),
+                ([b'\x1b', b'[', ..], b'0'..=b'9' | b';') if self.begun.len() < MAX_SEQUENCE => self.begun.push(byte),
+                ([b'\x1b', b'[', ..], b'm') => {
+                    text.append(&mut self.begun);
+                    text.push(byte);
+                }
+                // The last byte of a sequence that is none of colours goes with it.
+                ([b'\x1b', ..], _) => {
+                    self.begun.clear();
+                    if matches!(byte, b'\n' | b'\x1b' | 0xc2..) {
+                        self.plain(byte, &mut text);
+                    }
+                }
+                _ => self.plain(byte, &mut text),
+            }
+        }
+        text
+    }
+
+    fn plain(&mut self, byte: u8, text: &mut Vec<u8>) {
+        match byte {
+            b'\x1b' | 0xc2 => self.begun.push(byte),
+            b'\n' | b'\t' => text.push(byte),
+            0..0x20 | 0x7f => {}
+            _ => text.push(byte),
+        }
+    }
+}
+
 /// Takes the sequences by which terminals are told colours and the like (ECMA-48, CSI) out of a text that comes in pieces.
 #[derive(Debug, Default)]
 pub(super) struct Uncoloured {
@@ -86,6 +136,21 @@ pub(super) fn wrap(text: &mut String, label: &str, items: &[String]) {
     text.push('\n');
 }
 
+/// Lines of at most `width` characters, as long as no word is longer.
+pub(super) fn filled(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// The two largest units of a time.
 pub(super) fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
@@ -100,6 +165,24 @@ pub(super) fn duration(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_others_wrote_moves_the_cursor() {
+        for (text, shown) in [
+            ("\x1b[31mred\x1b[0m\tand\n", "\x1b[31mred\x1b[0m\tand\n"),
+            ("a\x1b[2Jb\x1b[1;1Hc", "abc"),
+            ("\x1b]0;title\x07x\rover", "0;titlexover"),
+            ("\u{9b}2J\u{e9}\u{a0}", "2J\u{e9}\u{a0}"),
+            ("\x1b\x1b[1mb", "\x1b[1mb"),
+        ] {
+            for piece in [1, 2, 100] {
+                let mut harmless = Harmless::default();
+                let pieces = text.as_bytes().chunks(piece).flat_map(|piece| harmless.filter(piece));
+                let all: Vec<u8> = pieces.collect();
+                assert_eq!(String::from_utf8_lossy(&all), shown, "{text:?}");
+            }
+        }
+    }
 
     #[test]
     fn colours_are_taken_out_wherever_pieces_end() {

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use super::args::StatusArgs;
 use super::clusters;
 use super::exit::Failure;
-use super::output::{align, duration, wrap};
+use super::output::{WIDTH, align, duration, filled, wrap};
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
 use crate::control::protocol::{
@@ -209,7 +209,9 @@ fn problems(all: &[Problem]) -> String {
         let names = [method, path].into_iter().flatten().map(|name| format!(" {name}"));
         about.extend(request.as_ref().map(|request| format!("request {request}{}", names.collect::<String>())));
         wrap(&mut text, "", &about);
-        text.push_str(&format!("  {message}\n"));
+        for line in filled(message, WIDTH - 2) {
+            text.push_str(&format!("  {line}\n"));
+        }
     }
     if text.is_empty() { text } else { format!("\nwarnings and errors, the latest first:\n{text}\n") }
 }

@@ -10,10 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span as OtlpSpan, Status};
 use prost::Message;
 
-use crate::wire::trace::{AttributeValue, Attributes, SpanKind, SpanStatus, TraceSpan};
-
-/// What is said of spans that no guest has made.
-const OWN_SCOPE: &str = "wasmcluster";
+use crate::wire::trace::{AttributeValue, Attributes, OWN_SCOPE, SpanKind, SpanStatus, TraceSpan};
 
 /// The message that takes `spans` to a collector, for the service with these attributes.
 pub(super) fn encode(service: &Attributes, spans: &[TraceSpan]) -> Vec<u8> {

@@ -46,7 +46,7 @@ const READ_EVERY: Duration = Duration::from_millis(25);
 /// Without any for so long, it is waited for the next one.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// The primary lets it end.
-const IGNORED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+const IGNORED: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
 
 type ExporterEnd = Channel<FromExporter, ToExporter>;
 type Sending = Pin<Box<dyn Future<Output = Receipt>>>;
@@ -80,7 +80,7 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
             },
             () = spans.is_due() => {
                 // All who write are gone: nothing comes any more.
-                if spans.read(&mut export)? == PipeState::Ended {
+                if spans.read(&mut export)? == SpanSource::Ended {
                     break;
                 }
             }
@@ -91,7 +91,7 @@ async fn run(primary: AsyncFd<ExporterEnd>) -> anyhow::Result<()> {
     }
     // What is not taken by then is lost with it. All who write go before the primary does.
     let _ = tokio::time::timeout(END_PATIENCE, async {
-        while matches!(spans.read(&mut export), Ok(PipeState::Open)) {
+        while matches!(spans.read(&mut export), Ok(SpanSource::Open)) {
             spans.is_due().await;
         }
         export.finish().await;
@@ -114,7 +114,7 @@ struct SpanPipe {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum PipeState {
+enum SpanSource {
     Open,
     Ended,
 }
@@ -136,11 +136,11 @@ impl SpanPipe {
     }
 
     /// Takes all that is there.
-    fn read(&mut self, export: &mut Export) -> io::Result<PipeState> {
+    fn read(&mut self, export: &mut Export) -> io::Result<SpanSource> {
         let now = Instant::now();
         loop {
             match nix::unistd::read(&self.fd, &mut self.bytes) {
-                Ok(0) => return Ok(PipeState::Ended),
+                Ok(0) => return Ok(SpanSource::Ended),
                 Ok(count) => {
                     export.take(&self.bytes[..count]);
                     (self.bell, self.last_came) = (None, now);
@@ -155,7 +155,7 @@ impl SpanPipe {
             self.bell = Some(pipe::Receiver::from_owned_fd(self.fd.try_clone()?)?);
         }
         self.next_read = now + READ_EVERY;
-        Ok(PipeState::Open)
+        Ok(SpanSource::Open)
     }
 }
 
@@ -189,6 +189,8 @@ struct Export {
     tries: u32,
     /// Since when it does not get through.
     failing: Option<Instant>,
+    /// Since when this message has been tried.
+    tried_since: Option<Instant>,
     told: Option<Instant>,
     exported: u64,
     lost: u64,
@@ -208,6 +210,7 @@ impl Export {
             next: None,
             tries: 0,
             failing: None,
+            tried_since: None,
             told: None,
             exported: 0,
             lost: 0,
@@ -271,16 +274,20 @@ impl Export {
                 self.done();
             }
             Receipt::Later { why, after } => {
-                let since = *self.failing.get_or_insert_with(Instant::now);
+                self.failing.get_or_insert_with(Instant::now);
+                let since = *self.tried_since.get_or_insert_with(Instant::now);
                 self.trouble(format!("traces do not reach {}, which is tried again: {why}", self.url));
                 if since.elapsed() >= GIVE_UP_AFTER {
                     self.lost += self.batch as u64;
                     self.waiting.drain(..self.batch);
-                    self.batch = 0;
+                    (self.batch, self.tried_since) = (0, None);
                 }
                 let pause = (MIN_PAUSE * 2_u32.pow(self.tries.min(8))).min(MAX_PAUSE);
                 self.tries += 1;
-                self.next = Some(Instant::now() + after.unwrap_or(pause.mul_f64(0.5 + fastrand::f64() / 2.0)));
+                self.next = Some(
+                    Instant::now()
+                        + after.map_or(pause.mul_f64(0.5 + fastrand::f64() / 2.0), |after| after.max(MIN_PAUSE)),
+                );
             }
         }
     }
@@ -288,7 +295,7 @@ impl Export {
     /// The message is gone, one way or the other.
     fn done(&mut self) {
         self.waiting.drain(..self.batch);
-        (self.batch, self.tries, self.failing) = (0, 0, None);
+        (self.batch, self.tries, self.failing, self.tried_since) = (0, 0, None, None);
         if !self.waiting.is_empty() {
             self.next = Some(Instant::now());
         }

@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse
 use prost::Message;
 use rustls::ClientConfig;
 
+use crate::logging::one_line;
 use crate::settings::{Otlp, OtlpProtocol};
 
 /// How long the collector may take for its answer, connection and all.
@@ -135,7 +136,7 @@ fn causes(error: &hyper_util::client::legacy::Error) -> String {
 
 /// What a collector said, without what would break a line.
 fn said(text: &str) -> String {
-    text.chars().take(MAX_SAID).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(text.get(..text.floor_char_boundary(MAX_SAID)).unwrap_or_default()).to_string()
 }
 
 fn taken(message: &[u8]) -> Receipt {
@@ -192,7 +193,7 @@ mod tests {
         let headers = HeaderMap::new();
         let check = |status: u16, body: &[u8]| judge_http(StatusCode::from_u16(status).unwrap(), &headers, body);
         assert_eq!(check(200, b""), Receipt::Taken { refused: 0, why: String::new() });
-        assert_eq!(check(200, &partial(3, "too\nold")), Receipt::Taken { refused: 3, why: "too old".into() });
+        assert_eq!(check(200, &partial(3, "too\nold")), Receipt::Taken { refused: 3, why: "too\\nold".into() });
         assert!(matches!(check(200, b"<html>"), Receipt::Refused { .. }));
         assert!(matches!(check(400, b""), Receipt::Refused { .. }));
         assert!(matches!(check(301, b""), Receipt::Refused { .. }));

@@ -54,7 +54,8 @@ const LAST_WRITES: Duration = Duration::from_secs(3);
 /// A store that cannot be used is opened again after this.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// What would end the process, and is not meant for it: the primary lets it end, and a file that may not grow is an error.
-const IGNORED: [Signal; 5] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGXFSZ];
+const IGNORED: [Signal; 6] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGXFSZ];
 
 type KeeperEnd = Channel<FromKeeper, ToKeeper>;
 /// An answer, and what is given back when it has left.

@@ -31,7 +31,7 @@ const NEED_RESTART: [&str; 19] = [
 /// Tables whose entries are settings of their own.
 const TABLES: [&str; 3] = ["config", "env", "secrets"];
 /// Keys whose values may hold a password.
-const HIDDEN: [&str; 2] = ["env", "kv"];
+const HIDDEN: [&str; 4] = ["env", "kv", "otlp", "otlp-header"];
 
 /// One setting that is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]

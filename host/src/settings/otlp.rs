@@ -13,6 +13,9 @@ use super::secrets::{self, Secret, SecretPlace};
 const FORM: &str = "expected http://HOST:4318, https://HOST:4318/PATH, grpc://HOST:4317 or grpcs://HOST:4317";
 /// Where OTLP over HTTP takes traces, unless the URL says otherwise.
 const HTTP_PATH: &str = "/v1/traces";
+/// Bytes of a header field's value, and how many there may be.
+const MAX_FIELD: usize = 4096;
+const MAX_FIELDS: usize = 8;
 /// The method that takes them over gRPC.
 const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -65,9 +68,13 @@ impl FromStr for OtlpUrl {
                 "a password in the URL would be seen by others; use --otlp-header authorization=file:PATH".into()
             );
         }
+        if path.contains('?') {
+            return Err("what stands behind a ? would be seen by others; use --otlp-header NAME=file:PATH".into());
+        }
         let authority: Authority = authority.parse().map_err(|_| FORM)?;
         let has_no_path = path.is_empty() || path == "/";
-        let is_good = authority.port_u16().is_some() && (has_no_path || protocol == OtlpProtocol::Http);
+        let is_good =
+            authority.port_u16().is_some_and(|port| port > 0) && (has_no_path || protocol == OtlpProtocol::Http);
         if !is_good || (!has_no_path && path.parse::<http::uri::PathAndQuery>().is_err()) {
             return Err(FORM.into());
         }
@@ -111,6 +118,11 @@ impl Otlp {
                 HeaderName::try_from(&name).is_ok() && HeaderValue::try_from(value.reveal()).is_ok(),
                 "--otlp-header {name}: it is no header field"
             );
+            ensure!(
+                value.reveal().len() <= MAX_FIELD,
+                "--otlp-header {name}: its value has more than {MAX_FIELD} bytes"
+            );
+            ensure!(headers.len() < MAX_FIELDS, "--otlp-header: there are more than {MAX_FIELDS}");
             headers.push((name, value));
         }
         Ok(Self { url, headers })
@@ -129,14 +141,22 @@ mod tests {
         };
         check("http://localhost:4318", OtlpProtocol::Http, "http://localhost:4318/v1/traces");
         check("http://localhost:4318/", OtlpProtocol::Http, "http://localhost:4318/v1/traces");
-        check("https://a.test:443/otlp/v1/traces?x=1", OtlpProtocol::Http, "https://a.test:443/otlp/v1/traces?x=1");
+        check("https://a.test:443/otlp/v1/traces", OtlpProtocol::Http, "https://a.test:443/otlp/v1/traces");
         check("grpc://[::1]:4317", OtlpProtocol::Grpc, &format!("http://[::1]:4317{GRPC_PATH}"));
         check("grpcs://a.test:4317", OtlpProtocol::Grpc, &format!("https://a.test:4317{GRPC_PATH}"));
-        for bad in
-            ["", "localhost:4318", "http://localhost", "ftp://a:1", "grpc://a:1/path", "http://a:b", "http://:1 "]
-        {
+        for bad in [
+            "",
+            "localhost:4318",
+            "http://localhost",
+            "ftp://a:1",
+            "grpc://a:1/path",
+            "http://a:b",
+            "http://a:0",
+            "http://:1 ",
+        ] {
             assert!(bad.parse::<OtlpUrl>().is_err(), "{bad}");
         }
+        assert!("http://a:1/?key=hush".parse::<OtlpUrl>().unwrap_err().contains("--otlp-header"));
         assert!("http://me:hush@a:1".parse::<OtlpUrl>().unwrap_err().contains("--otlp-header"));
     }
 }

@@ -67,7 +67,11 @@ impl Percent {
 
     fn new(percent: f64) -> Result<Self, String> {
         if (0.0..=100.0).contains(&percent) {
-            Ok(Self((percent * 10.0).round() as u32))
+            let thousandths = (percent * 10.0).round() as u32;
+            if thousandths == 0 && percent > 0.0 {
+                return Err("expected 0, or 0.1 or more".into());
+            }
+            Ok(Self(thousandths))
         } else {
             Err("expected a number from 0 to 100".into())
         }

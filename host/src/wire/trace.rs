@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// The library that spans of the server's own are told by.
+pub(crate) const OWN_SCOPE: &str = "wasmcluster";
 /// Bytes of a line: it goes into the pipe whole, whoever else writes there (POSIX's `PIPE_BUF` on Linux).
 const MAX_SPAN_LINE: usize = 4096;
 
@@ -260,12 +262,12 @@ impl TraceSpan {
                 return Some(line);
             }
             if self.links.pop().is_some() {
-                self.dropped[2] += 1;
+                self.dropped[2] = self.dropped[2].saturating_add(1);
             } else if self.events.pop().is_some() {
-                self.dropped[1] += 1;
+                self.dropped[1] = self.dropped[1].saturating_add(1);
             } else {
                 self.attributes.pop()?;
-                self.dropped[0] += 1;
+                self.dropped[0] = self.dropped[0].saturating_add(1);
             }
         }
     }

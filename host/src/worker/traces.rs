@@ -157,13 +157,14 @@ impl RequestTrace {
         self.span(context, Some(parent))
     }
 
-    /// A span that a guest tells.
-    pub(crate) fn guest_tells(&self, span: TraceSpan) {
+    /// A span that a guest tells, which has this trace's state.
+    pub(crate) fn guest_tells(&self, span: impl FnOnce(String) -> TraceSpan) {
         if !self.context.is_sampled {
             return;
         }
         if self.of_guest.fetch_add(1, Ordering::Relaxed) < MAX_GUEST_SPANS {
-            self.tracer.tell(span);
+            let state = self.state.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default();
+            self.tracer.tell(span(state.to_owned()));
         } else {
             self.tracer.stats.spans_dropped.increment();
         }
@@ -287,7 +288,7 @@ mod tests {
         let mut read = 0;
         let mut buffer = vec![0; 1 << 16];
         for _ in 0..MAX_GUEST_SPANS + 5 {
-            trace.guest_tells(span());
+            trace.guest_tells(|_| span());
             if let Ok(count) = reader.read(&mut buffer) {
                 read += buffer[..count].iter().filter(|&&byte| byte == b'\n').count();
             }

@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 use serde::Deserialize;
 
 use crate::control::protocol::Problem;
+use crate::logging::one_line;
 use crate::wire::ids::WorkerId;
 
 /// Problems that are kept.
 const MAX_PROBLEMS: usize = 20;
+/// Of these, what is said of requests, if there is more.
+const MAX_OF_REQUESTS: usize = 12;
 /// Bytes of a message that are.
 const MAX_MESSAGE: usize = 300;
 
@@ -37,7 +40,11 @@ impl Problems {
         };
         let count = self.0.iter().position(is_same).and_then(|at| self.0.remove(at)).map_or(0, |known| known.count);
         if self.0.len() == MAX_PROBLEMS {
-            self.0.pop_front();
+            // Guests and clients, who choose what is said of requests, leave room for others.
+            let is_of_request = |known: &Problem| known.request.is_some();
+            let are_many = self.0.iter().filter(|known| is_of_request(known)).count() > MAX_OF_REQUESTS;
+            let oldest = self.0.iter().position(|known| is_of_request(known) || !are_many).unwrap_or(0);
+            self.0.remove(oldest);
         }
         self.0.push_back(Problem { count: count.saturating_add(problem.count), ..problem });
     }
@@ -57,8 +64,10 @@ pub(super) fn problem(json: &[u8], of: Option<WorkerId>) -> Option<Problem> {
     let line: LoggedLine = serde_json::from_slice(json).ok()?;
     let level = line.level.to_ascii_lowercase();
     // What follows the first line is the way there.
-    let mut message = line.message.lines().next().unwrap_or_default().to_owned();
+    let mut message = one_line(line.message.lines().next().unwrap_or_default()).to_string();
     message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    // Clients choose it, and terminals are not to obey it.
+    let harmless = |text: String| one_line(&text).to_string();
     let first = |names: String| names.split(' ').next().map(str::to_owned);
     ["warn", "error"].contains(&level.as_str()).then_some(Problem {
         time: line.timestamp,
@@ -68,8 +77,8 @@ pub(super) fn problem(json: &[u8], of: Option<WorkerId>) -> Option<Problem> {
         worker: line.worker.or(of.map(|worker| worker.0)),
         generation: line.generation,
         request: line.request.or_else(|| line.requests.and_then(first)),
-        method: line.method,
-        path: line.path,
+        method: line.method.map(harmless),
+        path: line.path.map(harmless),
     })
 }
 
@@ -112,5 +121,14 @@ mod tests {
         let all = problems.latest();
         assert_eq!((all.len(), all[0].message.len()), (MAX_PROBLEMS, MAX_MESSAGE));
         assert!(all[0].message.starts_with("39x"));
+        let mut problems = Problems::default();
+        let mut take =
+            |line: &str| problem(line.as_bytes(), None).into_iter().for_each(|problem| problems.add(problem));
+        take(r#"{"timestamp":"t","level":"ERROR","message":"of the server's own"}"#);
+        (0..100).for_each(|number| take(&line("WARN", &format!("of a guest {number}"), 1)));
+        take(&line("WARN", "of a client", 1).replace("/a", "/\u{9b}2J\u{202e}"));
+        let all = problems.latest();
+        assert_eq!((all.len(), &*all[19].message), (MAX_PROBLEMS, "of the server's own"));
+        assert!(!all[0].path.as_ref().unwrap().contains(['\u{9b}', '\u{202e}']), "{:?}", all[0].path);
     }
 }

@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use crate::wire::trace::{
-    AttributeValue, Attributes, Nanos, SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TraceId, TraceSpan,
+    AttributeValue, Attributes, Nanos, OWN_SCOPE, SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TraceContext,
+    TraceId, TraceSpan,
 };
 use bindings::wasi::clocks::wall_clock::Datetime;
-use bindings::wasi::otel::tracing::{self, SpanContext, SpanData};
+use bindings::wasi::otel::tracing::{self, SpanContext, SpanData, TraceFlags};
 use bindings::wasi::otel::types::KeyValue;
 
 mod interface;
@@ -28,12 +29,16 @@ pub(super) use bindings::wasi::otel::{logs, metrics, tracing as spans};
 const MAX_OPEN: usize = 64;
 /// Attributes, events and links of a span each.
 const MAX_PARTS: usize = 128;
-/// Bytes of a text in a span.
+/// Bytes of a text in a span; of its name, and of the library's; of why it failed.
 const MAX_TEXT: usize = 1024;
+const MAX_NAME: usize = 256;
+const MAX_WHY: usize = 512;
+/// Bytes of all parts of a span, as JSON: with the rest, they fit into a line. What does not is not looked at.
+const ROOM: usize = 3072;
 
 /// The spans that an instance has begun and not ended, the last one last.
 #[derive(Debug, Default)]
-pub(super) struct OpenSpans(Vec<SpanContext>);
+pub(super) struct OpenSpans(Vec<TraceContext>);
 
 impl OpenSpans {
     /// Nothing is left of those of the request before.
@@ -42,18 +47,33 @@ impl OpenSpans {
     }
 }
 
-/// What a guest tells, if it makes sense.
-fn told(span: SpanData) -> Option<TraceSpan> {
-    let context = span.span_context;
-    let mut dropped = [span.dropped_attributes, span.dropped_events, span.dropped_links];
-    let state: Vec<String> = context.trace_state.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let scope = span.instrumentation_scope;
-    let (from, to) = (nanos(span.start_time), nanos(span.end_time));
-    Some(TraceSpan {
+/// What a guest calls a span, if it makes sense.
+fn context_of(context: &SpanContext) -> Option<TraceContext> {
+    Some(TraceContext {
         trace: TraceId::parse(&context.trace_id)?,
         span: SpanId::parse(&context.span_id)?,
+        is_sampled: context.trace_flags.contains(TraceFlags::SAMPLED),
+    })
+}
+
+/// What a guest tells of a span in a trace with that state.
+fn told(span: SpanData, context: TraceContext, state: String) -> TraceSpan {
+    let mut dropped = [span.dropped_attributes, span.dropped_events, span.dropped_links];
+    let scope = short(span.instrumentation_scope.name, MAX_NAME);
+    let (name, scope_version) =
+        (short(span.name, MAX_NAME), short(span.instrumentation_scope.version.unwrap_or_default(), MAX_NAME));
+    let status = match span.status {
+        tracing::Status::Unset => SpanStatus::Unset,
+        tracing::Status::Ok => SpanStatus::Ok,
+        tracing::Status::Error(why) => SpanStatus::Error(short(why, MAX_WHY)),
+    };
+    let (from, to) = (nanos(span.start_time), nanos(span.end_time));
+    let mut room = Room(ROOM);
+    TraceSpan {
+        trace: context.trace,
+        span: context.span,
         parent: SpanId::parse(&span.parent_span_id),
-        state: short(state.join(",")),
+        state,
         kind: match span.span_kind {
             tracing::SpanKind::Client => SpanKind::Client,
             tracing::SpanKind::Server => SpanKind::Server,
@@ -61,63 +81,80 @@ fn told(span: SpanData) -> Option<TraceSpan> {
             tracing::SpanKind::Consumer => SpanKind::Consumer,
             tracing::SpanKind::Internal => SpanKind::Internal,
         },
-        name: short(span.name),
+        name,
         from,
         to: to.max(from),
-        attributes: attributes(span.attributes, &mut dropped[0]),
-        events: first(span.events, &mut dropped[1])
-            .map(|event| SpanEvent {
-                name: short(event.name),
-                at: nanos(event.time),
-                attributes: attributes(event.attributes, &mut 0),
-            })
-            .collect(),
-        links: first(span.links, &mut dropped[2])
-            .filter_map(|link| {
-                Some(SpanLink {
-                    trace: TraceId::parse(&link.span_context.trace_id)?,
-                    span: SpanId::parse(&link.span_context.span_id)?,
-                    attributes: attributes(link.attributes, &mut 0),
-                })
-            })
-            .collect(),
-        status: match span.status {
-            tracing::Status::Unset => SpanStatus::Unset,
-            tracing::Status::Ok => SpanStatus::Ok,
-            tracing::Status::Error(why) => SpanStatus::Error(short(why)),
-        },
-        scope: short(if scope.name.is_empty() { "guest".into() } else { scope.name }),
-        scope_version: short(scope.version.unwrap_or_default()),
+        attributes: attributes(span.attributes, &mut room, &mut dropped[0]),
+        events: parts(span.events, &mut dropped[1], |event| {
+            let name = short(event.name, MAX_NAME);
+            room.takes(json_size(&name) + 64)?;
+            let attributes = attributes(event.attributes, &mut room, &mut 0);
+            Some(SpanEvent { name, at: nanos(event.time), attributes })
+        }),
+        links: parts(span.links, &mut dropped[2], |link| {
+            let TraceContext { trace, span, .. } = context_of(&link.span_context)?;
+            room.takes(128)?;
+            Some(SpanLink { trace, span, attributes: attributes(link.attributes, &mut room, &mut 0) })
+        }),
+        status,
+        // That name is the server's own.
+        scope: if ["", OWN_SCOPE].contains(&&*scope) { "guest".into() } else { scope },
+        scope_version,
         dropped,
+    }
+}
+
+/// Bytes that are left.
+struct Room(usize);
+
+impl Room {
+    fn takes(&mut self, bytes: usize) -> Option<()> {
+        self.0 = self.0.checked_sub(bytes)?;
+        Some(())
+    }
+}
+
+/// Bytes of it as JSON. Control characters are not in it any more.
+fn json_size(text: &str) -> usize {
+    text.len() + text.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count() + 2
+}
+
+/// As many as there is room for, the first ones; the others are counted.
+fn parts<T, U>(all: Vec<T>, dropped: &mut u32, mut take: impl FnMut(T) -> Option<U>) -> Vec<U> {
+    let count = all.len();
+    let taken: Vec<U> = all.into_iter().take(MAX_PARTS).map_while(&mut take).collect();
+    *dropped = dropped.saturating_add((count - taken.len()) as u32);
+    taken
+}
+
+fn attributes(pairs: Vec<KeyValue>, room: &mut Room, dropped: &mut u32) -> Attributes {
+    parts(pairs, dropped, |KeyValue { key, value }| {
+        let (key, value) = (short(key, MAX_TEXT), plain(value));
+        let size = if let AttributeValue::Text(text) = &value { json_size(text) } else { 32 };
+        room.takes(json_size(&key) + size + 16)?;
+        Some((key, value))
     })
-}
-
-/// As many as are told; the others are counted.
-fn first<T>(parts: Vec<T>, dropped: &mut u32) -> impl Iterator<Item = T> + use<T> {
-    *dropped = dropped.saturating_add(parts.len().saturating_sub(MAX_PARTS) as u32);
-    parts.into_iter().take(MAX_PARTS)
-}
-
-fn attributes(pairs: Vec<KeyValue>, dropped: &mut u32) -> Attributes {
-    first(pairs, dropped).map(|KeyValue { key, value }| (short(key), plain(value))).collect()
 }
 
 /// Values are JSON; what is a plain one of its kinds is told as such.
 fn plain(value: String) -> AttributeValue {
-    match serde_json::from_str(&value) {
-        Ok(serde_json::Value::Bool(is_so)) => AttributeValue::Bool(is_so),
-        Ok(serde_json::Value::Number(number)) if number.is_i64() => {
+    // Twice as long, as it may be full of escapes.
+    let parsed = if value.len() <= 2 * MAX_TEXT { serde_json::from_str(&value).ok() } else { None };
+    match parsed {
+        Some(serde_json::Value::Bool(is_so)) => AttributeValue::Bool(is_so),
+        Some(serde_json::Value::Number(number)) if number.is_i64() => {
             AttributeValue::Int(number.as_i64().unwrap_or_default())
         }
-        Ok(serde_json::Value::Number(number)) => AttributeValue::Double(number.as_f64().unwrap_or_default()),
-        Ok(serde_json::Value::String(text)) => AttributeValue::Text(short(text)),
-        _ => AttributeValue::Text(short(value)),
+        Some(serde_json::Value::Number(number)) => AttributeValue::Double(number.as_f64().unwrap_or_default()),
+        Some(serde_json::Value::String(text)) => AttributeValue::Text(short(text, MAX_TEXT)),
+        _ => AttributeValue::Text(short(value, MAX_TEXT)),
     }
 }
 
-fn short(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT));
-    text
+/// At most so many bytes of it, without what moves cursors or breaks lines.
+fn short(mut text: String, max: usize) -> String {
+    text.truncate(text.floor_char_boundary(max));
+    if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
 fn nanos(time: Datetime) -> Nanos {
@@ -127,7 +164,6 @@ fn nanos(time: Datetime) -> Nanos {
 
 #[cfg(test)]
 mod tests {
-    use super::bindings::wasi::otel::tracing::TraceFlags;
     use super::*;
 
     fn pair(key: &str, value: &str) -> KeyValue {
@@ -167,10 +203,11 @@ mod tests {
 
     #[test]
     fn what_guests_tell_is_taken_as_far_as_it_makes_sense() {
+        let tell = |data: SpanData| Some(told(data.clone(), context_of(&data.span_context)?, "a=1,b=2".into()));
         const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         let kinds =
             [("text", "\"a\""), ("number", "7"), ("half", "0.5"), ("is", "true"), ("raw", "no json"), ("list", "[1]")];
-        let span = told(data(TRACE, kinds.map(|(key, value)| pair(key, value)).into())).unwrap();
+        let span = tell(data(TRACE, kinds.map(|(key, value)| pair(key, value)).into())).unwrap();
         assert_eq!(
             (span.trace.to_string(), span.parent, &*span.state, &*span.scope),
             (TRACE.into(), None, "a=1,b=2", "guest")
@@ -190,11 +227,22 @@ mod tests {
             text("[1]"),
         ];
         assert_eq!(values, expected);
-        let many = told(data(TRACE, (0..MAX_PARTS + 3).map(|_| pair("k", &"ä".repeat(MAX_TEXT))).collect())).unwrap();
-        assert_eq!((many.attributes.len(), many.dropped), (MAX_PARTS, [4, 0, 0]));
+        let many = tell(data(TRACE, (0..MAX_PARTS + 3).map(|_| pair("k", &"ä".repeat(MAX_TEXT))).collect())).unwrap();
+        assert_eq!((many.attributes.len(), many.dropped), (2, [1 + MAX_PARTS as u32 + 1, 0, 0]));
         assert!(matches!(&many.attributes[0].1, AttributeValue::Text(text) if text.len() <= MAX_TEXT));
+        // However much it is, it is told in one line, and soon.
+        let mut giant = data(TRACE, (0..1000).map(|_| pair(&"\"".repeat(5000), &"\u{1}".repeat(5000))).collect());
+        let event =
+            |_| tracing::Event { name: "\\".repeat(5000), time: giant.end_time, attributes: giant.attributes.clone() };
+        giant.events = (0..200).map(event).collect();
+        (giant.name, giant.dropped_attributes) = ("\u{1b}".repeat(5000), u32::MAX);
+        giant.status = tracing::Status::Error("\"".repeat(5000));
+        giant.instrumentation_scope.name = "wasmcluster".into();
+        let span = tell(giant).unwrap();
+        assert_eq!((&*span.scope, span.name.trim(), span.dropped[0]), ("guest", "", u32::MAX));
+        assert!(span.line().is_some());
         for nonsense in ["", "0", "00000000000000000000000000000000", "4BF92F3577B34DA6A3CE929D0E0E4736"] {
-            assert!(told(data(nonsense, Vec::new())).is_none(), "{nonsense}");
+            assert!(tell(data(nonsense, Vec::new())).is_none(), "{nonsense}");
         }
     }
 }

@@ -62,7 +62,8 @@ const MAX_HELD_BACK: Duration = Duration::from_millis(10);
 const MAX_TRIES: usize = 4;
 /// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
 const MAX_DISCARDED: u64 = 64 * 1024;
-/// Characters of a URL that are told in a span.
+/// Bytes of a method, and characters of a URL, that are told in a span.
+const MAX_METHOD: usize = 32;
 const MAX_URL: usize = 512;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -127,7 +128,11 @@ impl Outbound {
     }
 
     /// Logs, once in a while, that a request of a guest got no answer.
-    fn fails(&self, asked: Option<&Asked>, to: &Destination, error: &Error) {
+    fn fails(&self, asked: Option<&Asked>, to: &Destination, error: Option<&Error>) {
+        let Some(error) = error else {
+            let to = format_args!("{}://{}", to.scheme().as_str(), to.authority());
+            return self.notices.tell(asked, format!("an outbound request to {to} had no answer when its guest ended"));
+        };
         let why = match error {
             // That is told where it comes up.
             Error::DestinationIpProhibited | Error::ConnectionLimitReached => return,
@@ -238,20 +243,19 @@ impl WasiHttpHooks for Hooks {
                     places,
                 };
                 let loops = self.origin.loops.clone();
-                let (world, reported) = (self.world.clone(), (exchange.asked.clone(), exchange.destination.clone()));
                 let asked = self.origin.request.as_deref();
                 let begun = asked.and_then(Asked::trace).and_then(|trace| trace.leave(request.headers_mut()));
-                let begun = begun.map(|begun| (begun, SystemTime::now(), attributes(&request, &exchange.destination)));
+                let mut report = OutboundReport {
+                    world: self.world.clone(),
+                    asked: self.origin.request.clone(),
+                    to: exchange.destination.clone(),
+                    began,
+                    span: begun.map(|begun| (begun, SystemTime::now(), attributes(&request, &exchange.destination))),
+                    is_told: false,
+                };
                 Box::new(async move {
                     let answer = exchange.run(request, loops).await;
-                    if let Some((begun, from, attributes)) = begun {
-                        tell_span(begun, from, attributes, answer.as_ref().map(|(answer, _)| answer.status()));
-                    }
-                    stats.outbound.record(began.elapsed().as_micros() as u64);
-                    if let Err(error) = &answer {
-                        stats.outbound_failed.increment();
-                        world.outbound.fails(reported.0.as_deref(), &reported.1, error);
-                    }
+                    report.tell(answer.as_ref().map(|(answer, _)| answer.status()).map_err(Some));
                     answer
                 })
             }
@@ -263,12 +267,49 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
+/// Tells what came of a request that a guest sends; also if that is nothing, as its guest ended before.
+struct OutboundReport {
+    world: Arc<World>,
+    asked: Option<Arc<Asked>>,
+    to: Destination,
+    began: Instant,
+    span: Option<(BegunSpan, SystemTime, Attributes)>,
+    is_told: bool,
+}
+
+impl OutboundReport {
+    /// The answer's status, or why there is none, if that is known.
+    fn tell(&mut self, answer: Result<StatusCode, Option<&Error>>) {
+        self.is_told = true;
+        let stats = self.world.stats;
+        stats.outbound.record(self.began.elapsed().as_micros() as u64);
+        if let Err(error) = answer {
+            stats.outbound_failed.increment();
+            self.world.outbound.fails(self.asked.as_deref(), &self.to, error);
+        }
+        if let Some((begun, from, attributes)) = self.span.take() {
+            tell_span(begun, from, attributes, answer);
+        }
+    }
+}
+
+impl Drop for OutboundReport {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.tell(Err(None));
+        }
+    }
+}
+
 /// What a span says of a request that a guest sends, in the words of OpenTelemetry's semantic conventions for HTTP. Of its
 /// target, not the query, in which there may be secrets.
 fn attributes(request: &Request<WasiBody>, to: &Destination) -> Attributes {
     let url = format!("{}://{}{}", to.scheme().as_str(), to.authority(), request.uri().path());
     [
-        ("http.request.method", request.method().as_str().into()),
+        (
+            "http.request.method",
+            request.method().as_str().get(..MAX_METHOD).unwrap_or(request.method().as_str()).into(),
+        ),
         ("server.address", to.host().to_string().into()),
         ("server.port", u64::from(to.port()).into()),
         ("url.full", url.chars().take(MAX_URL).collect::<String>().into()),
@@ -278,13 +319,19 @@ fn attributes(request: &Request<WasiBody>, to: &Destination) -> Attributes {
 }
 
 /// Tells of a request that a guest has sent, when the head of its answer is there, or none will be.
-fn tell_span(begun: BegunSpan, from: SystemTime, mut attributes: Attributes, answer: Result<StatusCode, &Error>) {
+fn tell_span(
+    begun: BegunSpan,
+    from: SystemTime,
+    mut attributes: Attributes,
+    answer: Result<StatusCode, Option<&Error>>,
+) {
     let error = match answer {
         Ok(status) => {
             attributes.push(("http.response.status_code".into(), u64::from(status.as_u16()).into()));
             (status.as_u16() >= 400).then(|| status.as_str().to_owned())
         }
-        Err(error) => Some(format!("{error:?}")),
+        Err(Some(error)) => Some(in_words(&format!("{error:?}"))),
+        Err(None) => Some("cancelled".into()),
     };
     if let Some(error) = &error {
         attributes.push(("error.type".into(), error.clone().into()));

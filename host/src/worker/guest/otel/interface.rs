@@ -5,60 +5,60 @@ use std::fmt::Write;
 use super::bindings::wasi::otel::tracing::{SpanContext, SpanData, TraceFlags};
 use super::bindings::wasi::otel::types::KeyValue;
 use super::bindings::wasi::otel::{logs, metrics, tracing as spans};
-use super::{MAX_OPEN, MAX_PARTS, short, told};
+use super::{MAX_OPEN, MAX_PARTS, MAX_TEXT, context_of, short, told};
 use crate::wire::trace::TraceContext;
 use crate::worker::guest::world::Guest;
+use crate::worker::traces::RequestTrace;
+
+/// As the interface has it. Of what is none, all ids are zeros.
+fn span_context(context: Option<TraceContext>, trace_state: Vec<(String, String)>, is_remote: bool) -> SpanContext {
+    let (trace_id, span_id) = context
+        .map_or(("0".repeat(32), "0".repeat(16)), |context| (context.trace.to_string(), context.span.to_string()));
+    let is_sampled = context.is_some_and(|context| context.is_sampled);
+    let trace_flags = if is_sampled { TraceFlags::SAMPLED } else { TraceFlags::empty() };
+    SpanContext { trace_id, span_id, trace_flags, is_remote, trace_state }
+}
 
 impl Guest {
-    fn request_span(&self) -> SpanContext {
-        let trace = self.asked().and_then(|asked| asked.trace());
-        let (trace_id, span_id) = ("0".repeat(32), "0".repeat(16));
-        let none = SpanContext {
-            trace_id,
-            span_id,
-            trace_flags: TraceFlags::empty(),
-            is_remote: false,
-            trace_state: Vec::new(),
-        };
-        trace.map_or(none, |trace| {
-            let TraceContext { trace: id, span, is_sampled } = trace.context;
-            SpanContext {
-                trace_id: id.to_string(),
-                span_id: span.to_string(),
-                trace_flags: if is_sampled { TraceFlags::SAMPLED } else { TraceFlags::empty() },
-                is_remote: true,
-                trace_state: trace.state(),
-            }
-        })
+    fn trace(&self) -> Option<&RequestTrace> {
+        self.asked().and_then(|asked| asked.trace())
+    }
+
+    /// A span of the request's trace. Of others nobody is told by this guest.
+    fn own(&self, context: &SpanContext) -> Option<TraceContext> {
+        let context = context_of(context)?;
+        (context.trace == self.trace()?.context.trace).then_some(context)
     }
 }
 
 impl spans::Host for Guest {
     fn on_start(&mut self, context: SpanContext) {
-        let open = &mut self.open_spans().0;
-        if open.len() < MAX_OPEN {
-            open.push(context);
+        if let Some(context) = self.own(&context) {
+            let open = &mut self.open_spans().0;
+            if open.len() < MAX_OPEN {
+                open.push(context);
+            }
         }
     }
 
     fn on_end(&mut self, span: SpanData) {
-        self.open_spans().0.retain(|open| open.span_id != span.span_context.span_id);
-        let is_sampled = span.span_context.trace_flags.contains(TraceFlags::SAMPLED);
-        let trace = self.asked().and_then(|asked| asked.trace()).filter(|_| is_sampled);
-        if let Some(trace) = trace
-            && let Some(span) = told(span)
-        {
-            trace.guest_tells(span);
+        let Some(context) = self.own(&span.span_context) else { return };
+        self.open_spans().0.retain(|open| open.span != context.span);
+        if let Some(trace) = self.trace().filter(|_| context.is_sampled) {
+            trace.guest_tells(|state| told(span, context, state));
         }
     }
 
     fn outer_span_context(&mut self) -> SpanContext {
-        self.request_span()
+        let (context, state) = self.trace().map(|trace| (trace.context, trace.state())).unzip();
+        span_context(context, state.unwrap_or_default(), context.is_some())
     }
 
     fn current_span_context(&mut self) -> SpanContext {
-        let last = self.open_spans().0.last().cloned();
-        last.unwrap_or_else(|| self.request_span())
+        match (self.open_spans().0.last().copied(), self.trace()) {
+            (Some(open), Some(trace)) => span_context(Some(open), trace.state(), false),
+            _ => self.outer_span_context(),
+        }
     }
 }
 
@@ -74,7 +74,7 @@ impl logs::Host for Guest {
         let plain = |value: String| serde_json::from_str(&value).unwrap_or(serde_json::Value::String(value));
         let mut line = serde_json::Map::new();
         for KeyValue { key, value } in record.attributes.unwrap_or_default().into_iter().take(MAX_PARTS) {
-            line.insert(short(key), plain(short(value)));
+            line.insert(short(key, MAX_TEXT), plain(short(value, MAX_TEXT)));
         }
         line.insert("level".into(), level.into());
         line.insert("message".into(), record.body.map_or_else(String::new, |body| in_words(plain(body))).into());
