@@ -13,9 +13,8 @@ use super::secrets::{self, Secret, SecretPlace};
 const FORM: &str = "expected http://HOST:4318, https://HOST:4318/PATH, grpc://HOST:4317 or grpcs://HOST:4317";
 /// Where OTLP over HTTP takes traces, unless the URL says otherwise.
 const HTTP_PATH: &str = "/v1/traces";
-/// Bytes of a header field's value, and how many there may be.
-const MAX_FIELD: usize = 4096;
-const MAX_FIELDS: usize = 8;
+/// Bytes of all header fields. Even full of quotes, they fit into the message that takes them to the exporter.
+const MAX_FIELDS: usize = 24 * 1024;
 /// The method that takes them over gRPC.
 const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -112,17 +111,17 @@ pub(crate) struct Otlp {
 impl Otlp {
     /// Reads the values of `--otlp-header`.
     pub(super) fn new(url: OtlpUrl, fields: &[SecretPlace]) -> anyhow::Result<Self> {
-        let mut headers = Vec::new();
+        let (mut headers, mut bytes) = (Vec::new(), 0);
         for (name, value) in secrets::read(fields).context("--otlp-header")? {
             ensure!(
                 HeaderName::try_from(&name).is_ok() && HeaderValue::try_from(value.reveal()).is_ok(),
                 "--otlp-header {name}: it is no header field"
             );
+            bytes += name.len() + value.reveal().len();
             ensure!(
-                value.reveal().len() <= MAX_FIELD,
-                "--otlp-header {name}: its value has more than {MAX_FIELD} bytes"
+                bytes <= MAX_FIELDS,
+                "--otlp-header {name}: all of them together have more than {MAX_FIELDS} bytes"
             );
-            ensure!(headers.len() < MAX_FIELDS, "--otlp-header: there are more than {MAX_FIELDS}");
             headers.push((name, value));
         }
         Ok(Self { url, headers })

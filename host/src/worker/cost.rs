@@ -11,13 +11,22 @@ use std::time::Duration;
 use crate::wire::stats::Stats;
 
 /// Which kind of instance a request got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InstanceUse {
     /// One that was made for it.
     Fresh,
     /// One that had served others, or serves others as well.
     Reused,
+}
+
+impl InstanceUse {
+    /// What logs, spans and clients call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Reused => "reused",
+        }
+    }
 }
 
 /// What keeps an instance from more memory.

@@ -136,7 +136,7 @@ impl Asked {
 
     /// As much of it as is logged. It is a token, and so ASCII.
     pub(super) fn short_method(&self) -> &str {
-        self.method().get(..MAX_METHOD).unwrap_or(self.method())
+        short_method(&self.method)
     }
 
     /// The path without its query, in which there may be secrets.
@@ -144,6 +144,11 @@ impl Asked {
         let path = self.target.as_ref().map_or("", PathAndQuery::path);
         &path[..path.floor_char_boundary(MAX_PATH)]
     }
+}
+
+/// As much of a method as is logged.
+pub(super) fn short_method(method: &Method) -> &str {
+    method.as_str().get(..MAX_METHOD).unwrap_or(method.as_str())
 }
 
 /// As `fleet/output.rs` reads it: id, method, path, and the client's name, none of which has a space in it. At most

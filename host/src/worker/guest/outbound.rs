@@ -42,7 +42,7 @@ use crate::settings::{
 };
 use crate::wire::trace::{AttributeValue, Attributes, SpanKind};
 use crate::worker::cost::InstanceUse;
-use crate::worker::requests::Asked;
+use crate::worker::requests::{Asked, short_method};
 use crate::worker::traces::BegunSpan;
 use pool::{IDLE, KeptConnection, Key, MAX_IDLE, Pool};
 pub(super) use resolver::NotFound;
@@ -62,8 +62,7 @@ const MAX_HELD_BACK: Duration = Duration::from_millis(10);
 const MAX_TRIES: usize = 4;
 /// Bytes of an answer that its guest leaves, and that are read so that its connection can be used again; and for how long.
 const MAX_DISCARDED: u64 = 64 * 1024;
-/// Bytes of a method, and characters of a URL, that are told in a span.
-const MAX_METHOD: usize = 32;
+/// Characters of a URL that are told in a span.
 const MAX_URL: usize = 512;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -306,10 +305,7 @@ impl Drop for OutboundReport {
 fn attributes(request: &Request<WasiBody>, to: &Destination) -> Attributes {
     let url = format!("{}://{}{}", to.scheme().as_str(), to.authority(), request.uri().path());
     [
-        (
-            "http.request.method",
-            request.method().as_str().get(..MAX_METHOD).unwrap_or(request.method().as_str()).into(),
-        ),
+        ("http.request.method", short_method(request.method()).into()),
         ("server.address", to.host().to_string().into()),
         ("server.port", u64::from(to.port()).into()),
         ("url.full", url.chars().take(MAX_URL).collect::<String>().into()),

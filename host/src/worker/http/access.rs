@@ -14,7 +14,6 @@ use crate::os::log_file::LogFile;
 use crate::settings::AccessFormat;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
-use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
 
 /// Bytes of a header field that are logged. A line has 4096 bytes at most, so that it goes into a pipe whole.
@@ -92,7 +91,14 @@ impl AccessLog {
         identity: Identity,
         stats: &'static Stats,
     ) -> Self {
-        Self { file, format, identity, stats, line: RefCell::default(), second: RefCell::default() }
+        Self {
+            file,
+            format,
+            identity,
+            stats,
+            line: RefCell::default(),
+            second: RefCell::new((u64::MAX, String::new())),
+        }
     }
 
     /// Writes the line of a request that is over.
@@ -151,10 +157,8 @@ impl AccessLog {
         // What the instance cost; null if there was none.
         line.text(",\"cpu_ms\":").optional(instance, |line, _| line.milliseconds(cost.cpu()));
         line.text(",\"memory_bytes\":").optional(instance, |line, _| line.number(cost.memory()));
-        line.text(",\"instance\":").optional(instance, |line, instance| match instance {
-            InstanceUse::Fresh => line.text("\"fresh\""),
-            InstanceUse::Reused => line.text("\"reused\""),
-        });
+        line.text(",\"instance\":")
+            .optional(instance, |line, instance| line.text("\"").text(instance.name()).text("\""));
         line.text(",\"outbound\":").optional(instance, |line, _| line.number(cost.outbound()));
         line.text(",\"store_calls\":").optional(instance, |line, _| line.number(cost.store_calls()));
         if let Some(trace) = asked.trace() {

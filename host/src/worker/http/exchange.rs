@@ -24,7 +24,6 @@ use crate::logging::several_lines;
 use crate::settings::Limits;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
-use crate::worker::cost::InstanceUse;
 use crate::worker::cost::MemoryLimit;
 use crate::worker::guest::trap::{TrapKind, describe};
 use crate::worker::requests::{Asked, InFlight, Requests, log_of};
@@ -204,13 +203,10 @@ impl Exchange {
     pub(super) fn timing(&self) -> Option<HeaderValue> {
         let (asked_at, in_guest) = (self.asked_at.get()?, self.in_guest.get()?);
         let waited = asked_at.saturating_duration_since(self.in_flight.began());
-        let instance = match self.cost().instance()? {
-            InstanceUse::Fresh => ";desc=fresh, cpu;dur=",
-            InstanceUse::Reused => ";desc=reused, cpu;dur=",
-        };
+        let instance = self.cost().instance()?;
         let mut timing = TextBuffer::default();
         timing.text("queue;dur=").milliseconds(waited).text(", guest;dur=").milliseconds(in_guest);
-        timing.text(instance).milliseconds(self.cost().cpu());
+        timing.text(";desc=").text(instance.name()).text(", cpu;dur=").milliseconds(self.cost().cpu());
         HeaderValue::from_bytes(timing.as_bytes()).ok()
     }
 

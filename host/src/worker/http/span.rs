@@ -5,7 +5,6 @@ use super::outcome::Outcome;
 use crate::os::listener::Security;
 use crate::wire::messages::Identity;
 use crate::wire::trace::{AttributeValue, Attributes, Nanos, SpanKind};
-use crate::worker::cost::InstanceUse;
 use crate::worker::requests::Asked;
 use crate::worker::traces::BegunSpan;
 
@@ -61,11 +60,7 @@ fn attributes(
     add("wasmcluster.ended", how.into());
     let cost = asked.cost();
     if let Some(instance) = cost.instance() {
-        let instance = match instance {
-            InstanceUse::Fresh => "fresh",
-            InstanceUse::Reused => "reused",
-        };
-        add("wasmcluster.instance", instance.into());
+        add("wasmcluster.instance", instance.name().into());
         add("wasmcluster.guest.cpu_ms", (cost.cpu().as_secs_f64() * 1000.0).into());
         add("wasmcluster.guest.memory_bytes", cost.memory().into());
     }
