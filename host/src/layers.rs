@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["settings"],
     &["wire"],
     &["control", "component", "build", "tls", "keyvalue"],
-    &["primary", "worker", "admin", "exporter"],
+    &["primary", "worker", "admin", "exporter", "registry"],
     &["cli"],
 ];
 

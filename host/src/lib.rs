@@ -18,6 +18,7 @@ mod layers;
 mod logging;
 mod os;
 mod primary;
+mod registry;
 mod settings;
 mod tls;
 mod wire;

@@ -7,6 +7,7 @@ mod artifacts;
 mod certificates;
 mod gates;
 mod proxies;
+mod registry;
 mod reload;
 mod settings;
 mod store;

@@ -22,7 +22,7 @@ use crate::logging::{self, LogLevel};
 use crate::os::child::with_default_signals;
 use crate::settings::Recipe;
 pub(crate) use plan::{NoPlan, Plan};
-pub(crate) use rebuild::{Built, Handover, Order, build_once, builder_main, describe, tell, watch};
+pub(crate) use rebuild::{Built, Handover, Order, builder_main, describe, tell, watch};
 pub(crate) use sources::Sources;
 pub(crate) use toolchain::{TARGET, check_toolchain};
 

@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::control::protocol::Scale;
 use crate::control::query::Since;
-use crate::settings::{DEFAULT_NAME, Options, Percent, Span};
+use crate::settings::{App, DEFAULT_NAME, ImageName, Options, Percent, Registries, Span};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -47,6 +47,8 @@ pub(super) enum Command {
     Build(BuildArgs),
     /// Compile a component ahead of time, so that `serve` starts without compiling
     Compile(CompileArgs),
+    /// Put a component into a registry of container images
+    Push(PushArgs),
     /// Show the state of a running cluster
     #[command(visible_alias = "ls")]
     Status(StatusArgs),
@@ -80,6 +82,7 @@ pub(super) enum Command {
     wasmcluster serve app.wasm\n  \
     wasmcluster serve --listen 127.0.0.1:0 --workers 1 app.wasm\n  \
     wasmcluster serve --watch .\n  \
+    wasmcluster serve oci://ghcr.io/acme/shop:1.2\n  \
     wasmcluster serve --listen [::]:8080 --listen unix:/run/app.sock --env GREETING=hello app.wasm\n\n\
     A folder is built first, as `wasmcluster build` does.\n\n\
     Flags can also be set in wasmcluster.toml, by the same names. The command line wins:\n  \
@@ -88,10 +91,10 @@ pub(super) enum Command {
     [env]\n  \
     GREETING = \"hello\"")]
 pub(super) struct ServeArgs {
-    /// The component to serve, as .wasm or .wat, or a folder to build it from [default: the current folder, if it can be
-    /// built]
-    #[arg(value_name = "APP")]
-    pub(super) app: Option<PathBuf>,
+    /// The component to serve: a file (.wasm or .wat), a folder to build it from, or oci://HOST/REPOSITORY:TAG [default:
+    /// the current folder, if it can be built]
+    #[arg(value_name = "APP", value_hint = ValueHint::AnyPath)]
+    pub(super) app: Option<App>,
 
     /// Configuration file [default: wasmcluster.toml in the folder that is served, or else in the current one]
     #[arg(long, value_name = "FILE")]
@@ -163,14 +166,67 @@ pub(super) struct BuildArgs {
     Native code fits one version of wasmcluster and the features of one CPU. With another version or CPU, `serve` compiles \
     again.")]
 pub(super) struct CompileArgs {
-    /// The component, as .wasm or .wat, or a folder to build it from [default: the current folder, if it can be built]
-    #[arg(value_name = "APP")]
-    pub(super) app: Option<PathBuf>,
+    /// The component: a file (.wasm or .wat), a folder to build it from, or oci://HOST/REPOSITORY:TAG [default: the
+    /// current folder, if it can be built]
+    #[arg(value_name = "APP", value_hint = ValueHint::AnyPath)]
+    pub(super) app: Option<App>,
 
     /// A store that every user may read; others may use it if root owns it [default: the store of `serve`, which only its
     /// owner may read]
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(super) store: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) registry: RegistryArgs,
+}
+
+/// How registries are spoken to.
+#[derive(Debug, Args)]
+pub(super) struct RegistryArgs {
+    /// Certificates to trust of registries, besides those that the machine trusts, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub(super) registry_ca: Option<PathBuf>,
+
+    /// Registry to speak to in clear text, as HOST or HOST:PORT; can be repeated
+    #[arg(long, value_name = "HOST")]
+    pub(super) registry_plain_http: Vec<String>,
+}
+
+impl RegistryArgs {
+    /// What the command line says, and else what `said` does.
+    pub(super) fn or(self, said: Registries) -> anyhow::Result<Registries> {
+        let plain_http = if self.registry_plain_http.is_empty() { said.plain_http } else { self.registry_plain_http };
+        Registries::new(self.registry_ca.or(said.ca), plain_http)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes:\n  \
+    0 pushed\n  1 error\n  2 usage\n  3 refused: it cannot be read or built, or is not a component\n\n\
+    Examples:\n  \
+    wasmcluster push app.wasm oci://ghcr.io/acme/shop:1.2\n  \
+    wasmcluster push shop oci://localhost:5000/shop:dev --registry-plain-http localhost:5000\n  \
+    wasmcluster push app.wasm oci://ghcr.io/acme/shop:1.2 --json | jq -r .reference\n\n\
+    Credentials come from the files that `docker login` and `podman login` write, and from the helpers that these name. \
+    REGISTRY_AUTH_FILE and DOCKER_CONFIG say where such a file is.",
+    allow_missing_positional = true
+)]
+pub(super) struct PushArgs {
+    /// The component: a file (.wasm or .wat), a folder to build it from, or oci://HOST/REPOSITORY:TAG to copy
+    #[arg(value_name = "APP", value_hint = ValueHint::AnyPath)]
+    pub(super) app: Option<App>,
+
+    /// Where to put it: oci://HOST/REPOSITORY:TAG
+    #[arg(value_name = "NAME", required = true)]
+    pub(super) to: ImageName,
+
+    #[command(flatten)]
+    pub(super) registry: RegistryArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -243,16 +299,17 @@ pub(super) struct ScaleArgs {
     wasmcluster reload\n  \
     wasmcluster reload --dry-run\n  \
     wasmcluster reload app-v2.wasm --timeout 1m\n  \
+    wasmcluster reload oci://ghcr.io/acme/shop:1.3\n  \
     wasmcluster reload shop\n  \
     wasmcluster reload app.wasm --max-error-increase 2\n\n\
     The configuration file, secrets and certificates are read again too, and become part of the new version: a rollback \
     brings back the settings with the component. Addresses, name and other settings of the cluster itself keep until it is \
     started again; they are named if they have changed.")]
 pub(super) struct ReloadArgs {
-    /// The component to deploy, or a folder to build it from [default: the current one: its file is read again, or its
-    /// folder is built again]
-    #[arg(value_name = "APP")]
-    pub(super) app: Option<PathBuf>,
+    /// The component to deploy: a file, a folder to build it from, or oci://HOST/REPOSITORY:TAG [default: the current one:
+    /// its file is read again, its folder is built again, or what its tag names now is pulled]
+    #[arg(value_name = "APP", value_hint = ValueHint::AnyPath)]
+    pub(super) app: Option<App>,
 
     /// Only tell what would change: read settings, secrets and component, compile it, and leave the cluster as it is
     #[arg(long, conflicts_with_all = ["force", "max_error_increase"])]

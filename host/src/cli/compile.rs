@@ -1,12 +1,11 @@
 //! `wasmcluster compile`: compiles a component into a store ahead of time.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bytesize::ByteSize;
 
 use super::args::CompileArgs;
-use super::build::build_folder;
+use super::component::Component;
 use super::exit::Failure;
 use super::output::print;
 use super::serve::app_or_project;
@@ -18,31 +17,22 @@ use crate::worker;
 
 /// Prints the component's digest, where its native code is, and how large it is.
 pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
-    let CompileArgs { app, store } = args;
+    let CompileArgs { app, store, registry } = args;
     let app = app_or_project(app).map_err(Failure::Usage)?;
+    let said = Options::from_default_file(&app).and_then(|options| Cluster::new(&options)).map_err(Failure::Usage)?;
     let (store, readers) = match store {
         Some(store) => (store, Readers::Everybody),
-        None => (default_store(&app).map_err(Failure::Usage)?, Readers::Owner),
+        None => (said.store, Readers::Owner),
     };
-    let app = if app.is_dir() {
-        build_folder(&app).map_err(|failure| match failure {
-            Failure::Error(error) => Failure::Refused(error),
-            other => other,
-        })?
-    } else {
-        app
-    };
+    let registries = registry.or(said.registries).map_err(Failure::Usage)?;
+    let Component { bytes, source, .. } = Component::obtain(app, &registries, "compile")?;
     let begun = Instant::now();
-    let prepared = compiler::prepare(&app, &store, readers, worker::check_links).map_err(|error| match error {
-        Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {}", app.display()))),
+    let prepared = compiler::prepare(&bytes, &source, &store, readers, worker::check_links);
+    let prepared = prepared.map_err(|error| match error {
+        Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {source}"))),
         Unprepared::Store(error) => Failure::Error(error),
     })?;
     Ok(print(summary(&prepared, begun).as_bytes())?)
-}
-
-fn default_store(app: &Path) -> anyhow::Result<PathBuf> {
-    let options = Options::from_default_file(app)?;
-    Ok(Cluster::new(&options)?.store)
 }
 
 fn summary(prepared: &Prepared, begun: Instant) -> String {

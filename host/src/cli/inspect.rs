@@ -1,49 +1,37 @@
 //! `wasmcluster inspect`: shows what a component imports and exports, the flags that grant it, and the limits it would run
 //! with.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::args::InspectArgs;
+use super::component::Component;
 use super::exit::Failure;
 use super::output::print;
 use super::serve::sources;
-use crate::build::{self, Plan};
 use crate::component::compiler::{self, Inspected};
 use crate::component::surface::{Grant, grant};
-use crate::logging::Relay;
-use crate::os::files;
-use crate::settings::{InForce, Settings};
+use crate::settings::{App, InForce, Settings};
 use crate::wire::version::WasiHttp;
 use crate::worker;
 
 /// Prints the report. Fails if `serve` would refuse the component.
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
-    let settings = built(sources(args.serve).and_then(|sources| sources.inspect()).map_err(Failure::Usage)?)?;
-    Ok(report(&settings, args.json)?)
+    let InspectArgs { serve, json } = args;
+    let settings = sources(serve).and_then(|sources| sources.inspect()).map_err(Failure::Usage)?;
+    let component = Component::obtain(settings.app.clone(), &settings.cluster.registries, "serve");
+    // It is no more than a look.
+    let component = component.map_err(|failure| match failure {
+        Failure::Refused(error) => Failure::Error(error),
+        other => other,
+    })?;
+    Ok(report(&component, &settings, json)?)
 }
 
-/// Builds the component if the app is a folder.
-fn built(mut settings: Settings) -> Result<Settings, Failure> {
-    if !settings.app.is_dir() {
-        return Ok(settings);
-    }
-    Plan::read(&settings.app)?;
-    let relay = Relay::start()?;
-    let built = build::build_once(&settings.app, false)?;
-    drop(relay);
-    build::tell(&built.component);
-    let folder = files::absolute(&settings.app)?;
-    (settings.app, settings.folder) = (built.component, Some(folder));
-    Ok(settings)
-}
-
-fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let app = &settings.app;
-    let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {}: {error:#}", app.display());
+fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let Component { bytes, source: app, manifest, .. } = component;
+    let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {app}: {error:#}");
     let Inspected { digest, surface, handler } =
-        compiler::inspect(app, worker::check_links).map_err(|error| failed(&error))?;
+        compiler::inspect(bytes, worker::check_links).map_err(|error| failed(&error))?;
     // A component without a handler is checked against what either version may import; 0.3 provides both.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =
@@ -52,14 +40,12 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
     grants.sort_unstable();
     grants.dedup();
     let wasi = handler.as_ref().ok().copied();
-    let world = wasi.map(|wasi| match wasi {
-        WasiHttp::V0_2 => "wasi:http/proxy",
-        WasiHttp::V0_3 => "wasi:http/service",
-    });
+    let world = wasi.map(WasiHttp::world);
     let refusal = handler.err();
     let report = Report {
         schema: 1,
         source: app,
+        manifest: manifest.as_deref(),
         digest,
         wasi,
         world,
@@ -78,7 +64,9 @@ fn report(settings: &Settings, json: bool) -> anyhow::Result<()> {
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     schema: u32,
-    source: &'a Path,
+    source: &'a App,
+    /// Of a component from a registry, the digest of its manifest.
+    manifest: Option<&'a str>,
     digest: String,
     /// The version of WASI that it answers HTTP with; `null` if it cannot be served.
     wasi: Option<WasiHttp>,
@@ -121,13 +109,13 @@ impl From<Grant> for Needs {
 }
 
 fn for_people(report: &Report<'_>) -> String {
-    let Report { source, digest, wasi, world, imports, exports, limits, .. } = report;
+    let Report { source, manifest, digest, wasi, world, imports, exports, limits, .. } = report;
     let version = match wasi {
         Some(WasiHttp::V0_2) => "WASI 0.2",
         Some(WasiHttp::V0_3) => "WASI 0.3",
         None => "it cannot be served",
     };
-    let mut text = format!("{}: a component, {version}", source.display());
+    let mut text = format!("{}: a component, {version}", source.with_manifest(*manifest));
     if let Some(world) = world {
         text.push_str(&format!(", world {world}"));
     }

@@ -6,6 +6,7 @@ mod build;
 mod clusters;
 mod compile;
 mod completions;
+mod component;
 mod config;
 mod doctor;
 mod events;
@@ -15,6 +16,7 @@ mod inspect;
 mod logs;
 mod new;
 mod output;
+mod push;
 mod reload;
 mod rollback;
 mod running;
@@ -31,7 +33,7 @@ use clap::Parser;
 
 use crate::component::compiler;
 use crate::keyvalue::keeper;
-use crate::{admin, build as builder, exporter, logging, worker};
+use crate::{admin, build as builder, exporter, logging, registry, worker};
 use args::{Cli, Command};
 use exit::Failure;
 
@@ -65,6 +67,7 @@ fn role() -> Option<anyhow::Result<()>> {
         "keeper" => Some(keeper::keeper_main()),
         "admin" => Some(admin::admin_main()),
         "exporter" => Some(exporter::exporter_main()),
+        "puller" => Some(registry::puller_main()),
         _ => None,
     }
 }
@@ -75,6 +78,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::New(args) => new::new(&args),
         Command::Build(args) => build::build(args),
         Command::Compile(args) => compile::compile(args),
+        Command::Push(args) => push::push(args),
         Command::Status(args) => status::status(args),
         Command::Inspect(args) => inspect::inspect(*args),
         Command::Reload(args) => reload::reload(args),

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -19,8 +18,7 @@ use super::running::{AnswerLines, block_on, client};
 use super::status::certificates;
 use crate::control::client::Client;
 use crate::control::protocol::{GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, line};
-use crate::os::files;
-use crate::settings::Span;
+use crate::settings::{App, Span};
 use crate::wire::ids::short_digest;
 
 /// Width of a bar, in characters.
@@ -34,18 +32,20 @@ pub(super) fn reload(args: ReloadArgs) -> Result<(), Failure> {
     }
     // Asks for the status first, so that nothing is built for a cluster that does not run.
     let folder = match &app {
-        Some(app) if !app.is_dir() => None,
-        Some(folder) => block_on(client.status()).map(|_| Some(folder.clone()))?,
+        Some(app) => match app.folder() {
+            Some(folder) => block_on(client.status()).map(|_| Some(folder.to_owned()))?,
+            None => None,
+        },
         None => block_on(client.status())?.generation.folder,
     };
     // A build may produce the same component again, which needs no new workers. Someone who names a file wants new workers.
     let if_new = folder.is_some() && !terms.force;
     let show = terms.show();
     let app = match folder {
-        Some(folder) => Some(build_folder(&folder).map_err(|failure| refuse(failure, show))?),
+        Some(folder) => Some(build_folder(&folder).map_err(|failure| refuse(failure, show))?.into()),
         None => app,
     };
-    let app = app.as_deref().map(files::absolute).transpose().map_err(|error| Failure::Usage(error.into()))?;
+    let app = app.map(|app| app.absolute()).transpose().map_err(|error| Failure::Usage(error.into()))?;
     let request = ReloadRequest { if_new, dry_run, ..terms.request(app) };
     tell(block_on(async { Ok(follow(client.reload(&request).await?, show).await?) })?, show)
 }
@@ -75,7 +75,7 @@ fn refuse(failure: Failure, show: Show) -> Failure {
 }
 
 impl TermsArgs {
-    pub(super) fn request(&self, app: Option<PathBuf>) -> ReloadRequest {
+    pub(super) fn request(&self, app: Option<App>) -> ReloadRequest {
         ReloadRequest {
             app,
             timeout_ms: self.timeout.map(Span::as_millis),
@@ -125,14 +125,14 @@ pub(super) fn what_came_of_it(ended: LastReload) -> Result<String, Failure> {
 
 /// What is served, for people.
 pub(super) fn served(generation: &GenerationStatus) -> String {
-    let GenerationStatus { current, digest, source, first_served_ms, .. } = generation;
+    let GenerationStatus { current, digest, first_served_ms, .. } = generation;
     let age = match first_served_ms {
         // Whole seconds.
         Some(ms) => format!("first served {} ago", humantime::format_duration(Duration::from_secs(ms / 1000))),
         None => "first served before this server was started".into(),
     };
     let digest = short_digest(digest);
-    format!("generation {current} is served: {} ({digest}), {age}\n", source.display())
+    format!("generation {current} is served: {} ({digest}), {age}\n", generation.described())
 }
 
 /// Shows each line as it comes, and returns the last.
@@ -297,6 +297,7 @@ pub(super) fn describe(phase: &Phase) -> String {
         Some(ms) => format!(" for {}", humantime::format_duration(Duration::from_millis(ms))),
     };
     let what = match phase.phase.as_str() {
+        "pulling" => "pulling the component from its registry".to_owned(),
         "compiling" => "compiling".to_owned(),
         "canary" if lasts.is_empty() => "starting a first worker".to_owned(),
         "canary" => format!("a first worker must stay healthy{lasts}"),

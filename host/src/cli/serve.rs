@@ -1,11 +1,11 @@
 //! `wasmcluster serve`: reads the settings from flags and file, then runs the primary.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::args::ServeArgs;
 use super::exit::Failure;
 use crate::build::{NoPlan, Plan};
-use crate::settings::SettingsSources;
+use crate::settings::{App, SettingsSources};
 use crate::{logging, primary};
 
 /// Serves until the cluster is told to stop.
@@ -18,9 +18,9 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), Failure> {
     let sources = sources(args).map_err(Failure::Usage)?;
     let settings = sources.read().map_err(Failure::Usage)?;
     logging::speak(settings.cluster.logging.format);
-    if settings.app.is_dir() {
+    if let Some(folder) = settings.app.folder() {
         // A folder that cannot be built is a usage error, found before anything is started.
-        Plan::read(&settings.app)?;
+        Plan::read(folder)?;
     }
     primary::serve(settings, sources).map_err(Failure::Error)
 }
@@ -32,14 +32,14 @@ pub(super) fn sources(args: ServeArgs) -> anyhow::Result<SettingsSources> {
 }
 
 /// The APP argument, or the current folder if that can be built.
-pub(super) fn app_or_project(app: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub(super) fn app_or_project(app: Option<App>) -> anyhow::Result<App> {
     let Some(app) = app else {
-        let here = PathBuf::from(".");
-        return match Plan::read(&here) {
-            Ok(_) => Ok(here),
+        let here = Path::new(".");
+        return match Plan::read(here) {
+            Ok(_) => Ok(here.to_owned().into()),
             Err(NoPlan::File(error)) => Err(error),
             Err(_) => Err(anyhow::anyhow!(
-                "name the component to use: a .wasm file, or the folder of a project. The current folder is not a project: it has \
+                "name the component to use: a .wasm file, the folder of a project, or oci://HOST/REPOSITORY:TAG. The current folder is not a project: it has \
                  neither a Cargo.toml nor a wasmcluster.toml with a [build] section"
             )),
         };

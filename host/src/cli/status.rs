@@ -83,7 +83,7 @@ fn table(status: &Status) -> String {
     wrap(&mut text, "listening on ", &listen);
     text.push_str(&certificates(&status.certificates));
     let digest = short_digest(&generation.digest);
-    text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.source.display()));
+    text.push_str(&format!("generation {} ({digest})\n{}\n\n", generation.current, generation.described()));
     if let ConfigStatus { revision, values: values @ 1.. } = status.config {
         let what = if values == 1 { "1 value" } else { &format!("{values} values") };
         text.insert_str(text.len() - 1, &format!("{what} for guests, revision {revision}\n"));

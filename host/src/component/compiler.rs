@@ -3,21 +3,22 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use wasmtime::component::Component;
 
 use super::engine;
 use super::servable::{self, Links};
-use super::snapshot::snapshot;
+use super::snapshot::{MAX_COMPONENT, snapshot};
 use super::store::{Manifest, Readers, SCHEMA, Store, StoredArtifact, key, sha256};
 use super::surface::{Surface, Unservable, to_binary};
-use crate::os::resources;
-use crate::wire::channel::{Channel, Received, Wait, bounded};
+use crate::os::{memfd, resources};
+use crate::settings::App;
+use crate::wire::channel::{Channel, Received, Wait, bounded, end_with};
 use crate::wire::committed::pinned;
 use crate::wire::messages::{FromCompiler, ToCompiler};
 use crate::wire::version::{Version, WasiHttp};
@@ -30,13 +31,13 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     let primary = Arc::new(Channel::<FromCompiler, ToCompiler>::from(fd));
     let request = primary.receive(Wait::Yes).context("this command is started by wasmcluster itself")?;
-    let Received::Message(request, _) = request else {
+    let Received::Message(request, beside) = request else {
         return Ok(());
     };
     end_with(primary.clone());
     resources::restrain_compiler();
     let answer = match &request {
-        ToCompiler::Compile { source, store, state } => compile(source, store, state.as_deref(), links),
+        ToCompiler::Compile { source, store, state } => compile(source, beside.first(), store, state.as_deref(), links),
         ToCompiler::Find { version, store, state } => find(version, store, state.as_deref(), links),
     };
     match answer.map(StoredArtifact::hand_over) {
@@ -47,38 +48,31 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
         Err(error) => {
             let (ToCompiler::Compile { source, .. } | ToCompiler::Find { version: Version { source, .. }, .. }) =
                 request;
-            let reason = bounded(format!("cannot serve {}: {error:#}", source.display()));
+            let reason = bounded(format!("cannot serve {source}: {error:#}"));
             primary.send(&FromCompiler::Refused { reason }, &[])?;
         }
     }
     Ok(())
 }
 
-/// Ends this process as soon as the primary is gone: nobody waits for the artifact any more.
-fn end_with(primary: Arc<Channel<FromCompiler, ToCompiler>>) {
-    std::thread::spawn(move || {
-        while let Ok(Received::Message(..)) = primary.receive(Wait::Yes) {}
-        #[expect(clippy::exit, reason = "the compiler holds nothing that a destructor would have to save")]
-        std::process::exit(1);
-    });
-}
-
 /// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
 /// else the file at `source`, if it was made for another wasmtime or another CPU.
 fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<StoredArtifact> {
-    let Version { digest, http, source } = version;
+    let Version { digest, http, source, .. } = version;
     let store = Store::open(store, Readers::Owner)?;
     if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
         return Ok(found);
     }
     let bytes = store.component(digest).or_else(|| {
-        let bytes = to_binary(&snapshot(source).ok()?).ok()?.into_owned();
+        let bytes = to_binary(&snapshot(source.path()?).ok()?).ok()?.into_owned();
         (sha256(&bytes) == *digest).then_some(bytes)
     });
-    let bytes = bytes.context(
+    let bytes = bytes.context(if source.path().is_some() {
         "this version is no longer in the store, and the file has changed since; leave out --resume to serve the file \
-         as it is",
-    )?;
+             as it is"
+    } else {
+        "this version is no longer in the store"
+    })?;
     compile_bytes(&bytes, source, &store, state, links)
 }
 
@@ -90,13 +84,16 @@ pub(crate) struct Inspected {
     pub(crate) handler: anyhow::Result<WasiHttp>,
 }
 
-/// Looks at the component at `source`.
-pub(crate) fn inspect(source: &Path, links: Links) -> anyhow::Result<Inspected> {
-    let bytes = snapshot(source)?;
-    let bytes = to_binary(&bytes)?;
-    let surface = Surface::read(&bytes)?;
-    let handler = servable::check(&bytes, &surface, links);
-    Ok(Inspected { digest: sha256(&bytes), surface, handler })
+/// A component in binary form, of the file at `source`.
+pub(crate) fn read(source: &Path) -> anyhow::Result<Vec<u8>> {
+    Ok(to_binary(&snapshot(source)?)?.into_owned())
+}
+
+/// Looks at a component.
+pub(crate) fn inspect(bytes: &[u8], links: Links) -> anyhow::Result<Inspected> {
+    let surface = Surface::read(bytes)?;
+    let handler = servable::check(bytes, &surface, links);
+    Ok(Inspected { digest: sha256(bytes), surface, handler })
 }
 
 /// What [`prepare`] made ready.
@@ -122,12 +119,17 @@ pub(crate) enum Unprepared {
     Store(anyhow::Error),
 }
 
-/// Makes ready what `serve` will need of the component at `source`, in a store that `readers` may read.
-pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers, links: Links) -> Result<Prepared, Unprepared> {
+/// Makes ready what `serve` will need of a component from `source`, in a store that `readers` may read.
+pub(crate) fn prepare(
+    bytes: &[u8],
+    source: &App,
+    folder: &Path,
+    readers: Readers,
+    links: Links,
+) -> Result<Prepared, Unprepared> {
     resources::restrain_compiler();
     let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
-    let found = snapshot(source).and_then(|bytes| compile_bytes(&to_binary(&bytes)?, source, &store, None, links));
-    let found = found.map_err(Unprepared::Refused)?;
+    let found = compile_bytes(bytes, source, &store, None, links).map_err(Unprepared::Refused)?;
     if found.entry.is_none() {
         let reason = found.unkept.unwrap_or_else(|| "it is not writable".into());
         return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
@@ -137,9 +139,19 @@ pub(crate) fn prepare(source: &Path, folder: &Path, readers: Readers, links: Lin
     Ok(Prepared { digest, http, place: found.place, size, cached: found.cached })
 }
 
-/// Finds or makes the artifact of the component at `source`.
-fn compile(source: &Path, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<StoredArtifact> {
-    let bytes = snapshot(source)?;
+/// Finds or makes the artifact of the component at `source`, or of the one that was `pulled` from there.
+fn compile(
+    source: &App,
+    pulled: Option<&OwnedFd>,
+    store: &Path,
+    state: Option<&Path>,
+    links: Links,
+) -> anyhow::Result<StoredArtifact> {
+    let bytes = match (pulled, source) {
+        (Some(file), _) => memfd::read(file, MAX_COMPONENT)?,
+        (None, App::Path(path)) => snapshot(path)?,
+        (None, App::Image(_)) => bail!("it came without the component"),
+    };
     let bytes = to_binary(&bytes)?;
     compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state, links)
 }
@@ -147,7 +159,7 @@ fn compile(source: &Path, store: &Path, state: Option<&Path>, links: Links) -> a
 /// The same of a component that has been read.
 fn compile_bytes(
     bytes: &[u8],
-    source: &Path,
+    source: &App,
     store: &Store,
     state: Option<&Path>,
     links: Links,
@@ -169,7 +181,7 @@ fn compile_bytes(
         http,
         can_hold_back: surface.can_hold_back,
         artifact_digest: sha256(&native),
-        source: std::path::absolute(source)?,
+        source: source.absolute()?,
     };
     let found = store.insert(&key, manifest, bytes, &native)?;
     // Rather than remove one that some cluster needs, all are kept.

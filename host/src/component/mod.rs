@@ -3,6 +3,6 @@
 pub(crate) mod compiler;
 pub(crate) mod engine;
 pub(crate) mod servable;
-mod snapshot;
+pub(crate) mod snapshot;
 pub(crate) mod store;
 pub(crate) mod surface;

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use nix::fcntl::OFlag;
 
 /// Largest component that is read, in bytes.
-const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
+pub(crate) const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
 pub(super) fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {

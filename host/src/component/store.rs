@@ -29,6 +29,7 @@ use wasmtime::Engine;
 use super::snapshot::snapshot;
 use crate::os::files::{self, Owner};
 use crate::os::memfd;
+use crate::settings::App;
 use crate::wire::version::{Compiled, WasiHttp};
 
 /// Largest manifest that is read, in bytes.
@@ -55,7 +56,7 @@ pub(super) struct Manifest {
     /// Of the artifact, to notice one that was damaged on disk.
     pub(super) artifact_digest: String,
     /// Where the component was read from, for people who look into the store.
-    pub(super) source: PathBuf,
+    pub(super) source: App,
 }
 
 /// The same of any schema.
@@ -90,7 +91,7 @@ impl StoredArtifact {
     }
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
@@ -141,6 +142,12 @@ impl Readers {
         // Nothing in there is executable: native code is mapped, not started.
         self.of_folders() & 0o666
     }
+}
+
+/// The component of this digest, if the store in this folder has it.
+pub(crate) fn kept_component(folder: &Path, digest: &str) -> Option<Vec<u8>> {
+    // One that is not there is made by whoever has something to keep.
+    folder.exists().then(|| Store::open(folder, Readers::Owner).ok()?.component(digest)).flatten()
 }
 
 /// A folder of entries that only its owner can write to. If that is not us, or the file system cannot be written to, it

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::settings::{InForce, Percent};
+use crate::settings::{App, InForce, Percent};
 use crate::wire::ids::{Generation, Slot, WorkerId};
 use crate::wire::series::Labels;
 use crate::wire::stats::Snapshot;
@@ -132,13 +132,23 @@ pub(crate) struct GenerationStatus {
     /// The one that a rollback would bring back.
     pub(crate) previous: Option<u64>,
     pub(crate) digest: String,
-    pub(crate) source: PathBuf,
+    pub(crate) source: App,
+    /// Of a component from a registry, the digest of its manifest.
+    #[serde(default)]
+    pub(crate) manifest: Option<String>,
     /// How long ago this version, under whatever number, was first served; None if that was by a primary before this one.
     #[serde(default)]
     pub(crate) first_served_ms: Option<u64>,
     /// The folder that `source` is built from.
     #[serde(default)]
     pub(crate) folder: Option<PathBuf>,
+}
+
+impl GenerationStatus {
+    /// Where it came from, for people.
+    pub(crate) fn described(&self) -> String {
+        self.source.with_manifest(self.manifest.as_deref())
+    }
 }
 
 /// How far a reload has come.
@@ -343,8 +353,8 @@ impl Totals {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ReloadRequest {
-    /// An absolute path; the same file as before if there is none.
-    pub(crate) app: Option<PathBuf>,
+    /// An absolute path, or the name of a component in a registry; the same as before if there is none.
+    pub(crate) app: Option<App>,
     pub(crate) timeout_ms: Option<u64>,
     /// Crashes and errors do not count once the canary has passed.
     pub(crate) force: bool,

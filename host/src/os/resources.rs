@@ -94,6 +94,18 @@ pub(crate) fn restrain_compiler() {
     }
 }
 
+/// Bytes of memory for a component, twice, and for all else.
+const PULLER_MEMORY: u64 = 3 * 512 * 1024 * 1024;
+
+/// Makes this process, a puller, end if it wants more memory than a component takes up: a registry may send without end.
+pub(crate) fn restrain_puller() {
+    let limited = setrlimit(Resource::RLIMIT_DATA, PULLER_MEMORY, PULLER_MEMORY)
+        .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0));
+    if let Err(error) = limited {
+        tracing::debug!("cannot limit the puller's memory: {error}");
+    }
+}
+
 /// Makes this process, and all that it starts from now on, leave no core dump. 1 keeps programs that take core dumps from
 /// the kernel from being given one, as 0 would not.
 pub(crate) fn forbid_core_dumps() {

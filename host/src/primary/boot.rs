@@ -1,6 +1,5 @@
 //! From settings to a running cluster: takes the name, binds, has the component compiled, then hands over to the driver.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -14,9 +13,10 @@ use super::desk::manager::Manager;
 use super::desk::socket::Control;
 use super::driver::{Driver, MAX_QUEUED};
 use super::fleet::builder::{Builder, build_first};
+use super::fleet::errands::{PulledComponent, Supply, WantedComponent};
 use super::fleet::file_output::FileOutput;
 use super::fleet::output::Output;
-use super::fleet::process::{CompilerProcess, Deployment};
+use super::fleet::process::Deployment;
 use super::signals::Signals;
 use super::startup::{Shown, Startup};
 use crate::build::describe;
@@ -26,11 +26,10 @@ use crate::os::files;
 use crate::os::listener::{self, BindError, ListenAddr, Listener};
 use crate::os::resources;
 use crate::settings::paths;
-use crate::settings::{Changes, Policy, Settings, SettingsSources};
+use crate::settings::{App, Changes, Policy, Settings, SettingsSources};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::committed::Committed;
 use crate::wire::ids::Generation;
-use crate::wire::messages::ToCompiler;
 use crate::wire::version::Version;
 
 /// How long a busy address is tried again: the workers of a primary that was killed keep theirs for a second.
@@ -40,7 +39,7 @@ const BIND_AGAIN: Duration = Duration::from_millis(100);
 const ADMIN_BACKLOG: i32 = 128;
 /// How long the state may take to be read.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the first compilation may take.
+/// How long the first compilation may take, and how long the first component may be on its way from a registry.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Serves `settings.app` until it is told to stop. An error means that it never served, or cannot any more.
@@ -123,32 +122,41 @@ async fn run(
         access_log = Some(opened);
     }
     let mut rebuild = None;
-    if settings.app.is_dir() {
-        let doing = format!("building {}", settings.app.display());
-        output.say(LogLevel::Info, format_args!("Building {}…", settings.app.display()));
+    if let Some(folder) = settings.app.folder().map(ToOwned::to_owned) {
+        let doing = format!("building {}", folder.display());
+        output.say(LogLevel::Info, format_args!("Building {}…", folder.display()));
         let building = build_first(
-            &settings.app,
+            &folder,
             settings.cluster.watch,
             settings.cluster.logging.format,
             settings.application.secret_variables(),
         );
         let Some(built) = startup.during(&settings, &doing, Shown::ByItself, building).await? else { return Ok(()) };
         output.say(LogLevel::Info, format_args!("{}", describe(&built.component)));
-        let folder = Some(files::absolute(&settings.app)?);
-        (settings.app, settings.folder) = (built.component, folder);
+        let folder = Some(files::absolute(&folder)?);
+        (settings.app, settings.folder) = (built.component.into(), folder);
         rebuild = built.handover;
     }
     // From here on a change is seen, also one during the first compilation.
-    let watch = Watch::start(settings.cluster.watch, &files::absolute(&settings.app)?, sources.file());
+    let watch = Watch::start(settings.cluster.watch, settings.app.absolute()?.path(), sources.file());
     let Some(first) = startup.during(&settings, "reading its state", Shown::Here, first(&settings)).await? else {
         return Ok(());
     };
     settings.cluster.live.changed = first.config.clone();
-    let doing = format!("compiling {}{}", first.source.display(), size_of(&first.source));
-    let Some(generations) = startup.during(&settings, &doing, Shown::Here, compile_first(&settings, first)).await?
-    else {
-        return Ok(());
-    };
+    let mut pulled = None;
+    if let Some(image) = first.wanted.image().cloned() {
+        let supply = Supply::new(&settings.cluster, &settings.application);
+        let pulling = in_time(&settings, "it did not come from the registry", async move { supply.pull(&image).await });
+        let doing = format!("pulling {}", first.wanted.source());
+        let Some(component) = startup.during(&settings, &doing, Shown::Here, pulling).await? else { return Ok(()) };
+        pulled = Some(component);
+    }
+    let doing = format!("compiling {}{}", first.wanted.source(), size_of(first.wanted.source()));
+    let compiling = compile_first(&settings, first, pulled);
+    let Some(generations) = startup.during(&settings, &doing, Shown::Here, compiling).await? else { return Ok(()) };
+    if let Some(image) = settings.app.image() {
+        watch.follow(image, generations.current().1, Supply::new(&settings.cluster, &settings.application));
+    }
     let builder = Builder::start(rebuild.as_ref(), &settings.application.secret_variables());
     let Startup { signals, asked, events, started, manager, administration, .. } = startup;
     let driver = Driver::new(
@@ -169,7 +177,8 @@ async fn run(
 }
 
 /// In brackets, behind a file's name; nothing if it cannot be told.
-fn size_of(path: &Path) -> String {
+fn size_of(app: &App) -> String {
+    let Some(path) = app.path() else { return String::new() };
     let size = std::fs::metadata(path).map(|metadata| bytesize::ByteSize(metadata.len()).display().iec().to_string());
     size.map_or_else(|_| String::new(), |size| format!(" ({size})"))
 }
@@ -246,25 +255,33 @@ async fn first(settings: &Settings) -> anyhow::Result<First> {
 }
 
 /// Has the component compiled, or found in the store.
-async fn compile_first(settings: &Settings, first: First) -> anyhow::Result<Generations> {
-    let First { generation, source, request, previous, .. } = first;
-    match tokio::time::timeout(COMPILE_PATIENCE, CompilerProcess::spawn(&request)?.answer()).await {
-        Ok(answer) => {
-            let stated = (settings.application.clone(), settings.table.clone());
-            let deployment = Deployment::new(&settings.cluster, stated, &source, answer.component(&source)?)?;
-            Ok(Generations::new(generation, deployment, previous))
-        }
-        Err(_) => {
-            bail!("cannot serve {}: it did not compile within {COMPILE_PATIENCE:?}", settings.app.display())
-        }
+async fn compile_first(
+    settings: &Settings,
+    first: First,
+    pulled: Option<PulledComponent>,
+) -> anyhow::Result<Generations> {
+    let First { generation, wanted, previous, .. } = first;
+    let supply = Supply::new(&settings.cluster, &settings.application);
+    let component = in_time(settings, "it did not compile", supply.compile(&wanted, pulled)).await?;
+    let stated = (settings.application.clone(), settings.table.clone());
+    Ok(Generations::new(generation, Deployment::new(&settings.cluster, stated, component)?, previous))
+}
+
+async fn in_time<T>(
+    settings: &Settings,
+    not_done: &str,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(COMPILE_PATIENCE, work).await {
+        Ok(done) => done,
+        Err(_) => bail!("cannot serve {}: {not_done} within {COMPILE_PATIENCE:?}", settings.app),
     }
 }
 
 /// What is deployed first.
 struct First {
     generation: Generation,
-    source: PathBuf,
-    request: ToCompiler,
+    wanted: WantedComponent,
     previous: Option<Version>,
     /// What the primary before this one was told by `config set`.
     config: Changes,
@@ -272,22 +289,19 @@ struct First {
 
 /// What to deploy first: the file, or with `--resume` what was committed last under this name, if it came from there.
 fn first_request(settings: &Settings) -> anyhow::Result<First> {
-    let (app, store, state) = (&settings.app, settings.cluster.store.clone(), settings.cluster.state_dir.as_deref());
+    let (app, state) = (&settings.app, settings.cluster.state_dir.as_deref());
     if settings.cluster.resume
         && let Some(folder) = state
         && let Some(Committed { generation, app: committed_app, current, previous, config, .. }) =
             Committed::read(folder, &settings.cluster.name)?
     {
         ensure!(
-            files::is_same(&committed_app, &files::absolute(app)?),
-            "cannot resume: the cluster '{}' was last started with {}; pass that path, or leave out --resume",
-            settings.cluster.name,
-            committed_app.display()
+            committed_app.is_same(&app.absolute()?),
+            "cannot resume: the cluster '{}' was last started with {committed_app}; pass that, or leave out --resume",
+            settings.cluster.name
         );
-        let source = current.source.clone();
-        let request = ToCompiler::Find { version: current, store, state: settings.cluster.state_dir.clone() };
-        return Ok(First { generation, source, request, previous, config });
+        return Ok(First { generation, wanted: WantedComponent::Former(current), previous, config });
     }
-    let request = ToCompiler::Compile { source: app.clone(), store, state: settings.cluster.state_dir.clone() };
-    Ok(First { generation: Generation(1), source: app.clone(), request, previous: None, config: Changes::new() })
+    let wanted = WantedComponent::Present(app.clone());
+    Ok(First { generation: Generation(1), wanted, previous: None, config: Changes::new() })
 }

@@ -292,7 +292,7 @@ impl<'a> Driver<'a> {
                     return Ok(());
                 }
                 Some(Ending::BootFailed(reason)) => {
-                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.app.display()));
+                    return Err(anyhow!("cannot serve {}: {reason}", self.settings.app));
                 }
                 None => {}
             }
@@ -392,7 +392,7 @@ impl<'a> Driver<'a> {
             News::FileChanged(what) => self.file_changed = self.file_changed.max(Some(what)),
             News::Prepared(answer) => self.prepared(answer),
             News::PreparationIsLate => {
-                let reason = "it did not compile in time, or its settings could not be read in time";
+                let reason = "it did not compile in time, or the component or its settings could not be had in time";
                 self.end_change(ReloadResult::TimedOut, Some(reason.into()));
             }
             News::ConfirmationIsLate => self.replace_unconfirmed(),
@@ -867,7 +867,7 @@ impl<'a> Driver<'a> {
         let workers = self.settings.cluster.workers;
         let (generation, deployment) = self.generations.current();
         let doing = if generation == Generation(1) { "serving" } else { "serving the last committed version:" };
-        let (digest, source) = (&deployment.compiled.digest, deployment.source.display());
+        let (digest, source) = (&deployment.compiled.digest, deployment.described());
         tracing::info!(workers, generation = generation.0, digest, "{doing} {source}");
     }
 

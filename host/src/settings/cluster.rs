@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 
 use super::options::Options;
 use super::paths::{self, control_path};
-use super::{AccessLogPlace, LiveConfig, Otlp};
+use super::{AccessLogPlace, LiveConfig, Otlp, Registries};
 use crate::logging::{LogFormat, Logging, colours};
 use crate::os::files;
 use crate::os::listener::{Entrance, ListenAddr, MAX_LISTENERS, PASSED, Security};
@@ -37,6 +37,8 @@ pub(crate) struct Cluster {
     pub(crate) name: String,
     pub(crate) control: PathBuf,
     pub(crate) store: PathBuf,
+    /// Where components are pulled from that are not in files.
+    pub(crate) registries: Registries,
     /// None if there is no place for it: then nothing is kept.
     pub(crate) state_dir: Option<PathBuf>,
     /// Start the version that was committed last, not the file as it is now.
@@ -85,6 +87,7 @@ impl Cluster {
             control: control_path(&name, options.control.clone()),
             name,
             store: store(options)?,
+            registries: Registries::new(options.registry_ca.clone(), options.registry_plain_http.clone())?,
             state_dir,
             resume: options.resume,
             watch: options.watch,

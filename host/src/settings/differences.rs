@@ -7,7 +7,7 @@ use super::{Application, Options};
 /// The table that says how a folder is built: read anew before every build.
 const BUILD: &str = "build";
 /// Keys that cannot change while a cluster serves, or are changed by another command.
-const NEED_RESTART: [&str; 19] = [
+const NEED_RESTART: [&str; 21] = [
     "access-log",
     "access-log-format",
     "admin",
@@ -22,6 +22,8 @@ const NEED_RESTART: [&str; 19] = [
     "otlp-header",
     "pin-cpus",
     "ready-min",
+    "registry-ca",
+    "registry-plain-http",
     "resume",
     "state-dir",
     "store",

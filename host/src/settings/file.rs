@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Arg, ArgAction, Args};
 
-use super::{DEFAULT_FILE, Options};
+use super::{App, DEFAULT_FILE, Options};
 use crate::os::files;
 
 /// Words that people look for, and the key that they mean.
@@ -51,9 +51,13 @@ pub(super) fn parse(text: &str) -> Result<Options, String> {
 impl Options {
     /// What the file says that belongs to `app`: the default file in it, if it is a folder that has one, or else the one
     /// in the current folder, if there is one.
-    pub(crate) fn from_default_file(app: &Path) -> anyhow::Result<Self> {
-        let files = [app.join(DEFAULT_FILE), DEFAULT_FILE.into()];
-        files.iter().find(|file| file.exists()).map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
+    pub(crate) fn from_default_file(app: &App) -> anyhow::Result<Self> {
+        let files = [app.path().map(|path| path.join(DEFAULT_FILE)), Some(DEFAULT_FILE.into())];
+        files
+            .iter()
+            .flatten()
+            .find(|file| file.exists())
+            .map_or_else(|| Ok(Self::default()), |file| Self::from_file(file))
     }
 
     pub(crate) fn from_file(path: &Path) -> anyhow::Result<Self> {
@@ -238,6 +242,7 @@ pub(super) fn example(key: &str) -> Option<String> {
         ("state-dir", _) => "\"/var/lib/wasmcluster\"",
         (_, "FILE") => "\"/etc/ssl/certs/shop.pem\"",
         (_, "WHETHER") => "\"optional\"",
+        (_, "HOST") => "\"registry.internal:5000\"",
         (_, "NETWORK") => "\"10.0.0.0/8\"",
         (_, "ADDR") => "\"127.0.0.1:8080\"",
         (_, "N") => "4",

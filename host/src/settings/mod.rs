@@ -3,6 +3,7 @@
 //! The command line wins over the file, the file over the defaults. The file's keys are the flags' names.
 
 mod access_log;
+mod app;
 mod application;
 mod cluster;
 mod differences;
@@ -19,14 +20,14 @@ mod otlp;
 pub(crate) mod paths;
 mod policy;
 mod proxies;
+mod registries;
 mod secrets;
 mod sources;
 mod tls;
 mod values;
 
-use std::path::PathBuf;
-
 pub(crate) use access_log::{AccessFormat, AccessLogPlace};
+pub(crate) use app::{App, ImageName};
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_BACKLOG, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use differences::SettingChange;
@@ -39,6 +40,7 @@ pub(crate) use options::{Options, Recipe};
 pub(crate) use otlp::{Otlp, OtlpProtocol};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use proxies::{TrustedProxies, TrustedProxy};
+pub(crate) use registries::Registries;
 pub(crate) use sources::{Reread, SettingsSources};
 pub(crate) use tls::{ClientAuth, PairFiles, TlsFiles};
 pub(crate) use values::{HealthPath, Percent, Span};
@@ -50,9 +52,9 @@ pub(crate) const DEFAULT_FILE: &str = "wasmcluster.toml";
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// The component, or the folder that it is yet to be built from.
-    pub(crate) app: PathBuf,
+    pub(crate) app: App,
     /// The folder that it was built from, as an absolute path.
-    pub(crate) folder: Option<PathBuf>,
+    pub(crate) folder: Option<std::path::PathBuf>,
     pub(crate) cluster: Cluster,
     pub(crate) application: Application,
     /// What the file says.
@@ -62,7 +64,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn new(app: PathBuf, options: &Options) -> anyhow::Result<Self> {
+    pub(crate) fn new(app: App, options: &Options) -> anyhow::Result<Self> {
         let cluster = Cluster::new(options)?;
         let mut doubts = doubts::of(options, cluster.workers);
         let application = Application::new(options, &cluster, &mut doubts)?;

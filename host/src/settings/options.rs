@@ -152,6 +152,14 @@ options! {
         #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
         pub(crate) state_dir: Option<PathBuf>,
 
+        /// Certificates to trust of registries that oci:// names, besides those that the machine trusts, as PEM
+        #[arg(long, value_name = "FILE", help_heading = CLUSTER)]
+        pub(crate) registry_ca: Option<PathBuf>,
+
+        /// Registry to speak to in clear text, as HOST or HOST:PORT; can be repeated
+        #[arg(long, value_name = "HOST", help_heading = CLUSTER)]
+        pub(crate) registry_plain_http: Vec<String>,
+
         /// Certificate chain for https listeners, as PEM with the server's own certificate first; can be repeated
         ///
         /// A client gets the certificate of the name that it asks for, and the first if there is none of that name. The files

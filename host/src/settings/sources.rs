@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::ensure;
 
 use super::differences::{self, SettingChange};
-use super::{Application, Cluster, DEFAULT_FILE, Options, Settings, doubts, file};
+use super::{App, Application, Cluster, DEFAULT_FILE, Options, Settings, doubts, file};
 use crate::os::files;
 
 /// The command line, and which file belongs to it.
 #[derive(Clone, Debug)]
 pub(crate) struct SettingsSources {
-    app: PathBuf,
+    app: App,
     flags: Options,
     /// The file, as it was named, and as an absolute path.
     named: PathBuf,
@@ -46,11 +46,12 @@ impl Drop for Reading<'_> {
 
 impl SettingsSources {
     /// What `serve APP` is told: by flags, and by a file, the default one if none is named.
-    pub(crate) fn new(app: PathBuf, flags: Options, config: Option<&Path>) -> io::Result<Self> {
-        let in_app = app.join(DEFAULT_FILE);
-        let has_none = !in_app.exists() && (!app.is_dir() || Path::new(DEFAULT_FILE).exists());
-        let default = if has_none { Path::new(DEFAULT_FILE) } else { &in_app };
-        let named = config.unwrap_or(default).to_owned();
+    pub(crate) fn new(app: App, flags: Options, config: Option<&Path>) -> io::Result<Self> {
+        // What is in a registry has no folder.
+        let in_app = app.path().map(|path| path.join(DEFAULT_FILE));
+        let is_there = |file: &PathBuf| file.exists() || (app.folder().is_some() && !Path::new(DEFAULT_FILE).exists());
+        let default = in_app.filter(is_there).unwrap_or_else(|| DEFAULT_FILE.into());
+        let named = config.map_or(default, Path::to_owned);
         let file = files::absolute(&named)?;
         Ok(Self { app, flags, named, file, is_named: config.is_some(), is_read: Arc::default() })
     }
@@ -103,7 +104,7 @@ impl SettingsSources {
             (Options::default(), toml::Table::new())
         };
         let options = self.flags.clone().or(said);
-        let is_development = watches.unwrap_or(options.watch) && self.app.is_dir();
+        let is_development = watches.unwrap_or(options.watch) && self.app.folder().is_some();
         Ok((if is_development { options.for_development() } else { options }, table))
     }
 

@@ -9,6 +9,7 @@ mod fuzz;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -185,6 +186,22 @@ pub(crate) async fn next<S: Serialize, R: Message>(
             Received::Nothing => ready.clear_ready(),
         }
     }
+}
+
+/// Ends this process, which answers one question, as soon as whoever asked is gone: nobody waits for the answer any more.
+pub(crate) fn end_with<S, R>(peer: Arc<Channel<S, R>>)
+where
+    S: Serialize + Send + Sync + 'static,
+    R: Message + Send + Sync + 'static,
+{
+    std::thread::spawn(move || {
+        while let Ok(Received::Message(..)) = peer.receive(Wait::Yes) {}
+        #[expect(
+            clippy::exit,
+            reason = "a process of one question holds nothing that a destructor would have to save"
+        )]
+        std::process::exit(1);
+    });
 }
 
 fn take_descriptors<A>(message: &nix::sys::socket::RecvMsg<'_, '_, A>) -> Result<Vec<OwnedFd>, IpcError> {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::os::files::{self, Owner};
-use crate::settings::{Changes, paths};
+use crate::settings::{App, Changes, paths};
 use crate::wire::ids::Generation;
 use crate::wire::version::Version;
 
@@ -26,8 +26,8 @@ const MAX_FILE: u64 = 2 * 1024 * 1024;
 pub(crate) struct Committed {
     schema: u32,
     pub(crate) generation: Generation,
-    /// What `serve` was given, as an absolute path.
-    pub(crate) app: PathBuf,
+    /// What `serve` was given; a path is absolute.
+    pub(crate) app: App,
     pub(crate) current: Version,
     pub(crate) previous: Option<Version>,
     /// What `config set` changed since the start.
@@ -38,7 +38,7 @@ pub(crate) struct Committed {
 impl Committed {
     pub(crate) fn new(
         generation: Generation,
-        app: PathBuf,
+        app: App,
         current: Version,
         previous: Option<Version>,
         config: Changes,
@@ -119,7 +119,8 @@ mod tests {
     use crate::wire::version::WasiHttp;
 
     fn committed(generation: u64, previous: Option<&str>) -> Committed {
-        let version = |digest: String| Version { digest, http: WasiHttp::V0_2, source: "/app.wasm".into() };
+        let version =
+            |digest: String| Version { digest, http: WasiHttp::V0_2, source: "/app.wasm".into(), manifest: None };
         Committed {
             schema: 1,
             generation: Generation(generation),

@@ -1,4 +1,4 @@
-//! What a primary says to its workers, its compilers, its keeper, its admin server and its exporter, and they to it.
+//! What a primary says to its workers, its compilers and pullers, its keeper, its admin server and its exporter, and they to it.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::ids::{Generation, Slot, WorkerId};
 use super::trace::Attributes;
 use super::version::{Compiled, Version};
 use crate::os::listener::{Entrance, MAX_LISTENERS};
-use crate::settings::Otlp;
+use crate::settings::{App, ImageName, Otlp, Registries};
 
 impl Message for ToWorker {
     // The kernel's own bound is 253.
@@ -21,11 +21,19 @@ impl Message for ToPrimary {
 }
 
 impl Message for ToCompiler {
-    const MAX_DESCRIPTORS: usize = 0;
+    const MAX_DESCRIPTORS: usize = 1;
 }
 
 impl Message for FromCompiler {
     const MAX_DESCRIPTORS: usize = 2;
+}
+
+impl Message for ToPuller {
+    const MAX_DESCRIPTORS: usize = 0;
+}
+
+impl Message for FromPuller {
+    const MAX_DESCRIPTORS: usize = 1;
 }
 
 impl Message for ToKeeper {
@@ -126,10 +134,35 @@ pub(crate) enum ToPrimary {
 pub(crate) enum ToCompiler {
     /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old
     /// entries may be removed from there, but none of what clusters with the state folder `state` may want to start
-    /// again.
-    Compile { source: PathBuf, store: PathBuf, state: Option<PathBuf> },
+    /// again. One from a registry comes beside it.
+    Compile { source: App, store: PathBuf, state: Option<PathBuf> },
     /// Find what was compiled before.
     Find { version: Version, store: PathBuf, state: Option<PathBuf> },
+}
+
+/// What a primary asks of a puller.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToPuller {
+    /// Fetch a component, unless it is in the artifact store at `store`.
+    Pull { image: ImageName, registries: Registries, store: PathBuf },
+    /// Tell what a name stands for now.
+    Resolve { image: ImageName, registries: Registries },
+}
+
+/// What a puller answers, once.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromPuller {
+    /// Beside it comes the component, a sealed file. The digest is its manifest's.
+    Pulled {
+        manifest: String,
+    },
+    Resolved {
+        manifest: String,
+    },
+    /// Why it cannot be had, for a person.
+    Refused {
+        reason: String,
+    },
 }
 
 /// What a compiler answers, once.

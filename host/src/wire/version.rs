@@ -1,9 +1,10 @@
 //! What a component is to those who deploy it: its digest, its handler, where it came from.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::settings::App;
 
 /// The version of wasi:http whose handler a component exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,14 @@ pub(crate) enum WasiHttp {
 }
 
 impl WasiHttp {
+    /// The world whose handler it is.
+    pub(crate) fn world(self) -> &'static str {
+        match self {
+            Self::V0_2 => "wasi:http/proxy",
+            Self::V0_3 => "wasi:http/service",
+        }
+    }
+
     /// How many requests an instance serves unless a flag says otherwise; as many as with `wasmtime serve`. Only with 0.3
     /// must a guest expect more than one.
     pub(crate) fn usual_reuse(self) -> u32 {
@@ -43,7 +52,10 @@ pub(crate) struct Version {
     pub(crate) digest: String,
     pub(crate) http: WasiHttp,
     /// Where it was read from.
-    pub(crate) source: PathBuf,
+    pub(crate) source: App,
+    /// Of a component from a registry, the digest of its manifest then.
+    #[serde(default)]
+    pub(crate) manifest: Option<String>,
 }
 
 /// What is known of a compiled component.

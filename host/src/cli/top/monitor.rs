@@ -239,7 +239,7 @@ impl Monitor {
         match wish {
             Wish::Reload => match &generation.folder {
                 Some(folder) => Err(format!("{} is built first: use `wasmcluster reload`", folder.display())),
-                None => Ok((format!("Reload {}?", generation.source.display()), TopOrder::Reload)),
+                None => Ok((format!("Reload {}?", generation.source), TopOrder::Reload)),
             },
             Wish::Rollback => {
                 let previous = generation.previous.ok_or("there is no version before this one")?;

@@ -157,7 +157,7 @@ fn progress(status: &Status, width: usize, palette: Palette) -> Line<'static> {
         );
         return Line::styled(said, palette.busy());
     }
-    let source = status.generation.source.display().to_string();
+    let source = status.generation.described();
     ends(vec![Span::raw(status.listen.join(", "))], source, width)
 }
 

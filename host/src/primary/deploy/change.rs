@@ -1,7 +1,6 @@
 //! What is known of a reload: who asked for what, what is being prepared, who wants to know how it goes, how it ended. What
 //! is done about it is in `driver/deploying.rs`, what is decided in `supervisor/swap.rs`.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,12 +12,12 @@ use tokio::task::AbortHandle;
 use super::generations::Provenance;
 use crate::control::protocol::{Happening, ReloadRequest, ReloadResult, line};
 use crate::os::blocking::off_the_loop;
-use crate::primary::fleet::process::{CompiledComponent, CompilerProcess, Deployment};
+use crate::primary::fleet::errands::{CompiledComponent, Supply, WantedComponent};
+use crate::primary::fleet::process::Deployment;
 use crate::primary::supervisor::Gates;
 use crate::settings::{Application, Cluster, Percent, Policy, Reread, SettingsSources, TlsFiles};
 use crate::tls::certificates::{self, Certificates};
 use crate::wire::ids::Generation;
-use crate::wire::messages::ToCompiler;
 
 /// How long a reload may take that was not told, beside its gates.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
@@ -124,8 +123,8 @@ pub(crate) struct Draft {
 /// Which component is deployed.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
-    /// One that is compiled, or found in the store, of this file.
-    File(PathBuf),
+    /// One that is pulled and compiled, or found in the store.
+    Wanted(WantedComponent),
     /// One that was deployed before.
     Kept(Rc<Deployment>),
 }
@@ -150,8 +149,15 @@ pub(crate) struct Assembly {
     pub(crate) component: Option<CompiledComponent>,
 }
 
-/// What came of a preparation, by its number: one that was given up may still have ended.
-pub(crate) type Answered = (u64, anyhow::Result<Box<Assembly>>);
+/// What a preparation says, by its number: one that was given up may still have ended.
+pub(crate) type Answered = (u64, PreparationNews);
+
+#[derive(Debug)]
+pub(crate) enum PreparationNews {
+    /// The component is here, and is being compiled.
+    Pulled,
+    Done(anyhow::Result<Box<Assembly>>),
+}
 
 /// Settings are being read, and perhaps a component compiled.
 #[derive(Debug)]
@@ -202,25 +208,26 @@ pub(crate) async fn keep_settings(
 }
 
 impl Preparing {
-    /// Waits for the settings, and has the compiler do what it is asked for with a file; the first that fails ends it.
+    /// Waits for the settings, and for a component if one is wanted; the first that fails ends it.
     pub(crate) fn start(
         number: u64,
         read: impl Future<Output = anyhow::Result<SettingsAndCertificates>> + Send + 'static,
-        ask: Option<(ToCompiler, PathBuf)>,
+        wanted: Option<(Supply, WantedComponent)>,
         answers: mpsc::Sender<Answered>,
     ) -> Self {
-        let compile = async move {
-            match &ask {
-                Some((ask, source)) => CompilerProcess::spawn(ask)?.answer().await.component(source).map(Some),
-                None => Ok(None),
-            }
+        let news = answers.clone();
+        let get = async move {
+            let Some((supply, wanted)) = &wanted else { return Ok(None) };
+            // Where nobody has time for it, it is not told.
+            let pulled = || drop(news.try_send((number, PreparationNews::Pulled)));
+            supply.get(wanted, pulled).await.map(Some)
         };
         let work = tokio::spawn(async move {
-            let both = tokio::try_join!(read, compile);
+            let both = tokio::try_join!(read, get);
             let parts = both
                 .map(|((settings, certificates), component)| Box::new(Assembly { settings, certificates, component }));
             // The driver may have given up.
-            let _ = answers.send((number, parts)).await;
+            let _ = answers.send((number, PreparationNews::Done(parts))).await;
         });
         Self { number, work: work.abort_handle() }
     }
@@ -266,7 +273,7 @@ mod tests {
     async fn a_generation_comes_back_with_the_secrets_that_it_had_if_there_are_no_others() {
         let flags = Options { set_secret: vec!["key=env:PATH".parse().unwrap()], ..Options::default() };
         let folder = tempfile::tempdir().unwrap();
-        let sources = SettingsSources::new(folder.path().join("app.wasm"), flags, None).unwrap();
+        let sources = SettingsSources::new(folder.path().join("app.wasm").into(), flags, None).unwrap();
         let kept = sources.read().unwrap().application;
         let (begun, has_begun) = std::sync::mpsc::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();

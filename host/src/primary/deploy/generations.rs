@@ -1,12 +1,11 @@
 //! What was deployed: the generations that may still be needed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
 use crate::primary::fleet::process::Deployment;
-use crate::settings::{Changes, TlsFiles};
+use crate::settings::{App, Changes, TlsFiles};
 use crate::wire::committed::Committed;
 use crate::wire::ids::{Generation, short_digest};
 use crate::wire::version::Version;
@@ -135,7 +134,7 @@ impl Generations {
     }
 
     /// What is to survive the primary; `app` is what `serve` was given, as an absolute path.
-    pub(crate) fn to_keep(&self, app: PathBuf, config: Changes) -> Committed {
+    pub(crate) fn to_keep(&self, app: App, config: Changes) -> Committed {
         let (generation, deployment) = self.current();
         let previous = self.previous().map(|(_, deployment)| deployment.version());
         let previous = previous.or_else(|| self.remembered().cloned());
@@ -168,7 +167,7 @@ impl Generations {
         let others: Vec<String> = others
             .map(|(number, known)| {
                 let Deployment { source, compiled, .. } = &*known.deployment;
-                format!("{number} ({}, {})", source.display(), short_digest(&compiled.digest))
+                format!("{number} ({source}, {})", short_digest(&compiled.digest))
             })
             .collect();
         (!others.is_empty()).then(|| others.join(", "))
@@ -200,7 +199,8 @@ mod tests {
     #[test]
     fn what_was_brought_back_has_the_past_that_it_had() {
         let first = Deployment::of_nothing("sha256:1");
-        let remembered = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/old.wasm".into() };
+        let remembered =
+            Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/old.wasm".into(), manifest: None };
         let mut generations = Generations::new(Generation(1), first, Some(remembered));
         commit(&mut generations, Provenance::Compiled);
         commit(&mut generations, Provenance::Compiled);

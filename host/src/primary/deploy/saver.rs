@@ -113,7 +113,8 @@ mod tests {
     use crate::wire::version::WasiHttp;
 
     fn commit(generation: u64) -> Committed {
-        let version = Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/app.wasm".into() };
+        let version =
+            Version { digest: "sha256:0".into(), http: WasiHttp::V0_2, source: "/app.wasm".into(), manifest: None };
         Committed::new(Generation(generation), "/app.wasm".into(), version, None, Default::default())
     }
 

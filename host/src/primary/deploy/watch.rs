@@ -1,4 +1,4 @@
-//! `--watch`: notices when the component's file has changed, or that of its settings.
+//! `--watch`: notices when the component's file has changed, or that of its settings, or what a tag in a registry names.
 //!
 //! It looks at the file several times a second instead of asking the kernel to tell: that costs next to nothing, and sees
 //! what editors and build tools do (writing in place, renaming over it, removing it for a while, turning a symbolic link)
@@ -12,9 +12,17 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::primary::fleet::errands::Supply;
+use crate::primary::fleet::process::Deployment;
+use crate::settings::ImageName;
+
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Looks that find the file as the one before did, until it counts as written to its end.
 const SETTLED: u32 = 2;
+
+/// How often a registry is asked, and how often at least while it does not answer.
+const ASK_EVERY: Duration = Duration::from_secs(15);
+const ASK_AT_LEAST_EVERY: Duration = Duration::from_secs(300);
 
 /// What tells one version of a file from another: device, inode, length, and time of the last change in nanoseconds.
 type Fingerprint = (u64, u64, u64, i128);
@@ -59,20 +67,22 @@ pub(crate) enum Watched {
 
 /// The watch over a component and its settings, or over nothing.
 #[derive(Debug)]
-pub(crate) struct Watch(Option<mpsc::Receiver<Watched>>);
+pub(crate) struct Watch(Option<(mpsc::Sender<Watched>, mpsc::Receiver<Watched>)>);
 
 impl Watch {
-    /// Watches the component's file and that of its settings if that is wanted, on a thread of its own: a file system that
+    /// Watches the component's file, if it is one, and that of its settings if that is wanted, on a thread of its own: a file system that
     /// hangs must not stop the primary.
-    pub(crate) fn start(is_wanted: bool, app: &Path, settings: &Path) -> Self {
+    pub(crate) fn start(is_wanted: bool, app: Option<&Path>, settings: &Path) -> Self {
         if !is_wanted {
             return Self(None);
         }
-        let paths =
-            [(app, Watched::Component), (settings, Watched::Settings)].map(|(path, what)| (PathBuf::from(path), what));
+        let component = app.map(|app| (PathBuf::from(app), Watched::Component));
+        let paths: Vec<_> = component.into_iter().chain([(PathBuf::from(settings), Watched::Settings)]).collect();
         let (sender, changes) = mpsc::channel(1);
+        let tells = sender.clone();
         let looking = std::thread::Builder::new().name("watch".into()).spawn(move || {
-            let mut files = paths.map(|(path, what)| (Debounce::new(fingerprint(&path)), path, what));
+            let files = paths.into_iter().map(|(path, what)| (Debounce::new(fingerprint(&path)), path, what));
+            let mut files: Vec<_> = files.collect();
             while !sender.is_closed() {
                 std::thread::sleep(LOOK_EVERY);
                 let changed = files
@@ -87,17 +97,58 @@ impl Watch {
         if let Err(error) = looking {
             tracing::error!("cannot watch the files: {error}");
         }
-        Self(Some(changes))
+        Self(Some((tells, changes)))
+    }
+
+    /// Asks the registry every now and then whether the name stands for another component than the one in `deployment`, if
+    /// anything is watched. Must be called on the executor.
+    pub(crate) fn follow(&self, image: &ImageName, deployment: &Deployment, supply: Supply) {
+        let Some((sender, _)) = &self.0 else { return };
+        if image.digest().is_some() {
+            tracing::warn!("--watch has no component to watch: {image} names one digest, which stays what it is");
+            return;
+        }
+        // One that is resumed may be another than the name stands for by now, as with a file.
+        let known = deployment.manifest.clone().filter(|_| deployment.source.image() == Some(image));
+        tokio::spawn(look_at_registry(image.clone(), known, supply, sender.clone()));
     }
 
     /// Resolves when one of them has changed. Can be dropped and called again without loss.
     pub(crate) async fn changed(&mut self) -> Watched {
-        if let Some(changes) = &mut self.0
+        if let Some((_, changes)) = &mut self.0
             && let Some(what) = changes.recv().await
         {
             return what;
         }
         future::pending().await
+    }
+}
+
+async fn look_at_registry(image: ImageName, mut known: Option<String>, supply: Supply, changed: mpsc::Sender<Watched>) {
+    let mut is_away = false;
+    let mut pause = ASK_EVERY;
+    while !changed.is_closed() {
+        tokio::time::sleep(pause).await;
+        match supply.resolve(&image).await {
+            Ok(found) => {
+                if std::mem::take(&mut is_away) {
+                    tracing::info!("{} answers again", image.host());
+                }
+                pause = ASK_EVERY;
+                let is_new = known.as_ref().is_some_and(|known| *known != found);
+                known = Some(found);
+                if is_new && changed.send(Watched::Component).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Once is enough.
+                if !std::mem::replace(&mut is_away, true) {
+                    tracing::warn!("cannot see whether {image} has changed: {error:#}; trying on");
+                }
+                pause = (2 * pause).min(ASK_AT_LEAST_EVERY);
+            }
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn of_start(settings: &Settings, listen: &[String], since: Instant, s
             previous: None,
             digest: String::new(),
             source: settings.app.clone(),
+            manifest: None,
             first_served_ms: None,
             folder: settings.folder.clone(),
         },

@@ -1,7 +1,6 @@
 //! The driver's part in a reload: has the next version compiled and its settings read, hands it to the supervisor, tells how it goes, and keeps
 //! what was deployed.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,20 +10,19 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::control::protocol::{Happening, LastReload, ReloadRequest, ReloadResult, ReloadStatus};
-use crate::os::files;
 use crate::primary::deploy::change::{
-    Answered, Assembly, Change, ChangeStage, Draft, Follower, Preparing, SettingsAndCertificates, Settled, Subject,
-    Wanted, keep_settings, read_settings,
+    Answered, Assembly, Change, ChangeStage, Draft, Follower, PreparationNews, Preparing, SettingsAndCertificates,
+    Settled, Subject, Wanted, keep_settings, read_settings,
 };
 use crate::primary::deploy::generations::Provenance;
 use crate::primary::deploy::saver::{SAVED_WITHIN, Saved};
 use crate::primary::deploy::watch::Watched;
 use crate::primary::desk::socket::{Refusable, Refused};
+use crate::primary::fleet::errands::{Supply, WantedComponent};
 use crate::primary::fleet::process::Deployment;
 use crate::primary::supervisor::{Cause, Event, Gates, Supervisor, SwapProgress};
-use crate::settings::{Policy, Reread, SettingChange};
+use crate::settings::{App, Policy, Reread, SettingChange};
 use crate::wire::ids::{Generation, short_digest};
-use crate::wire::messages::ToCompiler;
 
 /// Changes of settings that are told one by one.
 const MAX_CHANGES: usize = 100;
@@ -51,7 +49,7 @@ impl Driver<'_> {
     /// The component that is watched is the one that `serve` was given; new settings are for the one that is served.
     pub(crate) fn reload_changed(&mut self, what: Watched) {
         let app = match what {
-            Watched::Component => files::absolute(&self.settings.app).ok(),
+            Watched::Component => self.settings.app.absolute().ok(),
             Watched::Settings => None,
         };
         let request = ReloadRequest { app, ..ReloadRequest::default() };
@@ -67,8 +65,10 @@ impl Driver<'_> {
 
     fn begin_reload(&mut self, request: ReloadRequest, wanted: Wanted, listener: Follower) -> Refusable<()> {
         let source = match &request.app {
-            Some(app) if app.is_absolute() => app.clone(),
-            Some(app) => return Err(Refused::Wrong(format!("{} is not an absolute path", app.display()))),
+            Some(App::Path(path)) if !path.is_absolute() => {
+                return Err(Refused::Wrong(format!("{} is not an absolute path", path.display())));
+            }
+            Some(app) => app.clone(),
             None => self.generations.current().1.source.clone(),
         };
         if request.force && wanted != Wanted::DryRun && self.supervisor.is_rolling_back() {
@@ -82,21 +82,17 @@ impl Driver<'_> {
         } else if self.change.is_some() {
             return Err(Refused::Busy("another dry run is in progress".into()));
         }
-        let ask = ToCompiler::Compile {
-            source: source.clone(),
-            store: self.settings.cluster.store.clone(),
-            state: self.settings.cluster.state_dir.clone(),
-        };
         match wanted {
-            Wanted::DryRun => tracing::info!("looking what a reload of {} would change", source.display()),
-            Wanted::Always | Wanted::IfNew => tracing::info!("reloading {}", source.display()),
+            Wanted::DryRun => tracing::info!("looking what a reload of {source} would change"),
+            Wanted::Always | Wanted::IfNew => tracing::info!("reloading {source}"),
         }
-        let plan = ReloadPlan { request, wanted, origin: Provenance::Compiled, subject: Subject::File(source.clone()) };
+        let subject = Subject::Wanted(WantedComponent::Present(source));
+        let plan = ReloadPlan { request, wanted, origin: Provenance::Compiled, subject };
         // A dry run reads all of them, and tells what is wrong with them.
         let known = if wanted == Wanted::DryRun { Vec::new() } else { self.certified.settings() };
         let (_, current) = self.generations.current();
         let read = read_settings(self.sources.clone(), self.settings.cluster.clone(), current.table.clone(), known);
-        self.prepare(plan, read, Some((ask, source)), listener);
+        self.prepare(plan, read, listener);
         Ok(())
     }
 
@@ -105,19 +101,29 @@ impl Driver<'_> {
         &mut self,
         plan: ReloadPlan,
         read: impl Future<Output = anyhow::Result<SettingsAndCertificates>> + Send + 'static,
-        ask: Option<(ToCompiler, PathBuf)>,
         listener: Follower,
     ) {
         let ReloadPlan { request, wanted, origin, subject } = plan;
-        let (since, compiles) = (Instant::now(), ask.is_some());
+        let since = Instant::now();
+        let component = match &subject {
+            Subject::Wanted(component) => Some(component.clone()),
+            Subject::Kept(_) => None,
+        };
+        let step = component.as_ref().map(|it| if it.image().is_some() { "pulling" } else { "compiling" });
         let deadline = since + request.patience(least_time(self.policy(), origin));
         self.preparations += 1;
-        let preparing = Preparing::start(self.preparations, read, ask, self.answers.clone());
+        let component = component.map(|it| (self.supply(), it));
+        let preparing = Preparing::start(self.preparations, read, component, self.answers.clone());
         let stage = ChangeStage::Preparing(Draft { preparing, request, deadline, wanted, origin, subject });
         self.change = Some(Change { listener, stage, since });
-        if compiles {
-            self.tell_reload(None, "compiling", None, None);
+        if let Some(step) = step {
+            self.tell_reload(None, step, None, None);
         }
+    }
+
+    /// Where components come from.
+    pub(crate) fn supply(&self) -> Supply {
+        Supply::new(&self.settings.cluster, &self.generations.current().1.application)
     }
 
     /// Begins to bring back an earlier generation, as a new one.
@@ -131,21 +137,19 @@ impl Driver<'_> {
         let previous = self.generations.previous().map(|(previous, _)| previous);
         if let Some(target) = request.to.or(previous) {
             let deployment = self.generations.committed(target)?.clone();
-            tracing::info!("rolling back to generation {target}, {}", deployment.source.display());
+            tracing::info!("rolling back to generation {target}, {}", deployment.described());
             let (origin, subject) = (Provenance::Kept(target), Subject::Kept(deployment.clone()));
             let kept = (deployment.application.clone(), deployment.table.clone());
             let read = keep_settings(self.sources.clone(), kept.0, kept.1);
-            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, None, listener);
+            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, listener);
         } else if let Some(version) = self.generations.remembered() {
-            tracing::info!("rolling back to the version served before, {}", version.source.display());
-            let (version, source) = (version.clone(), version.source.clone());
+            tracing::info!("rolling back to the version served before, {}", version.source);
+            let version = version.clone();
             // What it had then, nobody knows. What is in force is known to do well.
             let (_, current) = self.generations.current();
             let read = keep_settings(self.sources.clone(), current.application.clone(), current.table.clone());
-            let (store, state) = (self.settings.cluster.store.clone(), self.settings.cluster.state_dir.clone());
-            let ask = ToCompiler::Find { version, store, state };
-            let (origin, subject) = (Provenance::Remembered, Subject::File(source.clone()));
-            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, Some((ask, source)), listener);
+            let (origin, subject) = (Provenance::Remembered, Subject::Wanted(WantedComponent::Former(version)));
+            self.prepare(ReloadPlan { request, wanted, origin, subject }, read, listener);
         } else {
             return Err(self.generations.no_previous().into());
         }
@@ -156,10 +160,17 @@ impl Driver<'_> {
         Some(self.change.as_ref()?.draft()?.deadline)
     }
 
-    /// Everything is there for a new generation, or something cannot be had.
-    pub(crate) fn prepared(&mut self, (number, parts): Answered) {
+    /// Something is there for a new generation, or cannot be had.
+    pub(crate) fn prepared(&mut self, (number, news): Answered) {
         // One that was given up may still have ended.
         let is_meant = |change: &mut Change| change.draft().is_some_and(|draft| draft.preparing.number == number);
+        let parts = match news {
+            PreparationNews::Pulled if self.change.as_mut().is_some_and(is_meant) => {
+                return self.tell_reload(None, "compiling", None, None);
+            }
+            PreparationNews::Pulled => return,
+            PreparationNews::Done(parts) => parts,
+        };
         let Some(Change { listener, stage: ChangeStage::Preparing(draft), since }) = self.change.take_if(is_meant)
         else {
             return;
@@ -196,10 +207,10 @@ impl Driver<'_> {
         let deployment = match (&draft.subject, component) {
             (Subject::Kept(kept), _) if kept.application == application => kept.clone(),
             (Subject::Kept(kept), _) => Rc::new(kept.with(cluster, application)?),
-            (Subject::File(source), Some(answer)) => {
-                Rc::new(Deployment::new(cluster, (application, table), source, answer)?)
+            (Subject::Wanted(_), Some(component)) => {
+                Rc::new(Deployment::new(cluster, (application, table), component)?)
             }
-            (Subject::File(source), None) => bail!("{} was not compiled", source.display()),
+            (Subject::Wanted(wanted), None) => bail!("{} was not compiled", wanted.source()),
         };
         let is_dry = draft.wanted == Wanted::DryRun;
         for text in doubts.into_iter().filter(|doubt| !self.settings.doubts.contains(doubt)) {
@@ -410,7 +421,7 @@ impl Driver<'_> {
     /// Has it written down what is committed, for a primary that is to go on with it.
     pub(crate) fn save_commit(&self) {
         if let Some(saver) = &self.saver {
-            let app = files::absolute(&self.settings.app).unwrap_or_else(|_| self.settings.app.clone());
+            let app = self.settings.app.absolute().unwrap_or_else(|_| self.settings.app.clone());
             saver.save(self.generations.to_keep(app, self.live.config.changed.clone()));
         }
     }

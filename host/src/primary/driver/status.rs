@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::Driver;
 use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, Totals, WorkerStatus};
-use crate::os::files;
 use crate::primary::deploy::certificates::Certified;
 use crate::primary::desk::status::of_start;
 use crate::primary::supervisor::{Description, Role, Waiting, WorkerState};
@@ -51,7 +50,7 @@ impl Driver<'_> {
         let (generation, deployment) = self.generations.current();
         let workers = self.supervisor.slots();
         let workers = if workers == 1 { "1 worker".into() } else { format!("{workers} workers") };
-        let serves = format!("generation {} of {}, {workers}", generation.0, deployment.source.display());
+        let serves = format!("generation {} of {}, {workers}", generation.0, deployment.described());
         match (self.state(), self.supervisor.degradation()) {
             ("starting", _) => "starting workers".into(),
             ("stopping", _) => "stopping".into(),
@@ -82,13 +81,14 @@ impl Driver<'_> {
     fn generation_status(&self) -> GenerationStatus {
         let (current, deployment) = self.generations.current();
         // Not if another file was deployed by hand since.
-        let is_built = files::absolute(&self.settings.app).is_ok_and(|app| app == deployment.source);
+        let is_built = self.settings.app.absolute().is_ok_and(|app| app == deployment.source);
         GenerationStatus {
             current: current.0,
             candidate: self.supervisor.reloading().map(|(candidate, _)| candidate.0),
             previous: self.generations.previous().map(|(previous, _)| previous.0),
             digest: deployment.compiled.digest.clone(),
             source: deployment.source.clone(),
+            manifest: deployment.manifest.clone(),
             first_served_ms: self.generations.served_since().map(|since| since.elapsed().as_millis() as u64),
             folder: self.settings.folder.clone().filter(|_| is_built),
         }

@@ -8,7 +8,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 
-use super::process::execute;
+use super::execute::{Environment, execute};
 use crate::os::child::Child;
 use crate::wire::channel::{self, Channel, IpcError, Message};
 
@@ -33,7 +33,7 @@ impl<T: Message + Serialize, F: Message> HelperProcess<T, F> {
     pub(crate) fn spawn(role: &str) -> io::Result<Self> {
         let (ours, theirs) = channel::pair::<T, F>()?;
         let channel = ours.into_async()?;
-        let child = execute(role, OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
+        let child = execute(role, Environment::Bare, OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
         Ok(Self { child, channel })
     }
 

@@ -1,6 +1,8 @@
 //! The processes that the primary starts: how each of them begins, speaks, and ends.
 
 pub(crate) mod builder;
+pub(crate) mod errands;
+mod execute;
 pub(crate) mod file_output;
 pub(crate) mod helper;
 pub(crate) mod helping;

@@ -1,45 +1,34 @@
-//! Child processes of the primary: how they are started and talked to.
-//!
-//! A child is this very binary, executed anew: its own address space, no inherited thread or lock, an environment of
-//! a few variables, and an IPC channel as its standard input.
+//! Workers: what they are given, how they are started and talked to.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use tokio::io::unix::AsyncFd;
 
+use super::errands::CompiledComponent;
+use super::execute::{Environment, execute};
 use super::output::{Output, OutputStream, Source, SourceKind};
 use crate::os::child::Child;
-use crate::os::files;
 use crate::os::listener::Listener;
 use crate::os::pipe::output_pipe;
-use crate::settings::{Application, Cluster, Limits};
+use crate::settings::{App, Application, Cluster, Limits};
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
-use crate::wire::messages::{
-    FileStore, FromCompiler, Identity, Inherited, PrimaryEnd, ToCompiler, ToPrimary, ToWorker,
-};
+use crate::wire::messages::{FileStore, Identity, Inherited, PrimaryEnd, ToPrimary, ToWorker};
 use crate::wire::stats::Page;
 use crate::wire::version::{Compiled, Version};
 use crate::wire::worker_settings::WorkerSettings;
-
-/// What it means, as a rule, that a compiler is killed which nobody here killed.
-const MEMORY_HINT: &str = ", probably because memory ran out. Give the machine or its container more memory, or \
-                           compile the component on another machine with `wasmcluster compile`";
 
 /// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
 #[derive(Debug)]
 pub(crate) struct Deployment {
     /// Where the component was read from.
-    pub(crate) source: PathBuf,
+    pub(crate) source: App,
+    /// Of a component from a registry, the digest of its manifest then.
+    pub(crate) manifest: Option<String>,
     pub(crate) compiled: Compiled,
     artifact: OwnedFd,
     /// Open, so that the store keeps it.
@@ -59,11 +48,8 @@ impl Deployment {
     pub(crate) fn new(
         cluster: &Cluster,
         (application, table): (Application, toml::Table),
-        source: &Path,
-        CompiledComponent { compiled, descriptors }: CompiledComponent,
+        CompiledComponent { source, manifest, compiled, artifact, entry }: CompiledComponent,
     ) -> anyhow::Result<Self> {
-        let mut descriptors = descriptors.into_iter();
-        let artifact = descriptors.next().context("the compiler's answer came without an artifact")?;
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
         if !compiled.kept {
             tracing::warn!(
@@ -71,29 +57,29 @@ impl Deployment {
                  every start compiles it again"
             );
         }
-        let source = files::absolute(source)?;
-        Self::of(cluster, application, table, source, compiled, artifact, descriptors.next())
+        Self::of(cluster, application, table, (source.absolute()?, manifest), compiled, artifact, entry)
     }
 
     fn of(
         cluster: &Cluster,
         application: Application,
         table: toml::Table,
-        source: PathBuf,
+        (source, manifest): (App, Option<String>),
         compiled: Compiled,
         artifact: OwnedFd,
         entry: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
         let file_stores = file_stores(&application);
         let settings = WorkerSettings::new(cluster, &application, &compiled).write()?;
-        Ok(Self { source, compiled, artifact, entry, application, table, settings, file_stores })
+        Ok(Self { source, manifest, compiled, artifact, entry, application, table, settings, file_stores })
     }
 
     /// The same component with these settings.
     pub(crate) fn with(&self, cluster: &Cluster, application: Application) -> anyhow::Result<Self> {
         let artifact = self.artifact.try_clone()?;
         let entry = self.entry.as_ref().map(OwnedFd::try_clone).transpose()?;
-        let (table, source, compiled) = (self.table.clone(), self.source.clone(), self.compiled.clone());
+        let (table, compiled) = (self.table.clone(), self.compiled.clone());
+        let source = (self.source.clone(), self.manifest.clone());
         Self::of(cluster, application, table, source, compiled, artifact, entry)
     }
 
@@ -104,7 +90,13 @@ impl Deployment {
 
     pub(crate) fn version(&self) -> Version {
         let Compiled { digest, http, .. } = &self.compiled;
-        Version { digest: digest.clone(), http: *http, source: self.source.clone() }
+        let (source, manifest) = (self.source.clone(), self.manifest.clone());
+        Version { digest: digest.clone(), http: *http, source, manifest }
+    }
+
+    /// Where it came from, for people.
+    pub(crate) fn described(&self) -> String {
+        self.source.with_manifest(self.manifest.as_deref())
     }
 }
 
@@ -125,8 +117,8 @@ impl Deployment {
         let of_nobody = crate::settings::Settings::new("/app.wasm".into(), &Default::default());
         let application = of_nobody.expect("the defaults are right").application;
         let table = toml::Table::new();
-        let source = "/app.wasm".into();
-        Self { source, compiled, artifact, entry: None, application, table, settings, file_stores }
+        let (source, manifest) = ("/app.wasm".into(), None);
+        Self { source, manifest, compiled, artifact, entry: None, application, table, settings, file_stores }
     }
 }
 
@@ -171,7 +163,7 @@ impl WorkerProcess {
 
         // Before there is a process: one that is started here is followed, whatever fails.
         let channel = ours.into_async()?;
-        let child = execute("worker", theirs.into(), stdout_writer.into(), stderr_writer.into())?;
+        let child = execute("worker", Environment::Bare, theirs.into(), stdout_writer.into(), stderr_writer.into())?;
         let guest = |stream| SourceKind::Guest { stream, worker: identity.worker, generation: identity.generation };
         output.add(Source::new(stdout, guest(OutputStream::Stdout)));
         output.add(Source::new(stderr, guest(OutputStream::Stderr)));
@@ -217,101 +209,4 @@ impl WorkerProcess {
 
 fn page_size() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size.unsigned_abs())
-}
-
-/// What came of a compiler.
-#[derive(Debug)]
-pub(crate) enum CompilerAnswer {
-    /// It answered, with what came beside.
-    Said(FromCompiler, Vec<OwnedFd>),
-    /// It ended, or was ended, without an answer that makes sense: how.
-    Failed(String),
-}
-
-/// What a compiler has made, with what came beside.
-#[derive(Debug)]
-pub(crate) struct CompiledComponent {
-    compiled: Compiled,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl CompilerAnswer {
-    /// What it has made of `source`, or why there is nothing to deploy.
-    pub(crate) fn component(self, source: &Path) -> anyhow::Result<CompiledComponent> {
-        match self {
-            Self::Said(FromCompiler::Done(compiled), descriptors) => Ok(CompiledComponent { compiled, descriptors }),
-            Self::Said(FromCompiler::Refused { reason }, _) => bail!(reason),
-            Self::Failed(how) => {
-                let likely = if how.ends_with(Signal::SIGKILL.as_str()) { MEMORY_HINT } else { "" };
-                bail!("cannot serve {}: the compiler {how}{likely}", source.display())
-            }
-        }
-    }
-}
-
-/// How long a compiler may live that has nothing more to say.
-const COMPILER_GRACE: Duration = Duration::from_secs(2);
-
-/// A running compiler process.
-#[derive(Debug)]
-pub(crate) struct CompilerProcess {
-    child: Child,
-    channel: AsyncFd<Channel<ToCompiler, FromCompiler>>,
-}
-
-impl CompilerProcess {
-    pub(crate) fn spawn(request: &ToCompiler) -> anyhow::Result<Self> {
-        let spawn = || {
-            let (ours, theirs) = channel::pair()?;
-            ours.send(request, &[]).map_err(io::Error::other)?;
-            let channel = ours.into_async()?;
-            let child = execute("compiler", OwnedFd::from(theirs), Stdio::null(), Stdio::inherit())?;
-            Ok::<_, io::Error>(Self { child, channel })
-        };
-        spawn().context("cannot start the compiler")
-    }
-
-    /// One that nobody waits for any more is killed.
-    pub(crate) async fn answer(self) -> CompilerAnswer {
-        match channel::next(&self.channel).await {
-            Ok(Some((answer, descriptors))) => CompilerAnswer::Said(answer, descriptors),
-            // It has closed its end, so it is about to die; how is what matters.
-            Ok(None) => {
-                if tokio::time::timeout(COMPILER_GRACE, self.child.end()).await.is_err() {
-                    self.child.signal(Signal::SIGKILL);
-                }
-                CompilerAnswer::Failed(self.child.end().await)
-            }
-            Err(error) => CompilerAnswer::Failed(format!("gave an invalid answer: {error}")),
-        }
-    }
-}
-
-impl Drop for CompilerProcess {
-    fn drop(&mut self) {
-        // One that has answered is about to end, or has.
-        self.child.signal(Signal::SIGKILL);
-    }
-}
-
-/// Starts this binary anew as `role`.
-pub(super) fn execute(role: &str, stdin: OwnedFd, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("wasmcluster")
-        .arg(role)
-        .env_clear()
-        // A huge page for a heap of a few megabytes would cost each worker ten more.
-        .env("MIMALLOC_ALLOW_THP", "0")
-        // The heap is reserved, not taken: what is taken counts against the limit on a compiler's memory at once.
-        .envs((role == "compiler").then_some(("MIMALLOC_ARENA_EAGER_COMMIT", "0")))
-        // Where the machine's trusted certificates are, if not in the usual places.
-        .envs(["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
-        // Errors on the ordinary path of a request would capture native backtraces; panics still can.
-        .env("RUST_LIB_BACKTRACE", "0")
-        .stdin(stdin)
-        .stdout(stdout)
-        .stderr(stderr);
-    // In a process group of its own, Ctrl-C reaches the primary alone, which then drains its workers.
-    Ok(Child::spawn(&mut command)?.0)
 }
