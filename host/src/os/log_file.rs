@@ -14,6 +14,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Bytes that wait to be written; what comes on top is lost.
 const MAX_WAITING: usize = 1 << 20;
+/// Bytes that are written at once, while they are still in the processor's cache.
+const WRITE_AT: usize = 32 * 1024;
 /// How long lines may wait for others to be written together with.
 const WRITE_WITHIN: Duration = Duration::from_millis(50);
 /// As many bytes as go into a pipe whole, whoever else writes into it; a file takes more.
@@ -138,10 +140,11 @@ impl LogFile {
         if waiting.bytes.len() + line.len() > MAX_WAITING {
             return false;
         }
-        let was_empty = waiting.bytes.is_empty();
+        let before = waiting.bytes.len();
         waiting.bytes.extend_from_slice(line);
+        let now = waiting.bytes.len();
         drop(waiting);
-        if was_empty {
+        if before == 0 || (before < WRITE_AT && now >= WRITE_AT) {
             self.shared.changed.notify_one();
         }
         true
@@ -181,12 +184,10 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
         while waiting.bytes.is_empty() && waiting.next.is_none() && !waiting.is_over {
             waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+        let waits = |waiting: &mut WaitingLines| waiting.bytes.len() < WRITE_AT && !waiting.is_over;
+        let (mut waiting, _) =
+            shared.changed.wait_timeout_while(waiting, WRITE_WITHIN, waits).unwrap_or_else(PoisonError::into_inner);
         let is_over = waiting.is_over;
-        drop(waiting);
-        if !is_over {
-            std::thread::sleep(WRITE_WITHIN);
-        }
-        let mut waiting = shared.lock();
         std::mem::swap(&mut lines, &mut waiting.bytes);
         let next = waiting.next.take();
         drop(waiting);

@@ -104,7 +104,7 @@ impl Change {
 
 #[derive(Debug)]
 pub(crate) enum ChangeStage {
-    Preparing(Draft),
+    Preparing(Box<Draft>),
     /// The supervisor has it.
     Swapping(Generation),
 }

@@ -114,7 +114,7 @@ impl Driver<'_> {
         self.preparations += 1;
         let component = component.map(|it| (self.supply(), it));
         let preparing = Preparing::start(self.preparations, read, component, self.answers.clone());
-        let stage = ChangeStage::Preparing(Draft { preparing, request, deadline, wanted, origin, subject });
+        let stage = ChangeStage::Preparing(Box::new(Draft { preparing, request, deadline, wanted, origin, subject }));
         self.change = Some(Change { listener, stage, since });
         if let Some(step) = step {
             self.tell_reload(None, step, None, None);
@@ -191,7 +191,7 @@ impl Driver<'_> {
                     &listener,
                 );
             }
-            Ok(deployment) => self.swap(deployment, draft, listener, since),
+            Ok(deployment) => self.swap(deployment, *draft, listener, since),
         }
     }
 
