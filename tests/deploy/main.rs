@@ -11,3 +11,4 @@ mod registry;
 mod reload;
 mod settings;
 mod store;
+mod units;

@@ -7,11 +7,11 @@ use hyper::body::Incoming;
 
 use super::args::ClusterArgs;
 use crate::control::client::{Client, CommandError};
-use crate::settings::paths::control_path;
+use crate::settings::paths::running_control;
 
 /// The client of the named cluster. It connects with its first request.
 pub(super) fn client(cluster: ClusterArgs) -> Client {
-    Client(control_path(&cluster.name, cluster.control))
+    Client(running_control(&cluster.name, cluster.control))
 }
 
 /// The lines of an answer, as they come.

@@ -37,6 +37,19 @@ pub(crate) fn control_path(name: &str, given: Option<PathBuf>) -> PathBuf {
     })
 }
 
+/// Where the control socket is of a cluster that runs. Root finds those of units by their names alone.
+pub(crate) fn running_control(name: &str, given: Option<PathBuf>) -> PathBuf {
+    let is_said = given.is_some() || std::env::var_os("WASMCLUSTER_CONTROL").is_some_and(|path| !path.is_empty());
+    let usual = control_path(name, given);
+    let of_unit = in_unit(Path::new("/run"), name);
+    if !is_said && geteuid().is_root() && !usual.exists() && of_unit.exists() { of_unit } else { usual }
+}
+
+/// Where a unit with `RuntimeDirectory=wasmcluster/NAME` has its socket, as those in deploy/systemd.
+fn in_unit(run: &Path, name: &str) -> PathBuf {
+    run.join(OURS).join(name).join(format!("{name}.sock"))
+}
+
 /// Every folder in which there may be control sockets that this user may use; root may use everybody's.
 pub(crate) fn runtime_folders() -> Vec<PathBuf> {
     let uid = geteuid();
@@ -46,6 +59,7 @@ pub(crate) fn runtime_folders() -> Vec<PathBuf> {
     folders.push(in_temporary(uid));
     if uid.is_root() {
         let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        folders.extend(entries(&Path::new("/run").join(OURS)).take(MAX_RUNTIME_FOLDERS));
         folders.extend(entries("/run/user".as_ref()).map(|folder| folder.join(OURS)).take(MAX_RUNTIME_FOLDERS));
         let temporary = entries(&std::env::temp_dir())
             .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wasmcluster-")));

@@ -1,0 +1,153 @@
+//! The units of `deploy/systemd`: what systemd thinks of them, and whether what they forbid is needed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::client::get;
+use harness::tools::Tool;
+use harness::{Setup, binary, guest, root};
+
+use super::reload::{AT_ONCE, another_version};
+
+/// What systemd calls them.
+const UNITS: [&str; 2] = ["wasmcluster@.service", "wasmcluster@.socket"];
+
+fn unit(name: &str) -> String {
+    fs::read_to_string(root().join("deploy/systemd").join(name)).unwrap()
+}
+
+/// The units, with the binary that is tested.
+fn copies(folder: &Path) -> [PathBuf; 2] {
+    UNITS.map(|name| {
+        let path = folder.join(name);
+        fs::write(&path, unit(name).replace("/usr/bin/wasmcluster", binary().to_str().unwrap())).unwrap();
+        path
+    })
+}
+
+#[test]
+fn systemd_finds_no_fault_with_the_units() {
+    let Some(analyze) = Tool::find("systemd-analyze") else {
+        println!("skipped: systemd-analyze is not installed");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [service, socket] = copies(folder.path());
+    // The name of an application, between the @ and the point.
+    let [shop, address] = [&service, &socket].map(|path| path.to_str().unwrap().replace("@.", "@shop."));
+    let verified = analyze.run(["verify", "--man=no", "--recursive-errors=no", &shop, &address]);
+    assert_eq!((verified.code, &*verified.stderr), (Some(0), ""), "{verified:?}");
+    // Of 100, as a hundred is exposed to all.
+    let secured = analyze.run(["security", "--offline=yes", "--threshold=20", "--no-pager", service.to_str().unwrap()]);
+    assert_eq!(secured.code, Some(0), "{secured:?}");
+}
+
+/// The names in a group of system calls, as `@system-service`, and in those that it names.
+fn group(analyze: &Tool, name: &str) -> BTreeSet<String> {
+    let listed = analyze.run(["syscall-filter", "--no-pager", name]);
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    let mut calls = BTreeSet::new();
+    for line in listed.stdout.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#')) {
+        match line.starts_with('@') {
+            true => calls.extend(group(analyze, line)),
+            false => drop(calls.insert(line.to_owned())),
+        }
+    }
+    calls
+}
+
+/// The system calls in what strace has written, and where each was refused for want of a right.
+fn called(trace: &str) -> BTreeSet<String> {
+    let calls = trace.lines().filter_map(|line| {
+        let call = line.split_once(' ')?.1.trim_start();
+        let name = call.strip_prefix("<... ").unwrap_or(call);
+        let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+        Some(name[..end].to_owned()).filter(|name| !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    calls.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unit_allows_every_system_call_that_is_made() {
+    let (Some(analyze), Some(strace)) = (Tool::find("systemd-analyze"), Tool::find("strace")) else {
+        println!("skipped: systemd-analyze or strace is not installed");
+        return;
+    };
+    let text = unit("wasmcluster@.service");
+    let filters: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
+    let [allowed, forbidden] = filters[..] else { panic!("{filters:?}") };
+    let mut may = group(&analyze, allowed);
+    for call in group(&analyze, forbidden.strip_prefix('~').unwrap()) {
+        may.remove(&call);
+    }
+    let setup = Setup::new(&guest("counter")).args(&AT_ONCE).args(&["--admin", "127.0.0.1:0", "--access-log", "access.log"]);
+    let trace = setup.folder.path().join("trace");
+    // Compiled anew, as that is part of it.
+    let cache = setup.folder.path().join("cache");
+    let setup = setup.env("XDG_CACHE_HOME", cache.to_str().unwrap());
+    let before = format!("exec {} -f -qq -o {} \"$@\"", strace.path().display(), trace.display());
+    let cluster = setup.behind(&["sh", "-c"], &before).start();
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    let version = another_version("counter", cluster.folder.path());
+    assert_eq!(cluster.reload(&[version.to_str().unwrap()]).code, Some(0));
+    assert_eq!(cluster.command(&["scale", "1"]).code, Some(0));
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    assert!(cluster.wait().success());
+    let made = called(&fs::read_to_string(trace).unwrap());
+    assert!(made.contains("accept4") && made.contains("memfd_create") && made.len() > 60, "{made:?}");
+    let refused: Vec<&String> = made.difference(&may).collect();
+    assert!(refused.is_empty(), "the unit forbids {refused:?}");
+}
+
+/// As the unit starts it: without a capability, as a user of its own, with the folders that systemd makes.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_serves_without_a_single_capability() {
+    let Some(setpriv) = Tool::find("setpriv").filter(|_| nix::unistd::geteuid().is_root()) else {
+        println!("skipped: this is not root with setpriv");
+        return;
+    };
+    let text = unit("wasmcluster@.service");
+    assert!(text.contains("\nCapabilityBoundingSet=\n") && text.contains("\nNoNewPrivileges=yes\n"));
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let nobody = 65534;
+    let folders = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CACHE_DIRECTORY"].map(|name| {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(nobody), Some(nobody)).unwrap();
+        (name, path)
+    });
+    let reachable = |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    reachable(folder.path());
+    let app = folder.path().join("app.wasm");
+    fs::copy(guest("hello-p2"), &app).unwrap();
+    reachable(&app);
+    let program = folder.path().join("wasmcluster");
+    // Where the other user can reach it.
+    fs::copy(binary(), &program).unwrap();
+    let script = format!(
+        "umask 077; shift; exec {} --reuid={nobody} --regid={nobody} --clear-groups --no-new-privs --bounding-set=-all \
+         --inh-caps=-all --ambient-caps=-all {} \"$@\"",
+        setpriv.path().display(),
+        program.display()
+    );
+    let mut setup = Setup::new(&app).args(&["--name", "shop", "--resume"]);
+    for (name, path) in &folders {
+        setup = setup.env(name, path.to_str().unwrap());
+    }
+    setup.command.env_remove("XDG_RUNTIME_DIR").env_remove("XDG_STATE_HOME").env_remove("XDG_CACHE_HOME");
+    reachable(setup.folder.path());
+    let cluster = setup.behind(&["sh", "-c"], &script).start();
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    let socket = folders[0].1.join("shop.sock");
+    let ask = |args: &[&str]| {
+        let output = Command::new(binary()).args(args).arg("--control").arg(&socket).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = ask(&["reload", "--force"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+    assert_eq!(ask(&["stop"]).0, Some(0));
+    assert!(cluster.wait().success());
+}
