@@ -82,7 +82,8 @@ async fn the_unit_allows_every_system_call_that_is_made() {
     for call in group(&analyze, forbidden.strip_prefix('~').unwrap()) {
         may.remove(&call);
     }
-    let setup = Setup::new(&guest("counter")).args(&AT_ONCE).args(&["--admin", "127.0.0.1:0", "--access-log", "access.log"]);
+    let setup =
+        Setup::new(&guest("counter")).args(&AT_ONCE).args(&["--admin", "127.0.0.1:0", "--access-log", "access.log"]);
     let trace = setup.folder.path().join("trace");
     // Compiled anew, as that is part of it.
     let cache = setup.folder.path().join("cache");
@@ -118,7 +119,8 @@ async fn it_serves_without_a_single_capability() {
         std::os::unix::fs::chown(&path, Some(nobody), Some(nobody)).unwrap();
         (name, path)
     });
-    let reachable = |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let reachable =
+        |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     reachable(folder.path());
     let app = folder.path().join("app.wasm");
     fs::copy(guest("hello-p2"), &app).unwrap();
@@ -150,4 +152,115 @@ async fn it_serves_without_a_single_capability() {
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
     assert_eq!(ask(&["stop"]).0, Some(0));
     assert!(cluster.wait().success());
+}
+
+/// What a systemd of its own is told to do with the units, and says. It has a tmpfs for /run, and process numbers of its own.
+const TRIAL: &str = r#"
+set -u
+mount -t tmpfs tmpfs /run
+# It runs for a user, as there is one for the machine already, or none at all.
+mkdir -p /run/systemd/system /run/x /run/etc /run/srv /run/config/systemd/user
+chmod 700 /run/x
+export XDG_RUNTIME_DIR=/run/x HOME=/run XDG_CONFIG_HOME=/run/config XDG_STATE_HOME=/run/state XDG_CACHE_HOME=/run/cache
+cp "$units"/* /run/config/systemd/user/
+: >/run/etc/shop.toml
+cp "$component" /run/srv/shop.wasm
+/usr/lib/systemd/systemd --user --log-target=null </dev/null >/dev/null 2>&1 &
+unit=wasmcluster@shop.service
+main() { systemctl --user show "$unit" -p MainPID --value; }
+state() { systemctl --user is-active "$unit"; }
+ask() { echo "$1: $(curl -sS --max-time 30 --unix-socket /run/x/wasmcluster-shop.http.sock http://shop/ 2>&1)"; }
+until_so() { for _ in $(seq 600); do "$@" && return; sleep 0.1; done; echo "never: $*"; }
+until_so systemctl --user is-system-running --quiet
+systemctl --user start wasmcluster@shop.socket && echo "socket: $(systemctl --user is-active wasmcluster@shop.socket)"
+ask "first request, which starts it"
+echo "state: $(state), $(systemctl --user show "$unit" -p StatusText --value)"
+systemctl --user reload "$unit"; echo "reload: $?, $(systemctl --user show "$unit" -p StatusText --value)"
+echo "no component" >/run/srv/shop.wasm
+systemctl --user reload "$unit" 2>/dev/null; echo "bad reload: $?, $(state)"
+ask "after a bad reload"
+cp "$component" /run/srv/shop.wasm
+before=$(main)
+kill -STOP "$before"
+is_new() { [ "$(main)" != "$before" ] && [ "$(main)" != 0 ] && [ "$(state)" = active ]; }
+until_so is_new
+ask "after the watchdog bit"
+before=$(main)
+kill -KILL "$before"
+# Connections that its workers took go with them; those that come now wait for the next.
+until_so is_new
+ask "after a kill"
+systemctl --user stop wasmcluster@shop.socket "$unit"; echo "stop: $?, $(systemctl --user show "$unit" -p Result --value)"
+systemctl --user exit
+"#;
+
+#[test]
+fn a_real_systemd_starts_reloads_watches_and_stops_it() {
+    let programs = ["unshare", "curl", "systemctl"].map(Tool::find);
+    let [Some(unshare), Some(_), Some(_)] = programs else {
+        println!("skipped: unshare, curl or systemctl is not installed");
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() || !Path::new("/usr/lib/systemd/systemd").exists() {
+        println!("skipped: this is not root, or there is no systemd");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in UNITS {
+        // Walls that need a mount namespace cannot be had for a user's units; the others stay.
+        let needs_mounts = |line: &&str| !["Protect", "Private", "DynamicUser"].iter().any(|key| line.starts_with(key));
+        let text: Vec<String> = unit(name)
+            .lines()
+            .filter(needs_mounts)
+            .map(|line| line.replace("WatchdogSec=10", "WatchdogSec=1"))
+            .collect();
+        let moved = [
+            ("/usr/bin/wasmcluster", binary().to_str().unwrap()),
+            ("/etc/wasmcluster", "/run/etc"),
+            ("/srv/wasmcluster", "/run/srv"),
+            ("/run/wasmcluster", "/run/x/wasmcluster"),
+        ];
+        let text = moved.iter().fold(text.join("\n"), |text, (from, to)| text.replace(from, to));
+        fs::write(folder.path().join(name), text + "\n").unwrap();
+    }
+    let mut trial = Command::new("timeout");
+    trial.args(["--kill-after=5", "120"]).arg(unshare.path());
+    trial.args([
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        TRIAL,
+    ]);
+    let output = trial.env("units", folder.path()).env("component", guest("hello-p2")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.is_empty() && !output.status.success() {
+        println!("skipped: no namespace of its own is allowed: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let hello = "Hello from wasmcluster!";
+    let expected = format!(
+        "socket: active\nfirst request, which starts it: {hello}\n\
+         state: active, serving generation 1 of /run/srv/shop.wasm, WORKERS\n\
+         reload: 0, serving generation 2 of /run/srv/shop.wasm, WORKERS\n\
+         bad reload: 1, active\nafter a bad reload: {hello}\n\
+         after the watchdog bit: {hello}\nafter a kill: {hello}\nstop: 0, success\n"
+    );
+    assert_eq!(without_numbers(&said), expected, "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// However many workers this machine has.
+fn without_numbers(said: &str) -> String {
+    said.lines().fold(String::new(), |text, line| {
+        let line = match line.rsplit_once(", ") {
+            Some((head, tail)) if tail.ends_with(" workers") || tail.ends_with(" worker") => format!("{head}, WORKERS"),
+            _ => line.to_owned(),
+        };
+        text + &line + "\n"
+    })
 }
