@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod certificates;
+mod container;
 mod gates;
 mod proxies;
 mod registry;
