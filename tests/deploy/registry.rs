@@ -296,22 +296,25 @@ impl Fake {
 }
 
 fn answer(mut stream: TcpStream, answers: &dyn Fn(&str) -> Option<Vec<u8>>, asked: &Mutex<Vec<String>>) {
-    let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    while !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut piece) {
-            Ok(0) | Err(_) => return,
-            Ok(length) => bytes.extend(&piece[..length]),
-        }
-    }
-    let head = String::from_utf8(bytes).unwrap();
+    let Some(head) = read_head(&mut stream) else { return };
     asked.lock().unwrap().push(head.clone());
     match answers(&head) {
         // One that left is no matter.
         Some(answer) => drop(stream.write_all(&answer)),
         // Until the other side gives up.
-        None => drop(stream.read(&mut piece)),
+        None => drop(stream.read(&mut [0; 1])),
     }
+}
+
+/// The head of a request; None if whoever sent it has left.
+fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    while !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
+        let length = stream.read(&mut piece).ok().filter(|length| *length > 0)?;
+        bytes.extend(&piece[..length]);
+    }
+    Some(String::from_utf8(bytes).unwrap())
 }
 
 fn says(status: &str, fields: &str, body: &[u8]) -> Option<Vec<u8>> {
@@ -488,6 +491,32 @@ async fn a_silent_registry_holds_up_nobody() {
     assert!(starting.command(&["status"]).stdout.contains(&format!("pulling {name}")));
     assert_eq!(starting.command(&["stop"]).code, Some(0));
     assert!(starting.wait().success());
+}
+
+/// A registry that sends without end takes no more memory than a component would, and no version with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_registry_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let head = read_head(&mut stream).unwrap_or_default();
+                if head.starts_with("GET /v2/ ") {
+                    return drop(stream.write_all(&says("200 OK", "", b"{}").unwrap()));
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                while stream.write_all(&[b' '; 65536]).is_ok() {}
+            });
+        }
+    });
+    let name = format!("oci://{host}/acme/shop:1");
+    let cluster = Setup::new(&guest("whoami")).workers(1).args(&["--registry-plain-http", &host]).start();
+    let ended = cluster.reload(&[&name]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.stderr.contains("sent more than it should"), "{ended:?}");
+    assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
 }
 
 /// The other way round, too.

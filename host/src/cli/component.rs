@@ -11,6 +11,7 @@ use super::build::build_folder;
 use super::exit::Failure;
 use crate::component::compiler;
 use crate::component::surface::to_binary;
+use crate::os::resources::BoundedMemory;
 use crate::registry::{self, Pulled};
 use crate::settings::{App, ImageName, Registries};
 
@@ -66,6 +67,7 @@ fn pull(image: &ImageName, registries: &Registries) -> anyhow::Result<Pulled> {
 
 /// Waits for what a registry is asked for, which is told on a terminal if it takes long.
 pub(super) fn converse<T>(doing: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let _bounded = BoundedMemory::for_registry();
     registry::speak_tls();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {

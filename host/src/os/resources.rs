@@ -94,15 +94,42 @@ pub(crate) fn restrain_compiler() {
     }
 }
 
-/// Bytes of memory for a component, twice, and for all else.
-const PULLER_MEMORY: u64 = 3 * 512 * 1024 * 1024;
+/// Bytes of memory for the largest component, and for all else that is needed to speak to a registry.
+const REGISTRY_MEMORY: u64 = 768 * 1024 * 1024;
 
-/// Makes this process, a puller, end if it wants more memory than a component takes up: a registry may send without end.
-pub(crate) fn restrain_puller() {
-    let limited = setrlimit(Resource::RLIMIT_DATA, PULLER_MEMORY, PULLER_MEMORY)
-        .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0));
-    if let Err(error) = limited {
-        tracing::debug!("cannot limit the puller's memory: {error}");
+/// Keeps this process from wanting more memory, beside what it has, than a component takes up, for as long as this lasts: a
+/// registry may send without end.
+#[derive(Debug)]
+pub(crate) struct BoundedMemory {
+    before: Option<u64>,
+}
+
+impl BoundedMemory {
+    pub(crate) fn for_registry() -> Self {
+        let limited = getrlimit(Resource::RLIMIT_DATA).and_then(|(soft, hard)| {
+            setrlimit(Resource::RLIMIT_DATA, data_of_this_process().saturating_add(REGISTRY_MEMORY).min(soft), hard)?;
+            Ok(soft)
+        });
+        Self { before: limited.inspect_err(|error| tracing::debug!("cannot limit memory: {error}")).ok() }
+    }
+}
+
+/// What counts against the limit on data, in bytes. The allocator may have reserved more than it uses.
+fn data_of_this_process() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
+    let kilobytes: Option<u64> = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+    kilobytes.unwrap_or(0).saturating_mul(1024)
+}
+
+impl Drop for BoundedMemory {
+    fn drop(&mut self) {
+        let Some(before) = self.before else { return };
+        let restored =
+            getrlimit(Resource::RLIMIT_DATA).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_DATA, before, hard));
+        if let Err(error) = restored {
+            tracing::debug!("cannot lift the limit on memory: {error}");
+        }
     }
 }
 

@@ -36,8 +36,6 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// Between tries of what may go well next time.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
-/// A component is made ready for it before it is known how long it is.
-const FIRST_ROOM: u64 = 16 * 1024 * 1024;
 const USER_AGENT: &str = concat!("wasmcluster/", env!("CARGO_PKG_VERSION"));
 
 /// A component that was in a registry.
@@ -159,7 +157,9 @@ impl<'a> Session<'a> {
         let wanted = OciDescriptor { digest: layer.digest.clone(), ..OciDescriptor::default() };
         let opened = self.client.pull_blob_stream(self.image.reference(), &wanted).await;
         let mut pieces = opened.map_err(|error| self.explain(error))?.stream;
-        let mut bytes = Vec::with_capacity(layer.size.min(FIRST_ROOM) as usize);
+        let mut bytes = Vec::new();
+        // At once, as memory is short: what grows takes it twice.
+        bytes.try_reserve_exact(layer.size as usize)?;
         while let Some(piece) = pieces.try_next().await.map_err(|error| words::broken(host, error))? {
             let piece: Bytes = piece;
             bytes.extend_from_slice(&piece);

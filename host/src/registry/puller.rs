@@ -10,7 +10,8 @@ use anyhow::Context;
 
 use super::{Pulled, pull, resolve};
 use crate::component::store::kept_component;
-use crate::os::{memfd, resources};
+use crate::os::memfd;
+use crate::os::resources::BoundedMemory;
 use crate::settings::{ImageName, Registries};
 use crate::wire::channel::{Channel, Received, Wait, bounded, end_with};
 use crate::wire::messages::{FromPuller, ToPuller};
@@ -24,7 +25,7 @@ pub(crate) fn puller_main() -> anyhow::Result<()> {
         return Ok(());
     };
     end_with(primary.clone());
-    resources::restrain_puller();
+    let _bounded = BoundedMemory::for_registry();
     speak_tls();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
     let answer = runtime.block_on(answer(request));

@@ -21,6 +21,8 @@ use crate::wire::version::{Compiled, Version};
 /// What it means, as a rule, that a compiler is killed which nobody here killed.
 const MEMORY_HINT: &str = ", probably because memory ran out. Give the machine or its container more memory, or \
                            compile the component on another machine with `wasmcluster compile`";
+/// What it means, as a rule, that a puller gives up.
+const ENDLESS_HINT: &str = ", probably because the registry sent more than it should";
 /// How long a process may live that has nothing more to say.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -129,7 +131,10 @@ impl Supply {
         match puller.context("cannot start the puller")?.answer().await {
             ErrandResult::Said(FromPuller::Refused { reason }, _) => bail!(reason),
             ErrandResult::Said(answer, beside) => Ok((answer, beside)),
-            ErrandResult::Failed(how) => bail!("the process that speaks to the registry {how}"),
+            ErrandResult::Failed(how) => {
+                let likely = if how.ends_with(Signal::SIGABRT.as_str()) { ENDLESS_HINT } else { "" };
+                bail!("the process that speaks to the registry {how}{likely}")
+            }
         }
     }
 
