@@ -156,8 +156,24 @@ async fn what_was_committed_is_resumed_without_the_registry_and_without_the_stor
     let ended = serve().run();
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains(&format!("cannot reach {address}")), "{ended:?}");
-    let _registry = Registry::start(folder.path(), address, "", "").unwrap();
+    let registry = Registry::start(folder.path(), address, "", "").unwrap();
     served(serve().start());
+    // Another tag is another version; another repository may be anything.
+    let other = registry.name("acme/whoami:2");
+    let (second, _) = push(&another_version("whoami", folder.path()), &other, &plain, &[]);
+    let serve = |name: &str| {
+        let resume = ["--resume", "--state-dir", state.to_str().unwrap()];
+        let cache = cache.to_str().unwrap();
+        Setup::new(Path::new(name)).args(&plain).args(&AT_ONCE).args(&resume).env("XDG_CACHE_HOME", cache)
+    };
+    let cluster = serve(&other).start();
+    serves(&cluster, 2, &other, &second);
+    assert_eq!(cluster.command(&["rollback"]).code, Some(0));
+    serves(&cluster, 3, &name, &first);
+    assert_eq!(cluster.command(&["stop"]).code, Some(0));
+    drop(cluster);
+    let ended = serve(&registry.name("acme/other:1")).run();
+    assert!(ended.code == Some(1) && ended.stderr.contains("cannot resume"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +190,47 @@ async fn a_tag_that_moves_is_deployed_by_watch() {
         (status["generation"]["current"] == 2 && status["generation"]["manifest"] == *second).then_some(())
     });
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
+}
+
+/// What could not be pulled is tried again, what was rolled back is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_was_rolled_back_does_not_come_back_by_watch() {
+    let folder = tempfile::tempdir().unwrap();
+    let versions = [guest("whoami"), another_version("whoami", folder.path())].map(|path| fs::read(path).unwrap());
+    let (first, second) = (manifest("application/wasm", &versions[0]), manifest("application/wasm", &versions[1]));
+    let (first_digest, second_digest) = (sha256(&first), sha256(&second));
+    // Which version the tag names, and whether its component can be had.
+    let state = Arc::new(Mutex::new((0, true)));
+    let known = state.clone();
+    let fake = Fake::start(move |head| {
+        let ((version, is_there), is_look) = (*known.lock().unwrap(), head.starts_with("HEAD"));
+        let manifest = [&first, &second][version];
+        match head.split(' ').nth(1).unwrap() {
+            "/v2/" => says("200 OK", "", b"{}"),
+            path if path.contains("/manifests/") && is_look => {
+                says("200 OK", &format!("docker-content-digest: {}\r\n", sha256(manifest)), b"")
+            }
+            path if path.contains("/manifests/") => says("200 OK", "", manifest),
+            _ if !is_there => says("404 Not Found", "", b""),
+            _ => says("200 OK", "", &versions[version]),
+        }
+    });
+    let (host, name) = (fake.address.to_string(), format!("oci://{}/acme/whoami:1", fake.address));
+    let cache = folder.path().join("cache");
+    let cluster = Setup::new(Path::new(&name)).args(&["--watch", "--registry-plain-http", &host]).args(&AT_ONCE);
+    let cluster = cluster.env("XDG_CACHE_HOME", cache.to_str().unwrap()).start();
+    serves(&cluster, 1, &name, &first_digest);
+    *state.lock().unwrap() = (1, false);
+    until("the new version is refused", || (cluster.status()["last_reload"]["result"] == "refused").then_some(()));
+    serves(&cluster, 1, &name, &first_digest);
+    *state.lock().unwrap() = (1, true);
+    until("it is served", || (cluster.status()["generation"]["current"] == 2).then_some(()));
+    serves(&cluster, 2, &name, &second_digest);
+    assert_eq!(cluster.command(&["rollback"]).code, Some(0));
+    let looks = || fake.asked().iter().filter(|head| head.starts_with("HEAD")).count();
+    let before = looks();
+    until("the tag is looked at again, twice", || (looks() >= before + 2).then_some(()));
+    serves(&cluster, 3, &name, &first_digest);
 }
 
 /// What `docker login` writes, in a folder for DOCKER_CONFIG.
@@ -231,7 +288,8 @@ fn registries_are_shown_what_logins_left_and_trusted_by_their_authority() {
     );
     let broken = docker_config(folder.path(), &json!({ "auths": { host.clone(): { "auth": "?" } } }));
     fails(inspect(&trusted, "DOCKER_CONFIG", &broken), &format!("credentials in {broken}/config.json"));
-    fails(inspect(&["--registry-ca", "/nowhere"], "DOCKER_CONFIG", &good), "--registry-ca /nowhere: No such file");
+    let missing = inspect(&["--registry-ca", "/nowhere"], "DOCKER_CONFIG", &good);
+    assert!(missing.code == Some(2) && missing.stderr.contains("--registry-ca /nowhere: No such file"), "{missing:?}");
     fails(
         inspect(&["--registry-ca", cert.with_extension("key").to_str().unwrap()], "DOCKER_CONFIG", &good),
         "no certificate",
@@ -379,21 +437,21 @@ fn a_registry_that_lies_breaks_off_or_fails_is_told_from_one_that_does_not() {
     fails(blob(says("404 Not Found", "", b"")), "has no such repository");
     fails(
         of_manifest(says("200 OK", "", &manifest("application/vnd.oci.image.layer.v1.tar+gzip", b"x"))),
-        "it is no component",
+        "it is not a component",
     );
-    fails(of_manifest(says("200 OK", "", b"<html>\x1b[2J")), "its manifest is none");
+    fails(of_manifest(says("200 OK", "", b"<html>\x1b[2J")), "is not a manifest");
     let huge =
         String::from_utf8(manifest("application/wasm", b"x")).unwrap().replace("\"size\":1", "\"size\":9000000000000");
     fails(of_manifest(says("200 OK", "", huge.as_bytes())), "the limit is 512");
     let text = br#"{"errors":[{"code":"ODD","message":"not \u001b[31m today"}]}"#;
-    fails(of_manifest(says("400 Bad Request", "", text)), r"says: not \u{1b}[31m today");
+    fails(of_manifest(says("400 Bad Request", "", text)), r"400 Bad Request: not \u{1b}[31m today");
     fails(
         of_manifest(says("503 Service Unavailable", "", b"later\nperhaps")),
         r"503 Service Unavailable: later\nperhaps",
     );
     let limited = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#;
     fails(of_manifest(says("429 Too Many Requests", "", limited)), "too many requests: slow down");
-    fails(honest_but(|_| Some(says("404 Not Found", "", b""))), "is no registry");
+    fails(honest_but(|_| Some(says("404 Not Found", "", b""))), "does not answer as a registry does");
     let nowhere = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
     fails(Fake { address: nowhere, asked: Arc::default() }, &format!("cannot reach {nowhere}: Connection refused"));
     // A digest that is asked for is what is had.
@@ -464,12 +522,73 @@ fn tokens_are_fetched_as_registries_ask_for_them() {
         docker_config(folder.path(), &json!({ "auths": { fake.address.to_string(): { "auth": basic("x", "y") } } }));
     let ended = inspect(&fake, &config);
     assert!(ended.code == Some(1) && ended.stderr.contains("does not accept the credentials in"), "{ended:?}");
+    // What no header can have.
+    let broken = Fake::start(|_| says("200 OK", "", br#"{"token":"a\nb"}"#));
+    let at = broken.address;
+    let asks = honest_but(move |_| {
+        Some(says("401 Unauthorized", &format!("www-authenticate: Bearer realm=\"http://{at}/\"\r\n"), b""))
+    });
+    let [host, other] = [asks.address, at].map(|address| address.to_string());
+    let name = format!("oci://{host}/acme/shop:1");
+    let ended = wasmcluster(&["inspect", &name, "--registry-plain-http", &host, "--registry-plain-http", &other], &[]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("no header can have"), "{ended:?}");
     // Nobody sends a password where it was not told to, in clear text.
     let before = tokens.asked().len();
     let ended = fake.inspect(&[("DOCKER_CONFIG", &config)]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("credentials are not sent in clear text"), "{ended:?}");
+    assert!(ended.stderr.contains("is to be spoken to in clear text, which is not done"), "{ended:?}");
     assert_eq!(tokens.asked().len(), before);
+}
+
+/// Wherever a registry points, credentials do not follow, nor does clear text.
+#[test]
+fn who_is_sent_on_takes_no_password_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = Fake::start(|_| says("200 OK", "", br#"{"token":"stolen"}"#));
+    let there = elsewhere.address;
+    let sends_on = move |path: &'static str| {
+        honest_but(move |head| {
+            let fields = format!("location: http://{there}/elsewhere\r\n");
+            head.contains(path).then(|| says("307 Temporary Redirect", &fields, b""))
+        })
+    };
+    // A token server that sends on whoever asks it, with what it was shown.
+    let realm =
+        Fake::start(move |_| says("307 Temporary Redirect", &format!("location: http://{there}/steal\r\n"), b""));
+    let of_realm = realm.address;
+    let asks = honest_but(move |head| {
+        let fields = format!("www-authenticate: Bearer realm=\"http://{of_realm}/token\"\r\n");
+        (!head.contains("uthorization")).then(|| says("401 Unauthorized", &fields, b""))
+    });
+    let inspect = |fake: &Fake, also: &[SocketAddr]| {
+        let host = fake.address.to_string();
+        let auth = json!({ "auths": { host.clone(): { "auth": basic("deploy", PASSWORD) } } });
+        let config = docker_config(folder.path(), &auth);
+        let mut args = vec!["inspect".to_owned(), format!("oci://{host}/acme/shop:1")];
+        for plain in [fake.address].iter().chain(also) {
+            args.extend(["--registry-plain-http".to_owned(), plain.to_string()]);
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        wasmcluster(&args, &[("DOCKER_CONFIG", &config)])
+    };
+    for (fake, also) in [(sends_on("/manifests/"), vec![]), (sends_on("/blobs/"), vec![]), (asks, vec![of_realm])] {
+        let ended = inspect(&fake, &also);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert_eq!(elsewhere.asked(), Vec::<String>::new(), "{ended:?}");
+    }
+    assert!(realm.asked()[0].contains("uthorization: Basic "));
+    // Where clear text is allowed, what is asked for is asked for there, and nothing is shown.
+    let wants = honest_but(move |head| match head {
+        head if !head.contains("uthorization") => Some(says("401 Unauthorized", "www-authenticate: Basic\r\n", b"")),
+        head if head.contains("/blobs/") => {
+            Some(says("307 Temporary Redirect", &format!("location: http://{there}/blob\r\n"), b""))
+        }
+        _ => None,
+    });
+    let ended = inspect(&wants, &[there]);
+    assert!(ended.stderr.contains("it was altered"), "{ended:?}");
+    let asked = elsewhere.asked();
+    assert!(asked.len() == 1 && !asked[0].contains("uthorization"), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -515,7 +634,7 @@ async fn an_endless_registry_is_given_up() {
     let cluster = Setup::new(&guest("whoami")).workers(1).args(&["--registry-plain-http", &host]).start();
     let ended = cluster.reload(&[&name]);
     assert_eq!(ended.code, Some(3), "{ended:?}");
-    assert!(ended.stderr.contains("sent more than it should"), "{ended:?}");
+    assert!(ended.stderr.contains("sends more than 4194304 bytes"), "{ended:?}");
     assert_eq!(get(cluster.address(), "/").await.unwrap().status, 200);
 }
 

@@ -220,7 +220,8 @@ fn a_real_systemd_starts_reloads_watches_and_stops_it() {
             ("/usr/bin/wasmcluster", binary().to_str().unwrap()),
             ("/etc/wasmcluster", "/run/etc"),
             ("/srv/wasmcluster", "/run/srv"),
-            ("/run/wasmcluster", "/run/x/wasmcluster"),
+            ("/run/wasmcluster-%i/", "/run/x/wasmcluster-%i/"),
+            ("/run/wasmcluster-%i.", "/run/x/wasmcluster-%i."),
         ];
         let text = moved.iter().fold(text.join("\n"), |text, (from, to)| text.replace(from, to));
         fs::write(folder.path().join(name), text + "\n").unwrap();

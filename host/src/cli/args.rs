@@ -213,7 +213,7 @@ impl RegistryArgs {
     allow_missing_positional = true
 )]
 pub(super) struct PushArgs {
-    /// The component: a file (.wasm or .wat), a folder to build it from, or oci://HOST/REPOSITORY:TAG to copy
+    /// The component: a file (.wasm or .wat), or a folder to build it from [default: the current folder, if it can be built]
     #[arg(value_name = "APP", value_hint = ValueHint::AnyPath)]
     pub(super) app: Option<App>,
 

@@ -11,12 +11,15 @@ use super::build::build_folder;
 use super::exit::Failure;
 use crate::component::compiler;
 use crate::component::surface::to_binary;
-use crate::os::resources::BoundedMemory;
-use crate::registry::{self, Pulled};
+use crate::os::resources::{self, BoundedMemory};
+use crate::registry::{self, NoComponent, Pulled};
 use crate::settings::{App, ImageName, Registries};
 
 /// What takes longer than this is told on a terminal.
 const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// The last second of the year 9999, which is the last that can be written.
+const LATEST: u64 = 253_402_300_799;
 
 /// A component, and where it is from.
 pub(super) struct Component {
@@ -48,7 +51,11 @@ impl Component {
                 Ok(Self { bytes, source: app, manifest: None })
             }
             App::Image(image) => {
-                let Pulled { bytes, manifest } = pull(image, registries).map_err(Failure::Refused)?;
+                let Pulled { bytes, manifest } =
+                    pull(image, registries).map_err(|error| match error.is::<NoComponent>() {
+                        true => Failure::Refused(error),
+                        false => Failure::Error(error),
+                    })?;
                 let bytes = to_binary(&bytes).map_err(|error| failed(error.into(), &app))?.into_owned();
                 Ok(Self { bytes, source: app, manifest: Some(manifest) })
             }
@@ -68,7 +75,8 @@ fn pull(image: &ImageName, registries: &Registries) -> anyhow::Result<Pulled> {
 /// Waits for what a registry is asked for, which is told on a terminal if it takes long.
 pub(super) fn converse<T>(doing: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let _bounded = BoundedMemory::for_registry();
-    registry::speak_tls();
+    // There are passwords.
+    resources::forbid_core_dumps();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         let mut work = std::pin::pin!(work);
@@ -89,14 +97,14 @@ pub(super) fn converse<T>(doing: &str, work: impl Future<Output = anyhow::Result
     done
 }
 
-/// When a component was made, in seconds since 1970: what SOURCE_DATE_EPOCH says, or else its file.
+/// When a component was made: what SOURCE_DATE_EPOCH says, in seconds since 1970, or else its file.
 pub(super) fn made(path: Option<&Path>) -> anyhow::Result<SystemTime> {
     if let Some(seconds) = std::env::var_os("SOURCE_DATE_EPOCH") {
-        let seconds = seconds.to_str().and_then(|seconds| seconds.parse().ok());
-        let seconds = seconds.context("SOURCE_DATE_EPOCH is not a number of seconds")?;
-        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-        return time.context("SOURCE_DATE_EPOCH is too late a time");
+        let seconds = seconds.to_str().and_then(|seconds| seconds.parse().ok()).filter(|&seconds| seconds <= LATEST);
+        let seconds = seconds.context("SOURCE_DATE_EPOCH is not a number of seconds since 1970")?;
+        return Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     }
     let modified = path.and_then(|path| path.metadata().ok()?.modified().ok());
-    Ok(modified.unwrap_or_else(SystemTime::now))
+    let since = modified.unwrap_or_else(SystemTime::now).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(SystemTime::UNIX_EPOCH + since.min(Duration::from_secs(LATEST)))
 }

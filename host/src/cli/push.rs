@@ -10,18 +10,24 @@ use super::output::print;
 use super::serve::app_or_project;
 use crate::component::surface::Surface;
 use crate::registry::{self, Pushed};
-use crate::settings::{App, Registries};
+use crate::settings::{App, Cluster, Options};
 use crate::wire::version::WasiHttp;
 
 /// Prints under which digest it can be had.
 pub(super) fn push(args: PushArgs) -> Result<(), Failure> {
     let PushArgs { app, to, registry, json } = args;
-    let registries = registry.or(Registries::default()).map_err(Failure::Usage)?;
     if to.digest().is_some() {
         let error = anyhow::anyhow!("cannot push to {to}: the digest follows from the component; name a tag");
         return Err(Failure::Usage(error));
     }
     let app = app_or_project(app).map_err(Failure::Usage)?;
+    if let Some(image) = app.image() {
+        let error =
+            anyhow::anyhow!("cannot push {image}: it is in a registry already; `skopeo copy` copies it to another");
+        return Err(Failure::Usage(error));
+    }
+    let said = Options::from_default_file(&app).and_then(|options| Cluster::new(&options)).map_err(Failure::Usage)?;
+    let registries = registry.or(said.registries).map_err(Failure::Usage)?;
     let component = Component::obtain(app, &registries, "push")?;
     let surface = Surface::read(&component.bytes).map_err(|error| {
         Failure::Refused(anyhow::Error::from(error).context(format!("cannot push {}", component.source)))

@@ -10,6 +10,8 @@ use anyhow::{bail, ensure};
 use bytesize::ByteSize;
 use nix::fcntl::OFlag;
 
+use crate::settings::looks_like_image;
+
 /// Largest component that is read, in bytes.
 pub(crate) const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 
@@ -20,6 +22,9 @@ pub(super) fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
         File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(source).map_err(|error| match error
             .kind()
         {
+            io::ErrorKind::NotFound if looks_like_image(source) => {
+                anyhow::anyhow!("no such file; a component in a registry is named as oci://ghcr.io/acme/shop:1.2 is")
+            }
             io::ErrorKind::NotFound => anyhow::anyhow!("no such file"),
             _ => error.into(),
         })?;

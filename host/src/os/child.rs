@@ -115,6 +115,14 @@ impl Child {
         told.ok().and_then(|how| how.clone()).unwrap_or_else(|| "has ended".into())
     }
 
+    /// Kills it and all that it has started, unless that left its process group. To be called on the executor.
+    pub(crate) fn kill_group(&self) {
+        // Whoever reaps it says so on this executor before anything else runs there: until then, the number is its own.
+        if self.end.borrow().is_none() {
+            let _ = killpg(self.pid, Signal::SIGKILL);
+        }
+    }
+
     /// Sends it a signal; one that has ended does not mind.
     pub(crate) fn signal(&self, signal: Signal) {
         let fd = self.fd.get_ref().as_raw_fd();

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::deploy::access_log::AccessLogFile;
 use super::deploy::generations::Generations;
-use super::deploy::watch::Watch;
+use super::deploy::watch::{FollowedImage, Watch};
 use super::desk::admin::Administration;
 use super::desk::manager::Manager;
 use super::desk::socket::Control;
@@ -151,11 +151,13 @@ async fn run(
         let Some(component) = startup.during(&settings, &doing, Shown::Here, pulling).await? else { return Ok(()) };
         pulled = Some(component);
     }
+    let tried = pulled.as_ref().map(|component| component.manifest.clone());
     let doing = format!("compiling {}{}", first.wanted.source(), size_of(first.wanted.source()));
     let compiling = compile_first(&settings, first, pulled);
     let Some(generations) = startup.during(&settings, &doing, Shown::Here, compiling).await? else { return Ok(()) };
+    let followed = FollowedImage::new(tried, Supply::new(&settings.cluster, &settings.application));
     if let Some(image) = settings.app.image() {
-        watch.follow(image, generations.current().1, Supply::new(&settings.cluster, &settings.application));
+        watch.follow(image, &followed);
     }
     let builder = Builder::start(rebuild.as_ref(), &settings.application.secret_variables());
     let Startup { signals, asked, events, started, manager, administration, .. } = startup;
@@ -172,6 +174,7 @@ async fn run(
         started,
         administration,
         access_log,
+        followed,
     )?;
     driver.run(signals, asked, watch, manager).await
 }
@@ -295,11 +298,23 @@ fn first_request(settings: &Settings) -> anyhow::Result<First> {
         && let Some(Committed { generation, app: committed_app, current, previous, config, .. }) =
             Committed::read(folder, &settings.cluster.name)?
     {
-        ensure!(
-            committed_app.is_same(&app.absolute()?),
-            "cannot resume: the cluster '{}' was last started with {committed_app}; pass that, or leave out --resume",
-            settings.cluster.name
-        );
+        let app = app.absolute()?;
+        if !committed_app.is_same(&app) && current.source != app {
+            let is_sibling =
+                |other: &App| matches!((app.image(), other.image()), (Some(one), Some(other)) if one.is_sibling(other));
+            ensure!(
+                is_sibling(&current.source),
+                "cannot resume: the cluster '{}' was last started with {committed_app}; pass that, or leave out --resume",
+                settings.cluster.name
+            );
+            // Whoever names another tag wants that version.
+            tracing::info!(
+                "{app} was named, and not {}, which was committed last: serving it as a new version",
+                current.source
+            );
+            let (generation, wanted) = (Generation(generation.0 + 1), WantedComponent::Present(app));
+            return Ok(First { generation, wanted, previous: Some(current), config });
+        }
         return Ok(First { generation, wanted: WantedComponent::Former(current), previous, config });
     }
     let wanted = WantedComponent::Present(app.clone());

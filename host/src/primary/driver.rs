@@ -23,7 +23,7 @@ use super::deploy::certificates::{CertifiedSets, FilesRead};
 use super::deploy::change::{Answered, Change, Follower, Settled, Wanted};
 use super::deploy::generations::Generations;
 use super::deploy::saver::{Saved, Saver};
-use super::deploy::watch::{Watch, Watched};
+use super::deploy::watch::{FollowedImage, Watch, Watched};
 use super::desk::admin::Administration;
 use super::desk::events::Events;
 use super::desk::exporter::Exporting;
@@ -193,6 +193,8 @@ pub(super) struct Driver<'a> {
     exporting: Exporting,
     /// None if nobody asked for it.
     access_log: Option<AccessLogFile>,
+    /// What `--watch` knows of a component in a registry.
+    followed: FollowedImage,
 }
 
 impl<'a> Driver<'a> {
@@ -210,13 +212,14 @@ impl<'a> Driver<'a> {
         up_since: Instant,
         administration: Administration,
         access_log: Option<AccessLogFile>,
+        followed: FollowedImage,
     ) -> anyhow::Result<Self> {
         // The thread does not wait for the driver at the end.
         let (saves, saved) = mpsc::channel(2);
         let saver =
             settings.cluster.state_dir.clone().map(|folder| Saver::start(folder, settings.cluster.name.clone(), saves));
         let (hears, heard) = mpsc::channel(MAX_QUEUED);
-        let (answers, answered) = mpsc::channel(1);
+        let (answers, answered) = mpsc::channel(MAX_QUEUED);
         // One is read at a time.
         let (reads, read) = mpsc::channel(1);
         let mut certified = CertifiedSets::default();
@@ -267,6 +270,7 @@ impl<'a> Driver<'a> {
             administration,
             exporting: Exporting::new(settings.cluster.otlp.as_ref(), &settings.cluster.name, policy.hang_timeout)?,
             access_log,
+            followed,
         })
     }
 

@@ -5,17 +5,52 @@
 
 use std::collections::BTreeMap;
 
-use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest, OciManifest};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::component::surface::Surface;
+use crate::settings::is_sha256;
 
 const CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const COMPONENT: &str = "application/wasm";
 /// What tools wrote before that was agreed on.
 const OLDER_COMPONENT: &str = "application/vnd.wasm.content.layer.v1+wasm";
-/// What may be answered when a manifest is asked for; an index is told from a component by name.
-pub(super) const MANIFESTS: &[&str] = &[OCI_IMAGE_MEDIA_TYPE, oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE];
+/// The type of what [`pack`] makes.
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// What may be answered when a manifest is asked for. An index is no component, and is to be told from one.
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// What is in a registry, and is no component: what it is instead.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NoComponent(String);
+
+/// As much of a manifest as is gone by, of an image or of an index.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    media_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing)]
+    manifests: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: String,
+    size: i64,
+}
 
 /// The layer that is a component.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,30 +61,35 @@ pub(super) struct Layer {
     pub(super) size: u64,
 }
 
-/// Finds the component in a manifest. An error says what there is instead.
-pub(super) fn component_of(manifest: &[u8]) -> Result<Layer, String> {
-    let parsed: OciManifest =
-        serde_json::from_slice(manifest).map_err(|error| format!("its manifest is none: {error}"))?;
-    let manifest = match parsed {
-        OciManifest::Image(manifest) => manifest,
-        OciManifest::ImageIndex(_) => {
-            return Err("it is an index of images for several platforms, not a component; name the image itself".into());
-        }
-    };
-    let is_component = |layer: &&OciDescriptor| [COMPONENT, OLDER_COMPONENT].contains(&&*layer.media_type);
+/// Finds the component in a manifest.
+pub(super) fn component_of(manifest: &[u8]) -> Result<Layer, NoComponent> {
+    let manifest: Manifest = serde_json::from_slice(manifest)
+        .map_err(|error| NoComponent(format!("what the registry has there is not a manifest: {error}")))?;
+    if manifest.manifests.is_some() {
+        let text = "it is an index of images for several platforms, not a component; name the image itself";
+        return Err(NoComponent(text.into()));
+    }
+    let is_component = |layer: &&Descriptor| [COMPONENT, OLDER_COMPONENT].contains(&&*layer.media_type);
     let mut components = manifest.layers.iter().filter(is_component);
     let layer = match (components.next(), components.next()) {
         (Some(layer), None) => layer,
-        (Some(_), Some(_)) => return Err("it has several components, and none is told from the others".into()),
+        (Some(_), Some(_)) => return Err(NoComponent("it has several components instead of one".into())),
         (None, _) => {
-            let kind = manifest.artifact_type.as_ref().unwrap_or(&manifest.config.media_type);
-            return Err(format!(
-                "it is no component but {kind:?}; put components there with `wasmcluster push`, or with another tool as \
-                 one layer of type {COMPONENT}"
-            ));
+            let of_config = manifest.config.map(|config| config.media_type);
+            let kind = manifest.artifact_type.or(of_config).unwrap_or_default();
+            return Err(NoComponent(format!(
+                "it is not a component but {kind:?}; put components there with `wasmcluster push`, or with another tool as one \
+                 layer of type {COMPONENT}"
+            )));
         }
     };
-    let size = u64::try_from(layer.size).map_err(|_| "its manifest says that the component has less than no bytes")?;
+    let Ok(size) = u64::try_from(layer.size) else {
+        return Err(NoComponent("its manifest says that the component has less than no bytes".into()));
+    };
+    // It becomes a part of a URL.
+    if !is_sha256(&layer.digest) {
+        return Err(NoComponent("its manifest names a component by a digest that is not SHA-256".into()));
+    }
     Ok(Layer { digest: layer.digest.clone(), size })
 }
 
@@ -59,9 +99,6 @@ pub(super) struct Packed {
     pub(super) config: Vec<u8>,
     pub(super) manifest: Vec<u8>,
 }
-
-/// The type of what [`pack`] makes.
-pub(super) const MANIFEST: &str = OCI_IMAGE_MEDIA_TYPE;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -97,20 +134,19 @@ pub(super) fn pack(
         layer_digests: [&layer.digest],
         component: ComponentEntry { exports: &surface.exports, imports: &surface.imports, target },
     })?;
-    let describe = |media_type: &str, digest: String, size: u64| OciDescriptor {
+    let describe = |media_type: &str, digest: String, size: u64| Descriptor {
         media_type: media_type.into(),
         digest,
         size: size.try_into().unwrap_or(i64::MAX),
-        ..OciDescriptor::default()
     };
-    let manifest = OciImageManifest {
+    let manifest = Manifest {
         schema_version: 2,
         media_type: Some(MANIFEST.into()),
-        config: describe(CONFIG, digest(&config), config.len() as u64),
+        config: Some(describe(CONFIG, digest(&config), config.len() as u64)),
         layers: vec![describe(COMPONENT, layer.digest.clone(), layer.size)],
         artifact_type: None,
-        annotations: Some(BTreeMap::from([("org.opencontainers.image.created".into(), created.into())])),
-        ..OciImageManifest::default()
+        annotations: BTreeMap::from([("org.opencontainers.image.created".into(), created.into())]),
+        manifests: None,
     };
     Ok(Packed { config, manifest: serde_json::to_vec(&manifest)? })
 }
@@ -119,8 +155,12 @@ pub(super) fn pack(
 mod tests {
     use super::*;
 
+    fn digest() -> String {
+        format!("sha256:{}", "ab".repeat(32))
+    }
+
     fn manifest(config: &str, layers: &[&str]) -> Vec<u8> {
-        let layer = |kind: &&str| serde_json::json!({ "mediaType": kind, "digest": "sha256:ab", "size": 7 });
+        let layer = |kind: &&str| serde_json::json!({ "mediaType": kind, "digest": digest(), "size": 7 });
         let layers: Vec<_> = layers.iter().map(layer).collect();
         let config = layer(&config);
         serde_json::to_vec(&serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers })).unwrap()
@@ -128,33 +168,39 @@ mod tests {
 
     #[test]
     fn the_component_is_found_in_what_tools_write() {
-        let found = Ok(Layer { digest: "sha256:ab".into(), size: 7 });
-        assert_eq!(component_of(&manifest(CONFIG, &[COMPONENT])), found);
-        assert_eq!(component_of(&manifest(CONFIG, &["text/plain", COMPONENT])), found);
-        assert_eq!(component_of(&manifest("application/vnd.wasm.config.v1+json", &[OLDER_COMPONENT])), found);
-        assert_eq!(component_of(&manifest("application/vnd.oci.empty.v1+json", &[COMPONENT])), found);
+        let found = |manifest: &[u8]| {
+            assert_eq!(component_of(manifest).unwrap(), Layer { digest: digest(), size: 7 });
+        };
+        found(&manifest(CONFIG, &[COMPONENT]));
+        found(&manifest(CONFIG, &["text/plain", COMPONENT]));
+        found(&manifest("application/vnd.wasm.config.v1+json", &[OLDER_COMPONENT]));
+        found(&manifest("application/vnd.oci.empty.v1+json", &[COMPONENT]));
     }
 
     #[test]
     fn what_is_no_component_is_named() {
         let check = |manifest: &[u8], part: &str| {
-            let error = component_of(manifest).unwrap_err();
+            let error = component_of(manifest).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         };
         let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
         check(&manifest("application/vnd.oci.image.config.v1+json", &[tar]), "vnd.oci.image.config.v1+json");
-        check(&manifest(CONFIG, &[]), "no component");
+        check(&manifest(CONFIG, &[]), "not a component");
         check(&manifest(CONFIG, &[COMPONENT, COMPONENT]), "several");
         check(br#"{"schemaVersion":2,"manifests":[]}"#, "index");
-        check(b"<html>", "its manifest is none");
-        check(b"{}", "its manifest is none");
+        check(b"<html>", "not a manifest");
+        check(b"{}", "not a manifest");
+        let wrong = String::from_utf8(manifest(CONFIG, &[COMPONENT])).unwrap().replace("sha256:", "sha512:");
+        check(wrong.as_bytes(), "not SHA-256");
+        let path = String::from_utf8(manifest(CONFIG, &[COMPONENT])).unwrap().replace("sha256:ab", "../../x");
+        check(path.as_bytes(), "not SHA-256");
         let negative = String::from_utf8(manifest(CONFIG, &[COMPONENT])).unwrap().replace(":7", ":-7");
         check(negative.as_bytes(), "less than no bytes");
     }
 
     #[test]
     fn what_is_packed_is_found_and_always_the_same() {
-        let layer = Layer { digest: "sha256:ab".into(), size: 7 };
+        let layer = Layer { digest: digest(), size: 7 };
         let surface = Surface { imports: vec!["a:b/c".into()], exports: vec!["d:e/f".into()], can_hold_back: false };
         let pack = || pack(&layer, &surface, Some("wasi:http/proxy"), "2026-01-01T00:00:00Z", |_| "sha256:cd".into());
         let Packed { config, manifest } = pack().unwrap();
@@ -164,7 +210,7 @@ mod tests {
         assert_eq!(
             config,
             serde_json::json!({
-                "created": "2026-01-01T00:00:00Z", "architecture": "wasm", "os": "wasip2", "layerDigests": ["sha256:ab"],
+                "created": "2026-01-01T00:00:00Z", "architecture": "wasm", "os": "wasip2", "layerDigests": [digest()],
                 "component": { "exports": ["d:e/f"], "imports": ["a:b/c"], "target": "wasi:http/proxy" },
             })
         );

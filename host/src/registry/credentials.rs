@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
-use oci_client::Reference;
 
 use crate::logging::one_line;
+use crate::settings::ImageName;
 
 /// Docker Hub is known under this key.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
@@ -22,7 +22,7 @@ pub(super) struct FoundCredentials {
 }
 
 /// The credentials for a repository, if there are any. Those for a part of a host go before those for all of it.
-pub(super) fn find(image: &Reference) -> anyhow::Result<Option<FoundCredentials>> {
+pub(super) fn find(image: &ImageName) -> anyhow::Result<Option<FoundCredentials>> {
     for file in places() {
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
@@ -38,7 +38,13 @@ pub(super) fn find(image: &Reference) -> anyhow::Result<Option<FoundCredentials>
                 Err(CredentialRetrievalError::HelperFailure { helper, stdout, stderr }) => {
                     let said = if stderr.is_empty() { stdout } else { stderr };
                     let said = one_line(said.trim());
-                    return Err(anyhow!("docker-credential-{helper}, which {} names: {said}", file.display()));
+                    return Err(anyhow!("{helper}, which {} names: {said}", file.display()));
+                }
+                Err(CredentialRetrievalError::HelperCommunicationError) => {
+                    return Err(anyhow!(
+                        "the credential helper that {} names for {key} cannot be run; is docker-credential-NAME on the PATH?",
+                        file.display()
+                    ));
                 }
                 Err(error) => return Err(anyhow!("credentials in {}: {error}", file.display())),
             }
@@ -62,8 +68,8 @@ fn places() -> Vec<PathBuf> {
 }
 
 /// Under which keys a file may have them: parts of a host only if it names them, as each may start a helper.
-fn keys(image: &Reference, text: &str) -> Vec<String> {
-    let host = image.registry();
+fn keys(image: &ImageName, text: &str) -> Vec<String> {
+    let host = image.host();
     let whole = format!("{host}/{}", image.repository());
     let parts = whole.match_indices('/').map(|(at, _)| &whole[..at]).skip(1).chain([&*whole]);
     let mut keys: Vec<String> = parts.filter(|part| text.contains(&format!("\"{part}\""))).map(str::to_owned).collect();
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_narrowest_key_goes_first() {
-        let image = |text: &str| text.parse::<Reference>().unwrap();
+        let image = |text: &str| format!("oci://{text}").parse::<ImageName>().unwrap();
         let text = r#"{"auths":{"ghcr.io/acme":{},"ghcr.io/acme/team/shop":{},"ghcr.io":{}}}"#;
         let all = ["ghcr.io/acme/team/shop", "ghcr.io/acme", "ghcr.io"];
         assert_eq!(keys(&image("ghcr.io/acme/team/shop:1"), text), all);

@@ -1,19 +1,16 @@
-//! Gets the token that a registry asks for, as the distribution specification's token authentication has it.
-//!
-//! The library would do it too, but sends credentials wherever a registry points, also in clear text, and knows no refresh
-//! tokens.
+//! Gets what a registry wants to be shown: a token, as the specification of token authentication has it, or a password.
 //!
 //! <https://distribution.github.io/distribution/spec/auth/token/>
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use docker_credential::DockerCredential;
 use http_auth::{ChallengeRef, parse_challenges};
-use oci_client::secrets::RegistryAuth;
-use reqwest::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
-use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 
 use super::credentials::{self, FoundCredentials};
+use super::session::{PATIENCE, host_of, permit, read};
 use super::words;
 use crate::logging::one_line;
 use crate::os::blocking::off_the_loop;
@@ -37,14 +34,8 @@ impl Permission {
             Self::Pull => "pull",
             Self::Push => "pull,push",
         };
-        format!("repository:{}:{actions}", image.reference().repository())
+        format!("repository:{}:{actions}", image.repository())
     }
-}
-
-/// What the registry is to be shown with each request, and where the credentials came from.
-pub(super) struct Login {
-    pub(super) auth: RegistryAuth,
-    pub(super) from: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -53,57 +44,54 @@ struct Token {
     access_token: Option<String>,
 }
 
+/// What is shown with each request, and where it is from.
+type Shown = (Option<HeaderValue>, Option<String>);
+
 /// Asks the registry what it wants to be shown, and gets it.
 pub(super) async fn login(
-    client: &reqwest::Client,
+    client: &Client,
+    root: &Url,
     image: &ImageName,
     registries: &Registries,
     permission: Permission,
-) -> anyhow::Result<Login> {
-    let host = image.reference().resolve_registry();
-    let scheme = if registries.is_plain(host) { "http" } else { "https" };
-    let answer =
-        client.get(format!("{scheme}://{host}/v2/")).send().await.map_err(|error| words::unreachable(host, &error))?;
-    let status = answer.status();
-    let challenges: Vec<String> = answer
-        .headers()
-        .get_all(WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|it| it.to_str().ok())
-        .map(str::to_owned)
-        .collect();
-    drop(answer);
-    match status {
+) -> anyhow::Result<Shown> {
+    let host = image.host();
+    let asked = client.get(root.clone()).timeout(PATIENCE).send().await;
+    let answer = asked.map_err(|error| words::unreachable(&error))?;
+    let challenges = answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|it| it.to_str().ok());
+    let challenges: Vec<String> = challenges.map(str::to_owned).collect();
+    match answer.status() {
         StatusCode::UNAUTHORIZED => {}
-        status if status.is_success() => return Ok(Login { auth: RegistryAuth::Anonymous, from: None }),
-        StatusCode::NOT_FOUND => bail!("{host} is no registry: it has nothing at /v2/"),
-        status => bail!("{host} answered {status}"),
+        status if status.is_success() => return Ok((None, None)),
+        StatusCode::NOT_FOUND => bail!("{host} does not answer as a registry does: there is nothing at /v2/"),
+        status => return Err(words::refused(host, None, status, b"")),
     }
-    let reference = image.reference().clone();
-    let credentials = off_the_loop(move || credentials::find(&reference)).await?;
+    let wanted = image.clone();
+    let credentials = off_the_loop(move || credentials::find(&wanted)).await?;
     let from = credentials.as_ref().map(|credentials| credentials.file.display().to_string());
     let challenges: Vec<ChallengeRef<'_>> =
         challenges.iter().filter_map(|it| parse_challenges(it).ok()).flatten().collect();
-    let of_scheme = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case(scheme));
-    let auth = match (of_scheme("Bearer"), of_scheme("Basic"), credentials) {
+    let of_scheme = |scheme: &str| challenges.iter().find(|it| it.scheme.eq_ignore_ascii_case(scheme));
+    let text = match (of_scheme("Bearer"), of_scheme("Basic"), credentials) {
         (Some(challenge), _, credentials) => {
             let request = token_request(client, challenge, credentials.as_ref(), registries, &permission.scope(image))?;
-            RegistryAuth::Bearer(token(request, from.as_deref()).await?)
+            format!("Bearer {}", token(request, from.as_deref()).await?)
         }
         (None, Some(_), Some(FoundCredentials { what: DockerCredential::UsernamePassword(user, password), .. })) => {
-            RegistryAuth::Basic(user, password)
+            format!("Basic {}", data_encoding::BASE64.encode(format!("{user}:{password}").as_bytes()))
         }
         (None, Some(_), _) => bail!(words::wants_credentials(host, None)),
-        (None, None, _) => {
-            bail!("{host} wants to be shown something that it does not name (no WWW-Authenticate it knows)")
-        }
+        (None, None, _) => bail!("{host} wants a kind of credentials that is not known here: neither Bearer nor Basic"),
     };
-    Ok(Login { auth, from })
+    let mut shown =
+        HeaderValue::from_str(&text).map_err(|_| anyhow!("{host} wants a token that no header can have"))?;
+    shown.set_sensitive(true);
+    Ok((Some(shown), from))
 }
 
-/// FoundCredentials go nowhere in clear text but to hosts that may be spoken to so.
+/// Asks whoever gives tokens for the registry. Only there is a password shown, and nowhere that it points to.
 fn token_request(
-    client: &reqwest::Client,
+    client: &Client,
     challenge: &ChallengeRef<'_>,
     credentials: Option<&FoundCredentials>,
     registries: &Registries,
@@ -115,62 +103,40 @@ fn token_request(
     let realm = parameter("realm").context("the registry does not say who gives tokens")?;
     let mut realm: Url =
         realm.parse().map_err(|error| anyhow!("the registry's token server {}: {error}", one_line(&realm)))?;
-    let host = realm.port().map_or_else(
-        || realm.host_str().unwrap_or_default().to_owned(),
-        |port| format!("{}:{port}", realm.host_str().unwrap_or_default()),
-    );
-    let is_allowed = realm.scheme() == "https" || (realm.scheme() == "http" && registries.is_plain(&host));
-    ensure!(
-        is_allowed,
-        "the registry's token server is {}, and credentials are not sent in clear text; allow it with \
-         --registry-plain-http {host} if the network is yours",
-        one_line(realm.as_str())
-    );
+    permit(&realm, registries).context("the registry's token server")?;
     let service = parameter("service");
     let asked = [("service", service.as_deref()), ("scope", Some(scope))];
     let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    match credentials.map(|credentials| &credentials.what) {
+    let request = match credentials.map(|credentials| &credentials.what) {
         Some(DockerCredential::IdentityToken(refresh)) => {
             let grant = [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", refresh)];
             // Written as a query is.
             let mut form = realm.clone();
             form.query_pairs_mut().clear().extend_pairs(grant.into_iter().chain(asked));
             let form = form.query().unwrap_or_default().to_owned();
-            Ok(client.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form))
+            client.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
         }
         other => {
             realm.query_pairs_mut().extend_pairs(asked);
             let request = client.get(realm);
-            Ok(match other {
+            match other {
                 Some(DockerCredential::UsernamePassword(user, password)) => request.basic_auth(user, Some(password)),
                 _ => request,
-            })
+            }
         }
-    }
+    };
+    Ok(request.timeout(PATIENCE))
 }
 
 async fn token(request: RequestBuilder, from: Option<&str>) -> anyhow::Result<String> {
-    let answer = request.send().await.map_err(|error| words::unreachable("the registry's token server", &error))?;
-    let host = answer.url().host_str().unwrap_or("the token server").to_owned();
+    let answer = request.send().await.map_err(|error| words::unreachable(&error))?;
+    let host = host_of(answer.url());
     match answer.status() {
         status if status.is_success() => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(words::wants_credentials(&host, from)),
-        status => bail!("{host}, which gives tokens for the registry, answered {status}"),
+        status => return Err(words::refused(&host, from, status, b"").context("the registry's token server")),
     }
-    let bytes = read(answer).await.map_err(|error| words::unreachable(&host, &error))?;
-    let answer = bytes.as_deref().and_then(|bytes| serde_json::from_slice::<Token>(bytes).ok());
+    let answer = serde_json::from_slice::<Token>(&read(answer, MAX_ANSWER).await?).ok();
     let token = answer.and_then(|answer| answer.token.or(answer.access_token)).filter(|token| !token.is_empty());
     token.with_context(|| format!("{host}, which gives tokens for the registry, gave none"))
-}
-
-/// None if it is too long.
-async fn read(mut answer: Response) -> reqwest::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    while let Some(piece) = answer.chunk().await? {
-        if bytes.len() + piece.len() > MAX_ANSWER {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(Some(bytes))
 }

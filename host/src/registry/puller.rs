@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::{Pulled, pull, resolve};
 use crate::component::store::kept_component;
 use crate::os::memfd;
-use crate::os::resources::BoundedMemory;
+use crate::os::resources::{self, BoundedMemory};
 use crate::settings::{ImageName, Registries};
 use crate::wire::channel::{Channel, Received, Wait, bounded, end_with};
 use crate::wire::messages::{FromPuller, ToPuller};
@@ -26,7 +26,8 @@ pub(crate) fn puller_main() -> anyhow::Result<()> {
     };
     end_with(primary.clone());
     let _bounded = BoundedMemory::for_registry();
-    speak_tls();
+    // It has passwords.
+    resources::forbid_core_dumps();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
     let answer = runtime.block_on(answer(request));
     // A look-up of a name, or a helper, may hang in a thread.
@@ -39,12 +40,6 @@ pub(crate) fn puller_main() -> anyhow::Result<()> {
         Err(error) => primary.send(&FromPuller::Refused { reason: bounded(format!("{error:#}")) }, &[])?,
     }
     Ok(())
-}
-
-/// Names the implementation that the library is to use.
-pub(crate) fn speak_tls() {
-    // An error says that it was named before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 type PullerAnswer = (FromPuller, Option<std::os::fd::OwnedFd>);

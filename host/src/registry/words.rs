@@ -1,14 +1,13 @@
 //! What goes wrong between us and a registry, in words that say what to do next.
 
 use std::error::Error;
-use std::io;
 
 use anyhow::anyhow;
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use reqwest::StatusCode;
+use serde::Deserialize;
 
+use super::session::host_of;
 use crate::logging::one_line;
-use crate::settings::ImageName;
 
 /// Whether it may go well next time.
 pub(super) fn is_passing(error: &anyhow::Error) -> bool {
@@ -20,21 +19,35 @@ pub(super) fn is_passing(error: &anyhow::Error) -> bool {
 #[error("{0}")]
 pub(super) struct Passing(String);
 
-/// A host that did not answer, or not to the end.
-pub(super) fn unreachable(host: &str, error: &reqwest::Error) -> anyhow::Error {
-    let causes = causes(error);
+/// What a registry says of an error.
+#[derive(Deserialize)]
+struct Envelope {
+    errors: Vec<Complaint>,
+}
+
+#[derive(Deserialize)]
+struct Complaint {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// A host that did not answer, or not in time.
+pub(super) fn unreachable(error: &reqwest::Error) -> anyhow::Error {
+    let host = host(error);
     // Whoever waited long does not wait once more.
     if error.is_timeout() {
         return anyhow!("{host} does not answer: it took too long");
     }
-    let why = causes.rsplit_once(": ").map_or(&*causes, |(_, last)| last);
+    let causes = causes(error);
     // Rustls's words.
     if causes.contains("UnknownIssuer") || causes.contains("CaUsedAsEndEntity") {
         return anyhow!(
             "{host} shows a certificate by nobody whom this machine trusts; name who signed it with --registry-ca FILE"
         );
     }
-    if causes.contains("invalid certificate") {
+    let why = causes.rsplit_once(": ").map_or(&*causes, |(_, last)| last);
+    if causes.contains("invalid peer certificate") {
         return anyhow!("{host} shows a certificate that is not good: {}", one_line(why));
     }
     if causes.contains("InvalidContentType") {
@@ -42,63 +55,52 @@ pub(super) fn unreachable(host: &str, error: &reqwest::Error) -> anyhow::Error {
             "{host} does not speak TLS; if it is on a network of yours, allow clear text with --registry-plain-http {host}"
         );
     }
-    if error.is_builder() {
-        return anyhow!("{host} points to what cannot be asked: {}", one_line(&causes));
-    }
     Passing(format!("cannot reach {host}: {}", one_line(why))).into()
 }
 
-/// An answer that did not come to its end, or is not what was asked for.
-pub(super) fn broken(host: &str, error: io::Error) -> anyhow::Error {
-    match error.downcast::<reqwest::Error>() {
-        Ok(error) if error.is_timeout() => unreachable(host, &error),
-        // Whatever cut it.
-        Ok(_) => Passing(format!("{host} broke off in the middle of the component")).into(),
-        Err(error) if error.get_ref().is_some_and(|inner| inner.is::<DigestError>()) => altered(host),
-        Err(error) => anyhow!("{host}: {}", one_line(&causes(&error))),
+/// An answer that did not come to its end.
+pub(super) fn broken(error: &reqwest::Error) -> anyhow::Error {
+    let host = host(error);
+    match error.is_timeout() {
+        true => anyhow!("{host} sends too slowly, or has stopped in the middle"),
+        false => Passing(format!("{host} broke off in the middle")).into(),
     }
 }
 
-fn altered(host: &str) -> anyhow::Error {
-    anyhow!("what {host} sent is not what its digest says: it was altered, or cut, on the way or in the registry")
+fn host(error: &reqwest::Error) -> String {
+    error.url().map_or_else(|| "the registry".into(), host_of)
 }
 
-/// Why the registry of an image did not do what it was asked for; `from` is where the credentials are from.
-pub(super) fn explain(image: &ImageName, from: Option<&str>, error: OciDistributionError) -> anyhow::Error {
-    let host = image.host();
-    match error {
-        OciDistributionError::RequestError(error) => unreachable(host, &error),
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+/// An answer of a host that is not what was asked for, with the `text` that came with it. `from` is where the credentials are
+/// from.
+pub(super) fn refused(host: &str, from: Option<&str>, status: StatusCode, text: &[u8]) -> anyhow::Error {
+    let complaint = serde_json::from_slice::<Envelope>(text).ok().and_then(|it| it.errors.into_iter().next());
+    let (code, said) = match complaint {
+        Some(Complaint { code, message }) => (code, message),
+        None => (String::new(), String::from_utf8_lossy(text).trim().to_owned()),
+    };
+    let said = match said.is_empty() {
+        true => String::new(),
+        false => format!(": {}", one_line(&said)),
+    };
+    match (status, &*code) {
+        (_, "TOOMANYREQUESTS") | (StatusCode::TOO_MANY_REQUESTS, _) => {
+            Passing(format!("{host} has had too many requests{said}")).into()
+        }
+        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) | (_, "UNAUTHORIZED" | "DENIED") => {
             anyhow!(wants_credentials(host, from))
         }
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let first = envelope.errors.first();
-            let said = first.map(|error| one_line(&error.message).to_string()).unwrap_or_default();
-            match first.map(|error| &error.code) {
-                Some(OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound) => {
-                    missing(image)
-                }
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => anyhow!(wants_credentials(host, from)),
-                Some(OciErrorCode::Toomanyrequests) => {
-                    Passing(format!("{host} has had too many requests: {said}")).into()
-                }
-                _ => anyhow!("{host} says: {said}"),
-            }
+        (StatusCode::NOT_FOUND, _) => {
+            anyhow!("{host} has no such repository, tag or digest, or does not show it to us")
         }
-        OciDistributionError::ServerError { code: 404, .. } => missing(image),
-        OciDistributionError::ServerError { code: 401 | 403, .. } => anyhow!(wants_credentials(host, from)),
-        OciDistributionError::ServerError { code, message, .. } => {
-            let status = StatusCode::from_u16(code).map_or_else(|_| code.to_string(), |status| status.to_string());
-            let text = format!("{host} answered {status}: {}", one_line(message.trim()));
-            if code >= 500 || code == 429 { Passing(text).into() } else { anyhow!(text) }
-        }
-        OciDistributionError::DigestError(_) => altered(host),
-        other => anyhow!("{host}: {}", one_line(&causes(&other))),
+        (status, _) if status.is_server_error() => Passing(format!("{host} answered {status}{said}")).into(),
+        (status, _) => anyhow!("{host} answered {status}{said}"),
     }
 }
 
-fn missing(image: &ImageName) -> anyhow::Error {
-    anyhow!("{} has no such repository, tag or digest, or does not show it to us", image.host())
+/// Bytes that are not those of their digest.
+pub(super) fn altered(host: &str) -> anyhow::Error {
+    anyhow!("what {host} sent is not what its digest says: it was altered, or cut, on the way or in the registry")
 }
 
 /// Credentials that are missing, or not good enough.
@@ -112,7 +114,7 @@ pub(super) fn wants_credentials(host: &str, from: Option<&str>) -> String {
 }
 
 /// What failed, and why in the end.
-fn causes(error: &dyn Error) -> String {
+pub(super) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParserFactory};
-use oci_client::Reference;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::os::files;
 
 /// What the names of components in registries begin with.
 const SCHEME: &str = "oci://";
+/// The tag of what has no other.
+const USUAL_TAG: &str = "latest";
+/// Whose registry answers under another name.
+const DOCKER_HUB: &str = "docker.io";
 /// Hexadecimal digits of a digest that people are shown.
 const SHOWN_DIGITS: usize = 12;
 
@@ -135,36 +138,55 @@ impl<'de> Deserialize<'de> for App {
 /// The name of a component in a registry: `oci://HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`, tag `latest` if there is
 /// neither tag nor digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ImageName(Reference);
+pub(crate) struct ImageName {
+    /// In lower case, with its port if it has one.
+    host: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<String>,
+}
 
 impl ImageName {
-    pub(crate) fn reference(&self) -> &Reference {
-        &self.0
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
-    /// The host, with its port if it has one.
-    pub(crate) fn host(&self) -> &str {
-        self.0.registry()
+    /// Who speaks for the host.
+    pub(crate) fn real_host(&self) -> &str {
+        if self.host == DOCKER_HUB { "registry-1.docker.io" } else { &self.host }
+    }
+
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    pub(crate) fn tag(&self) -> &str {
+        self.tag.as_deref().unwrap_or(USUAL_TAG)
     }
 
     /// Of the manifest, if the name pins it.
     pub(crate) fn digest(&self) -> Option<&str> {
-        self.0.digest()
+        self.digest.as_deref()
     }
 
     /// The same, pinned.
     pub(crate) fn pinned(&self, digest: &str) -> Self {
-        let (host, repository) = (self.0.registry().to_owned(), self.0.repository().to_owned());
-        Self(match self.0.tag() {
-            Some(tag) => Reference::with_tag_and_digest(host, repository, tag.into(), digest.into()),
-            None => Reference::with_digest(host, repository, digest.into()),
-        })
+        Self { digest: Some(digest.into()), ..self.clone() }
+    }
+
+    /// Whether both are versions of the same.
+    pub(crate) fn is_sibling(&self, other: &Self) -> bool {
+        (&self.host, &self.repository) == (&other.host, &other.repository)
     }
 }
 
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}", self.0)
+        write!(f, "{SCHEME}{}/{}", self.host, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
@@ -184,24 +206,83 @@ impl FromStr for ImageName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let form = "expected oci://HOST/REPOSITORY:TAG, as in oci://ghcr.io/acme/shop:1.2";
-        let name = text.strip_prefix(SCHEME).ok_or(form)?;
+        const FORM: &str = "expected oci://HOST/REPOSITORY:TAG, as in oci://ghcr.io/acme/shop:1.2";
+        let name = text.strip_prefix(SCHEME).ok_or(FORM)?;
+        let (host, path) = name.split_once('/').unwrap_or(("", name));
         // What has no host means a file of ours to one tool and Docker Hub to another.
-        let host = name.split_once('/').map(|(host, _)| host);
-        if !host.is_some_and(|host| host.contains(['.', ':']) || host == "localhost") {
-            return Err(format!("it names no host; {form}"));
+        if !looks_like_host(host) {
+            return Err(format!("it names no host; {FORM}"));
         }
-        let reference = Reference::from_str(name).map_err(|error| format!("{error}; {form}"))?;
-        match reference.digest() {
-            Some(digest) if !is_sha256(digest) => {
-                Err("a digest is sha256: and 64 lower-case hexadecimal digits".into())
-            }
-            _ => Ok(Self(reference)),
+        let (path, digest) = match path.split_once('@') {
+            Some((path, digest)) => (path, Some(digest)),
+            None => (path, None),
+        };
+        let (repository, tag) = match path.split_once(':') {
+            Some((repository, tag)) => (repository, Some(tag)),
+            None => (path, None),
+        };
+        if !is_host(host) || !is_repository(repository) || !tag.is_none_or(is_tag) {
+            return Err(FORM.into());
         }
+        if !digest.is_none_or(is_sha256) {
+            return Err("a digest is sha256: and 64 lower-case hexadecimal digits".into());
+        }
+        let host = host.to_ascii_lowercase();
+        // Docker's own images are known by one word.
+        let is_short = host == DOCKER_HUB && !repository.contains('/');
+        let repository = if is_short { format!("library/{repository}") } else { repository.into() };
+        let tag = tag.or(digest.is_none().then_some(USUAL_TAG)).map(str::to_owned);
+        Ok(Self { host, repository, tag, digest: digest.map(str::to_owned) })
     }
 }
 
-fn is_sha256(digest: &str) -> bool {
+fn looks_like_host(host: &str) -> bool {
+    host.contains(['.', ':']) || host.eq_ignore_ascii_case("localhost")
+}
+
+/// Whether somebody may have meant the name of an image, and not a file.
+pub(crate) fn looks_like_image(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let is_other_case = text.get(..SCHEME.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(SCHEME));
+    let host = text.split_once('/').map(|(host, _)| host);
+    is_other_case || host.is_some_and(|host| !host.starts_with('.') && looks_like_host(host))
+}
+
+/// A name or an address, with its port if it has one.
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let is_address = || {
+        name.strip_prefix('[')
+            .and_then(|name| name.strip_suffix(']'))
+            .is_some_and(|name| name.parse::<std::net::Ipv6Addr>().is_ok())
+    };
+    let is_label = |label: &str| {
+        !label.is_empty() && !label.starts_with('-') && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+        && (name.split('.').all(is_label) || is_address())
+}
+
+/// Words of lower case, digits and single separators, between slashes.
+fn is_repository(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_word = |word: &str| {
+        let ends = word.starts_with(is_plain) && word.ends_with(is_plain);
+        ends && word.chars().all(|c| is_plain(c) || matches!(c, '.' | '_' | '-')) && !word.contains("..")
+    };
+    text.len() <= 255 && text.split('/').all(is_word)
+}
+
+fn is_tag(text: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.len() <= 128 && text.starts_with(is_word) && text.chars().all(|c| is_word(c) || matches!(c, '.' | '-'))
+}
+
+/// Whether it is a digest of the one kind that is known here.
+pub(crate) fn is_sha256(digest: &str) -> bool {
     let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
     digest.strip_prefix("sha256:").is_some_and(|digits| digits.len() == 64 && digits.chars().all(is_digit))
 }
@@ -221,6 +302,9 @@ mod tests {
             ("oci://ghcr.io/acme/shop:1.2", "oci://ghcr.io/acme/shop:1.2".to_owned()),
             ("oci://localhost:5000/shop", "oci://localhost:5000/shop:latest".to_owned()),
             ("oci://localhost/a/b/c:x", "oci://localhost/a/b/c:x".to_owned()),
+            ("oci://GHCR.io/a_b/c-d:X_1.2-3", "oci://ghcr.io/a_b/c-d:X_1.2-3".to_owned()),
+            ("oci://[::1]:5000/shop:1", "oci://[::1]:5000/shop:1".to_owned()),
+            ("oci://docker.io/shop:1", "oci://docker.io/library/shop:1".to_owned()),
             (&format!("oci://ghcr.io/shop:1@{digest}"), format!("oci://ghcr.io/shop:1@{digest}")),
             (&format!("oci://ghcr.io/shop@{digest}"), format!("oci://ghcr.io/shop@{digest}")),
         ] {
@@ -243,7 +327,14 @@ mod tests {
             ("oci://acme/shop", "no host"),
             ("oci://ghcr.io/Acme/shop", "expected"),
             ("oci://ghcr.io/shop:", "expected"),
-            ("oci://ghcr.io/shop@sha256:ab", "expected"),
+            ("oci://ghcr.io/shop@sha256:ab", "64"),
+            ("oci://ghcr.io/shop:1:2", "expected"),
+            ("oci://ghcr.io//shop", "expected"),
+            ("oci://ghcr.io/a/../b", "expected"),
+            ("oci://ghcr.io:0/shop", "expected"),
+            ("oci://ghcr.io:port/shop", "expected"),
+            ("oci://ghcr.io/shop?x", "expected"),
+            ("oci://-x.io/shop", "expected"),
             ("oci://user:password@ghcr.io/shop", "expected"),
             ("oci://ghcr.io/", "expected"),
             (&format!("oci://ghcr.io/shop@sha256:{}", "AB".repeat(32)), "lower-case"),
@@ -251,6 +342,22 @@ mod tests {
         ] {
             let error = app(wrong).unwrap_err();
             assert!(error.contains(why), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_meant_for_a_registry_is_recognised() {
+        for (path, is_image) in [
+            ("ghcr.io/acme/shop:1", true),
+            ("OCI://ghcr.io/acme/shop:1", true),
+            ("localhost/shop", true),
+            ("app.wasm", false),
+            ("./app.wasm", false),
+            ("../a/b.wasm", false),
+            ("/srv/a.b/c", false),
+            ("target/app.wasm", false),
+        ] {
+            assert_eq!(looks_like_image(Path::new(path)), is_image, "{path}");
         }
     }
 

@@ -26,8 +26,10 @@ mod sources;
 mod tls;
 mod values;
 
+use std::path::PathBuf;
+
 pub(crate) use access_log::{AccessFormat, AccessLogPlace};
-pub(crate) use app::{App, ImageName};
+pub(crate) use app::{App, ImageName, is_sha256, looks_like_image};
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_BACKLOG, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use differences::SettingChange;
@@ -54,7 +56,7 @@ pub(crate) struct Settings {
     /// The component, or the folder that it is yet to be built from.
     pub(crate) app: App,
     /// The folder that it was built from, as an absolute path.
-    pub(crate) folder: Option<std::path::PathBuf>,
+    pub(crate) folder: Option<PathBuf>,
     pub(crate) cluster: Cluster,
     pub(crate) application: Application,
     /// What the file says.

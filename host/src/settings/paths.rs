@@ -45,9 +45,9 @@ pub(crate) fn running_control(name: &str, given: Option<PathBuf>) -> PathBuf {
     if !is_said && geteuid().is_root() && !usual.exists() && of_unit.exists() { of_unit } else { usual }
 }
 
-/// Where a unit with `RuntimeDirectory=wasmcluster/NAME` has its socket, as those in deploy/systemd.
+/// Where a unit with `RuntimeDirectory=wasmcluster-NAME` has its socket, as those in deploy/systemd.
 fn in_unit(run: &Path, name: &str) -> PathBuf {
-    run.join(OURS).join(name).join(format!("{name}.sock"))
+    run.join(format!("{OURS}-{name}")).join(format!("{name}.sock"))
 }
 
 /// Every folder in which there may be control sockets that this user may use; root may use everybody's.
@@ -59,11 +59,12 @@ pub(crate) fn runtime_folders() -> Vec<PathBuf> {
     folders.push(in_temporary(uid));
     if uid.is_root() {
         let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        folders.extend(entries(&Path::new("/run").join(OURS)).take(MAX_RUNTIME_FOLDERS));
         folders.extend(entries("/run/user".as_ref()).map(|folder| folder.join(OURS)).take(MAX_RUNTIME_FOLDERS));
-        let temporary = entries(&std::env::temp_dir())
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wasmcluster-")));
-        folders.extend(temporary.take(MAX_RUNTIME_FOLDERS));
+        let is_ours =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wasmcluster-"));
+        for folder in [&std::env::temp_dir(), Path::new("/run")] {
+            folders.extend(entries(folder).filter(is_ours).take(MAX_RUNTIME_FOLDERS));
+        }
     }
     folders.retain(|folder| folder.is_dir());
     folders.sort();

@@ -1,8 +1,9 @@
 //! How registries are spoken to: by HTTPS, but for those that a flag names.
 
+use std::fs::File;
 use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::os::files;
@@ -26,7 +27,12 @@ impl Registries {
                 "--registry-plain-http {host}: expected HOST or HOST:PORT, as the name of the component has it"
             );
         }
-        Ok(Self { ca: ca.as_deref().map(files::absolute).transpose()?, plain_http })
+        let ca = ca.as_deref().map(files::absolute).transpose()?;
+        if let Some(file) = &ca {
+            // Now, and not at the first reload that needs it.
+            File::open(file).with_context(|| format!("--registry-ca {}", file.display()))?;
+        }
+        Ok(Self { ca, plain_http: plain_http.iter().map(|host| host.to_ascii_lowercase()).collect() })
     }
 
     /// Whether it is spoken to in clear text.

@@ -13,9 +13,11 @@ use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
+use nix::unistd::{getpgrp, getpid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -196,6 +198,10 @@ where
 {
     std::thread::spawn(move || {
         while let Ok(Received::Message(..)) = peer.receive(Wait::Yes) {}
+        // It leads a process group of its own, if it was started as our children are: what it started ends with it.
+        if getpgrp() == getpid() {
+            let _ = killpg(getpgrp(), Signal::SIGKILL);
+        }
         #[expect(
             clippy::exit,
             reason = "a process of one question holds nothing that a destructor would have to save"

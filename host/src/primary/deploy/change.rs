@@ -94,6 +94,13 @@ impl Change {
         }
     }
 
+    pub(crate) fn draft_mut(&mut self) -> Option<&mut Draft> {
+        match &mut self.stage {
+            ChangeStage::Preparing(draft) => Some(draft),
+            ChangeStage::Swapping(_) => None,
+        }
+    }
+
     pub(crate) fn draft(&self) -> Option<&Draft> {
         match &self.stage {
             ChangeStage::Preparing(draft) => Some(draft),
@@ -118,6 +125,8 @@ pub(crate) struct Draft {
     pub(crate) wanted: Wanted,
     pub(crate) origin: Provenance,
     pub(crate) subject: Subject,
+    /// `pulling` or `compiling`.
+    pub(crate) step: &'static str,
 }
 
 /// Which component is deployed.
@@ -154,8 +163,8 @@ pub(crate) type Answered = (u64, PreparationNews);
 
 #[derive(Debug)]
 pub(crate) enum PreparationNews {
-    /// The component is here, and is being compiled.
-    Pulled,
+    /// The component of this manifest is here, and is being compiled.
+    Pulled(String),
     Done(anyhow::Result<Box<Assembly>>),
 }
 
@@ -219,7 +228,7 @@ impl Preparing {
         let get = async move {
             let Some((supply, wanted)) = &wanted else { return Ok(None) };
             // Where nobody has time for it, it is not told.
-            let pulled = || drop(news.try_send((number, PreparationNews::Pulled)));
+            let pulled = |manifest: &str| drop(news.try_send((number, PreparationNews::Pulled(manifest.into()))));
             supply.get(wanted, pulled).await.map(Some)
         };
         let work = tokio::spawn(async move {

@@ -8,12 +8,14 @@ use std::fs;
 use std::future;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use anyhow::anyhow;
 
 use tokio::sync::mpsc;
 
 use crate::primary::fleet::errands::Supply;
-use crate::primary::fleet::process::Deployment;
 use crate::settings::ImageName;
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
@@ -21,8 +23,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(150);
 const SETTLED: u32 = 2;
 
 /// How often a registry is asked, and how often at least while it does not answer.
-const ASK_EVERY: Duration = Duration::from_secs(15);
+const ASK_EVERY: Duration = Duration::from_secs(10);
 const ASK_AT_LEAST_EVERY: Duration = Duration::from_secs(300);
+/// How long it may take to find out.
+const LOOK_PATIENCE: Duration = Duration::from_secs(90);
 
 /// What tells one version of a file from another: device, inode, length, and time of the last change in nanoseconds.
 type Fingerprint = (u64, u64, u64, i128);
@@ -100,17 +104,15 @@ impl Watch {
         Self(Some((tells, changes)))
     }
 
-    /// Asks the registry every now and then whether the name stands for another component than the one in `deployment`, if
-    /// anything is watched. Must be called on the executor.
-    pub(crate) fn follow(&self, image: &ImageName, deployment: &Deployment, supply: Supply) {
+    /// Asks the registry every now and then whether the name stands for another component than the one that was tried last,
+    /// if anything is watched. Must be called on the executor.
+    pub(crate) fn follow(&self, image: &ImageName, followed: &FollowedImage) {
         let Some((sender, _)) = &self.0 else { return };
         if image.digest().is_some() {
             tracing::warn!("--watch has no component to watch: {image} names one digest, which stays what it is");
             return;
         }
-        // One that is resumed may be another than the name stands for by now, as with a file.
-        let known = deployment.manifest.clone().filter(|_| deployment.source.image() == Some(image));
-        tokio::spawn(look_at_registry(image.clone(), known, supply, sender.clone()));
+        tokio::spawn(look_at_registry(image.clone(), followed.clone(), sender.clone()));
     }
 
     /// Resolves when one of them has changed. Can be dropped and called again without loss.
@@ -124,22 +126,60 @@ impl Watch {
     }
 }
 
-async fn look_at_registry(image: ImageName, mut known: Option<String>, supply: Supply, changed: mpsc::Sender<Watched>) {
-    let mut is_away = false;
-    let mut pause = ASK_EVERY;
+/// What is known of the image that is watched, and how it is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct FollowedImage(Arc<Mutex<Followed>>);
+
+#[derive(Debug)]
+struct Followed {
+    /// The manifest that was pulled last, whatever came of it: a version that was rolled back does not come back by itself,
+    /// and one that could not be pulled is tried again. None until the first look, if there was none.
+    tried: Option<String>,
+    supply: Supply,
+}
+
+impl FollowedImage {
+    pub(crate) fn new(tried: Option<String>, supply: Supply) -> Self {
+        Self(Arc::new(Mutex::new(Followed { tried, supply })))
+    }
+
+    pub(crate) fn was_tried(&self, manifest: &str) {
+        self.lock().tried = Some(manifest.to_owned());
+    }
+
+    /// It is asked for in another way from now on.
+    pub(crate) fn supply_by(&self, supply: Supply) {
+        self.lock().supply = supply;
+    }
+
+    /// Whether this manifest is another than the one that was tried.
+    fn is_new(&self, found: &str) -> bool {
+        *self.lock().tried.get_or_insert_with(|| found.to_owned()) != found
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Followed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn look_at_registry(image: ImageName, followed: FollowedImage, changed: mpsc::Sender<Watched>) {
+    let (mut is_away, mut told, mut pause) = (false, None, ASK_EVERY);
     while !changed.is_closed() {
         tokio::time::sleep(pause).await;
-        match supply.resolve(&image).await {
+        let supply = followed.lock().supply.clone();
+        let looked = tokio::time::timeout(LOOK_PATIENCE, supply.resolve(&image)).await;
+        match looked.unwrap_or_else(|_| Err(anyhow!("no answer within {LOOK_PATIENCE:?}"))) {
             Ok(found) => {
                 if std::mem::take(&mut is_away) {
                     tracing::info!("{} answers again", image.host());
                 }
-                pause = ASK_EVERY;
-                let is_new = known.as_ref().is_some_and(|known| *known != found);
-                known = Some(found);
+                let is_new = followed.is_new(&found);
                 if is_new && changed.send(Watched::Component).await.is_err() {
                     return;
                 }
+                // What was told of before could not be pulled, or not yet.
+                let is_again = is_new && told.replace(found.clone()) == Some(found);
+                pause = if is_again { (2 * pause).min(ASK_AT_LEAST_EVERY) } else { ASK_EVERY };
             }
             Err(error) => {
                 // Once is enough.

@@ -109,14 +109,16 @@ impl Driver<'_> {
             Subject::Wanted(component) => Some(component.clone()),
             Subject::Kept(_) => None,
         };
-        let step = component.as_ref().map(|it| if it.image().is_some() { "pulling" } else { "compiling" });
+        let has_to_pull = component.as_ref().is_some_and(|it| it.image().is_some());
+        let (step, is_told) = (if has_to_pull { "pulling" } else { "compiling" }, component.is_some());
         let deadline = since + request.patience(least_time(self.policy(), origin));
         self.preparations += 1;
         let component = component.map(|it| (self.supply(), it));
         let preparing = Preparing::start(self.preparations, read, component, self.answers.clone());
-        let stage = ChangeStage::Preparing(Box::new(Draft { preparing, request, deadline, wanted, origin, subject }));
+        let stage =
+            ChangeStage::Preparing(Box::new(Draft { preparing, request, deadline, wanted, origin, subject, step }));
         self.change = Some(Change { listener, stage, since });
-        if let Some(step) = step {
+        if is_told {
             self.tell_reload(None, step, None, None);
         }
     }
@@ -165,10 +167,12 @@ impl Driver<'_> {
         // One that was given up may still have ended.
         let is_meant = |change: &mut Change| change.draft().is_some_and(|draft| draft.preparing.number == number);
         let parts = match news {
-            PreparationNews::Pulled if self.change.as_mut().is_some_and(is_meant) => {
-                return self.tell_reload(None, "compiling", None, None);
+            PreparationNews::Pulled(manifest) => {
+                if self.change.as_mut().is_some_and(is_meant) {
+                    self.pulled(&manifest);
+                }
+                return;
             }
-            PreparationNews::Pulled => return,
             PreparationNews::Done(parts) => parts,
         };
         let Some(Change { listener, stage: ChangeStage::Preparing(draft), since }) = self.change.take_if(is_meant)
@@ -193,6 +197,20 @@ impl Driver<'_> {
             }
             Ok(deployment) => self.swap(deployment, *draft, listener, since),
         }
+    }
+
+    /// The component is here that a reload is about.
+    fn pulled(&mut self, manifest: &str) {
+        let Some(draft) = self.change.as_mut().and_then(Change::draft_mut) else { return };
+        draft.step = "compiling";
+        let source = match &draft.subject {
+            Subject::Wanted(component) => Some(component.source().clone()),
+            Subject::Kept(_) => None,
+        };
+        if source.as_ref() == Some(&self.settings.app) {
+            self.followed.was_tried(manifest);
+        }
+        self.tell_reload(None, "compiling", None, None);
     }
 
     /// Makes a deployment of what was got together, and tells what is new about it.
@@ -377,6 +395,7 @@ impl Driver<'_> {
             SwapProgress::Committed => {
                 let reason = self.generations.get(candidate).and_then(|deployment| self.what_is_new(deployment));
                 self.generations.commit(candidate);
+                self.followed.supply_by(self.supply());
                 self.forget_secrets_that_were_set();
                 self.keeping.keeper.watch.hang_timeout = self.policy().hang_timeout;
                 self.forget_certificates();
@@ -529,7 +548,10 @@ impl Driver<'_> {
         let since = self.change.as_ref().map(|change| change.since);
         let elapsed_ms = since.map_or(0, |since| since.elapsed().as_millis() as u64);
         match self.supervisor.reloading() {
-            None => ReloadStatus { generation: None, phase: "compiling".into(), rolled: 0, of, elapsed_ms },
+            None => {
+                let step = self.change.as_ref().and_then(Change::draft).map_or("compiling", |draft| draft.step);
+                ReloadStatus { generation: None, phase: step.into(), rolled: 0, of, elapsed_ms }
+            }
             Some((candidate, phase)) => {
                 let rolled = self.supervisor.slots_of(candidate);
                 ReloadStatus { generation: Some(candidate.0), phase: phase.into(), rolled, of, elapsed_ms }

@@ -90,18 +90,18 @@ impl Supply {
         Self { store, state, registries, hidden: application.secret_variables() }
     }
 
-    /// Pulls and compiles. `pulled` is told when the one is done and the other begins.
+    /// Pulls and compiles. `pulled` is told the manifest when the one is done and the other begins.
     pub(crate) async fn get(
         &self,
         wanted: &WantedComponent,
-        pulled: impl FnOnce(),
+        pulled: impl FnOnce(&str),
     ) -> anyhow::Result<CompiledComponent> {
         let component = match wanted.image() {
             Some(image) => Some(self.pull(image).await?),
             None => None,
         };
-        if component.is_some() {
-            pulled();
+        if let Some(component) = &component {
+            pulled(&component.manifest);
         }
         self.compile(wanted, component).await
     }
@@ -240,7 +240,7 @@ impl<Q: Serialize, A: Message> Errand<Q, A> {
 
 impl<Q, A> Drop for Errand<Q, A> {
     fn drop(&mut self) {
-        // One that has answered is about to end, or has.
-        self.child.signal(Signal::SIGKILL);
+        // One that has answered is about to end, or has. What it started, as a helper that knows passwords, ends with it.
+        self.child.kill_group();
     }
 }
