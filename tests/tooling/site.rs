@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::page::{Block, Player, blocks};
-use harness::root;
 use harness::tools::Tool;
+use harness::{Setup, guest, root};
 
 use super::pages::{commands, help};
 
@@ -73,6 +73,38 @@ fn every_command_on_a_page_is_run_or_says_why_not() {
     }
     let strays = PLAYED.iter().find(|name| !pages_of_site().contains(**name));
     assert_eq!(strays, None, "it is not in docs/SUMMARY.md");
+}
+
+/// What is compared, and what is not: this is what all pages are held to.
+#[test]
+fn a_page_that_says_something_else_is_noticed() {
+    let console = |said: &str, printed: &str| format!("```console\n$ printf '%s\\n' {said}\n{printed}\n```\n");
+    let is_right = |page: &str| {
+        let played = std::panic::catch_unwind(|| Player::new("a page", page).map(Player::play));
+        played.map_or(Some(false), |commands| commands.map(|commands| commands > 0))
+    };
+    let cases = [
+        (console("'generation 2'", "generation 2"), true),
+        (console("'generation 2'", "generation 3"), false),
+        (console("'served 41s ago, pid 4711'", "served 3s ago, pid 12345"), true),
+        (console("one two three", "one\n…\nthree"), true),
+        (console("one two three", "one\nthree"), false),
+        (console("one two", "one"), false),
+        (console("'sha256:33521ed7c1e3 is it'", "sha256:c9fc8bbc4d55 …"), true),
+        ("```sh\ntrue\n```\n".into(), true),
+        ("```sh\nfalse\n```\n".into(), false),
+        ("<!-- fails: to show it -->\n```sh\nfalse\n```\n".into(), true),
+        ("<!-- before: touch there -->\n```sh\nls there\n```\n".into(), true),
+        (
+            "<!-- tried: -->\n| a | b |\n| --- | --- |\n| x | `wasmcluster serve --no-such-flag app.wasm` |\n".into(),
+            false,
+        ),
+        ("<!-- tried: -->\n| a | b |\n| --- | --- |\n| x | `wasmcluster serve app.wasm` |\n".into(), true),
+    ];
+    for (page, expected) in &cases {
+        // None where a machine has no namespaces.
+        assert!(is_right(page).is_none_or(|is_right| is_right == *expected), "{page}");
+    }
 }
 
 /// Cargo keeps what it built by the path of its sources, in one folder for all pages: two projects in one place would be taken
@@ -180,6 +212,42 @@ fn the_page_of_commands_is_what_help_says() {
     let differs = found.lines().zip(written.lines()).find(|(found, written)| found != written);
     assert_eq!(differs, None, "docs/cli.md is not what --help says: `make pages` writes it");
     assert_eq!(found.len(), written.len(), "docs/cli.md is not what --help says: `make pages` writes it");
+}
+
+/// What files on a page would be read as: settings by the server, everything else by what reads JSON and TOML.
+#[test]
+fn files_on_a_page_are_right() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("static")).unwrap();
+    let (file, app) = (folder.path().join("wasmcluster.toml"), guest("hello"));
+    let [file_arg, app] = [&file, &app].map(|path| path.to_str().unwrap());
+    let mut files = 0;
+    for name in pages_of_site() {
+        for block in blocks(&page(&name)) {
+            let place = format!("{name}:{}", block.line);
+            let is_settings = block.text.contains("# wasmcluster.toml") || name == "docs/reference.md";
+            files += 1;
+            match block.language.as_str() {
+                "json" => {
+                    // One object, one in each line, or fields of one; `…` is anything.
+                    let text = block.text.replace(",…", "");
+                    let text = if text.starts_with('"') { format!("{{{text}}}") } else { text };
+                    let values = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+                    values.for_each(|value| drop(value.unwrap_or_else(|error| panic!("{place}: {error}"))));
+                }
+                "toml" if is_settings => {
+                    fs::write(&file, &block.text).unwrap();
+                    let mut setup = Setup::bare(&["inspect", app, "--config", file_arg]);
+                    setup.command.current_dir(folder.path());
+                    let ended = setup.run();
+                    assert_eq!(ended.code, Some(0), "{place}: {ended:?}");
+                }
+                "toml" => assert!(toml::from_str::<toml::Table>(&block.text).is_ok(), "{place}"),
+                _ => files -= 1,
+            }
+        }
+    }
+    assert!(files > 7, "{files}");
 }
 
 /// Every file below a folder.

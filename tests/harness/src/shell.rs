@@ -62,7 +62,7 @@ impl Shell {
         for name in ["bin", "etc", "run", "said", "srv"] {
             fs::create_dir(folder.path().join(name)).expect("a folder");
         }
-        std::os::unix::fs::symlink(binary(), folder.path().join("bin/wasmcluster")).expect("a link");
+        std::os::unix::fs::symlink(program(), folder.path().join("bin/wasmcluster")).expect("a link");
         let script = format!("set -e\n{SURROUNDINGS}\nset +e\nexec bash --norc -s");
         let mut command = Command::new("unshare");
         // Root has these namespaces without being root in a namespace of users.
@@ -149,6 +149,11 @@ impl Shell {
     pub fn said_by(&self, background: &Background) -> String {
         String::from_utf8_lossy(&fs::read(&background.output).unwrap_or_default()).into_owned()
     }
+}
+
+/// What is `wasmcluster` inside: the binary under test, or the program that `tests/first-hour` names.
+fn program() -> PathBuf {
+    std::env::var_os("WASMCLUSTER").map_or_else(|| binary().into(), PathBuf::from)
 }
 
 /// The variables. Cargo has what it needs from this machine, and asks no registry: there is none inside.
