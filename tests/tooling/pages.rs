@@ -9,8 +9,17 @@ use serde_json::Value;
 use harness::{Setup, guest, root};
 
 /// Flags of other programs that the pages name.
-const OF_OTHERS: [&str; 7] =
-    ["--addr", "--deploy-hook", "--plug", "--release", "--stop-timeout", "--target", "--unix-socket"];
+const OF_OTHERS: [&str; 9] = [
+    "--addr",
+    "--deploy-hook",
+    "--plug",
+    "--read-only",
+    "--release",
+    "--stop-timeout",
+    "--target",
+    "--tmpfs",
+    "--unix-socket",
+];
 
 /// By command and flag, the default that is told for it.
 type Flags = BTreeMap<(String, String), Option<String>>;
