@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test quick fuzz check soak bench profile map lint build guests hello install fmt clean
+.PHONY: help serve test quick fuzz check soak bench profile map pages book lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -47,6 +47,13 @@ profile: $(if $(BIN),,build) ## Profile a worker under load with perf: where the
 
 map: ## Redraw the map in ARCHITECTURE.md from the code
 	WASMCLUSTER_MAP=draw $(CARGO) test -q -p wasmcluster --lib layers::the_map_is_that_of_the_code
+
+pages: ## Write docs/cli.md anew, from what --help says
+	WASMCLUSTER_PAGES=write $(CARGO) test -q -p wasmcluster --test tooling site::the_page_of_commands
+
+book: ## Make a site of README and docs/ with mdBook: target/book/html/index.html
+	scripts/book --install
+	scripts/book
 
 lint: ## Run what check does before the tests
 	$(CARGO) fmt --all --check

@@ -190,7 +190,7 @@ impl Report {
         for (group, figures) in &self.panels {
             let _ = write!(text, "\n### {}\n\n", group.title);
             text += &table(&["server", "median", "spread"], figures.iter().map(cells).collect());
-            text += "\n```sh\n";
+            text += "\n<!-- not run: `make bench` runs these, pinned to a core and under load -->\n```sh\n";
             for figures in figures {
                 let _ = writeln!(text, "{}", figures.contender.command_line(group.load.workers()));
             }

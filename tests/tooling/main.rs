@@ -13,5 +13,6 @@ mod metrics;
 mod pages;
 mod projects;
 mod sdk;
+mod site;
 mod tables;
 mod top;

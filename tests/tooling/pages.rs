@@ -9,7 +9,17 @@ use serde_json::Value;
 use harness::{Setup, guest, root};
 
 /// Flags of other programs that the pages name.
-const OF_OTHERS: [&str; 6] = ["--deploy-hook", "--plug", "--release", "--stop-timeout", "--target", "--unix-socket"];
+const OF_OTHERS: [&str; 9] = [
+    "--addr",
+    "--deploy-hook",
+    "--plug",
+    "--read-only",
+    "--release",
+    "--stop-timeout",
+    "--target",
+    "--tmpfs",
+    "--unix-socket",
+];
 
 /// By command and flag, the default that is told for it.
 type Flags = BTreeMap<(String, String), Option<String>>;
@@ -19,7 +29,7 @@ fn page(name: &str) -> String {
 }
 
 /// What a command says of itself; without a name, the program.
-fn help(command: &str) -> String {
+pub(super) fn help(command: &str) -> String {
     let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
     let ended = Setup::bare(&args).run();
     assert_eq!(ended.code, Some(0), "{command}: {ended:?}");
@@ -27,7 +37,7 @@ fn help(command: &str) -> String {
 }
 
 /// The commands that can be run: `config get`, not `config`.
-fn commands(of: &str) -> Vec<String> {
+pub(super) fn commands(of: &str) -> Vec<String> {
     let help = help(of);
     let Some((_, list)) = help.split_once("\nCommands:\n") else { return vec![of.to_owned()] };
     let listed = list.lines().take_while(|line| !line.is_empty());
@@ -106,8 +116,10 @@ fn the_reference_has_every_command_and_flag_with_its_default() {
 #[test]
 fn every_flag_that_a_page_names_exists() {
     let flags: BTreeSet<String> = flags_of_binary().into_keys().map(|(_, flag)| flag).collect();
-    for name in ["README.md", "docs/reference.md", "docs/operations.md", "docs/guests.md"] {
-        let page = page(name);
+    let names = ["coming-from", "concepts", "faq", "guests", "operations", "quick-start", "reference", "security"];
+    let names = names.iter().chain(&["troubleshooting"]).map(|name| format!("docs/{name}.md"));
+    for name in names.chain(["README.md".to_owned()]) {
+        let page = page(&name);
         let words = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
         let is_flag = |word: &&str| {
             word.strip_prefix("--").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))

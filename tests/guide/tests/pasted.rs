@@ -1,17 +1,18 @@
-//! Each example of the guide, pasted into a new project that has nothing but what the example says it needs.
+//! Each example of the guide and of README, pasted into a new project that has nothing but what the example says it needs.
 
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
 const GUIDE: &str = include_str!("../../../docs/guests.md");
+const README: &str = include_str!("../../../README.md");
 const MANIFEST: &str = include_str!("../../../templates/hello/Cargo.toml");
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-sdk");
 const LOCK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
 
 /// The examples in Rust, as they are written.
 fn examples() -> Vec<&'static str> {
-    let blocks = GUIDE.split("\n```rust\n").skip(1);
+    let blocks = [GUIDE, README].into_iter().flat_map(|page| page.split("\n```rust\n").skip(1));
     blocks.map(|block| block.split_once("\n```\n").expect("a block has an end").0).collect()
 }
 
