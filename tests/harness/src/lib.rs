@@ -41,14 +41,17 @@
 pub mod browser;
 pub mod client;
 mod cluster;
+pub mod haproxy;
 pub mod history;
 pub mod http2;
 pub mod load;
 pub mod name_server;
+pub mod network;
 mod places;
 pub mod terminal;
 pub mod tls;
 pub mod tools;
+pub mod traffic;
 pub mod upstream;
 mod wait;
 pub mod websocket;
