@@ -30,7 +30,7 @@ defaults
     timeout connect 1s
     timeout client 60s
     timeout server 60s
-    timeout check 1s
+    timeout check 5s
     http-reuse always
     SETTINGS
 frontend front
@@ -73,7 +73,7 @@ impl Haproxy {
         std::fs::write(&file, configuration).expect("it is written");
         let mut command = machine.map_or_else(|| program.command(), |machine| machine.command(program.path()));
         let process = Follower::start(command.args(["-q", "-db", "-f"]).arg(file)).expect("it starts");
-        let started = Self { folder, process: process };
+        let started = Self { folder, process };
         until("HAProxy listens", || UnixStream::connect(started.front()).ok());
         Some(started)
     }
