@@ -4,18 +4,19 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::client::get;
 use harness::haproxy::Haproxy;
-use harness::network::Network;
+use harness::network::{Machine, Network};
 use harness::tools::Tool;
 use harness::traffic::{Fates, Traffic};
-use harness::{Cluster, Setup, binary, guest, root, until};
+use harness::{Cluster, Follower, Setup, binary, guest, root, until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
+use super::registry::{HTPASSWD, PASSWORD, basic};
 use super::reload::another_version;
 
 /// For the installation of what renders and checks, and for that itself.
@@ -86,8 +87,11 @@ fn manifests_are_valid_and_their_flags_are_known() {
 const POD: &str = r#"
 set -e
 mount --make-rprivate /
-for folder in /etc /run /var/lib; do mount -t tmpfs none $folder; done
-mkdir -p /etc/wasmcluster/..2026 /run/program
+mount -t tmpfs none /run
+cp -L /etc/ssl/certs/ca-certificates.crt /run/ || true
+for folder in /etc /var/lib; do mount -t tmpfs none $folder; done
+mkdir -p /etc/ssl/certs /etc/wasmcluster/..2026 /run/program
+mv /run/ca-certificates.crt /etc/ssl/certs/ || true
 install -m 644 "$FROM/wasmcluster.toml" /etc/wasmcluster/..2026/
 ln -s ..2026 /etc/wasmcluster/..data
 ln -s ..data/wasmcluster.toml /etc/wasmcluster/wasmcluster.toml
@@ -97,63 +101,129 @@ for folder in /run/wasmcluster /var/lib/wasmcluster; do
 done
 install -m 755 "$FROM/wasmcluster" /run/program/
 install -m 644 "$FROM/app.wasm" /run/program/
+mkdir -p /run/secrets/registry /run/secrets/redis
+if [ -e "$FROM/config.json" ]; then install -m 644 "$FROM/config.json" /run/secrets/registry/; fi
+echo secret >/run/secrets/redis/password
 for folder in / /etc /run /var/lib; do mount -o remount,bind,ro $folder; done
 if setpriv --reuid 65532 touch /run/x 2>/dev/null; then exit 99; fi
 export PATH=/run/program
 exec "$SETPRIV" --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set -all --inh-caps -all "$@"
 "#;
 
+/// A registry in the middle of a network, which asks who pulls.
+fn registry(machine: &Machine, folder: &Path) -> Option<Follower> {
+    let Some(program) = Tool::find("docker-registry") else {
+        println!("skipped: there is no docker-registry");
+        return None;
+    };
+    let path = |name: &str| folder.join(name).display().to_string();
+    std::fs::write(path("htpasswd"), HTPASSWD).unwrap();
+    let config = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {}}}\n\
+         auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+        path("registry"),
+        registry_of(machine),
+        path("htpasswd"),
+    );
+    std::fs::write(path("registry.yml"), config).unwrap();
+    let mut command = machine.command(program.path());
+    // Where it says that blobs are not there yet.
+    command.arg("serve").arg(path("registry.yml")).stderr(Stdio::null());
+    Some(Follower::start(&mut command).unwrap())
+}
+
+fn registry_of(machine: &Machine) -> String {
+    format!("{}:5000", machine.address)
+}
+
+/// What a pull secret is when it is mounted.
+fn pull_secret(registry: &str, folder: &Path) {
+    let auth = basic("deploy", PASSWORD);
+    let config = serde_json::json!({ "auths": { registry: { "auth": auth } } });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+/// A pod as its manifest has it, but for its component and further flags. Files of its volumes are in `folder`.
+fn start_pod(pod: &Value, machine: &Machine, folder: &Path, app: &str, more: &[&str]) -> Option<Cluster> {
+    let Some(setpriv) = Tool::find("setpriv") else {
+        println!("skipped: there is no setpriv");
+        return None;
+    };
+    let mut args = args(pod, Path::new("/etc/wasmcluster/wasmcluster.toml"));
+    args[1] = app.into();
+    let container = &pod["pod"]["containers"][0];
+    let mut command = machine.command("unshare");
+    command
+        .args(["--mount", "sh", "-c", POD, "sh"])
+        .arg(container["command"][0].as_str().unwrap())
+        .args(args)
+        .args(more);
+    // Nothing of the test's own.
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("FROM", folder).env("SETPRIV", setpriv.path());
+    for variable in container["env"].as_array().unwrap() {
+        command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut setup = Setup::bare(&[]);
+    setup.command = command;
+    let cluster = setup.launch();
+    cluster.stderr.find("Serving HTTP on ");
+    Some(cluster)
+}
+
+/// What is answered on a machine's port.
+fn ask(machine: &Machine, port: u16, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
+    let script = r#"exec 3<>"/dev/tcp/$1/$2"; printf '%s' "$3" >&3; cat <&3"#;
+    let args = ["-c", script, "bash", &machine.address.to_string(), &port.to_string(), &request];
+    let asked = machine.command("bash").args(args).output().unwrap();
+    String::from_utf8_lossy(&asked.stdout).into_owned()
+}
+
+/// One with its component in a volume, and one that pulls it with a pull secret.
 #[test]
 fn a_pod_serves_under_the_restrictions_of_its_manifest() {
     let folder = tempfile::tempdir().unwrap();
     let Some((_, pods)) = rendered(folder.path()) else { return };
-    let Some(setpriv) = Tool::find("setpriv") else { return println!("skipped: there is no setpriv") };
-    let Some(pod) = pods.first() else { return };
+    let find = |what: &str| pods.iter().find(|pod| pod["what"] == what);
+    let (Some(base), Some(everything)) = (find("kustomize base"), find("kustomize everything")) else { return };
     // Which has its ports and folders for itself.
-    let Some(network) = Network::start(1) else { return };
-    let machine = &network.machines[0];
+    let Some(network) = Network::start(2) else { return };
+    let [machine, other] = &network.machines[..] else { unreachable!("there are two") };
     for (from, to) in [(binary(), "wasmcluster"), (&guest("hello"), "app.wasm")] {
         std::os::unix::fs::symlink(from, folder.path().join(to)).unwrap();
     }
-    std::fs::write(folder.path().join("wasmcluster.toml"), pod["config"].as_str().unwrap()).unwrap();
-
-    let mut args = args(pod, Path::new("/etc/wasmcluster/wasmcluster.toml"));
-    args[1] = "/run/program/app.wasm".into();
-    let container = &pod["pod"]["containers"][0];
-    let mut setup = Setup::bare(&[]);
-    let mut command = machine.command("unshare");
-    command.args(["--mount", "sh", "-c", POD, "sh"]).arg(container["command"][0].as_str().unwrap()).args(args);
-    command.env("FROM", folder.path()).env("SETPRIV", setpriv.path());
-    for name in ["XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME", "HOME", "WASMCLUSTER_CONTROL"] {
-        command.env_remove(name);
-    }
-    for variable in container["env"].as_array().unwrap() {
-        command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
-    }
-    command.stdin(std::process::Stdio::null());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    setup.command = command;
-    let cluster = setup.launch();
-    cluster.stderr.find("Serving HTTP on ");
+    std::fs::write(folder.path().join("wasmcluster.toml"), base["config"].as_str().unwrap()).unwrap();
+    let Some(cluster) = start_pod(base, machine, folder.path(), "/run/program/app.wasm", &[]) else { return };
     let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.pid())).unwrap();
     let has = |line: &str| status.lines().any(|it| it.split_whitespace().eq(line.split_whitespace()));
     assert!(has("Uid: 65532 65532 65532 65532") && has("NoNewPrivs: 1") && has("CapEff: 0000000000000000"), "{status}");
-
-    let ask = |port: u16, path: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
-        let script = r#"exec 3<>"/dev/tcp/$1/$2"; printf '%s' "$3" >&3; cat <&3"#;
-        let address = machine.address.to_string();
-        let asked =
-            machine.command("bash").args(["-c", script, "bash", &address, &port.to_string(), &request]).output();
-        String::from_utf8_lossy(&asked.unwrap().stdout).into_owned()
-    };
-    assert!(ask(8080, "/").ends_with("Hello from wasmcluster!\n"));
+    assert!(ask(machine, 8080, "/").ends_with("Hello from wasmcluster!\n"));
     for path in ["/livez", "/readyz"] {
-        assert!(ask(9090, path).starts_with("HTTP/1.1 200"), "{path}");
+        assert!(ask(machine, 9090, path).starts_with("HTTP/1.1 200"), "{path}");
     }
+
+    let registry_address = registry_of(&network.middle);
+    if let Some(_registry) = registry(&network.middle, folder.path()) {
+        pull_secret(&registry_address, folder.path());
+        let app = format!("oci://{registry_address}/app:1");
+        let plain = ["--registry-plain-http", &registry_address];
+        until("the component is pushed", || {
+            let mut push = other.command(binary());
+            push.arg("push").arg(guest("hello")).arg(&app).args(plain).env("DOCKER_CONFIG", folder.path());
+            push.output().unwrap().status.success().then_some(())
+        });
+        let puller = start_pod(everything, other, folder.path(), &app, &plain).unwrap();
+        assert!(ask(other, 8080, "/").ends_with("Hello from wasmcluster!\n"));
+        puller.signal(Signal::SIGINT);
+        puller.signal(Signal::SIGINT);
+        puller.wait();
+    }
+
     cluster.signal(Signal::SIGTERM);
-    until("the probe says so", || ask(9090, "/readyz").starts_with("HTTP/1.1 503").then_some(()));
-    assert!(ask(8080, "/").ends_with("Hello from wasmcluster!\n"));
+    until("the probe says so", || ask(machine, 9090, "/readyz").starts_with("HTTP/1.1 503").then_some(()));
+    assert!(ask(machine, 8080, "/").ends_with("Hello from wasmcluster!\n"));
     assert_eq!(cluster.wait().code(), Some(0));
 }
 
