@@ -376,15 +376,15 @@ pub(super) fn kill_all(cluster: &Cluster) {
     }
 }
 
-/// What is lost of a pod that is killed while it is at work: nothing, if the balancer tries again what may be repeated.
+/// What is lost of a pod that is killed while it is at work. An answer that had begun cannot be tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_killed_pod_costs_what_it_had_in_hand_or_nothing_with_retries() {
+async fn a_killed_pod_costs_nothing_that_the_balancer_may_try_again() {
     for (what, settings) in [("without retries", NO_RETRIES), ("with retries", RETRIES)] {
         let lost = killed(settings).await;
         let Some(fates) = lost else { return };
         println!("a pod is killed, {what}: {} of {} requests lost: {fates:?}", fates.lost(), fates.all());
         if settings == RETRIES {
-            assert_eq!(fates.lost(), 0, "{fates:?}");
+            assert!(fates.answers.keys().eq(&[200]) && fates.broken <= 24 / REPLICAS as u64, "{fates:?}");
         }
     }
 }

@@ -171,7 +171,8 @@ async fn the_loss_of_a_host_costs_nothing_that_may_be_repeated() {
         assert_eq!(traffic.fates().lost(), after.lost());
         let fates = traffic.end().await;
         if settings == RETRIES {
-            assert_eq!(fates.lost(), 0, "{fates:?}");
+            // An answer that had begun cannot be tried again: of those that the killed host had in hand, at most.
+            assert!(fates.answers.keys().eq(&[200]) && fates.broken <= 24 / 3, "{fates:?}");
         }
     }
 }
