@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test quick fuzz check soak bench profile map pages book lint build guests hello install fmt clean
+.PHONY: help serve test quick fuzz check soak bench profile machines map pages book lint build guests hello install fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -44,6 +44,11 @@ bench: guests build ## Compare with other servers, into docs/benchmark.md (BENCH
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
 profile: $(if $(BIN),,build) ## Profile a worker under load with perf: where the time of a request goes (flags: ARGS="…")
 	scripts/profile $(ARGS)
+
+# Needs root, HAProxy, Redis and wrk.
+machines: guests build ## Measure several hosts, in network namespaces behind HAProxy, for docs/many-machines.md
+	WASMCLUSTER=$(abspath $(TARGET))/release/wasmcluster \
+		$(CARGO) test -p wasmcluster --test deploy machines::figures -- --ignored --nocapture --test-threads 1
 
 map: ## Redraw the map in ARCHITECTURE.md from the code
 	WASMCLUSTER_MAP=draw $(CARGO) test -q -p wasmcluster --lib layers::the_map_is_that_of_the_code

@@ -7,6 +7,8 @@ mod artifacts;
 mod certificates;
 mod container;
 mod gates;
+mod kubernetes;
+mod machines;
 mod proxies;
 mod registry;
 mod reload;

@@ -19,8 +19,8 @@ use harness::{Cluster, Ended, Follower, Setup, guest, root, until};
 use super::reload::{AT_ONCE, another_version};
 
 /// The line of an htpasswd file for the user `deploy` with [`PASSWORD`].
-const HTPASSWD: &str = "deploy:$2b$04$abcdefghijklmnopqrstuu.pRgs6SOPOaiNl89.1rRj7iKw6AhHf6\n";
-const PASSWORD: &str = "pass-word-1";
+pub(super) const HTPASSWD: &str = "deploy:$2b$04$abcdefghijklmnopqrstuu.pRgs6SOPOaiNl89.1rRj7iKw6AhHf6\n";
+pub(super) const PASSWORD: &str = "pass-word-1";
 
 /// A real registry, with its files in a folder.
 struct Registry {
@@ -241,7 +241,7 @@ fn docker_config(folder: &Path, config: &Value) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
-fn basic(user: &str, password: &str) -> String {
+pub(super) fn basic(user: &str, password: &str) -> String {
     data_encoding::BASE64.encode(format!("{user}:{password}").as_bytes())
 }
 

@@ -80,6 +80,20 @@ fn alerts_name_what_the_reference_has() {
     assert_eq!(checked.code, Some(0), "{checked:?}");
 }
 
+/// What the rule for Kubernetes's autoscaler asks Prometheus for, of a cluster that stands for a pod.
+#[test]
+fn the_rule_for_autoscaling_has_a_value_for_each_pod() {
+    let rule = std::fs::read_to_string(root().join("deploy/kubernetes/components/in-flight/prometheus-adapter.yaml"));
+    let rule = rule.unwrap();
+    let (_, query) = rule.split_once("metricsQuery: >-").unwrap();
+    assert_eq!(documented(query), 2, "{rule}");
+    let Some(prometheus) = Tool::find("prometheus") else { return println!("skipped: there is no prometheus") };
+    let query = query.replace("<<.GroupBy>>", "instance").replace("<<.LabelMatchers>>", "job=\"test\"");
+    let [(cluster, first), (_other, second)] = [serve("hello", &[]), serve("hello", &[])];
+    let prometheus = Prometheus::start(&prometheus, cluster.folder.path(), &[first, second]);
+    until("each pod has a value", || (prometheus.values(query.trim()) == [0.0, 0.0]).then_some(()));
+}
+
 /// Its own tools have nothing to say against it.
 #[test]
 fn prometheus_takes_the_metrics() {

@@ -332,10 +332,14 @@ impl Follower {
         Ok(Self { child: Mutex::new(child), stdout })
     }
 
+    /// The process that was started.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.lock().expect("no test panics with the lock").id().cast_signed())
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.lock().expect("no test panics with the lock").id();
-        kill(Pid::from_raw(pid.cast_signed()), signal).expect("the command lives");
+        kill(self.pid(), signal).expect("the command lives");
     }
 
     /// Waits for its end.

@@ -8,6 +8,9 @@ use std::sync::LazyLock;
 
 /// The folder of the test's executable, `deps`, is beside the binary that cargo built with it.
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(binary) = std::env::var_os("WASMCLUSTER").filter(|it| !it.is_empty()) {
+        return binary.into();
+    }
     let test = current_exe().expect("the test knows its executable");
     let profile = test.parent().and_then(Path::parent).expect("it is in target/PROFILE/deps/");
     let binary = profile.join("wasmcluster");
@@ -20,14 +23,15 @@ static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
 /// Cargo builds it with the test targets of the package `wasmcluster`, and tells only these where it is. The harness is
 /// compiled before, for all of them, and so finds it at run time: test executables are in `target/PROFILE/deps/`, the
 /// binary is in `target/PROFILE/`. That holds wherever `CARGO_TARGET_DIR` leads, and for an executable that is run by
-/// hand.
+/// hand. `WASMCLUSTER` names another, such as an optimised one that is to be measured.
 pub fn binary() -> &'static Path {
     &BINARY
 }
 
 /// The target folder that the test was built in.
 pub(crate) fn target_folder() -> &'static Path {
-    binary().ancestors().nth(2).expect("it is in target/PROFILE/")
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| current_exe().expect("the test knows its executable"));
+    FOLDER.ancestors().nth(3).expect("it is in target/PROFILE/deps/")
 }
 
 /// The component of a guest crate in examples/ or tests/guests/, by the name of its package. Panics if `make guests` has
