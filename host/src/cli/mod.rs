@@ -13,6 +13,7 @@ mod exit;
 mod hints;
 mod inspect;
 mod logs;
+mod manual;
 mod new;
 mod output;
 mod reload;
@@ -23,6 +24,7 @@ mod serve;
 mod status;
 mod stop;
 mod top;
+mod version;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -87,6 +89,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Config(args) => config::config(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => completions::completions(args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the key of a value for guests.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
 /// What the host's own keys begin with.
 pub(super) const OWN: &str = "wasmcluster.";
 /// Longest time that can be asked for: no sum of such times overflows.
