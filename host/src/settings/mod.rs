@@ -20,6 +20,8 @@ pub(crate) mod paths;
 mod policy;
 mod proxies;
 mod schema;
+#[cfg(test)]
+mod schema_tests;
 mod secrets;
 mod sources;
 mod tls;
