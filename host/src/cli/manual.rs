@@ -19,7 +19,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
-    for (name, page) in pages(&program, "wasmcluster")? {
+    for (name, page) in pages_of(&program, "wasmcluster")? {
         let path = folder.join(format!("{name}.1"));
         fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -27,10 +27,10 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
 }
 
 /// The page of a command, and those of its own commands; by name, as `wasmcluster-config-get`.
-fn pages(command: &Command, name: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+fn pages_of(command: &Command, name: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut found = vec![(name.to_owned(), page(command, name)?)];
     for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
-        found.extend(pages(inner, &format!("{name}-{}", inner.get_name()))?);
+        found.extend(pages_of(inner, &format!("{name}-{}", inner.get_name()))?);
     }
     Ok(found)
 }
