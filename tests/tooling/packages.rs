@@ -324,3 +324,15 @@ fn systemd_makes_the_packages_user() {
     let users = fs::read_to_string(folder.path().join("etc/passwd")).unwrap();
     assert!(users.contains(":wasmcluster:/var/lib/wasmcluster:/usr/sbin/nologin\n"), "{users}");
 }
+
+/// What tests are run with is linked for the machine that they run on.
+#[test]
+fn a_program_that_needs_a_newer_libc_is_no_release() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(root().join("scripts/release"));
+    let refused = command.arg("--built").arg(binary()).arg(folder.path().join("dist")).output().unwrap();
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    let said = "release: the program needs glibc 2.";
+    assert!(!refused.status.success() && stderr.contains(said) && stderr.contains("2.28 at most"), "{stderr}");
+    assert!(!folder.path().join("dist").exists());
+}
