@@ -183,7 +183,8 @@ fn a_tag_fits_what_it_tags() {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(root().join(name), to).unwrap();
     };
-    ["scripts/check-version", "Cargo.toml", "guest-sdk/Cargo.toml", "guest-sdk/macros/Cargo.toml"].map(copied);
+    let needed = ["scripts/check-version", "Cargo.toml", "guest-sdk/Cargo.toml", "guest-sdk/macros/Cargo.toml"];
+    needed.into_iter().for_each(copied);
     let said = |tag: &str, changelog: &str| {
         fs::write(folder.path().join("CHANGELOG.md"), changelog).unwrap();
         let ended = Command::new(folder.path().join("scripts/check-version")).arg(tag).output().unwrap();
