@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test quick fuzz check soak bench profile machines map pages book lint build guests hello install fmt clean
+.PHONY: help serve test quick fuzz check soak bench profile machines map pages book lint build guests hello install dist fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -80,6 +80,9 @@ hello:
 
 install: ## Install the wasmcluster command
 	$(CARGO) install --path host --locked
+
+dist: ## Build what a release consists of, into target/dist: tarball, Debian package, debug information, checksums
+	scripts/release
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -37,6 +37,11 @@
 //! `files` are those of a folder, `fetch`, `config`, `time`, `random`, `log`, `trace`, `metrics`, `websocket` and `worker` are what they ask the host for. `host` has a part for each host: WASI
 //! 0.2, WASI 0.3, and a stand-in in memory for tests.
 
+// Where there is no copy of the page beside it, as `wasmcluster new` leaves one.
+#[cfg(docsrs)]
+#[doc = include_str!("../guests.md")]
+pub mod guide {}
+
 #[cfg(all(target_arch = "wasm32", feature = "p2", feature = "p3"))]
 compile_error!(
     "the features `p2` and `p3` of wasmcluster-guest are mutually exclusive: for WASI 0.3 write `default-features = \

@@ -17,7 +17,7 @@ use harness::load::{Load, Reuse};
 use harness::{Cluster, Ended, Setup, guest, is_gone, root, until};
 
 /// A folder that each run empties: cargo keeps what it built by the path of its sources, which must not be new each time.
-fn empty_folder(name: &str) -> PathBuf {
+pub(crate) fn empty_folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("projects").join(name);
     // There may be none.
     let _ = fs::remove_dir_all(&folder);
@@ -35,10 +35,10 @@ fn text(path: &Path) -> &str {
 }
 
 /// The target folder of all projects that cargo builds.
-const CARGO_TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/projects-target");
+pub(crate) const CARGO_TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/projects-target");
 
 /// A command that may take as long as cargo takes.
-fn run(args: &[&str]) -> Ended {
+pub(crate) fn run(args: &[&str]) -> Ended {
     finish(Setup::bare(args).env("CARGO_TARGET_DIR", CARGO_TARGET).command)
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::version;
 use crate::control::protocol::Scale;
 use crate::control::query::Since;
 use crate::settings::{App, DEFAULT_NAME, ImageName, Options, Percent, Registries, Span};
@@ -13,6 +14,7 @@ use crate::settings::{App, DEFAULT_NAME, ImageName, Options, Percent, Registries
 #[command(
     name = "wasmcluster",
     version,
+    long_version = version::LONG.as_str(),
     about = "Serves a WebAssembly component on every core",
     long_about = "Serves a WebAssembly component over HTTP (wasi:http 0.2 or 0.3). Each core gets a worker process, and all \
                   workers share one port. A primary process replaces workers that die; it never touches a request.",
@@ -69,12 +71,14 @@ pub(super) enum Command {
     Scale(ScaleArgs),
     /// Stop a running cluster, and wait until it has stopped
     Stop(StopArgs),
-    /// Show or change the live configuration of a running cluster
+    /// Show or change the live configuration of a running cluster, or print the schema of the configuration file
     Config(ConfigArgs),
     /// Check whether this machine has what `serve` and `build` need
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Write the manual as pages for `man`
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +121,20 @@ pub(super) struct NewArgs {
     /// The template to start from
     #[arg(long, value_name = "TEMPLATE", value_enum, default_value = "hello")]
     pub(super) template: Template,
+
+    /// Where the project has the SDK from, if the template is for Rust [default: sources, or registry if this binary is
+    /// without them]
+    #[arg(long, value_name = "ORIGIN", value_enum)]
+    pub(super) sdk: Option<SdkOrigin>,
+}
+
+/// Where a project has the SDK from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum SdkOrigin {
+    /// A copy of its sources in the project, as new as this binary
+    Sources,
+    /// The version of this binary, from crates.io
+    Registry,
 }
 
 /// The template of a project.
@@ -448,7 +466,8 @@ pub(super) struct TopArgs {
     wasmcluster config get\n  \
     wasmcluster config get wasmcluster.log-level\n  \
     wasmcluster config set greeting=hello wasmcluster.log-level=debug\n  \
-    wasmcluster config unset greeting")]
+    wasmcluster config unset greeting\n  \
+    wasmcluster config schema > wasmcluster.schema.json")]
 pub(super) struct ConfigArgs {
     #[command(subcommand)]
     pub(super) command: ConfigCommand,
@@ -489,6 +508,10 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// Print the JSON Schema of wasmcluster.toml, for editors and for checks
+    #[command(after_help = "Example: wasmcluster config schema > wasmcluster.schema.json\n\n\
+        Editors with support for TOML check a file whose first line is #:schema ./wasmcluster.schema.json")]
+    Schema,
 }
 
 #[derive(Debug, Args)]
@@ -525,6 +548,16 @@ pub(super) struct CompletionsArgs {
     /// The shell
     #[arg(value_name = "SHELL", value_enum)]
     pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    wasmcluster man ~/.local/share/man/man1 && man wasmcluster-serve\n\n\
+    There is a page for each command. Packages have them already.")]
+pub(super) struct ManArgs {
+    /// The folder for the pages; it is made if there is none
+    #[arg(value_name = "DIR")]
+    pub(super) folder: PathBuf,
 }
 
 fn generation(text: &str) -> Result<u64, String> {

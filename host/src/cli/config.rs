@@ -1,4 +1,4 @@
-//! `wasmcluster config`: the live configuration of a running cluster.
+//! `wasmcluster config`: the live configuration of a running cluster, and the schema of the file.
 
 use anyhow::anyhow;
 
@@ -7,7 +7,7 @@ use super::exit::Failure;
 use super::output::print;
 use super::running::{block_on, client};
 use crate::control::client::{Client, CommandError};
-use crate::settings::Changes;
+use crate::settings::{Changes, schema};
 
 pub(super) fn config(args: ConfigArgs) -> Result<(), Failure> {
     match args.command {
@@ -18,6 +18,10 @@ pub(super) fn config(args: ConfigArgs) -> Result<(), Failure> {
         }
         ConfigCommand::Unset { keys, cluster } => {
             Ok(block_on(change(&client(cluster), keys.into_iter().map(|key| (key, None)).collect()))?)
+        }
+        ConfigCommand::Schema => {
+            let text = serde_json::to_string_pretty(&schema()).map_err(anyhow::Error::from)?;
+            Ok(print(format!("{text}\n").as_bytes())?)
         }
     }
 }

@@ -14,6 +14,7 @@ mod exit;
 mod hints;
 mod inspect;
 mod logs;
+mod manual;
 mod new;
 mod output;
 mod push;
@@ -25,6 +26,7 @@ mod serve;
 mod status;
 mod stop;
 mod top;
+mod version;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -91,6 +93,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Config(args) => config::config(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => completions::completions(args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

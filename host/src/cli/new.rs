@@ -10,20 +10,24 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::args::{NewArgs, Template};
+use super::args::{NewArgs, SdkOrigin, Template};
 use super::exit::Failure;
 use super::output::print;
 use files::Part;
 
 /// Writes the project, and prints the next steps.
 pub(super) fn new(args: &NewArgs) -> Result<(), Failure> {
-    let NewArgs { folder, template } = args;
+    let NewArgs { folder, template, sdk } = args;
+    let sdk = sdk.unwrap_or(SdkOrigin::USUAL);
     let of = || format!("cannot create a project in {}", folder.display());
     expect_nothing(folder).with_context(of)?;
     let name = std::path::absolute(folder)?;
     let name = name_of(name.file_name().and_then(OsStr::to_str).unwrap_or_default());
-    for (path, text) in template.parts().iter().flat_map(Part::files) {
-        write(&folder.join(path), &fill_in(text, &name)).with_context(of)?;
+    for (path, text) in template.part().files() {
+        write(&folder.join(path), &fill_in(text, &name, sdk)).with_context(of)?;
+    }
+    for (path, text) in template.additions(sdk).with_context(of)?.iter().flat_map(Part::files) {
+        write(&folder.join(path), text).with_context(of)?;
     }
     let test = template.test();
     let said = format!(
@@ -34,15 +38,69 @@ pub(super) fn new(args: &NewArgs) -> Result<(), Failure> {
     Ok(print(said.as_bytes())?)
 }
 
-impl Template {
-    fn parts(self) -> &'static [Part] {
+impl SdkOrigin {
+    /// From where projects have the SDK unless it is said. Sources are in the binaries that may be newer than any release.
+    const USUAL: Self = if cfg!(sdk_sources) { Self::Sources } else { Self::Registry };
+
+    /// The dependency on it, in a manifest.
+    fn dependency(self) -> &'static str {
         match self {
-            Self::Hello => &[files::HELLO, files::SDK, files::GUIDE],
-            Self::Axum => &[files::AXUM, files::SDK, files::GUIDE],
-            Self::Api => &[files::API, files::SDK, files::GUIDE],
-            Self::Stream => &[files::STREAM, files::SDK, files::GUIDE],
-            Self::Js => &[files::JS, files::WIT],
-            Self::Python => &[files::PYTHON, files::WIT],
+            Self::Sources => "path = \"wasmcluster-guest\"",
+            Self::Registry => concat!("version = \"", env!("CARGO_PKG_VERSION"), "\""),
+        }
+    }
+
+    /// What the manifest says of that.
+    fn about(self) -> &'static str {
+        match self {
+            Self::Sources => {
+                "The SDK's sources, beside this file. To have a release instead, name its version for the path."
+            }
+            Self::Registry => "The SDK. Its documentation: https://docs.rs/wasmcluster-guest",
+        }
+    }
+
+    /// Where the guide is.
+    fn guide(self) -> &'static str {
+        match self {
+            Self::Sources => "in `wasmcluster-guest/guests.md`",
+            Self::Registry => "at <https://docs.rs/wasmcluster-guest/latest/wasmcluster_guest/guide/>",
+        }
+    }
+
+    /// What a project gets of it.
+    #[cfg(sdk_sources)]
+    fn parts(self) -> anyhow::Result<&'static [Part]> {
+        Ok(if self == Self::Sources { &[files::SDK] } else { &[] })
+    }
+
+    #[cfg(not(sdk_sources))]
+    fn parts(self) -> anyhow::Result<&'static [Part]> {
+        match self {
+            Self::Registry => Ok(&[]),
+            Self::Sources => bail!("this wasmcluster was built without the SDK's sources; leave out --sdk sources"),
+        }
+    }
+}
+
+impl Template {
+    /// What is filled in.
+    fn part(self) -> &'static Part {
+        match self {
+            Self::Hello => &files::HELLO,
+            Self::Axum => &files::AXUM,
+            Self::Api => &files::API,
+            Self::Stream => &files::STREAM,
+            Self::Js => &files::JS,
+            Self::Python => &files::PYTHON,
+        }
+    }
+
+    /// What is copied.
+    fn additions(self, sdk: SdkOrigin) -> anyhow::Result<&'static [Part]> {
+        match self {
+            Self::Hello | Self::Axum | Self::Api | Self::Stream => sdk.parts(),
+            Self::Js | Self::Python => Ok(&[files::WIT]),
         }
     }
 
@@ -82,8 +140,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// The text of a template's file, for a project of this name.
-fn fill_in(text: &str, name: &str) -> String {
-    text.replace("{{name}}", name)
+fn fill_in(text: &str, name: &str, sdk: SdkOrigin) -> String {
+    let text = text.replace("{{name}}", name).replace("{{sdk}}", sdk.dependency());
+    text.replace("{{about-sdk}}", sdk.about()).replace("{{guide}}", sdk.guide())
 }
 
 /// Names that cargo refuses for a package, and those that every project already has.
@@ -173,14 +232,25 @@ mod tests {
         }
     }
 
+    fn templates_and_origins() -> impl Iterator<Item = (Template, SdkOrigin)> {
+        let origins = [SdkOrigin::Sources, SdkOrigin::Registry];
+        let templates = <Template as clap::ValueEnum>::value_variants();
+        templates.iter().flat_map(move |&template| origins.map(|origin| (template, origin)))
+    }
+
     #[test]
     fn templates_have_nothing_left_to_fill_in() {
-        for template in <Template as clap::ValueEnum>::value_variants() {
-            for (path, text) in template.parts().iter().flat_map(Part::files) {
-                let filled = fill_in(text, "shop");
-                assert!(!filled.contains("{{name"), "{path} of {template:?}");
+        for (template, sdk) in templates_and_origins() {
+            for (path, text) in template.part().files() {
+                let filled = fill_in(text, "shop", sdk);
+                assert!(!filled.contains("{{"), "{path} of {template:?}: {filled}");
+                assert!(!path.ends_with(".in"), "{path}");
+            }
+            // What is copied has nothing to fill in.
+            for (path, text) in template.additions(sdk).unwrap().iter().flat_map(Part::files) {
+                assert!(!text.contains("{{name"), "{path} of {template:?}");
             }
         }
-        assert_eq!(fill_in("a {{name}} b {{name}}", "shop"), "a shop b shop");
+        assert_eq!(fill_in("a {{name}} b {{name}}", "shop", SdkOrigin::Registry), "a shop b shop");
     }
 }

@@ -15,6 +15,9 @@ use crate::settings::{
 };
 use crate::wire::version::WasiHttp;
 
+/// Wasmtime's version: the very one that is linked, not the one that was asked for.
+pub(crate) const WASMTIME_VERSION: &str = wasmtime_environ::VERSION;
+
 /// Core modules a component may consist of, on average over the instances of a pool: a Rust guest has four, adapter
 /// and shims included.
 const CORE_INSTANCES_EACH: u32 = 8;

@@ -21,6 +21,9 @@ pub(crate) mod paths;
 mod policy;
 mod proxies;
 mod registries;
+mod schema;
+#[cfg(test)]
+mod schema_tests;
 mod secrets;
 mod sources;
 mod tls;
@@ -43,6 +46,7 @@ pub(crate) use otlp::{Otlp, OtlpProtocol};
 pub(crate) use policy::{Policy, Recycle};
 pub(crate) use proxies::{TrustedProxies, TrustedProxy};
 pub(crate) use registries::Registries;
+pub(crate) use schema::schema;
 pub(crate) use sources::{Reread, SettingsSources};
 pub(crate) use tls::{ClientAuth, PairFiles, TlsFiles};
 pub(crate) use values::{HealthPath, Percent, Span};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the key of a value for guests.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
 /// What the host's own keys begin with.
 pub(super) const OWN: &str = "wasmcluster.";
 /// Longest time that can be asked for: no sum of such times overflows.
@@ -235,6 +235,10 @@ fn table<'de, D: serde::Deserializer<'de>>(
     check: impl Fn(&str, &str) -> Result<(), String>,
 ) -> Result<Vec<(String, String)>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(from)?;
+    // As `toml` tells a date to whoever asks for a table.
+    if table.contains_key("$__toml_private_datetime") {
+        return Err(serde::de::Error::custom("invalid type: date, expected a table"));
+    }
     table.iter().try_for_each(|(key, value)| check(key, value)).map_err(serde::de::Error::custom)?;
     Ok(table.into_iter().collect())
 }

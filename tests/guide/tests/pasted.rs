@@ -6,7 +6,7 @@ use std::{env, fs};
 
 const GUIDE: &str = include_str!("../../../docs/guests.md");
 const README: &str = include_str!("../../../README.md");
-const MANIFEST: &str = include_str!("../../../templates/hello/Cargo.toml");
+const MANIFEST: &str = include_str!("../../../templates/hello/Cargo.toml.in");
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-sdk");
 const LOCK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
 
@@ -25,7 +25,9 @@ fn manifest(example: &str) -> String {
         let dependencies = lines.iter().position(|line| *line == "[dependencies]").expect("the template has some");
         lines.insert(dependencies + 1, added);
     }
-    lines.join("\n").replace("{{name}}", "pasted").replace("path = \"wasmcluster-guest\"", &format!("path = \"{SDK}\""))
+    let manifest = lines.join("\n").replace("{{name}}", "pasted").replace("{{sdk}}", &format!("path = \"{SDK}\""));
+    // What the guide's own lines say of it.
+    manifest.replace("path = \"wasmcluster-guest\"", &format!("path = \"{SDK}\""))
 }
 
 /// One test, as cargo builds one of them at a time in a target folder.

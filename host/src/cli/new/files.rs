@@ -1,10 +1,17 @@
 //! The files that `wasmcluster new` writes: a copy of `templates/`, of the SDK, and of what it needs. A test holds the
 //! lists to what is on disk.
+//!
+//! Templates are read by links in `host/`, so that a package of this crate has them. There a folder with a `Cargo.toml` would
+//! be taken for another package and left out: hence `Cargo.toml.in`. For the same reason such a package is without the SDK's
+//! sources, which projects then get from crates.io.
+
+/// At the end of the name of a file that is not yet what its name says.
+const TO_FILL_IN: &str = ".in";
 
 /// Files that belong together.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// Where they come from, in the repository.
+    /// Where they come from, in `host/`.
     #[cfg(test)]
     from: &'static str,
     /// Where they go, in the project; empty or with a `/` at its end.
@@ -15,7 +22,9 @@ pub(super) struct Part {
 impl Part {
     /// Paths in the project, and contents.
     pub(super) fn files(&self) -> impl Iterator<Item = (String, &'static str)> {
-        self.files.iter().map(|(path, text)| (format!("{}{path}", self.to), *text))
+        self.files
+            .iter()
+            .map(|(path, text)| (format!("{}{}", self.to, path.strip_suffix(TO_FILL_IN).unwrap_or(path)), *text))
     }
 }
 
@@ -25,17 +34,18 @@ macro_rules! part {
             #[cfg(test)]
             from: $from,
             to: $to,
-            files: &[$(($path, include_str!(concat!("../../../../", $from, "/", $path)))),*],
+            files: &[$(($path, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $from, "/", $path)))),*],
         }
     };
 }
 
-pub(super) const HELLO: Part = part!("templates/hello" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
+pub(super) const HELLO: Part =
+    part!("templates/hello" => "", [".gitignore", "Cargo.toml.in", "README.md", "src/lib.rs"]);
 pub(super) const STREAM: Part =
-    part!("templates/stream" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
+    part!("templates/stream" => "", [".gitignore", "Cargo.toml.in", "README.md", "src/lib.rs"]);
 
-pub(super) const AXUM: Part = part!("templates/axum" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
-pub(super) const API: Part = part!("templates/api" => "", [".gitignore", "Cargo.toml", "README.md", "src/lib.rs"]);
+pub(super) const AXUM: Part = part!("templates/axum" => "", [".gitignore", "Cargo.toml.in", "README.md", "src/lib.rs"]);
+pub(super) const API: Part = part!("templates/api" => "", [".gitignore", "Cargo.toml.in", "README.md", "src/lib.rs"]);
 pub(super) const JS: Part = part!("templates/js" => "", [
     ".gitignore",
     "README.md",
@@ -56,10 +66,16 @@ pub(super) const PYTHON: Part = part!("templates/python" => "", [
     "wasmcluster.toml",
 ]);
 
-/// The SDK is in no registry: each project has its sources.
-pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
+/// The SDK, for projects that have its sources.
+#[cfg(sdk_sources)]
+pub(super) const SDK: Part = part!("../guest-sdk" => "wasmcluster-guest/", [
     "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "guests.md",
     "macros/Cargo.toml",
+    "macros/LICENSE",
+    "macros/README.md",
     "macros/src/function.rs",
     "macros/src/lib.rs",
     "src/body.rs",
@@ -118,11 +134,8 @@ pub(super) const SDK: Part = part!("guest-sdk" => "wasmcluster-guest/", [
     "src/worker.rs",
 ]);
 
-/// How to use it.
-pub(super) const GUIDE: Part = part!("docs" => "wasmcluster-guest/", ["guests.md"]);
-
 /// What the compilers of other languages need to know of WASI.
-pub(super) const WIT: Part = part!("examples/wit" => "wit/", [
+pub(super) const WIT: Part = part!("guest-wit" => "wit/", [
     "README.md",
     "deps/cli/stdio.wit",
     "deps/clocks/monotonic-clock.wit",
@@ -165,7 +178,7 @@ mod tests {
     #[test]
     fn the_lists_are_what_is_on_disk() {
         for Part { from, files, .. } in [HELLO, STREAM, AXUM, API, JS, PYTHON, SDK, WIT] {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(from);
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(from);
             let mut expected = Vec::new();
             on_disk(&folder, "", &mut expected);
             expected.sort();

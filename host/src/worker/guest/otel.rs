@@ -18,7 +18,7 @@ mod interface;
 
 mod bindings {
     wasmtime::component::bindgen!({
-        path: "../wit/otel",
+        path: "wit/otel",
         world: "wasi:otel/imports",
         with: { "wasi:clocks/wall-clock": wasmtime_wasi::p2::bindings::clocks::wall_clock },
     });

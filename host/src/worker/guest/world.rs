@@ -43,11 +43,11 @@ use crate::worker::values::{LiveValues, Values};
 const ACCOUNT_EVERY: usize = 1 << 20;
 
 mod bindings {
-    wasmtime::component::bindgen!({ path: "../wit", world: "wasmcluster:worker/imports" });
+    wasmtime::component::bindgen!({ path: "wit", world: "wasmcluster:worker/imports" });
 }
 mod bindings_p2 {
     wasmtime::component::bindgen!({
-        path: "../wit/p2",
+        path: "wit/p2",
         world: "wasmcluster:worker/imports",
         imports: { "wasmcluster:worker/websocket": trappable },
         require_store_data_send: true,
@@ -59,7 +59,7 @@ mod bindings_p2 {
 }
 mod bindings_p3 {
     wasmtime::component::bindgen!({
-        path: "../wit/p3",
+        path: "wit/p3",
         world: "wasmcluster:worker/imports",
         imports: { default: trappable },
         with: { "wasmcluster:worker/websocket.socket": crate::worker::guest::websocket::Socket },
