@@ -166,7 +166,6 @@ fn the_tarball_is_whole_and_the_same_each_time() {
     output(Command::new("tar").arg("-xzf").arg(tarball).arg("-C").arg(&unpacked).args(["--strip-components", "1"]));
     let found = files_below(&unpacked);
     for file in [
-        "lib/sysusers.d/wasmcluster.conf",
         "share/bash-completion/completions/wasmcluster",
         "share/doc/wasmcluster/CHANGELOG.md",
         "share/doc/wasmcluster/LICENSE",
@@ -309,20 +308,6 @@ fn lintian_has_nothing_to_say_of_the_debian_package() {
     let Some([_, package]) = packages() else { return };
     let ended = lintian.run(["--fail-on", "error,warning", package.to_str().unwrap()]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{ended:?}");
-}
-
-#[test]
-fn systemd_makes_the_packages_user() {
-    let Some(sysusers) = Tool::find("systemd-sysusers") else {
-        return println!("skipped: there is no systemd-sysusers");
-    };
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("etc")).unwrap();
-    let conf = root().join("deploy/packages/sysusers.conf");
-    let made = sysusers.run([&format!("--root={}", folder.path().display()), conf.to_str().unwrap()]);
-    assert_eq!(made.code, Some(0), "{made:?}");
-    let users = fs::read_to_string(folder.path().join("etc/passwd")).unwrap();
-    assert!(users.contains(":wasmcluster:/var/lib/wasmcluster:/usr/sbin/nologin\n"), "{users}");
 }
 
 /// What tests are run with is linked for the machine that they run on.

@@ -9,13 +9,15 @@ use serde_json::Value;
 use harness::{Setup, guest, root};
 
 /// Flags of other programs that the pages name.
-const OF_OTHERS: [&str; 9] = [
+const OF_OTHERS: [&str; 11] = [
     "--addr",
+    "--authfile",
     "--deploy-hook",
     "--plug",
     "--read-only",
     "--release",
     "--stop-timeout",
+    "--strip-components",
     "--target",
     "--tmpfs",
     "--unix-socket",

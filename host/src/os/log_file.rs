@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Bytes that wait to be written; what comes on top is lost.
 const MAX_WAITING: usize = 1 << 20;
-/// Bytes that are written at once, while they are still in the processor's cache.
+/// Bytes that are written without waiting for more: at full speed, what comes within [`WRITE_WITHIN`] would not fit.
 const WRITE_AT: usize = 32 * 1024;
 /// How long lines may wait for others to be written together with.
 const WRITE_WITHIN: Duration = Duration::from_millis(50);

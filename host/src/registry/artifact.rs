@@ -28,7 +28,7 @@ pub(crate) struct NoComponent(String);
 /// As much of a manifest as is gone by, of an image or of an index.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+struct ImageManifest {
     schema_version: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
@@ -63,7 +63,7 @@ pub(super) struct Layer {
 
 /// Finds the component in a manifest.
 pub(super) fn component_of(manifest: &[u8]) -> Result<Layer, NoComponent> {
-    let manifest: Manifest = serde_json::from_slice(manifest)
+    let manifest: ImageManifest = serde_json::from_slice(manifest)
         .map_err(|error| NoComponent(format!("what the registry has there is not a manifest: {error}")))?;
     if manifest.manifests.is_some() {
         let text = "it is an index of images for several platforms, not a component; name the image itself";
@@ -139,7 +139,7 @@ pub(super) fn pack(
         digest,
         size: size.try_into().unwrap_or(i64::MAX),
     };
-    let manifest = Manifest {
+    let manifest = ImageManifest {
         schema_version: 2,
         media_type: Some(MANIFEST.into()),
         config: Some(describe(CONFIG, digest(&config), config.len() as u64)),

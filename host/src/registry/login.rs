@@ -10,8 +10,8 @@ use reqwest::{Client, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 
 use super::credentials::{self, FoundCredentials};
-use super::session::{PATIENCE, host_of, permit, read};
-use super::words;
+use super::http::{PATIENCE, permit, read};
+use super::words::{self, host_of};
 use crate::logging::one_line;
 use crate::os::blocking::off_the_loop;
 use crate::settings::{ImageName, Registries};
@@ -45,7 +45,7 @@ struct Token {
 }
 
 /// What is shown with each request, and where it is from.
-type Shown = (Option<HeaderValue>, Option<String>);
+type ShownToRegistry = (Option<HeaderValue>, Option<String>);
 
 /// Asks the registry what it wants to be shown, and gets it.
 pub(super) async fn login(
@@ -54,7 +54,7 @@ pub(super) async fn login(
     image: &ImageName,
     registries: &Registries,
     permission: Permission,
-) -> anyhow::Result<Shown> {
+) -> anyhow::Result<ShownToRegistry> {
     let host = image.host();
     let asked = client.get(root.clone()).timeout(PATIENCE).send().await;
     let answer = asked.map_err(|error| words::unreachable(&error))?;

@@ -9,6 +9,7 @@
 
 mod artifact;
 mod credentials;
+mod http;
 mod login;
 mod puller;
 mod session;

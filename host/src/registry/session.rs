@@ -1,33 +1,22 @@
-//! What is said to a registry once we are let in: manifests and blobs are fetched and uploaded.
-//!
-//! Nothing is sent in clear text but to hosts that may be spoken to so, wherever the registry points; credentials go to the
-//! registry alone; whatever is read has a bound.
+//! What is said to a registry once we are let in: manifests and blobs are fetched and uploaded. Credentials go to the registry
+//! alone, wherever that points.
 
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{bail, ensure};
 use bytes::Bytes;
 use bytesize::ByteSize;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url, redirect};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::artifact::{self, Layer};
+use super::http::{PATIENCE, client, location, permit, read};
 use super::login::{Permission, login};
-use super::words;
+use super::words::{self, host_of};
 use crate::component::snapshot::MAX_COMPONENT;
 use crate::component::store::sha256;
 use crate::settings::{ImageName, Registries, is_sha256};
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a registry may send nothing.
-const READ_PATIENCE: Duration = Duration::from_secs(30);
-/// How long an answer may take that is no blob.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a blob may take.
 const BLOB_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Bytes of a manifest; the specification has registries accept so many.
@@ -38,7 +27,6 @@ const MAX_ERROR: usize = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
 /// What says which manifest was answered with, where none is sent.
 const DIGEST: &str = "docker-content-digest";
-const USER_AGENT: &str = concat!("wasmcluster/", env!("CARGO_PKG_VERSION"));
 
 /// A registry that has let us in.
 pub(super) struct Session<'a> {
@@ -179,73 +167,4 @@ impl<'a> Session<'a> {
 fn root(image: &ImageName, registries: &Registries) -> anyhow::Result<Url> {
     let scheme = if registries.is_plain(image.host()) { "http" } else { "https" };
     Ok(format!("{scheme}://{}/v2/", image.real_host()).parse()?)
-}
-
-/// An error if something would be sent in clear text that must not be.
-pub(super) fn permit(url: &Url, registries: &Registries) -> anyhow::Result<()> {
-    let host = host_of(url);
-    match url.scheme() {
-        "https" => Ok(()),
-        "http" if registries.is_plain(&host) => Ok(()),
-        "http" => bail!(
-            "{host} is to be spoken to in clear text, which is not done; allow it with --registry-plain-http {host} if the \
-             network is yours"
-        ),
-        other => bail!("{host} is to be spoken to by {other:?}, which is not done"),
-    }
-}
-
-/// With its port, if it has one of its own.
-pub(super) fn host_of(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
-/// Where an answer sends us.
-fn location(answer: &Response) -> anyhow::Result<Url> {
-    let place = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok());
-    let url = place.and_then(|place| answer.url().join(place).ok());
-    url.with_context(|| format!("{} sends us on, and does not say where to", host_of(answer.url())))
-}
-
-/// What is in an answer, if it is not too long.
-pub(super) async fn read(mut answer: Response, limit: usize) -> anyhow::Result<Vec<u8>> {
-    let host = host_of(answer.url());
-    let mut bytes = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|error| words::broken(&error))? {
-        ensure!(bytes.len() + piece.len() <= limit, "{host} sends more than {limit} bytes where that is too much");
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes)
-}
-
-/// Trusts whom the machine trusts, and the authorities in the file. Goes nowhere else by itself, and to a proxy if the
-/// environment names one.
-fn client(ca: Option<&Path>) -> anyhow::Result<Client> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(file) = ca {
-        for authority in authorities(file)? {
-            roots.add(authority).with_context(|| format!("--registry-ca {}", file.display()))?;
-        }
-    }
-    let provider = rustls::crypto::ring::default_provider();
-    let tls = ClientConfig::builder_with_provider(provider.into()).with_safe_default_protocol_versions()?;
-    let client = Client::builder()
-        .tls_backend_preconfigured(tls.with_root_certificates(roots).with_no_client_auth())
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_PATIENCE)
-        .read_timeout(READ_PATIENCE)
-        .default_headers(HeaderMap::new())
-        .user_agent(USER_AGENT);
-    client.build().map_err(|error| anyhow!("cannot speak to registries: {}", words::causes(&error)))
-}
-
-/// The certificates in a file, which has some.
-fn authorities(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let of = || format!("--registry-ca {}", file.display());
-    let pem = fs::read(file).with_context(of)?;
-    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().with_context(of)?;
-    ensure!(!found.is_empty(), "{}: there is no certificate in it; expected PEM", of());
-    Ok(found)
 }

@@ -3,10 +3,9 @@
 use std::error::Error;
 
 use anyhow::anyhow;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
-use super::session::host_of;
 use crate::logging::one_line;
 
 /// Whether it may go well next time.
@@ -69,6 +68,12 @@ pub(super) fn broken(error: &reqwest::Error) -> anyhow::Error {
 
 fn host(error: &reqwest::Error) -> String {
     error.url().map_or_else(|| "the registry".into(), host_of)
+}
+
+/// With its port, if it has one of its own.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// An answer of a host that is not what was asked for, with the `text` that came with it. `from` is where the credentials are
