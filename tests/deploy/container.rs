@@ -106,6 +106,8 @@ impl Workshop {
 struct Container<'a> {
     workshop: &'a Workshop,
     name: String,
+    /// The variables of the image.
+    env: Vec<String>,
     child: std::process::Child,
 }
 
@@ -148,7 +150,8 @@ impl<'a> Container<'a> {
         let mut command = crun(workshop, &["run", "--bundle", bundle.to_str().unwrap(), &name]);
         let out = fs::File::create(bundle.join("out")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
-        Self { workshop, name, child }
+        let env = list("Env").iter().map(|variable| variable.as_str().unwrap().to_owned()).collect();
+        Self { workshop, name, env, child }
     }
 
     fn output(&self) -> String {
@@ -160,12 +163,13 @@ impl<'a> Container<'a> {
         ended(crun(self.workshop, args))
     }
 
-    /// Runs a command inside.
+    /// Runs a command inside, as health checks are run.
     fn exec(&self, args: &[&str]) -> Ended {
-        self.crun(
-            &[&["exec", "--user", &format!("{NONROOT}:{NONROOT}"), "--env", "HOME=/home/nonroot", &self.name], args]
-                .concat(),
-        )
+        let user = format!("{NONROOT}:{NONROOT}");
+        let mut all = vec!["exec", "--user", &user, "--env", "HOME=/home/nonroot"];
+        all.extend(self.env.iter().flat_map(|variable| ["--env", variable]));
+        all.push(&self.name);
+        self.crun(&[&all, args].concat())
     }
 
     fn pid(&self) -> Option<u64> {

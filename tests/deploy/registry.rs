@@ -313,7 +313,7 @@ fn registries_are_shown_what_logins_left_and_trusted_by_their_authority() {
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }
     let away = docker_config(folder.path(), &json!({ "credsStore": "no-such" }));
-    fails(inspect(&trusted, "DOCKER_CONFIG", &away), &format!("credentials in {away}/config.json"));
+    fails(inspect(&trusted, "DOCKER_CONFIG", &away), &format!("the credential helper that {away}/config.json names"));
 
     // A primary has it done with its own environment.
     let cluster = Setup::new(Path::new(&name)).args(&trusted).workers(1).env("DOCKER_CONFIG", &good).start();
