@@ -39,8 +39,9 @@ pub(super) fn app_or_project(app: Option<App>) -> anyhow::Result<App> {
             Ok(_) => Ok(here.to_owned().into()),
             Err(NoPlan::File(error)) => Err(error),
             Err(_) => Err(anyhow::anyhow!(
-                "name the component to use: a .wasm file, the folder of a project, or oci://HOST/REPOSITORY:TAG. The current folder is not a project: it has \
-                 neither a Cargo.toml nor a wasmcluster.toml with a [build] section"
+                "name the component to use: a .wasm file, the folder of a project, or oci://HOST/REPOSITORY:TAG. The \
+                 current folder is not a project: it has neither a Cargo.toml nor a wasmcluster.toml with a [build] \
+                 section"
             )),
         };
     };

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::component::store::sha256;
 use crate::component::surface::Surface;
 use crate::settings::is_sha256;
 
@@ -124,7 +125,6 @@ pub(super) fn pack(
     surface: &Surface,
     target: Option<&'static str>,
     created: &str,
-    digest: impl Fn(&[u8]) -> String,
 ) -> serde_json::Result<Packed> {
     let config = serde_json::to_vec(&ArtifactConfig {
         created,
@@ -142,7 +142,7 @@ pub(super) fn pack(
     let manifest = ImageManifest {
         schema_version: 2,
         media_type: Some(MANIFEST.into()),
-        config: Some(describe(CONFIG, digest(&config), config.len() as u64)),
+        config: Some(describe(CONFIG, sha256(&config), config.len() as u64)),
         layers: vec![describe(COMPONENT, layer.digest.clone(), layer.size)],
         artifact_type: None,
         annotations: BTreeMap::from([("org.opencontainers.image.created".into(), created.into())]),
@@ -202,7 +202,7 @@ mod tests {
     fn what_is_packed_is_found_and_always_the_same() {
         let layer = Layer { digest: digest(), size: 7 };
         let surface = Surface { imports: vec!["a:b/c".into()], exports: vec!["d:e/f".into()], can_hold_back: false };
-        let pack = || pack(&layer, &surface, Some("wasi:http/proxy"), "2026-01-01T00:00:00Z", |_| "sha256:cd".into());
+        let pack = || pack(&layer, &surface, Some("wasi:http/proxy"), "2026-01-01T00:00:00Z");
         let Packed { config, manifest } = pack().unwrap();
         assert_eq!(component_of(&manifest).unwrap(), layer);
         assert_eq!(pack().unwrap().manifest, manifest);

@@ -83,7 +83,7 @@ pub(crate) async fn push(
     created: &str,
 ) -> anyhow::Result<Pushed> {
     let layer = Layer { digest: sha256(&bytes), size: bytes.len() as u64 };
-    let Packed { config, manifest } = artifact::pack(&layer, surface, target, created, sha256)?;
+    let Packed { config, manifest } = artifact::pack(&layer, surface, target, created)?;
     let (component, config, manifest) = (Bytes::from(bytes), Bytes::from(config), Bytes::from(manifest));
     persistently(async || {
         let session = Session::open(image, registries, Permission::Push).await?;
