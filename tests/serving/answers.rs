@@ -50,6 +50,7 @@ async fn reuse_survives_a_silent_answer() {
         assert_eq!(get(cluster.address(), "/once").await.unwrap().status, 200);
     }
     assert_eq!(get(cluster.address(), "/secret?set=abc").await.unwrap().status, 200);
+    until("its instance is free", || (cluster.in_flight() == 0).then_some(()));
     assert_eq!(get(cluster.address(), "/secret").await.unwrap().text(), "SECRET-abc");
 }
 
@@ -87,10 +88,6 @@ enum Then {
     HalfClose,
 }
 
-fn in_flight(cluster: &Cluster) -> u64 {
-    cluster.status()["workers"][0]["in_flight"].as_u64().unwrap()
-}
-
 fn totals(cluster: &Cluster, name: &str) -> u64 {
     cluster.status()["totals"][name].as_u64().unwrap()
 }
@@ -112,11 +109,11 @@ async fn a_client_that_half_closes_is_answered() {
         }
         let upload = b"POST /count HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n12345";
         assert!(exchange(&cluster, upload, Then::HalfClose).await.ends_with("\r\n\r\n5"), "{name}");
-        assert_eq!((totals(&cluster, "aborted"), in_flight(&cluster)), (0, 0));
+        assert_eq!((totals(&cluster, "aborted"), cluster.in_flight()), (0, 0));
         // It is not waited for without end.
         let request = b"GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
         assert_eq!(exchange(&cluster, request, Then::HalfClose).await, "");
-        until("it is counted", || (totals(&cluster, "aborted") == 1 && in_flight(&cluster) == 0).then_some(()));
+        until("it is counted", || (totals(&cluster, "aborted") == 1 && cluster.in_flight() == 0).then_some(()));
     }
 }
 
@@ -134,10 +131,10 @@ async fn a_client_that_leaves_is_noticed_whatever_it_sent_ahead() {
         for bytes in &ahead {
             let mut stream = TcpStream::connect(cluster.address()).await.unwrap();
             stream.write_all(bytes.as_bytes()).await.unwrap();
-            until("it is at work", || (in_flight(&cluster) == 1).then_some(()));
+            until("it is at work", || (cluster.in_flight() == 1).then_some(()));
             drop(stream);
             until(&format!("the guest is cancelled: {name} {:.50}", bytes), || {
-                (in_flight(&cluster) == 0).then_some(())
+                (cluster.in_flight() == 0).then_some(())
             });
         }
     }

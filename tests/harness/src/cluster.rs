@@ -280,6 +280,12 @@ impl Cluster {
         serde_json::from_str(&ended.stdout).expect("JSON")
     }
 
+    /// Requests that its first worker has not done with: a guest may still be at work when its client has the whole answer.
+    #[track_caller]
+    pub fn in_flight(&self) -> u64 {
+        self.status()["workers"][0]["in_flight"].as_u64().expect("a worker that serves")
+    }
+
     /// Pid of the ready worker in `slot`, if there is one.
     #[track_caller]
     pub fn worker(&self, slot: u32) -> Option<Pid> {
