@@ -9,7 +9,7 @@ ARGS ?=
 .NOTPARALLEL:
 # Under `make -j` cargo would look for a job server that recipes do not get.
 unexport MAKEFLAGS MFLAGS
-.PHONY: help serve test quick fuzz check soak bench profile machines map pages book lint build guests hello install dist fmt clean
+.PHONY: help serve test quick fuzz check soak bench count profile machines map pages book lint build guests hello install dist fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ bench: guests build ## Compare with other servers, into docs/benchmark.md (BENCH
 	$(CARGO) run --release -p wasmcluster-bench
 
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
+count: guests build ## Count instructions and cache misses of a request under valgrind (COUNT_ONLY=…)
+	$(CARGO) run --release -p wasmcluster-bench -- count
+
 profile: $(if $(BIN),,build) ## Profile a worker under load with perf: where the time of a request goes (flags: ARGS="…")
 	scripts/profile $(ARGS)
 

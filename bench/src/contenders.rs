@@ -200,11 +200,22 @@ impl Contender {
 
     /// Starts it on these CPUs, and its upstream, if it is a proxy, where the load comes from.
     pub(crate) fn start(&self, bench: &Bench, workers: usize, cpus: &[usize]) -> Result<Server> {
+        self.start_as(bench, workers, cpus, Ok)
+    }
+
+    /// The same, with what `wrap` makes of its command.
+    pub(crate) fn start_as(
+        &self,
+        bench: &Bench,
+        workers: usize,
+        cpus: &[usize],
+        wrap: impl FnOnce(Command) -> Result<Command>,
+    ) -> Result<Server> {
         let upstream =
             self.program.has_upstream().then(|| Server::start(bare_hyper(false)?, Scratch::new()?, bench.cpus.load()));
         let (upstream, scratch) = (upstream.transpose()?, Scratch::new()?);
         let command = self.command(&bench.programs, workers, &scratch, upstream.as_ref().map(|it| it.address))?;
-        let mut server = Server::start(command, scratch, cpus)?;
+        let mut server = Server::start(wrap(command)?, scratch, cpus)?;
         server.upstream = upstream.map(Box::new);
         Ok(server)
     }
@@ -240,6 +251,10 @@ impl Server {
         let mut server = Self { process, scratch, address: ([127, 0, 0, 1], 0).into(), is_tls: false, upstream: None };
         (server.address, server.is_tls) = server.listens(&log)?;
         Ok(server)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     fn listens(&mut self, log: &Path) -> Result<(SocketAddr, bool)> {

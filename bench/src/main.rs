@@ -9,6 +9,7 @@
 mod bare;
 mod cluster;
 mod contenders;
+mod count;
 mod growth;
 mod http;
 mod large;
@@ -23,6 +24,7 @@ mod rounds;
 mod stats;
 mod stores;
 mod tls;
+mod valgrind;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -121,6 +123,21 @@ fn main() -> ExitCode {
         None => bench(),
         Some(bare::COMMAND) => bare::serve(std::env::args().nth(2).as_deref() == Some(bare::TLS)).map(|()| true),
         Some(native::COMMAND) => native::serve(&std::env::args().nth(2).unwrap_or_default()).map(|()| true),
+        Some(count::COMMAND) => count::count(),
+        Some(valgrind::COMMAND) => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            return match arguments.split_first().context("follow FOLDER PROGRAM…") {
+                Ok((folder, program)) => valgrind::follow(Path::new(folder), program),
+                Err(error) => Err(error),
+            }
+            .map_or_else(
+                |error| {
+                    eprintln!("error: {error:#}");
+                    ExitCode::FAILURE
+                },
+                |code| ExitCode::from(code as u8),
+            );
+        }
         Some(other) => Err(anyhow::anyhow!("there is no command {other}")),
     };
     match done {

@@ -54,13 +54,13 @@ const fn contender(
 }
 
 const DEFAULTS: &[&str] = &[];
-const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
+pub(crate) const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
 pub(crate) const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
 /// h2load does not connect again when a connection retires.
-const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
+pub(crate) const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
 const FRESH_ON_ONE: &[&str] = &["--max-instance-reuse-count", "1", "--max-connection-requests", "1000000000"];
 /// All that tells what a cluster does, but traces.
-const SEEN: &[&str] = &[
+pub(crate) const SEEN: &[&str] = &[
     "--max-instance-reuse-count",
     "100000",
     "--admin",
@@ -71,7 +71,7 @@ const SEEN: &[&str] = &[
     "json",
     "--server-timing",
 ];
-const SEEN_FRESH: &[&str] = &[
+pub(crate) const SEEN_FRESH: &[&str] = &[
     "--max-instance-reuse-count",
     "1",
     "--admin",

@@ -99,6 +99,10 @@ impl Process {
         Ok(status)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     fn group(&self) -> Pid {
         Pid::from_raw(self.0.id().cast_signed())
     }

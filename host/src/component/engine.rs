@@ -30,7 +30,7 @@ const KEEP_TABLE: usize = 64 * 1024;
 const KEEP_ONE_IN: usize = 8;
 
 /// A smaller pool is not worth its trouble.
-const MIN_POOL: u32 = 16;
+const MIN_POOL: u32 = 8;
 /// What is compiled, mapped and run for a trial.
 const TRIAL: &str = "(module (memory 1) (func (export \"answer\") (result i32) i32.const 42))";
 
