@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use harness::client::get;
 use harness::tools::Tool;
@@ -283,8 +284,10 @@ async fn the_debian_package_is_installed_serves_and_leaves_nothing() {
     let mut setup = Setup::bare(&[]);
     setup.command = inside(folder, &serve);
     setup.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let begun = Instant::now();
     let cluster = setup.start();
     let answer = get(cluster.address(), "/").await.unwrap();
+    println!("the first answer came after {:.1?}, a component that was never compiled before", begun.elapsed());
     assert_eq!((answer.status, answer.text()), (200, "Hello from wasmcluster!\n"));
     drop(cluster);
 

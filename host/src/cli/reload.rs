@@ -18,8 +18,7 @@ use super::running::{AnswerLines, block_on, client};
 use super::status::certificates;
 use crate::control::client::Client;
 use crate::control::protocol::{GenerationStatus, Happening, LastReload, ReloadRequest, ReloadResult, line};
-use crate::settings::{App, Span};
-use crate::wire::ids::short_digest;
+use crate::settings::{App, Span, short_digest};
 
 /// Width of a bar, in characters.
 const BAR: usize = 30;

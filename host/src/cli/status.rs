@@ -14,7 +14,7 @@ use crate::control::protocol::{
     CertificateStatus, ConfigStatus, ExporterStatus, GuestMetric, KeeperStatus, MetricValue, Problem, ReloadStatus,
     Status, WorkerStatus,
 };
-use crate::wire::ids::short_digest;
+use crate::settings::short_digest;
 
 /// Most certificates that the table shows; `--json` prints all.
 const MAX_CERTIFICATES: usize = 20;

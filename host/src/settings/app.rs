@@ -17,8 +17,13 @@ const SCHEME: &str = "oci://";
 const USUAL_TAG: &str = "latest";
 /// Whose registry answers under another name.
 const DOCKER_HUB: &str = "docker.io";
-/// Hexadecimal digits of a digest that people are shown.
-const SHOWN_DIGITS: usize = 12;
+/// Characters that tell one digest from another for a person: `sha256:` and twelve digits.
+const SHOWN_OF_DIGEST: usize = 19;
+
+/// A digest as people are shown it.
+pub(crate) fn short_digest(digest: &str) -> &str {
+    digest.get(..SHOWN_OF_DIGEST).unwrap_or(digest)
+}
 
 /// What the argument APP names, and where a version came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +74,7 @@ impl App {
     pub(crate) fn with_manifest(&self, manifest: Option<&str>) -> String {
         match (self, manifest) {
             (Self::Image(image), Some(digest)) if image.digest().is_none() => {
-                let end = digest.find(':').map_or(0, |colon| colon + 1) + SHOWN_DIGITS;
-                format!("{image}@{}", digest.get(..end).unwrap_or(digest))
+                format!("{image}@{}", short_digest(digest))
             }
             _ => self.to_string(),
         }

@@ -32,7 +32,7 @@ mod values;
 use std::path::PathBuf;
 
 pub(crate) use access_log::{AccessFormat, AccessLogPlace};
-pub(crate) use app::{App, ImageName, is_sha256, looks_like_image};
+pub(crate) use app::{App, ImageName, is_sha256, looks_like_image, short_digest};
 pub(crate) use application::Application;
 pub(crate) use cluster::{Cluster, DEFAULT_BACKLOG, DEFAULT_NAME, MAX_WORKERS};
 pub(crate) use differences::SettingChange;

@@ -4,14 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Characters that tell one digest from another for a person.
-const SHOWN_OF_DIGEST: usize = 19;
-
-/// A component's digest as people are shown it.
-pub(crate) fn short_digest(digest: &str) -> &str {
-    digest.get(..SHOWN_OF_DIGEST).unwrap_or(digest)
-}
-
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*

@@ -81,6 +81,12 @@ id! {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TraceText<const COUNT: usize>([u8; COUNT]);
 
+impl<const COUNT: usize> TraceText<COUNT> {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl<const COUNT: usize> Deref for TraceText<COUNT> {
     type Target = str;
 
@@ -123,10 +129,11 @@ impl TraceContext {
 impl TraceContext {
     /// As `traceparent` has it.
     pub(crate) fn traceparent(&self) -> TraceText<55> {
-        let flags = if self.is_sampled { "01" } else { "00" };
+        let flags = if self.is_sampled { b"01" } else { b"00" };
         let mut text = [b'-'; 55];
-        for (at, part) in [(0, "00"), (3, &*self.trace.hex()), (36, &*self.span.hex()), (53, flags)] {
-            text[at..at + part.len()].copy_from_slice(part.as_bytes());
+        let (trace, span) = (self.trace.hex(), self.span.hex());
+        for (at, part) in [(0, &b"00"[..]), (3, trace.as_bytes()), (36, span.as_bytes()), (53, flags)] {
+            text[at..at + part.len()].copy_from_slice(part);
         }
         TraceText(text)
     }

@@ -4,6 +4,7 @@
 //! know that it can, says `Ready`, and accepts connections only when told to. One thread runs the executor; beside it
 //! stand plain threads: one that accepts for each listener, the epoch ticker, and the guardian.
 
+mod clock;
 mod cost;
 mod guest;
 mod http;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Request};
 
+use super::clock;
 use super::cost::Cost;
 use super::traces::{RequestTrace, Tracer};
 use crate::wire::counter::Held;
@@ -207,7 +208,7 @@ impl Requests {
                 place,
                 _counted: self.stats.in_flight.hold(),
             })),
-            began: Instant::now(),
+            began: clock::now(),
         }
     }
 }

@@ -178,7 +178,7 @@ impl RequestTrace {
 }
 
 fn tell(headers: &mut HeaderMap, context: TraceContext, state: Option<&HeaderValue>) {
-    if let Ok(value) = HeaderValue::from_str(&context.traceparent()) {
+    if let Ok(value) = HeaderValue::from_bytes(context.traceparent().as_bytes()) {
         headers.insert(TRACEPARENT, value);
     }
     match state {

@@ -13,7 +13,7 @@ use super::occurrence::Occurrence;
 use crate::cli::output::duration;
 use crate::cli::status::{describe, short};
 use crate::control::protocol::{Status, WorkerStatus};
-use crate::wire::ids::short_digest;
+use crate::settings::short_digest;
 
 const MIN_WIDTH: u16 = 60;
 const MIN_HEIGHT: u16 = 12;

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::primary::fleet::process::Deployment;
-use crate::settings::{App, Changes, TlsFiles};
+use crate::settings::{App, Changes, TlsFiles, short_digest};
 use crate::wire::committed::Committed;
-use crate::wire::ids::{Generation, short_digest};
+use crate::wire::ids::Generation;
 use crate::wire::version::Version;
 
 /// Versions that can be brought back, the one that is served included. Each keeps two descriptors open, and its native code

@@ -21,8 +21,8 @@ use crate::primary::desk::socket::{Refusable, Refused};
 use crate::primary::fleet::errands::{Supply, WantedComponent};
 use crate::primary::fleet::process::Deployment;
 use crate::primary::supervisor::{Cause, Event, Gates, Supervisor, SwapProgress};
-use crate::settings::{App, Policy, Reread, SettingChange};
-use crate::wire::ids::{Generation, short_digest};
+use crate::settings::{App, Policy, Reread, SettingChange, short_digest};
+use crate::wire::ids::Generation;
 
 /// Changes of settings that are told one by one.
 const MAX_CHANGES: usize = 100;

@@ -44,8 +44,9 @@ impl Future for Call {
             turns.begin();
             guest.as_mut().poll(context)
         });
+        let took = turns.end();
         if let Some(asked) = asked {
-            asked.cost().computed(turns.spent());
+            asked.cost().computed(took);
         }
         polled
     }

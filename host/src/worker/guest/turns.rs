@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
+use crate::worker::clock;
+
 /// Who has computed for less when the epoch ticks goes on: most guests are done by then.
 const MIN_TURN: Duration = Duration::from_micros(500);
 /// One more is called for each time that this has passed since the last call: three times what a turn takes, so that the
@@ -39,7 +41,7 @@ impl Turns {
 
     /// The turn of a guest begins: it is about to be polled.
     pub(crate) fn begin(&self) {
-        self.began.store(self.now(), Ordering::Relaxed);
+        self.began.store(self.nanos_at(Instant::now()), Ordering::Relaxed);
     }
 
     /// Whether the guest that is being polled is to give way.
@@ -47,9 +49,20 @@ impl Turns {
         self.spent() >= MIN_TURN
     }
 
+    /// The turn of a guest is over: how long it took.
+    pub(crate) fn end(&self) -> Duration {
+        let now = Instant::now();
+        clock::is(now.into_std());
+        self.spent_by(now)
+    }
+
     /// How long ago it began.
-    pub(crate) fn spent(&self) -> Duration {
-        Duration::from_nanos(self.now().saturating_sub(self.began.load(Ordering::Relaxed)))
+    fn spent(&self) -> Duration {
+        self.spent_by(Instant::now())
+    }
+
+    fn spent_by(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.nanos_at(now).saturating_sub(self.began.load(Ordering::Relaxed)))
     }
 
     /// Waits until a guest that gave way may go on.
@@ -64,9 +77,9 @@ impl Turns {
         }
     }
 
-    fn now(&self) -> u64 {
+    fn nanos_at(&self, now: Instant) -> u64 {
         // Enough for five hundred years.
-        self.start.elapsed().as_nanos() as u64
+        now.duration_since(self.start).as_nanos() as u64
     }
 }
 

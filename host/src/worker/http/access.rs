@@ -144,7 +144,7 @@ impl AccessLog {
         if let Some(id) = asked.client_id() {
             line.text(",\"x_request_id\":").json(id);
         }
-        line.text(",\"peer\":").optional(access.peer, |line, peer| line.text("\"").display(peer).text("\""));
+        line.text(",\"peer\":").optional(access.peer, |line, peer| line.text("\"").address(peer).text("\""));
         line.text(",\"method\":").json(asked.short_method()).text(",\"path\":").json(asked.path());
         line.text(",\"protocol\":\"").text(access.protocol()).text("\",\"tls\":");
         line.text(if access.security == Security::Tls { "true" } else { "false" });
@@ -177,7 +177,7 @@ impl AccessLog {
     /// Apache's Common Log Format, without the identity and the user that it has a place for.
     fn common(&self, line: &mut TextBuffer, asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) {
         match access.peer {
-            Some(peer) => line.display(peer),
+            Some(peer) => line.address(peer),
             None => line.text("-"),
         };
         let since = access.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

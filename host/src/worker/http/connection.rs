@@ -13,6 +13,7 @@ use super::exchange::Exchange;
 use super::peer::Peer;
 use super::transport::{Side, Transport};
 use super::websocket::Conversation;
+use crate::worker::clock;
 
 /// Bytes of a client that nobody wants any more, read at a time.
 const DISCARDED: usize = 4 * 1024;
@@ -104,7 +105,7 @@ impl Connection {
 
     /// Since the worker began.
     pub(super) fn now(&self) -> drain::Time {
-        self.epoch.elapsed()
+        clock::now().saturating_duration_since(self.epoch)
     }
 
     pub(super) fn step(&self, event: ConnectionEvent) {
@@ -149,7 +150,7 @@ impl Connection {
     pub(super) fn spare_since(&self) -> Option<(Awaited, drain::Time)> {
         let (awaited, since) = self.machine.borrow().awaited()?;
         let was_answered = awaited == Awaited::Request && self.requests.get() > 0;
-        (was_answered || self.epoch.elapsed() > since + CHANCE).then_some((awaited, since))
+        (was_answered || self.now() > since + CHANCE).then_some((awaited, since))
     }
 
     /// Whether it is idle, and may make room for another.

@@ -24,6 +24,7 @@ use crate::logging::several_lines;
 use crate::settings::Limits;
 use crate::wire::messages::Identity;
 use crate::wire::stats::Stats;
+use crate::worker::clock;
 use crate::worker::cost::MemoryLimit;
 use crate::worker::guest::trap::{TrapKind, describe};
 use crate::worker::requests::{Asked, InFlight, Requests, log_of};
@@ -80,7 +81,7 @@ pub(super) struct Exchange {
     /// Its outcome is counted.
     is_over: Cell<bool>,
     /// What was known at its head, if somebody is told of it in the end.
-    facts: Option<Box<AccessFacts>>,
+    facts: Option<AccessFacts>,
     reports: Rc<Reports>,
     /// Bytes of the answer's body that were handed over.
     sent: Cell<u64>,
@@ -111,7 +112,7 @@ impl Exchange {
     ) -> Rc<Self> {
         let in_flight = requests.begin(request);
         let is_told = reports.access_log.is_some() || in_flight.trace().is_some_and(|trace| trace.context.is_sampled);
-        let facts = || Box::new(AccessFacts::new(request, peer.client(request.headers()), peer.security));
+        let facts = || AccessFacts::new(request, peer.client(request.headers()), peer.security);
         Rc::new(Self {
             facts: is_told.then(facts),
             reports: reports.clone(),
@@ -158,7 +159,7 @@ impl Exchange {
     /// A guest begins to work on it.
     pub(super) fn takes(&self, place: OwnedSemaphorePermit, upload: UploadState) {
         self.place.replace(Some(place));
-        self.asked_at.set(Some(Instant::now()));
+        self.asked_at.set(Some(clock::now()));
         let is_first = self.upload.set(upload).is_ok();
         debug_assert!(is_first, "a request has one guest");
     }
@@ -191,8 +192,9 @@ impl Exchange {
     /// The head of its answer is made.
     pub(super) fn has_head(&self, status: StatusCode) {
         self.status.set(Some(status));
-        self.in_guest.set(self.asked_at.get().map(|at| at.elapsed()));
-        self.moved_at.set(Some(Instant::now()));
+        let now = clock::now();
+        self.in_guest.set(self.asked_at.get().map(|at| now.saturating_duration_since(at)));
+        self.moved_at.set(Some(now));
         if let Some(upload) = self.upload.get() {
             upload.counts();
         }
@@ -204,10 +206,10 @@ impl Exchange {
         let (asked_at, in_guest) = (self.asked_at.get()?, self.in_guest.get()?);
         let waited = asked_at.saturating_duration_since(self.in_flight.began());
         let instance = self.cost().instance()?;
-        let mut timing = TextBuffer::default();
+        let mut timing = TextBuffer::for_field();
         timing.text("queue;dur=").milliseconds(waited).text(", guest;dur=").milliseconds(in_guest);
         timing.text(";desc=").text(instance.name()).text(", cpu;dur=").milliseconds(self.cost().cpu());
-        HeaderValue::from_bytes(timing.as_bytes()).ok()
+        timing.into_field()
     }
 
     /// A guest was asked, and this is the status of what it answered, or of what was answered in its stead. A version
@@ -233,7 +235,7 @@ impl Exchange {
 
     pub(super) fn moved(&self) {
         if self.moved_at.get().is_some() {
-            self.moved_at.set(Some(Instant::now()));
+            self.moved_at.set(Some(clock::now()));
         }
     }
 
@@ -267,7 +269,7 @@ impl Exchange {
 
     /// The rest of it is to move.
     pub(super) fn resumes(&self) {
-        self.moved_at.set(Some(Instant::now()));
+        self.moved_at.set(Some(clock::now()));
     }
 
     pub(super) fn ends_with_connection(&self) -> bool {
@@ -360,7 +362,7 @@ impl Exchange {
             verdict: self.verdict.get(),
             is_cut: self.is_cut.get(),
             end,
-            took: Some(self.in_flight.began().elapsed()),
+            took: Some(clock::read().saturating_duration_since(self.in_flight.began())),
         };
         outcome.count(self.stats);
         self.cost().count(self.stats);

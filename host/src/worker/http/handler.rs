@@ -9,7 +9,6 @@ use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_VERSION, UPGRADE};
@@ -32,6 +31,7 @@ use super::upload::{Upload, UploadProgress};
 use super::websocket::{BadHandshake, Handshake, Offer};
 use crate::logging::one_line;
 use crate::os::listener::Security;
+use crate::worker::clock;
 use crate::worker::guest::call::{Call, Failure, Head};
 use crate::worker::guest::outbound::{MAX_LOOPS, Origin, loops, remove_hop_by_hop};
 use crate::worker::requests::{REQUEST_ID, log_of};
@@ -281,7 +281,7 @@ async fn drive(
     let head = poll_fn(|context| {
         // A guest that has waited is not polled behind its deadline: the timeouts of what it waits for, which are as long,
         // end about then, and it must not depend on chance which of them is told.
-        if mem::replace(&mut has_waited, true) && Instant::now() >= deadline {
+        if mem::replace(&mut has_waited, true) && clock::now() >= deadline {
             return Poll::Ready(Err(Late));
         }
         if ended.is_none()

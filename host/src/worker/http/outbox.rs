@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use crate::worker::clock;
+
 /// What is longer goes at once: its reader has something to do.
 const MAX_SHORT: usize = 16 * 1024;
 /// How long others are polled before those that were put aside. A turn that takes longer is slow.
@@ -164,7 +166,7 @@ impl Outbox {
         work.alarm.rings.swap(false, Ordering::AcqRel);
         let mut context = Context::from_waker(&work.waker);
         // The future is dropped after a panic, and never polled again.
-        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut context)));
+        let polled = catch_unwind(AssertUnwindSafe(|| clock::standing(now, || running.as_mut().poll(&mut context))));
         self.current.replace(None);
         let ended = Instant::now();
         work.was_slow.set(ended - now > self.late);

@@ -5,6 +5,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::worker::clock;
+
 /// One direction of one exchange. A guest's body may be read by other threads than the exchange's.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -34,7 +36,7 @@ impl Pace {
     }
 
     fn now(&self) -> u64 {
-        self.epoch.elapsed().as_micros() as u64 + 1
+        clock::now().saturating_duration_since(self.epoch).as_micros() as u64 + 1
     }
 
     /// The client is waited for.

@@ -1,19 +1,33 @@
 //! Text that is put together for each request: lines of the access log, and fields. `fmt` would take longer than all the rest of
 //! such a line.
 
+use std::net::IpAddr;
 use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
 
 /// Text that grows.
 #[derive(Debug, Default)]
 pub(super) struct TextBuffer(Vec<u8>);
 
 impl TextBuffer {
+    /// With room for a field's value.
+    pub(super) fn for_field() -> Self {
+        Self(Vec::with_capacity(128))
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// As a field's value; none if it cannot be one.
+    pub(super) fn into_field(self) -> Option<HeaderValue> {
+        HeaderValue::from_maybe_shared(Bytes::from(self.0)).ok()
     }
 
     pub(super) fn text(&mut self, text: &str) -> &mut Self {
@@ -38,15 +52,28 @@ impl TextBuffer {
 
     /// With three places behind the point.
     pub(super) fn milliseconds(&mut self, time: Duration) -> &mut Self {
-        let micros = (time.as_nanos() + 500) / 1000;
-        self.number((micros / 1000) as u64).text(".").digits::<3>((micros % 1000) as u32)
+        let micros = time.as_secs() * 1_000_000 + u64::from(time.subsec_nanos() + 500) / 1000;
+        self.number(micros / 1000).text(".").digits::<3>((micros % 1000) as u32)
     }
 
     /// As JSON has it, quotes included.
     pub(super) fn json(&mut self, text: &str) -> &mut Self {
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            return self.text("\"").text(text).text("\"");
+        }
         // It is written into memory.
         let _ = serde_json::to_writer(&mut self.0, text);
         self
+    }
+
+    pub(super) fn address(&mut self, address: IpAddr) -> &mut Self {
+        match address {
+            IpAddr::V4(address) => {
+                let [first, rest @ ..] = address.octets();
+                rest.into_iter().fold(self.number(first), |text, part| text.text(".").number(part))
+            }
+            IpAddr::V6(address) => self.display(address),
+        }
     }
 
     /// Null, if there is none.
@@ -58,7 +85,7 @@ impl TextBuffer {
     }
 
     /// What has a form of its own.
-    pub(super) fn display(&mut self, value: impl std::fmt::Display) -> &mut Self {
+    fn display(&mut self, value: impl std::fmt::Display) -> &mut Self {
         use std::io::Write;
         // Likewise.
         let _ = write!(self.0, "{value}");
@@ -102,7 +129,12 @@ mod tests {
             ["0.000", "0.000", "0.001", "1.000", "1.000", "1234.568"]
         );
         assert_eq!(put(|text| text.digits::<6>(42).text(" ").number(-7)), "000042 -7");
-        assert_eq!(put(|text| text.json("a\"\n")), "\"a\\\"\\n\"");
+        for plain in ["", "a", " ~", "a\"\n", "\\", "\u{7f}", "\u{e4}", "a\u{0}"] {
+            assert_eq!(put(|text| text.json(plain)), serde_json::to_string(plain).unwrap());
+        }
+        for address in ["0.0.0.0", "127.0.0.1", "255.10.200.9", "::1", "2001:db8::f"] {
+            assert_eq!(put(|text| text.address(address.parse().unwrap())), address);
+        }
         assert_eq!(
             put(|text| text.optional(None::<u8>, |text, _| text).optional(Some(1), |text, it| text.number(it))),
             "null1"
