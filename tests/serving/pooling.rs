@@ -10,10 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http::Response;
 use nix::sys::socket::{MsgFlags, send};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::net::UnixStream;
-use tokio_rustls::TlsAcceptor;
 
 use harness::client::{Connection, get};
 use harness::tls::Authority;
@@ -141,15 +138,10 @@ async fn a_connection_that_may_have_ended_is_not_used_again() {
 
 /// An upstream of HTTP/2 alone, and what it has seen. What is asked for `/silent` it does not answer.
 async fn upstream_http2(authority: &Authority) -> (SocketAddr, Arc<Seen>) {
-    let issued = authority.issue(&["localhost"]);
-    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
-    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-    let mut config = config.with_single_cert(vec![issued.der.clone()], key).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = authority.issue(&["localhost"]).acceptor(&[b"h2"]);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
-    let (acceptor, told) = (TlsAcceptor::from(Arc::new(config)), seen.clone());
+    let told = seen.clone();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();

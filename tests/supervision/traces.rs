@@ -21,9 +21,12 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode as SpanCode};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use harness::client::{Connection, whole};
+use harness::tls::{Authority, Issued};
 use harness::{Cluster, Setup, guest, until, upstream};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -54,12 +57,23 @@ struct Got {
 struct Collector {
     address: SocketAddr,
     is_grpc: bool,
+    is_tls: bool,
     mood: Arc<Mutex<Mood>>,
     got: Arc<Mutex<Got>>,
 }
 
 impl Collector {
     fn start(is_grpc: bool) -> Self {
+        Self::start_as(is_grpc, None)
+    }
+
+    /// One that speaks TLS alone.
+    fn start_tls(is_grpc: bool, shown: &Issued) -> Self {
+        Self::start_as(is_grpc, Some(shown.acceptor(&[if is_grpc { b"h2" } else { b"http/1.1" }])))
+    }
+
+    fn start_as(is_grpc: bool, tls: Option<TlsAcceptor>) -> Self {
+        let is_tls = tls.is_some();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -67,13 +81,14 @@ impl Collector {
         let told = (mood.clone(), got.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(collect(listener, is_grpc, told));
+            runtime.block_on(collect(listener, is_grpc, tls, told));
         });
-        Self { address, is_grpc, mood, got }
+        Self { address, is_grpc, is_tls, mood, got }
     }
 
     fn url(&self) -> String {
-        format!("{}://{}", if self.is_grpc { "grpc" } else { "http" }, self.address)
+        let scheme = if self.is_grpc { "grpc" } else { "http" };
+        format!("{scheme}{}://{}", if self.is_tls { "s" } else { "" }, self.address)
     }
 
     fn is_now(&self, mood: Mood) {
@@ -100,13 +115,27 @@ impl Collector {
     }
 }
 
-async fn collect(listener: std::net::TcpListener, is_grpc: bool, (mood, got): (Arc<Mutex<Mood>>, Arc<Mutex<Got>>)) {
+async fn collect(
+    listener: std::net::TcpListener,
+    is_grpc: bool,
+    tls: Option<TlsAcceptor>,
+    (mood, got): (Arc<Mutex<Mood>>, Arc<Mutex<Got>>),
+) {
     let listener = TcpListener::from_std(listener).unwrap();
     loop {
-        let stream = TokioIo::new(listener.accept().await.unwrap().0);
+        let (stream, tls) = (listener.accept().await.unwrap().0, tls.clone());
         let (mood, got) = (mood.clone(), got.clone());
         let service = service_fn(move |request| answer(request, is_grpc, mood.clone(), got.clone()));
         tokio::spawn(async move {
+            let stream: Box<dyn Stream> = match tls {
+                None => Box::new(stream),
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => Box::new(stream),
+                    // It does not trust the certificate.
+                    Err(_) => return,
+                },
+            };
+            let stream = TokioIo::new(stream);
             // An exporter that was killed is no matter.
             let _ = match is_grpc {
                 true => http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await,
@@ -115,6 +144,9 @@ async fn collect(listener: std::net::TcpListener, is_grpc: bool, (mood, got): (A
         });
     }
 }
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
@@ -509,6 +541,32 @@ fn the_last_spans_are_sent_before_the_cluster_ends() {
     assert_eq!(cluster.command(&["stop"]).code, Some(0));
     assert_eq!(collector.find(SpanKind::Server, "url.path", "/last").len(), 1);
     cluster.wait();
+}
+
+/// One is believed if its certificate is of an authority that the machine trusts, and for its name.
+#[test]
+fn a_collector_may_speak_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trusted, authority) = (folder.path().join("trusted.pem"), Authority::new("an authority"));
+    fs::write(&trusted, &authority.pem).unwrap();
+    let strangers = [Authority::new("a stranger").issue(&["127.0.0.1"]), authority.issue(&["elsewhere.test"])];
+    for is_grpc in [false, true] {
+        let serve = |collector: &Collector| {
+            let setup = Setup::new(&guest("hello")).workers(1).args(&["--otlp", &collector.url()]);
+            setup.env("SSL_CERT_FILE", trusted.to_str().unwrap()).start()
+        };
+        let collector = Collector::start_tls(is_grpc, &authority.issue(&["127.0.0.1"]));
+        let cluster = serve(&collector);
+        assert_eq!(ask(&cluster, "/secret", &[("traceparent", &sampled())]).0, 200);
+        assert_eq!(hex(&collector.span_of("/secret").trace_id), TRACE);
+        for stranger in &strangers {
+            let collector = Collector::start_tls(is_grpc, stranger);
+            let cluster = serve(&collector);
+            assert_eq!(ask(&cluster, "/secret", &[("traceparent", &sampled())]).0, 200);
+            cluster.stderr.find("certificate");
+            assert_eq!(collector.tries(), 0);
+        }
+    }
 }
 
 #[test]

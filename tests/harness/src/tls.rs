@@ -12,11 +12,12 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 pub use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::client::soon;
 
@@ -81,6 +82,16 @@ fn named(name: &str) -> DistinguishedName {
 }
 
 impl Issued {
+    /// A server that shows it and speaks these protocols, the best first (ALPN).
+    pub fn acceptor(&self, protocols: &[&[u8]]) -> TlsAcceptor {
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key");
+        let mut config = config.with_single_cert(vec![self.der.clone()], key).expect("a certificate with its key");
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
     /// Writes `NAME.pem` and `NAME.key`, each at once, as a tool that renews certificates does.
     pub fn write(&self, folder: &Path, name: &str) -> [PathBuf; 2] {
         [("pem", &self.cert), ("key", &self.key)].map(|(ending, text)| {
@@ -114,8 +125,7 @@ impl TlsClient {
         let mut config = match own {
             None => config.with_no_client_auth(),
             Some(own) => {
-                let key: PrivateKeyDer<'_> =
-                    rustls::pki_types::pem::PemObject::from_pem_slice(own.key.as_bytes()).expect("a key");
+                let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
                 config.with_client_auth_cert(vec![own.der.clone()], key).expect("a certificate with its key")
             }
         };
