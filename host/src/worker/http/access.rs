@@ -24,7 +24,8 @@ const MAX_FIELD: usize = 256;
 pub(crate) struct AccessLog {
     file: std::sync::Arc<LogFile>,
     format: AccessFormat,
-    identity: Identity,
+    /// Which worker this is, as a line of JSON says it.
+    who: String,
     stats: &'static Stats,
     /// The line that is written, for its memory.
     line: RefCell<TextBuffer>,
@@ -91,10 +92,11 @@ impl AccessLog {
         identity: Identity,
         stats: &'static Stats,
     ) -> Self {
+        let Identity { generation, slot, .. } = identity;
         Self {
             file,
             format,
-            identity,
+            who: format!(",\"generation\":{generation},\"slot\":{slot}"),
             stats,
             line: RefCell::default(),
             second: RefCell::new((u64::MAX, String::new())),
@@ -164,8 +166,7 @@ impl AccessLog {
         if let Some(trace) = asked.trace() {
             line.text(",\"trace_id\":\"").text(&trace.context.trace.hex()).text("\"");
         }
-        line.text(",\"generation\":").number(self.identity.generation.0);
-        line.text(",\"slot\":").number(self.identity.slot.0);
+        line.text(&self.who);
         for (name, value) in [(",\"user_agent\":", &access.agent), (",\"referer\":", &access.referer)] {
             if let Some(value) = value {
                 line.text(name).json(&String::from_utf8_lossy(first(value)));
