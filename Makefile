@@ -14,7 +14,7 @@ unexport MAKEFLAGS MFLAGS
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
-# With the profile to try it, which is built in a third of the time; `make build` makes the optimised binary.
+# With the profile to try it, which is built in minutes; `make build` makes the optimised binary.
 serve: hello ## Serve examples/hello on http://127.0.0.1:8080 (flags: ARGS="…")
 	$(CARGO) build --profile try -p wasmcluster
 	exec $(TARGET)/try/wasmcluster serve $(TARGET)/wasm32-wasip2/guest/hello.wasm $(ARGS)
@@ -41,10 +41,11 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 bench: guests build ## Compare with other servers, into docs/benchmark.md (BENCH_PEERS=all builds these too, BENCH_QUICK=1)
 	$(CARGO) run --release -p wasmcluster-bench
 
-# GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
+# COUNT_ONLY=ROW,… alone, COUNT_REQUESTS=1000 of each, COUNT_KEEP=FOLDER for what callgrind writes, WASMTIME=PATH.
 count: guests build ## Count instructions and cache misses of a request under valgrind (COUNT_ONLY=…)
 	$(CARGO) run --release -p wasmcluster-bench -- count
 
+# GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.
 profile: $(if $(BIN),,build) ## Profile a worker under load with perf: where the time of a request goes (flags: ARGS="…")
 	scripts/profile $(ARGS)
 

@@ -1,5 +1,5 @@
-//! `make count`: what a request costs in instructions and misses of simulated caches. On any machine the same program has
-//! the same figures, whatever else happens there, so that a change of a hundredth shows.
+//! `make count`: what a request costs in instructions and misses of simulated caches. The same program has nearly the same
+//! figures each time, whatever else happens on the machine, so that a change of a hundredth shows.
 //!
 //! One client sends one request after the other. Environment: `COUNT_REQUESTS` (1000), `COUNT_ONLY` (rows, separated by commas),
 //! `COUNT_KEEP` (a folder for callgrind's files, which callgrind_annotate reads), `WASMCLUSTER` and `WASMTIME`.

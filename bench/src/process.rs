@@ -88,6 +88,8 @@ impl Process {
     pub(crate) fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
         let status = self.0.try_wait()?;
         if status.is_some() {
+            // What it started goes with it.
+            let _ = killpg(self.group(), Signal::SIGKILL);
             self.forget();
         }
         Ok(status)

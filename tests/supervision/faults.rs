@@ -180,7 +180,7 @@ fn faults_of_guests_clients_and_upstreams_are_told_with_version_and_request() {
 
     let worker = cluster.worker(0).unwrap();
     let asking = std::thread::spawn(move || ask(address, "/sleep?ms=800"));
-    until("it is in flight", || (cluster.in_flight() == 1).then_some(()));
+    until("it is in flight", || (cluster.in_flight() == Some(1)).then_some(()));
     kill(worker, Signal::SIGSTOP).unwrap();
     assert_eq!(asking.join().unwrap(), None);
     told(Said::of_request("a worker died: hung", "wasmcluster_worker_exits_total{reason=\"crashed\"}"));

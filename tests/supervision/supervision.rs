@@ -63,7 +63,7 @@ async fn a_crash_names_the_requests_it_took_along() {
     let address = cluster.address();
     assert_eq!(get(address, "/headers").await.unwrap().status, 200);
     let asleep = [(); 2].map(|()| tokio::spawn(async move { get(address, "/sleep?ms=600000").await }));
-    until("both sleep", || (cluster.in_flight() == 2).then_some(()));
+    until("both sleep", || (cluster.in_flight() == Some(2)).then_some(()));
     kill(cluster.worker(0).unwrap(), Signal::SIGKILL).unwrap();
     let line = cluster.stderr.find("a worker died");
     assert!(line.contains("1-2") && line.contains("1-3") && !line.contains("1-1"), "{line}");

@@ -299,6 +299,26 @@ mod tests {
         assert_eq!(numbers, (0..10_000).flat_map(|number| [number, number]).collect::<Vec<_>>());
     }
 
+    /// Whether its writer sleeps until there is enough, has been idle for long, or has just written.
+    #[test]
+    fn a_line_is_written_before_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let log = LogFile::start(open(&path).unwrap().into(), |_, error| panic!("{error}")).unwrap();
+        let mut written = String::new();
+        for (number, pause) in [0, 5, 20, 45, 50, 55, 60, 100, 0, 200].into_iter().enumerate() {
+            std::thread::sleep(Duration::from_millis(pause));
+            let line = format!("{number}\n");
+            assert!(log.write(line.as_bytes()));
+            written += &line;
+            let by = std::time::Instant::now() + Duration::from_secs(30);
+            while std::fs::read_to_string(&path).unwrap() != written {
+                assert!(std::time::Instant::now() < by, "line {number} is not there");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
     #[test]
     fn what_nobody_takes_is_lost_and_nobody_waits() {
         let (read, write) = nix::unistd::pipe().unwrap();

@@ -281,9 +281,10 @@ impl Cluster {
     }
 
     /// Requests that its first worker has not done with: a guest may still be at work when its client has the whole answer.
+    /// None if there is no such worker.
     #[track_caller]
-    pub fn in_flight(&self) -> u64 {
-        self.status()["workers"][0]["in_flight"].as_u64().expect("a worker that serves")
+    pub fn in_flight(&self) -> Option<u64> {
+        self.status()["workers"][0]["in_flight"].as_u64()
     }
 
     /// Pid of the ready worker in `slot`, if there is one.

@@ -12,6 +12,7 @@ use wasmtime_wasi_http::Error;
 
 use super::epoch::Epoch;
 use super::turns::Turns;
+use crate::worker::clock;
 use crate::worker::requests::Asked;
 
 /// The head of a guest's answer, with a body that yields what the guest writes; or the guest's own refusal.
@@ -40,9 +41,11 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { turns, epoch, guest, asked } = &mut *self;
-        let polled = epoch.polling(|| {
-            turns.begin();
-            guest.as_mut().poll(context)
+        let polled = clock::going_on(|| {
+            epoch.polling(|| {
+                turns.begin();
+                guest.as_mut().poll(context)
+            })
         });
         let took = turns.end();
         if let Some(asked) = asked {

@@ -28,7 +28,6 @@ use super::reuse::{Factory, MAX_IDLE};
 use super::trap::{Described, TrapKind, describe};
 use super::websocket::SocketLink;
 use super::world::{Guest, World};
-use crate::worker::clock;
 use crate::worker::cost::InstanceUse;
 use crate::worker::values::Values;
 
@@ -109,7 +108,7 @@ impl SharedStock {
             }
             return;
         }
-        instance.idle_since.set(clock::now());
+        instance.idle_since.set(Instant::now());
         let mut idle = self.idle.borrow_mut();
         idle.push(instance.clone());
         self.factory.make_room(&mut idle);

@@ -18,7 +18,6 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use super::call::Failure;
 use super::outbound::{Hooks, Origin};
 use super::world::{Guest, World};
-use crate::worker::clock;
 use crate::worker::cost::InstanceUse;
 
 /// How long an instance may wait for its next request.
@@ -188,7 +187,7 @@ impl Stock {
             tracing::debug!(handles, before = live.handles, "an instance is not reused: it leaks handles");
             return;
         }
-        live.idle_since = clock::now();
+        live.idle_since = Instant::now();
         let mut idle = self.idle.borrow_mut();
         // One is enough to try whether it can serve again; others may not be taken for a long time.
         if self.is_proven.get() || idle.is_empty() {

@@ -49,7 +49,7 @@ impl Turns {
         self.spent() >= MIN_TURN
     }
 
-    /// The turn of a guest is over: how long it took.
+    /// The turn of a guest is over: how long it took. The time is what it is now for those that come next, too.
     pub(crate) fn end(&self) -> Duration {
         let now = Instant::now();
         clock::is(now.into_std());

@@ -168,14 +168,14 @@ impl Outbox {
         // The future is dropped after a panic, and never polled again.
         let polled = catch_unwind(AssertUnwindSafe(|| clock::standing(now, || running.as_mut().poll(&mut context))));
         self.current.replace(None);
-        let ended = Instant::now();
-        work.was_slow.set(ended - now > self.late);
         let polled = polled.unwrap_or(Poll::Ready(()));
         if polled.is_ready() {
             // Its parts may panic as well when they are dropped in the middle of something.
             let ended = future.take();
             let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
         }
+        let ended = Instant::now();
+        work.was_slow.set(ended - now > self.late);
         (polled, ended)
     }
 }
@@ -263,6 +263,18 @@ mod tests {
         };
         let first = ["a once", "b once", "a answered", "a twice", "b answered", "b twice"];
         check(Duration::MAX, &["a", "b"], work, &[&first[..], &["a answered", "b answered"]].concat()).await;
+    }
+
+    #[tokio::test]
+    async fn the_time_is_one_for_all_of_a_poll() {
+        let work = |_: Rc<Outbox>, told: Told, name| async move {
+            let begun = clock::now();
+            sleep(Duration::from_millis(2));
+            told.push(name, if clock::now() == begun { "stands" } else { "went on" });
+            again().await;
+            told.push(name, if clock::now() == begun { "stands" } else { "went on" });
+        };
+        check(Duration::MAX, &["a"], work, &["a stands", "a went on"]).await;
     }
 
     #[tokio::test]

@@ -52,7 +52,8 @@ impl TextBuffer {
 
     /// With three places behind the point.
     pub(super) fn milliseconds(&mut self, time: Duration) -> &mut Self {
-        let micros = time.as_secs() * 1_000_000 + u64::from(time.subsec_nanos() + 500) / 1000;
+        let micros =
+            time.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(time.subsec_nanos() + 500) / 1000);
         self.number(micros / 1000).text(".").digits::<3>((micros % 1000) as u32)
     }
 
