@@ -90,6 +90,7 @@ fn a_page_that_says_something_else_is_noticed() {
         (console("one two three", "one\n…\nthree"), true),
         (console("one two three", "one\nthree"), false),
         (console("one two", "one"), false),
+        (console("'Compiling app.wasm (1 KiB)…' two", "two"), true),
         (console("'sha256:33521ed7c1e3 is it'", "sha256:c9fc8bbc4d55 …"), true),
         ("```sh\ntrue\n```\n".into(), true),
         ("```sh\nfalse\n```\n".into(), false),

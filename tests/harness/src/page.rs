@@ -1,7 +1,7 @@
 //! The commands of a page in Markdown: found, run in a [`Shell`], and what they print compared with what the page says.
 //!
 //! Every block in `sh` and `console` is run as it is. In `console`, lines after `$ ` are commands and all others what is printed:
-//! each line must come, in this order, and no other. `…` stands for any text in a line, and alone for any lines. Numbers that
+//! each line must come, in this order, and no other but progress. `…` stands for any text in a line, and alone for any lines. Numbers that
 //! differ from run to run (times, sizes, process ids: all with a unit, a fraction or three digits) and digests count as equal.
 //!
 //! What a reader would have in another terminal goes on beside the rest: `serve`, and commands that follow. A new `serve` ends
@@ -291,10 +291,16 @@ struct Expected<'a> {
 
 impl Expected<'_> {
     fn is(&self, said: &str) -> bool {
-        let said: Vec<String> = said.lines().map(|line| shape(line, self.is_loose)).collect();
+        let said = said.lines().filter(|line| !is_progress(line));
+        let said: Vec<String> = said.map(|line| shape(line, self.is_loose)).collect();
         let lines: Vec<String> = self.lines.iter().map(|line| shape(line, self.is_loose)).collect();
         is_match(&lines, &said)
     }
+}
+
+/// What is printed where something takes longer than one would wait for in silence, and not where it is done before.
+fn is_progress(line: &str) -> bool {
+    ["Building ", "Compiling ", "Pulling "].iter().any(|begin| line.starts_with(begin)) && line.ends_with('…')
 }
 
 fn is_match(expected: &[String], said: &[String]) -> bool {
