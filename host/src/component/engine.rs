@@ -30,7 +30,7 @@ const KEEP_TABLE: usize = 64 * 1024;
 const KEEP_ONE_IN: usize = 8;
 
 /// A smaller pool is not worth its trouble.
-const MIN_POOL: u32 = 16;
+const MIN_POOL: u32 = 15;
 /// What is compiled, mapped and run for a trial.
 const TRIAL: &str = "(module (memory 1) (func (export \"answer\") (result i32) i32.const 42))";
 
@@ -87,16 +87,13 @@ pub(crate) fn for_worker(http: WasiHttp, resident: Resident) -> wasmtime::Result
 fn with_pool(mut config: Config, resident: Resident) -> wasmtime::Result<(Engine, u32)> {
     config.max_wasm_stack(MAX_STACK);
     let mut instances = MAX_INSTANCES;
-    loop {
+    while instances >= MIN_POOL {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances, resident)));
         match Engine::new(&config) {
             Ok(engine) => return Ok((engine, instances)),
             Err(error) => tracing::debug!(instances, "cannot reserve a pool: {error:#}"),
         }
-        if instances == MIN_POOL {
-            break;
-        }
-        instances = MIN_POOL.max(instances / 2);
+        instances /= 2;
     }
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
     Ok((Engine::new(&config)?, 0))
