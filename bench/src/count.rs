@@ -7,14 +7,15 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::contenders::Program::{BareHyper, Ours, OursTls, OursTraced, Wasmtime};
 use crate::contenders::{Contender, Program};
 use crate::plan::{FRESH, ON_ONE, REUSED, SEEN, SEEN_FRESH};
-use crate::process::{ANYWHERE, Scratch, output};
+use crate::process::{ANYWHERE, Scratch};
+use crate::report::thousands;
+use crate::rounds::h2load;
 use crate::valgrind::{Counts, Valgrind};
 use crate::{Bench, http, variable};
 
@@ -89,31 +90,33 @@ pub(crate) fn count() -> Result<bool> {
          | --- | ---: | ---: | ---: | ---: |\n",
     );
     let mut is_whole = true;
-    for case in
-        CASES.iter().filter(|case| only.as_ref().is_none_or(|only| only.iter().any(|key| key == case.contender.key)))
-    {
+    let is_wanted = |case: &&Case| only.as_ref().is_none_or(|only| only.iter().any(|key| key == case.contender.key));
+    for case in CASES.iter().filter(is_wanted) {
         let name = case.contender.name;
         eprintln!("{}: {name}", case.contender.key);
-        match case.missing(&bench) {
-            Some(why) => writeln!(table, "| {name} | skipped: {why} | | | |")?,
-            None => match case.count(&bench, requests) {
-                Ok(counts) => {
-                    let each = |total: u64| thousands((total + requests as u64 / 2) / requests as u64);
-                    let Counts { instructions, in_guest, first_level_misses, second_level_misses } = counts;
-                    let [all, guest, first, second] =
-                        [instructions, in_guest, first_level_misses, second_level_misses].map(each);
-                    writeln!(table, "| {name} | {all} | {guest} | {first} | {second} |")?;
-                }
-                Err(error) => {
+        let columns = if let Some(why) = case.missing(&bench) {
+            format!("skipped: {why} | | |")
+        } else {
+            case.count(&bench, requests).map_or_else(
+                |error| {
                     is_whole = false;
                     eprintln!("  {error:#}");
-                    writeln!(table, "| {name} | failed: {error:#} | | | |")?;
-                }
-            },
-        }
+                    format!("failed: {error:#} | | |")
+                },
+                |counts| columns(counts, requests as u64),
+            )
+        };
+        writeln!(table, "| {name} | {columns} |")?;
     }
     println!("\n{} a row, in {}\n\n{table}", thousands(requests as u64), bench.programs.ours.display());
     Ok(is_whole)
+}
+
+/// What one request of so many took.
+fn columns(counts: Counts, requests: u64) -> String {
+    let Counts { instructions, in_guest, first_level_misses, second_level_misses } = counts;
+    let totals = [instructions, in_guest, first_level_misses, second_level_misses];
+    totals.map(|total| thousands((total + requests / 2) / requests)).join(" | ")
 }
 
 impl Case {
@@ -138,7 +141,7 @@ impl Case {
         let pid = if self.is_ours() { valgrind.worker()? } else { server.pid() };
         let send = |count| match self.protocol {
             Protocol::Http1 => one_by_one(server.address, count),
-            Protocol::Http2 => over_http2(server.address, server.is_tls, count),
+            Protocol::Http2 => h2load(&server, ANYWHERE, 1, 1, &["-n", &count.to_string()]).map(drop),
         };
         send(WARM_UP)?;
         valgrind.count(pid, || send(SETTLE), || send(requests))
@@ -153,29 +156,4 @@ fn one_by_one(address: SocketAddr, count: usize) -> Result<()> {
         ensure!(answer.status == 200, "{}", answer.summary());
     }
     Ok(())
-}
-
-fn over_http2(address: SocketAddr, is_tls: bool, count: usize) -> Result<()> {
-    let scheme = if is_tls { "https" } else { "http" };
-    let mut command = Command::new("h2load");
-    command.args(["-c", "1", "-m", "1", "-n", &count.to_string(), &format!("{scheme}://{address}/")]);
-    let text = output(&mut command, ANYWHERE).context("h2load, on Debian in nghttp2-client")?;
-    ensure!(text.contains(&format!("{count} succeeded")), "requests over HTTP/2 failed: {text}");
-    Ok(())
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group));
-    groups.collect::<Vec<_>>().join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_have_commas() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-    }
 }

@@ -119,35 +119,24 @@ fn target() -> PathBuf {
 }
 
 fn main() -> ExitCode {
+    let code = |is_good| if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let mut arguments = std::env::args().skip(2);
     let done = match std::env::args().nth(1).as_deref() {
-        None => bench(),
-        Some(bare::COMMAND) => bare::serve(std::env::args().nth(2).as_deref() == Some(bare::TLS)).map(|()| true),
-        Some(native::COMMAND) => native::serve(&std::env::args().nth(2).unwrap_or_default()).map(|()| true),
-        Some(count::COMMAND) => count::count(),
+        None => bench().map(code),
+        Some(bare::COMMAND) => bare::serve(arguments.next().as_deref() == Some(bare::TLS)).map(|()| code(true)),
+        Some(native::COMMAND) => native::serve(&arguments.next().unwrap_or_default()).map(|()| code(true)),
+        Some(count::COMMAND) => count::count().map(code),
         Some(valgrind::COMMAND) => {
-            let arguments: Vec<String> = std::env::args().skip(2).collect();
-            return match arguments.split_first().context("follow FOLDER PROGRAM…") {
-                Ok((folder, program)) => valgrind::follow(Path::new(folder), program),
-                Err(error) => Err(error),
-            }
-            .map_or_else(
-                |error| {
-                    eprintln!("error: {error:#}");
-                    ExitCode::FAILURE
-                },
-                |code| ExitCode::from(code as u8),
-            );
+            let folder = PathBuf::from(arguments.next().unwrap_or_default());
+            let program: Vec<String> = arguments.collect();
+            valgrind::follow(&folder, &program).map(|ended| ExitCode::from(ended as u8))
         }
         Some(other) => Err(anyhow::anyhow!("there is no command {other}")),
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Measures, prints and writes. False when something failed that was there to be measured.

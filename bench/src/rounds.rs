@@ -171,10 +171,11 @@ fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
 /// Requests per second, as `wrk` counts them.
 fn measure(bench: &Bench, load: Load, server: &Server, time: Duration) -> Result<f64> {
     let cpus = if load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.load() };
+    let seconds = time.as_secs().to_string();
     match load {
-        Load::Http2 => return h2load(server, cpus, time, CONNECTIONS, 1, &[]),
-        Load::OneConnection => return h2load(server, cpus, time, 1, CONNECTIONS, &[]),
-        Load::Http1 => return h2load(server, cpus, time, CONNECTIONS, 1, &["--h1"]),
+        Load::Http2 => return h2load(server, cpus, CONNECTIONS, 1, &["-D", &seconds]),
+        Load::OneConnection => return h2load(server, cpus, 1, CONNECTIONS, &["-D", &seconds]),
+        Load::Http1 => return h2load(server, cpus, CONNECTIONS, 1, &["-D", &seconds, "--h1"]),
         Load::Handshakes(handshake) => return on(cpus, || tls::connections(server.address, handshake, time)),
         Load::KeepAlive | Load::ConnectionEach | Load::TwoWorkers => {}
     }
@@ -196,11 +197,10 @@ pub(crate) fn script_file(scratch: &Scratch, script: &str) -> Result<String> {
     Ok(file.to_str().context("the name of a scratch folder is not UTF-8")?.into())
 }
 
-/// Requests per second over HTTP/2, as `h2load` counts them.
-fn h2load(
+/// Requests per second over HTTP/2, as `h2load` counts them. `extra` says how many, or how long.
+pub(crate) fn h2load(
     server: &Server,
     cpus: &[usize],
-    time: Duration,
     connections: usize,
     streams: usize,
     extra: &[&str],
@@ -209,7 +209,7 @@ fn h2load(
     command.args(["-t", "1", "-c", &connections.to_string(), "-m", &streams.to_string()]);
     let scheme = if server.is_tls { "https" } else { "http" };
     let url = format!("{scheme}://{}/", server.address);
-    command.args(extra).args(["-D", &time.as_secs().to_string(), &url]);
+    command.args(extra).arg(&url);
     h2_rate(&output(&mut command, cpus).context("h2load, on Debian in nghttp2-client")?)
 }
 

@@ -222,7 +222,7 @@ async fn a_silent_name_server_holds_up_its_own_names_only() {
         let silent =
             |socket: std::path::PathBuf| async move { get_by(&socket, "/fetch?url=http://silent.example/").await };
         let waiting: Vec<_> = (0..40).map(|_| tokio::spawn(silent(socket.clone()))).collect();
-        until("they wait", || (cluster.status()["workers"][0]["in_flight"].as_u64()? >= 40).then_some(()));
+        until("they wait", || (cluster.in_flight()? >= 40).then_some(()));
         let port = cluster.address().port();
         let said = get_by(&socket, &format!("/fetch?url=http://localhost:{port}/")).await;
         assert_eq!(said, "200\nhello", "{name}");

@@ -118,7 +118,7 @@ async fn fifty_requests_ask_for_a_name_once() {
             tokio::spawn(async move { get_by(&socket, &url).await })
         };
         let waiting: Vec<_> = (0..50).map(fetch).collect();
-        until("they wait", || (stage.cluster.status()["workers"][0]["in_flight"].as_u64()? >= 50).then_some(()));
+        until("they wait", || (stage.cluster.in_flight()? >= 50).then_some(()));
         stage.server.says(&format!("{name} A 600 127.0.0.1"));
         let mut said = BTreeSet::new();
         for waiting in waiting {
@@ -160,7 +160,7 @@ async fn a_name_that_nobody_answers_for_holds_up_no_other() {
     assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
     // What this machine knows itself needs no place, nor what is known by now.
     let more: Vec<_> = (6..20).map(ask).collect();
-    until("they wait", || (stage.cluster.status()["workers"][0]["in_flight"].as_u64()? >= 20).then_some(()));
+    until("they wait", || (stage.cluster.in_flight()? >= 20).then_some(()));
     for name in ["n1.test.example", "here.test.example", "a.localhost"] {
         assert_eq!(stage.fetch(name).await, FINE, "{name}");
     }

@@ -110,8 +110,6 @@ struct SharedLog {
 #[derive(Debug, Default)]
 struct WaitingLines {
     bytes: Vec<u8>,
-    /// The thread looks for more by itself, soon enough, or has been woken.
-    is_watched: bool,
     /// In whose place the file is that is written to from now on.
     next: Option<File>,
     is_over: bool,
@@ -145,9 +143,8 @@ impl LogFile {
         let before = waiting.bytes.len();
         waiting.bytes.extend_from_slice(line);
         let now = waiting.bytes.len();
-        let is_watched = std::mem::replace(&mut waiting.is_watched, true);
         drop(waiting);
-        if !is_watched || (before < WRITE_AT && now >= WRITE_AT) {
+        if before == 0 || (before < WRITE_AT && now >= WRITE_AT) {
             self.shared.changed.notify_one();
         }
         true
@@ -184,20 +181,12 @@ fn write_all(shared: &SharedLog, mut file: File, failed: impl Fn(u64, io::Error)
     let mut max_piece = max_piece_of(&file);
     loop {
         let mut waiting = shared.lock();
-        let is_idle = |waiting: &WaitingLines| waiting.bytes.is_empty() && waiting.next.is_none() && !waiting.is_over;
-        let waits = |waiting: &mut WaitingLines| waiting.bytes.len() < WRITE_AT && !waiting.is_over;
-        // Under load it sleeps until there is enough. Only when nothing has come for a while is it woken by the next line.
-        loop {
-            (waiting, _) =
-                shared.changed.wait_timeout_while(waiting, WRITE_WITHIN, waits).unwrap_or_else(PoisonError::into_inner);
-            if !is_idle(&waiting) {
-                break;
-            }
-            waiting.is_watched = false;
-            while is_idle(&waiting) {
-                waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            }
+        while waiting.bytes.is_empty() && waiting.next.is_none() && !waiting.is_over {
+            waiting = shared.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+        let waits = |waiting: &mut WaitingLines| waiting.bytes.len() < WRITE_AT && !waiting.is_over;
+        let (mut waiting, _) =
+            shared.changed.wait_timeout_while(waiting, WRITE_WITHIN, waits).unwrap_or_else(PoisonError::into_inner);
         let is_over = waiting.is_over;
         std::mem::swap(&mut lines, &mut waiting.bytes);
         let next = waiting.next.take();
