@@ -18,6 +18,12 @@ mod cluster;
 mod config_bindings;
 #[cfg(target_arch = "wasm32")]
 mod code;
+/// Of the export that is called when a component is compiled, likewise.
+#[cfg(target_arch = "wasm32")]
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+pub mod init_bindings;
 /// Of `wasi:keyvalue`, likewise.
 #[cfg(target_arch = "wasm32")]
 #[rustfmt::skip]

@@ -112,6 +112,8 @@ pub mod __private {
 
     #[cfg(target_arch = "wasm32")]
     pub use crate::host::export::*;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::host::init_bindings as init;
     use crate::{IntoResponse, Request, Response};
 
     /// A response that was made of an `R`.

@@ -13,5 +13,6 @@ mod proxies;
 mod registry;
 mod reload;
 mod settings;
+mod snapshots;
 mod store;
 mod units;

@@ -12,7 +12,7 @@ use wasmcluster_guest::kv::{self, KvError, Store};
 /// What the keys of notes begin with.
 const NOTE: &str = "note:";
 
-/// Called once for each instance, when its first request comes.
+/// Called once, when the component is compiled: all instances start from what it returns.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new().route("/notes", get(list).post(add)).route("/notes/{id}", get(read).delete(remove))

@@ -82,7 +82,7 @@ pub(crate) fn named_type(output: &TokenStream) -> Option<TokenStream> {
     (!is_word(&first, "impl")).then(|| ty.collect())
 }
 
-fn is_word(token: &TokenTree, word: &str) -> bool {
+pub(crate) fn is_word(token: &TokenTree, word: &str) -> bool {
     matches!(token, TokenTree::Ident(ident) if ident == word)
 }
 

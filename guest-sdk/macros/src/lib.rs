@@ -7,7 +7,7 @@
 mod function;
 
 use proc_macro::TokenStream;
-use proc_macro2::{Span, TokenStream as TokenStream2};
+use proc_macro2::{Span, TokenStream as TokenStream2, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 
 use function::{Error, Function, Result};
@@ -16,8 +16,16 @@ use function::{Error, Function, Result};
 /// of two kinds:
 ///
 /// - A handler: it is `async`, takes the request and returns whatever implements `IntoResponse`.
-/// - With the feature `axum`, a function without arguments that returns an `axum::Router`. It is called once for each
-///   instance of the component, when its first request comes.
+/// - With the feature `axum`, a function without arguments that returns an `axum::Router`. It is called once: when the
+///   component is compiled, if all that it does can be done there, or else for each instance, when its first request comes.
+///
+/// `#[wasmcluster_guest::main(init = warm_up)]` has a function of yours called then too: `fn warm_up()`, which fills what
+/// requests will need, as a `LazyLock` or a `thread_local!`. Each instance starts from the memory that it leaves. While it
+/// runs there is no host: if it asks for the time, the environment, a random number or anything else, or writes anything,
+/// then instances start as the component is, and the server says so. It is not called in that case, nor by a server that
+/// knows nothing of this: a request must find what it needs without it.
+///
+/// With `init = false`, nothing is done before the first request, the router's function included.
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let item = TokenStream2::from(item);
@@ -30,39 +38,55 @@ pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
-    if !attribute.is_empty() {
-        return Err(Error::new(attribute, "`#[wasmcluster_guest::main]` takes no arguments"));
-    }
+    let init = Init::read(attribute)?;
     let function = Function::read(item.clone()).ok_or_else(|| {
         let first = item.clone().into_iter().take(1).collect();
         Error::new(first, "`#[wasmcluster_guest::main]` belongs on a function")
     })?;
     let name = &function.name;
-    let answer = match kind(&function)? {
+    let (kept, made, answer) = match kind(&function)? {
         Kind::Handler { argument, output } => {
             // What does not fit is marked where the handler says it.
             let called = quote_spanned! { argument => #name(request) };
-            quote_spanned! { output => ::wasmcluster_guest::__private::answer(#called.await) }
+            let answer = quote_spanned! { output => ::wasmcluster_guest::__private::answer(#called.await) };
+            (TokenStream2::new(), TokenStream2::new(), answer)
         }
         Kind::Application(ty) => {
             let answered = quote_spanned! { first_span(&ty) =>
                 ::wasmcluster_guest::__private::Application::answer(application, request)
             };
-            quote! {
+            let kept = quote! {
+                ::std::thread_local! {
+                    static APPLICATION: #ty = #name();
+                }
+            };
+            let answer = quote! {
                 {
-                    ::std::thread_local! {
-                        static APPLICATION: #ty = #name();
-                    }
                     let application = APPLICATION.with(::std::clone::Clone::clone);
                     ::wasmcluster_guest::__private::answer(#answered.await)
                 }
-            }
+            };
+            (kept, quote! { APPLICATION.with(|_| ()); }, answer)
         }
     };
+    let work = match init {
+        Init::Never => TokenStream2::new(),
+        Init::Usual => made,
+        // Whatever it is, it must be a function without arguments that returns nothing.
+        Init::Also(path) => {
+            let called = quote_spanned! { first_span(&path) => let initialize: fn() = #path; };
+            quote! { #called initialize(); #made }
+        }
+    };
+    let initialize = if work.is_empty() { TokenStream2::new() } else { initializer(&work) };
     Ok(quote! {
         #item
 
         const _: () = {
+            #kept
+
+            #initialize
+
             #[cfg(not(target_arch = "wasm32"))]
             #[expect(dead_code, reason = "it is checked on every target, and called in components only")]
             async fn __check(request: ::wasmcluster_guest::Request) {
@@ -73,6 +97,60 @@ fn expand(attribute: TokenStream2, item: TokenStream2) -> Result<TokenStream2> {
             ::wasmcluster_guest::__export!(|request| async move { #answer });
         };
     })
+}
+
+/// The export that is called before the first request.
+fn initializer(work: &TokenStream2) -> TokenStream2 {
+    quote! {
+        #[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "it is called in components only"))]
+        fn __initialize() {
+            #work
+        }
+
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            struct Initializer;
+
+            impl ::wasmcluster_guest::__private::init::Guest for Initializer {
+                fn wizer_initialize() {
+                    __initialize();
+                }
+            }
+
+            ::wasmcluster_guest::__private::init::export!(Initializer);
+        };
+    }
+}
+
+/// What is done before the first request.
+enum Init {
+    /// What makes the application.
+    Usual,
+    Never,
+    /// What this function does, too.
+    Also(TokenStream2),
+}
+
+impl Init {
+    fn read(attribute: TokenStream2) -> Result<Self> {
+        let tokens: Vec<TokenTree> = attribute.clone().into_iter().collect();
+        match &tokens[..] {
+            [] => Ok(Self::Usual),
+            [name, TokenTree::Punct(mark), value @ ..]
+                if function::is_word(name, "init") && mark.as_char() == '=' && !value.is_empty() =>
+            {
+                match value {
+                    [value] if function::is_word(value, "false") => Ok(Self::Never),
+                    value => Ok(Self::Also(value.iter().cloned().collect())),
+                }
+            }
+            _ => Err(Error::new(
+                attribute,
+                "`#[wasmcluster_guest::main]` takes `init = FUNCTION`, what to do before the first request, or `init = \
+                 false`",
+            )),
+        }
+    }
 }
 
 enum Kind {
@@ -167,7 +245,29 @@ mod tests {
 
     #[test]
     fn arguments_of_the_attribute_are_refused() {
-        let expected = "`#[wasmcluster_guest::main]` takes no arguments";
-        refused("threads = 2", "async fn handle(_: Request) -> Response {}", expected);
+        let expected = "`#[wasmcluster_guest::main]` takes `init = FUNCTION`, what to do before the first request, or \
+                        `init = false`";
+        for attribute in ["threads = 2", "init", "init =", "init(warm_up)", "= false"] {
+            refused(attribute, "async fn handle(_: Request) -> Response {}", expected);
+        }
+    }
+
+    #[test]
+    fn what_is_done_before_the_first_request_is_chosen() {
+        let (handler, application) =
+            ("async fn handle(_: Request) -> Response {}", "fn app() -> Router { Router::new() }");
+        let init = |attribute: &str, item: &str| {
+            let expanded = expand(attribute, item).expect("expands");
+            let (_, body) = expanded.split_once("fn __initialize () {")?;
+            Some(body.split_once('}').expect("it ends").0.trim().to_owned())
+        };
+        let made = "APPLICATION . with (| _ | ()) ;";
+        let called = "let initialize : fn () = tables :: fill ; initialize () ;";
+        assert_eq!(init("", handler), None);
+        assert_eq!(init("", application).as_deref(), Some(made));
+        assert_eq!(init("init = tables::fill", handler).as_deref(), Some(called));
+        assert_eq!(init("init = tables::fill", application), Some(format!("{called} {made}")));
+        assert_eq!(init("init = false", handler), None);
+        assert_eq!(init("init = false", application), None);
     }
 }

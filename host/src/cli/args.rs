@@ -194,6 +194,12 @@ pub(super) struct CompileArgs {
     #[arg(short = 'o', long, value_name = "DIR")]
     pub(super) store: Option<PathBuf>,
 
+    /// Compile the component as it is, for instances that do not start from a snapshot
+    ///
+    /// `serve` finds it only with the same flag.
+    #[arg(long)]
+    pub(super) no_snapshot: bool,
+
     #[command(flatten)]
     pub(super) registry: RegistryArgs,
 }

@@ -12,14 +12,16 @@ use super::serve::app_or_project;
 use crate::component::compiler::{self, Prepared, Unprepared};
 use crate::component::store::Readers;
 use crate::settings::{Cluster, Options};
-use crate::wire::version::WasiHttp;
+use crate::wire::version::{SnapshotStart, WasiHttp};
 use crate::worker;
 
 /// Prints the component's digest, where its native code is, and how large it is.
 pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
-    let CompileArgs { app, store, registry } = args;
+    let CompileArgs { app, store, no_snapshot, registry } = args;
     let app = app_or_project(app).map_err(Failure::Usage)?;
-    let said = Options::from_default_file(&app).and_then(|options| Cluster::new(&options)).map_err(Failure::Usage)?;
+    let options = Options::from_default_file(&app).map_err(Failure::Usage)?;
+    let said = Cluster::new(&options).map_err(Failure::Usage)?;
+    let snapshot = !(no_snapshot || options.no_snapshot);
     let (store, readers) = match store {
         Some(store) => (store, Readers::Everybody),
         None => (said.store, Readers::Owner),
@@ -27,7 +29,7 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
     let registries = registry.or(said.registries).map_err(Failure::Usage)?;
     let Component { bytes, source, .. } = Component::obtain(app, &registries, "compile")?;
     let begun = Instant::now();
-    let prepared = compiler::prepare(&bytes, &source, &store, readers, worker::check_links);
+    let prepared = compiler::prepare(&bytes, &source, snapshot, &store, readers, worker::check_links);
     let prepared = prepared.map_err(|error| match error {
         Unprepared::Refused(error) => Failure::Refused(error.context(format!("cannot compile {source}"))),
         Unprepared::Store(error) => Failure::Error(error),
@@ -36,7 +38,7 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
 }
 
 fn summary(prepared: &Prepared, begun: Instant) -> String {
-    let Prepared { digest, http, place, size, cached } = prepared;
+    let Prepared { digest, http, place, size, snapshot, cached } = prepared;
     let wasi = match http {
         WasiHttp::V0_2 => "0.2",
         WasiHttp::V0_3 => "0.3",
@@ -46,5 +48,10 @@ fn summary(prepared: &Prepared, begun: Instant) -> String {
         false => format!("compiled in {:.1} s", begun.elapsed().as_secs_f64()),
     };
     let (place, size) = (place.display(), ByteSize(*size).display().iec());
-    format!("{digest}, WASI {wasi}\n{place}\n{size} of native code, {how}\n")
+    let snapshot = match snapshot {
+        None => String::new(),
+        Some(SnapshotStart::Taken) => "Instances start from a snapshot\n".into(),
+        Some(SnapshotStart::Refused(reason)) => format!("Instances do not start from a snapshot: {reason}\n"),
+    };
+    format!("{digest}, WASI {wasi}\n{place}\n{size} of native code, {how}\n{snapshot}")
 }

@@ -11,7 +11,7 @@ use super::serve::sources;
 use crate::component::compiler::{self, Inspected};
 use crate::component::surface::{Grant, grant};
 use crate::settings::{App, InForce, Settings};
-use crate::wire::version::WasiHttp;
+use crate::wire::version::{SnapshotStart, WasiHttp};
 use crate::worker;
 
 /// Prints the report. Fails if `serve` would refuse the component.
@@ -30,8 +30,8 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
 fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Result<()> {
     let Component { bytes, source: app, manifest, .. } = component;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {app}: {error:#}");
-    let Inspected { digest, surface, handler } =
-        compiler::inspect(bytes, worker::check_links).map_err(|error| failed(&error))?;
+    let inspected = compiler::inspect(bytes, settings.application.snapshot, worker::check_links);
+    let Inspected { digest, surface, handler, snapshot } = inspected.map_err(|error| failed(&error))?;
     // A component without a handler is checked against what either version may import; 0.3 provides both.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
     let imports: Vec<Import> =
@@ -50,6 +50,9 @@ fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Res
         wasi,
         world,
         refusal: refusal.as_ref().map(|refusal| format!("{refusal:#}")),
+        snapshot: snapshot.as_ref().map(|snapshot| matches!(snapshot, SnapshotStart::Taken)),
+        snapshot_refusal: snapshot
+            .and_then(|snapshot| if let SnapshotStart::Refused(why) = snapshot { Some(why) } else { None }),
         imports,
         exports: surface.exports,
         grants,
@@ -73,6 +76,10 @@ struct Report<'a> {
     world: Option<&'static str>,
     /// Why it cannot be served.
     refusal: Option<String>,
+    /// Whether its instances start from a snapshot; `null` if it has nothing to initialize, or with `--no-snapshot`.
+    snapshot: Option<bool>,
+    /// Why they do not.
+    snapshot_refusal: Option<String>,
     imports: Vec<Import>,
     exports: Vec<String>,
     /// Flags that grant what it imports.
@@ -109,7 +116,8 @@ impl From<Grant> for Needs {
 }
 
 fn for_people(report: &Report<'_>) -> String {
-    let Report { source, manifest, digest, wasi, world, imports, exports, limits, .. } = report;
+    let Report { source, manifest, digest, wasi, world, snapshot, snapshot_refusal, imports, exports, limits, .. } =
+        report;
     let version = match wasi {
         Some(WasiHttp::V0_2) => "WASI 0.2",
         Some(WasiHttp::V0_3) => "WASI 0.3",
@@ -119,7 +127,15 @@ fn for_people(report: &Report<'_>) -> String {
     if let Some(world) = world {
         text.push_str(&format!(", world {world}"));
     }
-    text.push_str(&format!("\n{digest}\n\nExports\n"));
+    text.push_str(&format!("\n{digest}\n"));
+    if let Some(is_taken) = snapshot {
+        let why = snapshot_refusal.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        text.push_str(&format!(
+            "its instances {} from a snapshot{why}\n",
+            if *is_taken { "start" } else { "do not start" }
+        ));
+    }
+    text.push_str("\nExports\n");
     for export in exports {
         text.push_str(&format!("  {}\n", export.escape_debug()));
     }

@@ -12,8 +12,9 @@ use anyhow::{Context, bail};
 use wasmtime::component::Component;
 
 use super::engine;
+use super::file::{self, MAX_COMPONENT};
+use super::preinit;
 use super::servable::{self, Links};
-use super::snapshot::{MAX_COMPONENT, snapshot};
 use super::store::{Manifest, Readers, SCHEMA, Store, StoredArtifact, key, sha256};
 use super::surface::{Surface, Unservable, to_binary};
 use crate::os::{memfd, resources};
@@ -21,7 +22,7 @@ use crate::settings::App;
 use crate::wire::channel::{Channel, Received, Wait, bounded, end_with};
 use crate::wire::committed::pinned;
 use crate::wire::messages::{FromCompiler, ToCompiler};
-use crate::wire::version::{Version, WasiHttp};
+use crate::wire::version::{SnapshotStart, Version, WasiHttp};
 
 /// How long it may take to find out what must be kept.
 const PINS_WITHIN: Duration = Duration::from_secs(2);
@@ -37,8 +38,12 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
     end_with(primary.clone());
     resources::restrain_compiler();
     let answer = match &request {
-        ToCompiler::Compile { source, store, state } => compile(source, beside.first(), store, state.as_deref(), links),
-        ToCompiler::Find { version, store, state } => find(version, store, state.as_deref(), links),
+        ToCompiler::Compile { source, snapshot, store, state } => {
+            compile(source, beside.first(), *snapshot, store, state.as_deref(), links)
+        }
+        ToCompiler::Find { version, snapshot, store, state } => {
+            find(version, *snapshot, store, state.as_deref(), links)
+        }
     };
     match answer.map(StoredArtifact::hand_over) {
         Ok((compiled, descriptors)) => {
@@ -57,14 +62,20 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
 
 /// Finds the artifact of a component that was compiled before. Makes it anew, from the component that the store kept or
 /// else the file at `source`, if it was made for another wasmtime or another CPU.
-fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> anyhow::Result<StoredArtifact> {
+fn find(
+    version: &Version,
+    snapshot: bool,
+    store: &Path,
+    state: Option<&Path>,
+    links: Links,
+) -> anyhow::Result<StoredArtifact> {
     let Version { digest, http, source, .. } = version;
     let store = Store::open(store, Readers::Owner)?;
-    if let Some(found) = store.find(&key(digest, &engine::for_compiler(*http)?)) {
+    if let Some(found) = store.find(&key(digest, snapshot, &engine::for_compiler(*http)?)) {
         return Ok(found);
     }
     let bytes = store.component(digest).or_else(|| {
-        let bytes = to_binary(&snapshot(source.path()?).ok()?).ok()?.into_owned();
+        let bytes = to_binary(&file::read(source.path()?).ok()?).ok()?.into_owned();
         (sha256(&bytes) == *digest).then_some(bytes)
     });
     let bytes = bytes.context(if source.path().is_some() {
@@ -73,7 +84,7 @@ fn find(version: &Version, store: &Path, state: Option<&Path>, links: Links) -> 
     } else {
         "this version is no longer in the store"
     })?;
-    compile_bytes(&bytes, source, &store, state, links)
+    compile_bytes(&bytes, source, snapshot, &store, state, links)
 }
 
 /// What can be told of a component without compiling it.
@@ -82,18 +93,29 @@ pub(crate) struct Inspected {
     pub(crate) surface: Surface,
     /// The handler to call, or why it cannot be served.
     pub(crate) handler: anyhow::Result<WasiHttp>,
+    /// None if there is nothing to initialize, or if that is not wanted.
+    pub(crate) snapshot: Option<SnapshotStart>,
 }
 
 /// A component in binary form, of the file at `source`.
 pub(crate) fn read(source: &Path) -> anyhow::Result<Vec<u8>> {
-    Ok(to_binary(&snapshot(source)?)?.into_owned())
+    Ok(to_binary(&file::read(source)?)?.into_owned())
 }
 
-/// Looks at a component.
-pub(crate) fn inspect(bytes: &[u8], links: Links) -> anyhow::Result<Inspected> {
+/// Looks at a component, and initializes it if a `snapshot` is wanted.
+pub(crate) fn inspect(bytes: &[u8], snapshot: bool, links: Links) -> anyhow::Result<Inspected> {
     let surface = Surface::read(bytes)?;
     let handler = servable::check(bytes, &surface, links);
-    Ok(Inspected { digest: sha256(bytes), surface, handler })
+    let initialized = handler.as_ref().ok().filter(|_| snapshot).and_then(|&http| initialized(bytes, &surface, http));
+    Ok(Inspected { digest: sha256(bytes), surface, handler, snapshot: initialized.map(|(_, snapshot)| snapshot) })
+}
+
+/// The component as its instances start, if it does something before its first request.
+fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Option<(Option<Vec<u8>>, SnapshotStart)> {
+    Some(match preinit::initialized(bytes, surface, http)? {
+        Ok(bytes) => (Some(bytes), SnapshotStart::Taken),
+        Err(reason) => (None, SnapshotStart::Refused(bounded(reason))),
+    })
 }
 
 /// What [`prepare`] made ready.
@@ -106,6 +128,8 @@ pub(crate) struct Prepared {
     pub(crate) place: PathBuf,
     /// Of the native code, in bytes.
     pub(crate) size: u64,
+    /// None if there was nothing to initialize, or if that was not wanted.
+    pub(crate) snapshot: Option<SnapshotStart>,
     /// Whether it was there already.
     pub(crate) cached: bool,
 }
@@ -123,43 +147,46 @@ pub(crate) enum Unprepared {
 pub(crate) fn prepare(
     bytes: &[u8],
     source: &App,
+    snapshot: bool,
     folder: &Path,
     readers: Readers,
     links: Links,
 ) -> Result<Prepared, Unprepared> {
     resources::restrain_compiler();
     let store = Store::open(folder, readers).map_err(Unprepared::Store)?;
-    let found = compile_bytes(bytes, source, &store, None, links).map_err(Unprepared::Refused)?;
+    let found = compile_bytes(bytes, source, snapshot, &store, None, links).map_err(Unprepared::Refused)?;
     if found.entry.is_none() {
         let reason = found.unkept.unwrap_or_else(|| "it is not writable".into());
         return Err(Unprepared::Store(anyhow::anyhow!("artifact store {}: {reason}", folder.display())));
     }
     let size = File::from(found.artifact).metadata().map_err(|error| Unprepared::Store(error.into()))?.len();
-    let Manifest { digest, http, .. } = found.manifest;
-    Ok(Prepared { digest, http, place: found.place, size, cached: found.cached })
+    let Manifest { digest, http, snapshot, .. } = found.manifest;
+    Ok(Prepared { digest, http, place: found.place, size, snapshot, cached: found.cached })
 }
 
 /// Finds or makes the artifact of the component at `source`, or of the one that was `pulled` from there.
 fn compile(
     source: &App,
     pulled: Option<&OwnedFd>,
+    snapshot: bool,
     store: &Path,
     state: Option<&Path>,
     links: Links,
 ) -> anyhow::Result<StoredArtifact> {
     let bytes = match (pulled, source) {
         (Some(file), _) => memfd::read(file, MAX_COMPONENT)?,
-        (None, App::Path(path)) => snapshot(path)?,
+        (None, App::Path(path)) => file::read(path)?,
         (None, App::Image(_)) => bail!("it came without the component"),
     };
     let bytes = to_binary(&bytes)?;
-    compile_bytes(&bytes, source, &Store::open(store, Readers::Owner)?, state, links)
+    compile_bytes(&bytes, source, snapshot, &Store::open(store, Readers::Owner)?, state, links)
 }
 
 /// The same of a component that has been read.
 fn compile_bytes(
     bytes: &[u8],
     source: &App,
+    snapshot: bool,
     store: &Store,
     state: Option<&Path>,
     links: Links,
@@ -168,18 +195,20 @@ fn compile_bytes(
     let http = surface.handler()?;
     let digest = sha256(bytes);
     let engine = engine::for_compiler(http)?;
-    let key = key(&digest, &engine);
+    let key = key(&digest, snapshot, &engine);
     if let Some(found) = store.find(&key) {
         return Ok(found);
     }
     servable::check(bytes, &surface, links)?;
-    let component = Component::new(&engine, bytes).map_err(|error| Unservable::Invalid(format!("{error:#}")))?;
-    let native = component.serialize()?;
+    let (initialized, snapshot) = snapshot.then(|| initialized(bytes, &surface, http)).flatten().unzip();
+    let component = Component::new(&engine, initialized.flatten().as_deref().unwrap_or(bytes));
+    let native = component.map_err(|error| Unservable::Invalid(format!("{error:#}")))?.serialize()?;
     let manifest = Manifest {
         schema: SCHEMA,
         digest,
         http,
         can_hold_back: surface.can_hold_back,
+        snapshot,
         artifact_digest: sha256(&native),
         source: source.absolute()?,
     };

@@ -5,7 +5,7 @@
 
 use rustix::param::page_size;
 use wasmtime::{
-    Config, Enabled, Engine, Instance, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Store,
+    Config, Enabled, Engine, Instance, InstanceAllocationStrategy, Module, OptLevel, PoolingAllocationConfig, Store,
     WasmBacktraceDetails,
 };
 
@@ -69,6 +69,11 @@ fn shared(http: WasiHttp) -> Config {
 /// An engine to compile with.
 pub(crate) fn for_compiler(http: WasiHttp) -> wasmtime::Result<Engine> {
     Engine::new(&shared(http))
+}
+
+/// An engine to initialize with what [`for_compiler`] then compiles: it is run once, so it is not optimised.
+pub(super) fn for_initializing(http: WasiHttp) -> wasmtime::Result<Engine> {
+    Engine::new(shared(http).cranelift_opt_level(OptLevel::None))
 }
 
 /// An engine to run with: instances come from a pool, or, on a machine that cannot reserve the address space for one,

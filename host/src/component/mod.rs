@@ -2,7 +2,8 @@
 
 pub(crate) mod compiler;
 pub(crate) mod engine;
+pub(crate) mod file;
+mod preinit;
 pub(crate) mod servable;
-pub(crate) mod snapshot;
 pub(crate) mod store;
 pub(crate) mod surface;

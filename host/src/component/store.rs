@@ -1,7 +1,7 @@
 //! The store of compiled components.
 //!
-//! An entry is a folder named by what the native code in it depends on: the component's bytes, the wasmtime version,
-//! the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
+//! An entry is a folder named by what the native code in it depends on: the component's bytes, whether it was initialized
+//! before, the wasmtime version, the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
 //! compilers that work on the same component cannot trip over each other, and a reader never sees half an entry. The
 //! component itself is kept in it too: from there it is compiled again when wasmtime or the CPU has changed, though the
 //! file that it came from is another now.
@@ -26,16 +26,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 
-use super::snapshot::snapshot;
+use super::file;
 use crate::os::files::{self, Owner};
 use crate::os::memfd;
 use crate::settings::App;
-use crate::wire::version::{Compiled, WasiHttp};
+use crate::wire::version::{Compiled, SnapshotStart, WasiHttp};
 
 /// Largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 * 1024;
 /// What an entry looks like. Another layout has other keys, so that versions of this program can share a store.
-pub(super) const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 3;
 const ARTIFACT: &str = "component.cwasm";
 const COMPONENT: &str = "component.wasm";
 const MANIFEST: &str = "manifest.json";
@@ -53,6 +53,7 @@ pub(super) struct Manifest {
     pub(super) digest: String,
     pub(super) http: WasiHttp,
     pub(super) can_hold_back: bool,
+    pub(super) snapshot: Option<SnapshotStart>,
     /// Of the artifact, to notice one that was damaged on disk.
     pub(super) artifact_digest: String,
     /// Where the component was read from, for people who look into the store.
@@ -85,8 +86,9 @@ pub(super) struct StoredArtifact {
 impl StoredArtifact {
     /// What the primary is told, and the descriptors beside it.
     pub(super) fn hand_over(self) -> (Compiled, Vec<OwnedFd>) {
-        let Self { manifest: Manifest { digest, http, can_hold_back, .. }, artifact, entry, cached, .. } = self;
-        let compiled = Compiled { digest, http, can_hold_back, cached, kept: entry.is_some() };
+        let Self { manifest, artifact, entry, cached, .. } = self;
+        let Manifest { digest, http, can_hold_back, snapshot, .. } = manifest;
+        let compiled = Compiled { digest, http, can_hold_back, snapshot, cached, kept: entry.is_some() };
         (compiled, [artifact].into_iter().chain(entry).collect())
     }
 }
@@ -105,8 +107,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// The name of an entry: everything that native code depends on. The engine's hash covers wasmtime's version, the
-/// settings of the engine and of the code generator, and the CPU features that the code may use.
-pub(super) fn key(digest: &str, engine: &Engine) -> String {
+/// settings of the engine and of the code generator, and the CPU features that the code may use. With `snapshot`, a
+/// component that can be was initialized first.
+pub(super) fn key(digest: &str, snapshot: bool, engine: &Engine) -> String {
     struct Sha(Sha256);
     impl Hasher for Sha {
         fn write(&mut self, bytes: &[u8]) {
@@ -118,7 +121,7 @@ pub(super) fn key(digest: &str, engine: &Engine) -> String {
         }
     }
     let mut hasher = Sha(Sha256::new());
-    (SCHEMA, digest).hash(&mut hasher);
+    (SCHEMA, digest, snapshot).hash(&mut hasher);
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hex(&hasher.0.finalize())
 }
@@ -199,7 +202,7 @@ impl Store {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut named = entries.filter(|entry| read_manifest::<Named>(entry).is_ok_and(|(it, _)| it.digest == digest));
         named.find_map(|entry| {
-            let bytes = snapshot(&entry.join(COMPONENT)).ok()?;
+            let bytes = file::read(&entry.join(COMPONENT)).ok()?;
             (sha256(&bytes) == *digest).then_some(bytes)
         })
     }
@@ -368,6 +371,7 @@ mod tests {
             digest: sha256(b"component"),
             http: WasiHttp::V0_2,
             can_hold_back: false,
+            snapshot: None,
             artifact_digest: sha256(native),
             source: "/app.wasm".into(),
         }
@@ -520,8 +524,9 @@ mod tests {
     fn the_key_depends_on_component_and_engine() {
         let v2 = engine::for_compiler(WasiHttp::V0_2).unwrap();
         let v3 = engine::for_compiler(WasiHttp::V0_3).unwrap();
-        assert_eq!(key("a", &v2), key("a", &engine::for_compiler(WasiHttp::V0_2).unwrap()));
-        assert_ne!(key("a", &v2), key("b", &v2));
-        assert_ne!(key("a", &v2), key("a", &v3));
+        assert_eq!(key("a", true, &v2), key("a", true, &engine::for_compiler(WasiHttp::V0_2).unwrap()));
+        assert_ne!(key("a", true, &v2), key("b", true, &v2));
+        assert_ne!(key("a", true, &v2), key("a", false, &v2));
+        assert_ne!(key("a", true, &v2), key("a", true, &v3));
     }
 }

@@ -77,6 +77,9 @@ const PROVIDED: &[Package] = &[
     package("wasmcluster:worker", "0.3", &["websocket"]),
 ];
 
+/// The export that is called before anything else, once, by the name that Wizer gave it.
+pub(super) const INITIALIZER: &str = "wizer-initialize";
+
 /// Why a file cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unservable {
@@ -144,6 +147,8 @@ pub(crate) struct Surface {
     pub(crate) exports: Vec<String>,
     /// Some part of it can hold back calls (`backpressure.inc`), and nobody could tell that an instance does.
     pub(crate) can_hold_back: bool,
+    /// A module of it has a start function.
+    pub(crate) has_start: bool,
 }
 
 impl Surface {
@@ -170,6 +175,7 @@ impl Surface {
                         surface.can_hold_back |= matches!(function?, CanonicalFunction::BackpressureInc);
                     }
                 }
+                Payload::StartSection { .. } => surface.has_start = true,
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
                         surface.imports.push(import?.name.name.to_owned());
@@ -184,6 +190,11 @@ impl Surface {
             }
         }
         Ok(surface)
+    }
+
+    /// Whether the component does something before its first request that can be done when it is compiled.
+    pub(crate) fn has_initializer(&self) -> bool {
+        self.has_start || self.exports.iter().any(|name| name == INITIALIZER)
     }
 
     /// The handler that the component exports.
@@ -314,6 +325,25 @@ mod tests {
         check("(component (core func (canon backpressure.dec)))", false);
         check("(component (core func (canon backpressure.inc)))", true);
         check("(component (component (core func (canon backpressure.inc))))", true);
+    }
+
+    #[test]
+    fn what_is_done_before_the_first_request_is_found() {
+        let check = |text: &str, expected| {
+            let surface = Surface::read(&to_binary(text.as_bytes()).unwrap()).unwrap();
+            assert_eq!(surface.has_initializer(), expected, "{text}");
+        };
+        check("(component (core module (func)))", false);
+        check("(component (core module (func $f) (start $f)))", true);
+        check("(component (component (core module (func $f) (start $f))))", true);
+        let exporting = |name: &str| {
+            format!(
+                r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m))
+                (func $f (canon lift (core func $i "f"))) (export "{name}" (func $f)))"#
+            )
+        };
+        check(&exporting("wizer-initialize"), true);
+        check(&exporting("initialize"), false);
     }
 
     #[test]

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn what_is_packed_is_found_and_always_the_same() {
         let layer = Layer { digest: digest(), size: 7 };
-        let surface = Surface { imports: vec!["a:b/c".into()], exports: vec!["d:e/f".into()], can_hold_back: false };
+        let surface = Surface { imports: vec!["a:b/c".into()], exports: vec!["d:e/f".into()], ..Surface::default() };
         let pack = || pack(&layer, &surface, Some("wasi:http/proxy"), "2026-01-01T00:00:00Z");
         let Packed { config, manifest } = pack().unwrap();
         assert_eq!(component_of(&manifest).unwrap(), layer);

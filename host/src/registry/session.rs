@@ -13,7 +13,7 @@ use super::artifact::{self, Layer};
 use super::http::{PATIENCE, client, location, permit, read};
 use super::login::{Permission, login};
 use super::words::{self, host_of};
-use crate::component::snapshot::MAX_COMPONENT;
+use crate::component::file::MAX_COMPONENT;
 use crate::component::store::sha256;
 use crate::settings::{ImageName, Registries, is_sha256};
 

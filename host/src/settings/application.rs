@@ -35,6 +35,8 @@ pub(crate) struct Application {
     pub(crate) server_timing: bool,
     /// Share of requests that are traced.
     pub(crate) trace_sample: Percent,
+    /// Whether instances start from a snapshot, if the component can have one.
+    pub(crate) snapshot: bool,
     /// None is what is usual for the component's version of WASI.
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
     pub(crate) max_instance_concurrent_reuse_count: u32,
@@ -71,6 +73,7 @@ impl Application {
             drain_idle_grace: or_seconds(options.drain_idle_grace, 2),
             server_timing: options.server_timing,
             trace_sample: options.trace_sample.unwrap_or(Percent::ONE),
+            snapshot: !options.no_snapshot,
             max_instance_reuse_count: options.max_instance_reuse_count,
             max_instance_concurrent_reuse_count: options.max_instance_concurrent_reuse_count.map_or(1, NonZeroU32::get),
         })

@@ -63,8 +63,14 @@ fn check(settings: &Settings) {
         assert!(is_value, "--{flag} {value}");
     }
 
-    let component =
-        Compiled { digest: String::new(), http: WasiHttp::V0_2, can_hold_back: false, cached: false, kept: true };
+    let component = Compiled {
+        digest: String::new(),
+        http: WasiHttp::V0_2,
+        can_hold_back: false,
+        snapshot: None,
+        cached: false,
+        kept: true,
+    };
     let for_workers = WorkerSettings::new(cluster, application, &component);
     let json = serde_json::to_value(&for_workers).unwrap();
     let read: WorkerSettings = serde_json::from_value(json.clone()).unwrap();

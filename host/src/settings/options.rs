@@ -22,7 +22,7 @@ const TLS: &str = "TLS";
 const GRANTS: &str = "What guests may use";
 const TIMEOUTS: &str = "Timeouts";
 const LIMITS: &str = "Limits";
-const INSTANCES: &str = "Reuse of instances";
+const INSTANCES: &str = "Instances";
 const DRAIN: &str = "Drain and stop";
 const VERSIONS: &str = "Health and new versions";
 const RECYCLING: &str = "Replacement of old workers";
@@ -357,6 +357,13 @@ options! {
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
         pub(crate) max_worker_memory: Option<Size>,
 
+        /// Initialize each instance anew, rather than start it from a snapshot
+        ///
+        /// A component that has work to do before its first request, as an axum router, does it once, when it is compiled,
+        /// and its instances start from there. `wasmcluster inspect` tells whether a component does.
+        #[arg(long, help_heading = INSTANCES)]
+        pub(crate) no_snapshot: bool,
+
         /// Requests that an instance serves before it is dropped [default: 1 with WASI 0.2, 128 with 0.3]
         #[arg(long, value_name = "N", value_parser = count::<NonZeroU32>, help_heading = INSTANCES)]
         pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
@@ -548,6 +555,7 @@ mod tests {
             listen = ["127.0.0.1:0", "unix:/run/app.sock"]
             workers = 3
             pin-cpus = true
+            no-snapshot = true
             log-level = "debug"
             log-format = "json"
             env-inherit = ["HOME"]

@@ -6,14 +6,13 @@ use std::num::{NonZeroU64, NonZeroU128};
 use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The library that spans of the server's own are told by.
 pub(crate) const OWN_SCOPE: &str = "wasmcluster";
 /// Bytes of a line: it goes into the pipe whole, whoever else writes there (POSIX's `PIPE_BUF` on Linux).
 const MAX_SPAN_LINE: usize = 4096;
-
-const DIGITS: [u8; 16] = *b"0123456789abcdef";
 
 /// Defines an id that is written in so many hexadecimal digits, and is never all zeros.
 macro_rules! id {
@@ -38,11 +37,8 @@ macro_rules! id {
 
             /// As it is written.
             pub(crate) fn hex(self) -> TraceText<$digits> {
-                let (mut digits, mut rest) = ([0; $digits], self.0.get());
-                for digit in digits.iter_mut().rev() {
-                    *digit = DIGITS[(rest & 0xf) as usize];
-                    rest >>= 4;
-                }
+                let mut digits = [0; $digits];
+                HEXLOWER.encode_mut(&self.0.get().to_be_bytes(), &mut digits);
                 TraceText(digits)
             }
 

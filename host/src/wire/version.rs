@@ -58,6 +58,16 @@ pub(crate) struct Version {
     pub(crate) manifest: Option<String>,
 }
 
+/// What came of the attempt to have instances start from a snapshot, of a component that does something before its first
+/// request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SnapshotStart {
+    Taken,
+    /// They start as the component is; why.
+    Refused(String),
+}
+
 /// What is known of a compiled component.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Compiled {
@@ -66,6 +76,8 @@ pub(crate) struct Compiled {
     pub(crate) http: WasiHttp,
     /// An instance may take no more calls after one, and look as if it did.
     pub(crate) can_hold_back: bool,
+    /// None if there was nothing to initialize, or if that was not wanted.
+    pub(crate) snapshot: Option<SnapshotStart>,
     /// Whether the store had it already.
     pub(crate) cached: bool,
     /// Whether the store has it now.

@@ -13,10 +13,12 @@ struct Bindings {
     file: &'static str,
     /// The packages, the one that has the interfaces last.
     packages: &'static [(&'static str, &'static str)],
-    /// All that the bindings' world imports.
+    /// All that the bindings' world imports. What it exports is not named here.
     interfaces: &'static [&'static str],
     /// Types that other bindings have already.
     with: &'static [(&'static str, &'static str)],
+    /// The path of these bindings, if their world exports something.
+    exported_at: Option<&'static str>,
     /// The name of that world. A component may have the bindings of several, which then must not have the same name.
     world: &'static str,
 }
@@ -26,17 +28,19 @@ const WORKER_P2: (&str, &str) = ("wit/p2/worker.wit", include_str!("../../../wit
 const WORKER_P3: (&str, &str) = ("wit/p3/worker.wit", include_str!("../../../wit/p3/worker.wit"));
 const CONFIG: (&str, &str) = ("tests/bindings/wit/config.wit", include_str!("../wit/config.wit"));
 const KEYVALUE: (&str, &str) = ("tests/bindings/wit/keyvalue.wit", include_str!("../wit/keyvalue.wit"));
+const INIT: (&str, &str) = ("tests/bindings/wit/init.wit", include_str!("../wit/init.wit"));
 const CLOCKS: (&str, &str) = ("wit/otel/deps/clocks.wit", include_str!("../../../wit/otel/deps/clocks.wit"));
 const OTEL: (&str, &str) = ("wit/otel/otel.wit", include_str!("../../../wit/otel/otel.wit"));
 const IO: (&str, &str) = ("wit/p2/deps/io.wit", include_str!("../../../wit/p2/deps/io.wit"));
 
 /// WebSocket stands apart, as its interface is another for each version of WASI.
-const ALL: [Bindings; 6] = [
+const ALL: [Bindings; 7] = [
     Bindings {
         file: "guest-sdk/src/host/bindings.rs",
         packages: &[WORKER],
         interfaces: &["identity", "metrics"],
         with: &[],
+        exported_at: None,
         world: "imports",
     },
     Bindings {
@@ -44,6 +48,7 @@ const ALL: [Bindings; 6] = [
         packages: &[CONFIG],
         interfaces: &["store"],
         with: &[],
+        exported_at: None,
         world: "imports-config",
     },
     Bindings {
@@ -51,6 +56,7 @@ const ALL: [Bindings; 6] = [
         packages: &[KEYVALUE],
         interfaces: &["store", "atomics", "batch"],
         with: &[],
+        exported_at: None,
         world: "imports-keyvalue",
     },
     Bindings {
@@ -58,13 +64,23 @@ const ALL: [Bindings; 6] = [
         packages: &[CLOCKS, OTEL],
         interfaces: &["wall-clock", "types", "tracing"],
         with: &[],
+        exported_at: None,
         world: "imports-otel",
+    },
+    Bindings {
+        file: "guest-sdk/src/host/init_bindings.rs",
+        packages: &[INIT],
+        interfaces: &[],
+        with: &[],
+        exported_at: Some("$crate::__private::init"),
+        world: "init",
     },
     Bindings {
         file: "guest-sdk/src/host/p2/bindings.rs",
         packages: &[IO, WORKER_P2],
         interfaces: &["poll", "websocket"],
         with: &[("wasi:io/poll@0.2.12", "wasip2::io::poll")],
+        exported_at: None,
         world: "imports-websocket",
     },
     Bindings {
@@ -72,6 +88,7 @@ const ALL: [Bindings; 6] = [
         packages: &[WORKER_P3],
         interfaces: &["websocket"],
         with: &[],
+        exported_at: None,
         world: "imports",
     },
 ];
@@ -108,6 +125,8 @@ impl Bindings {
             runtime_path: Some("crate::host::cluster::runtime".into()),
             with: self.with.iter().map(with).collect(),
             generate_all: true,
+            pub_export_macro: self.exported_at.is_some(),
+            default_bindings_module: self.exported_at.map(Into::into),
             ..Opts::default()
         };
         let mut files = Files::default();

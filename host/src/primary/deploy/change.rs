@@ -217,7 +217,7 @@ pub(crate) async fn keep_settings(
 }
 
 impl Preparing {
-    /// Waits for the settings, and for a component if one is wanted; the first that fails ends it.
+    /// Waits for the settings, and then for the component if one is wanted: how it is compiled is one of them.
     pub(crate) fn start(
         number: u64,
         read: impl Future<Output = anyhow::Result<SettingsAndCertificates>> + Send + 'static,
@@ -225,16 +225,18 @@ impl Preparing {
         answers: mpsc::Sender<Answered>,
     ) -> Self {
         let news = answers.clone();
-        let get = async move {
-            let Some((supply, wanted)) = &wanted else { return Ok(None) };
+        let assemble = async move {
+            let (settings, certificates) = read.await?;
             // Where nobody has time for it, it is not told.
             let pulled = |manifest: &str| drop(news.try_send((number, PreparationNews::Pulled(manifest.into()))));
-            supply.get(wanted, pulled).await.map(Some)
+            let component = match &wanted {
+                Some((supply, wanted)) => Some(supply.with(&settings.application).get(wanted, pulled).await?),
+                None => None,
+            };
+            Ok(Box::new(Assembly { settings, certificates, component }))
         };
         let work = tokio::spawn(async move {
-            let both = tokio::try_join!(read, get);
-            let parts = both
-                .map(|((settings, certificates), component)| Box::new(Assembly { settings, certificates, component }));
+            let parts = assemble.await;
             // The driver may have given up.
             let _ = answers.send((number, PreparationNews::Done(parts))).await;
         });

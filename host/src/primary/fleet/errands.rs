@@ -79,6 +79,8 @@ pub(crate) struct CompiledComponent {
 pub(crate) struct Supply {
     store: PathBuf,
     state: Option<PathBuf>,
+    /// Whether instances are to start from one.
+    snapshot: bool,
     registries: Registries,
     /// Variables that are nobody else's business.
     hidden: Vec<String>,
@@ -87,7 +89,12 @@ pub(crate) struct Supply {
 impl Supply {
     pub(crate) fn new(cluster: &Cluster, application: &Application) -> Self {
         let (store, state, registries) = (cluster.store.clone(), cluster.state_dir.clone(), cluster.registries.clone());
-        Self { store, state, registries, hidden: application.secret_variables() }
+        Self { store, state, snapshot: application.snapshot, registries, hidden: application.secret_variables() }
+    }
+
+    /// The same for an application with these settings.
+    pub(crate) fn with(&self, application: &Application) -> Self {
+        Self { snapshot: application.snapshot, hidden: application.secret_variables(), ..self.clone() }
     }
 
     /// Pulls and compiles. `pulled` is told the manifest when the one is done and the other begins.
@@ -149,7 +156,7 @@ impl Supply {
             WantedComponent::Former(version) => version,
         };
         let (store, state) = (self.store.clone(), self.state.clone());
-        let find = ToCompiler::Find { version: version.clone(), store, state };
+        let find = ToCompiler::Find { version: version.clone(), snapshot: self.snapshot, store, state };
         let found = ask_compiler(&find, &version.source, version.manifest.clone(), &[]).await;
         // What is no longer in the store is still in the registry, as a rule.
         let (Err(error), App::Image(image), Some(manifest)) = (&found, &version.source, &version.manifest) else {
@@ -164,7 +171,7 @@ impl Supply {
 
     async fn compile_present(&self, app: &App, pulled: Option<PulledComponent>) -> anyhow::Result<CompiledComponent> {
         let (store, state) = (self.store.clone(), self.state.clone());
-        let request = ToCompiler::Compile { source: app.clone(), store, state };
+        let request = ToCompiler::Compile { source: app.clone(), snapshot: self.snapshot, store, state };
         let (manifest, bytes) = pulled.map(|pulled| (pulled.manifest, pulled.bytes)).unzip();
         let beside: Vec<BorrowedFd<'_>> = bytes.iter().map(AsFd::as_fd).collect();
         ask_compiler(&request, app, manifest, &beside).await

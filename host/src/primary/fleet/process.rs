@@ -19,7 +19,7 @@ use crate::settings::{App, Application, Cluster, Limits};
 use crate::wire::channel::{self, Channel, IpcError, MAX_UNREAD, Received, Wait};
 use crate::wire::messages::{FileStore, Identity, Inherited, PrimaryEnd, ToPrimary, ToWorker};
 use crate::wire::stats::Page;
-use crate::wire::version::{Compiled, Version};
+use crate::wire::version::{Compiled, SnapshotStart, Version};
 use crate::wire::worker_settings::WorkerSettings;
 
 /// What the workers of a generation are given. The descriptors stay open for as long as it may be needed.
@@ -51,6 +51,9 @@ impl Deployment {
         CompiledComponent { source, manifest, compiled, artifact, entry }: CompiledComponent,
     ) -> anyhow::Result<Self> {
         tracing::debug!(digest = compiled.digest, cached = compiled.cached, "the component is compiled");
+        if let Some(SnapshotStart::Refused(reason)) = &compiled.snapshot {
+            tracing::info!("instances do not start from a snapshot: {reason}");
+        }
         if !compiled.kept {
             tracing::warn!(
                 "the artifact store has no native code of this component for this machine and is not writable, so \
@@ -112,7 +115,8 @@ impl Deployment {
     pub(crate) fn of_nothing(digest: &str) -> Self {
         let nothing = || fs::File::open("/dev/null").expect("it is always there").into();
         let http = crate::wire::version::WasiHttp::V0_2;
-        let compiled = Compiled { digest: digest.into(), http, can_hold_back: false, cached: true, kept: true };
+        let compiled =
+            Compiled { digest: digest.into(), http, can_hold_back: false, snapshot: None, cached: true, kept: true };
         let (artifact, settings, file_stores) = (nothing(), nothing(), Vec::new());
         let of_nobody = crate::settings::Settings::new("/app.wasm".into(), &Default::default());
         let application = of_nobody.expect("the defaults are right").application;

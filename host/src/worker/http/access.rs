@@ -31,6 +31,8 @@ pub(crate) struct AccessLog {
     line: RefCell<TextBuffer>,
     /// The second of the last one, and how that is written.
     second: RefCell<(u64, String)>,
+    /// The peer of the last one, likewise.
+    peer: RefCell<(Option<IpAddr>, TextBuffer)>,
 }
 
 /// What is known of a request at its head.
@@ -100,6 +102,7 @@ impl AccessLog {
             stats,
             line: RefCell::default(),
             second: RefCell::new((u64::MAX, String::new())),
+            peer: RefCell::default(),
         }
     }
 
@@ -146,7 +149,8 @@ impl AccessLog {
         if let Some(id) = asked.client_id() {
             line.text(",\"x_request_id\":").json(id);
         }
-        line.text(",\"peer\":").optional(access.peer, |line, peer| line.text("\"").address(peer).text("\""));
+        line.text(",\"peer\":")
+            .optional(access.peer, |line, peer| line.text("\"").bytes(self.address(peer).as_bytes()).text("\""));
         line.text(",\"method\":").json(asked.short_method()).text(",\"path\":").json(asked.path());
         line.text(",\"protocol\":\"").text(access.protocol()).text("\",\"tls\":");
         line.text(if access.security == Security::Tls { "true" } else { "false" });
@@ -178,13 +182,24 @@ impl AccessLog {
     /// Apache's Common Log Format, without the identity and the user that it has a place for.
     fn common(&self, line: &mut TextBuffer, asked: &Asked, access: &AccessFacts, outcome: &Outcome, bytes: u64) {
         match access.peer {
-            Some(peer) => line.address(peer),
+            Some(peer) => line.bytes(self.address(peer).as_bytes()),
             None => line.text("-"),
         };
         let since = access.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         line.text(" - - [").text(&self.second(since.as_secs())).text("] \"").escaped(asked.short_method().as_bytes());
         line.text(" ").escaped(asked.path().as_bytes()).text(" ").text(access.protocol()).text("\" ");
         line.text(outcome.status.as_ref().map_or("-", StatusCode::as_str)).text(" ").number(bytes);
+    }
+
+    /// How a peer is written. Most requests come from the same as the one before.
+    fn address(&self, peer: IpAddr) -> Ref<'_, TextBuffer> {
+        if self.peer.borrow().0 != Some(peer) {
+            let (last, text) = &mut *self.peer.borrow_mut();
+            *last = Some(peer);
+            text.clear();
+            text.address(peer);
+        }
+        Ref::map(self.peer.borrow(), |(_, text)| text)
     }
 
     /// That second as the form has it. Most requests come in the same as the one before.

@@ -31,7 +31,11 @@ impl TextBuffer {
     }
 
     pub(super) fn text(&mut self, text: &str) -> &mut Self {
-        self.0.extend_from_slice(text.as_bytes());
+        self.bytes(text.as_bytes())
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
         self
     }
 
@@ -52,9 +56,15 @@ impl TextBuffer {
 
     /// With three places behind the point.
     pub(super) fn milliseconds(&mut self, time: Duration) -> &mut Self {
-        let micros =
-            time.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(time.subsec_nanos() + 500) / 1000);
-        self.number(micros / 1000).text(".").digits::<3>((micros % 1000) as u32)
+        let (seconds, micros) = (time.as_secs(), (time.subsec_nanos() + 500) / 1000);
+        let (millis, micros) = (micros / 1000, micros % 1000);
+        // Most times are as short.
+        if seconds == 0 && millis < 10 {
+            let digits = [millis, micros / 100, micros / 10 % 10, micros % 10].map(|digit| b'0' + digit as u8);
+            self.0.extend_from_slice(&[digits[0], b'.', digits[1], digits[2], digits[3]]);
+            return self;
+        }
+        self.number(seconds.saturating_mul(1000).saturating_add(millis.into())).text(".").digits::<3>(micros)
     }
 
     /// As JSON has it, quotes included.
@@ -126,9 +136,10 @@ mod tests {
     fn parts_are_as_they_are_read() {
         let ms = |nanos| put(|text| text.milliseconds(Duration::from_nanos(nanos)));
         assert_eq!(
-            [0, 499, 500, 999_500, 1_000_000, 1_234_567_890].map(ms),
-            ["0.000", "0.000", "0.001", "1.000", "1.000", "1234.568"]
+            [0, 499, 500, 999_500, 1_000_000, 9_999_499, 9_999_500, 999_999_500, 1_234_567_890].map(ms),
+            ["0.000", "0.000", "0.001", "1.000", "1.000", "9.999", "10.000", "1000.000", "1234.568"]
         );
+        assert_eq!(put(|text| text.milliseconds(Duration::MAX)), format!("{}.000", u64::MAX));
         assert_eq!(put(|text| text.digits::<6>(42).text(" ").number(-7)), "000042 -7");
         for plain in ["", "a", " ~", "a\"\n", "\\", "\u{7f}", "\u{e4}", "a\u{0}"] {
             assert_eq!(put(|text| text.json(plain)), serde_json::to_string(plain).unwrap());

@@ -1,7 +1,8 @@
 //! A router of axum, with state that lives as long as its instance. sdk-axum-p3 is the same source for WASI 0.3.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::Multipart;
@@ -17,10 +18,22 @@ use wasmcluster_guest::axum::{Router, body, middleware};
 use wasmcluster_guest::websocket::{self, Closed};
 use wasmcluster_guest::{Client, fetch, time};
 
-#[wasmcluster_guest::main]
+/// Whether `warm_up` was called, as it is where instances start from a snapshot.
+static IS_WARM: AtomicBool = AtomicBool::new(false);
+
+fn warm_up() {
+    IS_WARM.store(true, Ordering::Relaxed);
+}
+
+#[wasmcluster_guest::main(init = warm_up)]
 fn app() -> Router {
     let visits = Arc::new(AtomicU64::new(0));
+    let hashes = RandomState::new();
     Router::new()
+        .route(
+            "/start",
+            get(move || async move { format!("{} {}", IS_WARM.load(Ordering::Relaxed), hashes.hash_one("key")) }),
+        )
         .route(
             "/visits",
             get(async |State(visits): State<Arc<AtomicU64>>| (visits.fetch_add(1, Ordering::Relaxed) + 1).to_string()),

@@ -16,7 +16,7 @@ use crate::settings::looks_like_image;
 pub(crate) const MAX_COMPONENT: u64 = 512 * 1024 * 1024;
 
 /// The bytes of the file at one moment: a file that changes while it is read is refused, not half-read.
-pub(super) fn snapshot(source: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(source: &Path) -> anyhow::Result<Vec<u8>> {
     // Without waiting for whoever may write to it, should it be a pipe.
     let file =
         File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(source).map_err(|error| match error
