@@ -96,6 +96,7 @@ pub(super) const SDK: Part = part!("../guest-sdk" => "wasmcluster-guest/", [
     "src/host/cluster.rs",
     "src/host/code.rs",
     "src/host/config_bindings.rs",
+        "src/host/init_bindings.rs",
     "src/host/keyvalue_bindings.rs",
     "src/host/native.rs",
     "src/host/native/stores.rs",
