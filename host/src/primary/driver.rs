@@ -483,7 +483,7 @@ impl<'a> Driver<'a> {
     /// Answers a command, which may have given up by now.
     fn answer(&mut self, query: Query) {
         match query {
-            Query::Status(back) => drop(back.send(self.status())),
+            Query::Status(back) => drop(back.send(self.sample().status)),
             Query::Config(back) => {
                 let values = &self.generations.current().1.application.values;
                 drop(back.send(self.live.config.entries(values)));

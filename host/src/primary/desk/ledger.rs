@@ -106,9 +106,9 @@ impl Ledger {
         (generations, self.older)
     }
 
-    /// The sums over all workers, with what those count that live.
-    pub(crate) fn totals(&self, live: impl Iterator<Item = (Generation, Snapshot)>) -> Totals {
-        let (generations, mut sum) = self.by_generation(live);
+    /// The sums over all workers: what [`Self::by_generation`] found.
+    pub(crate) fn totals(&self, generations: &BTreeMap<Generation, Snapshot>, older: Snapshot) -> Totals {
+        let mut sum = older;
         for counted in generations.values() {
             sum.add(counted);
         }
@@ -155,13 +155,19 @@ mod tests {
         Snapshot { requests, in_flight, connections: 3, ..Snapshot::default() }
     }
 
+    /// With workers that live.
+    fn sums(ledger: &Ledger, live: &[(Generation, Snapshot)]) -> Totals {
+        let (generations, older) = ledger.by_generation(live.iter().copied());
+        ledger.totals(&generations, older)
+    }
+
     #[test]
     fn what_workers_counted_is_kept_by_generation() {
         let mut ledger = Ledger::default();
         ledger.close(Generation(1), &counted(5, 2));
         ledger.close(Generation(1), &counted(1, 0));
         ledger.close(Generation(2), &counted(7, 0));
-        let totals = ledger.totals([(Generation(2), counted(10, 4))].into_iter());
+        let totals = sums(&ledger, &[(Generation(2), counted(10, 4))]);
         assert_eq!((totals.requests, totals.errors, totals.aborted), (23, 2, 2));
         let of = |generation: usize| &totals.by_generation[generation - 1];
         assert_eq!((of(1).generation, of(1).requests, of(1).errors, of(1).aborted), (Generation(1), 6, 2, 2));
@@ -175,12 +181,12 @@ mod tests {
         for generation in 1..=many {
             ledger.close(Generation(generation), &counted(1, 0));
         }
-        let totals = ledger.totals(std::iter::empty());
+        let totals = sums(&ledger, &[]);
         assert_eq!((totals.requests, totals.by_generation.len()), (many, MAX_GENERATIONS));
         assert_eq!(totals.by_generation[0].generation, Generation(6));
         // A worker of one that is forgotten may still be there.
         ledger.close(Generation(2), &counted(1, 0));
-        assert_eq!(ledger.totals(std::iter::empty()).requests, many + 1);
+        assert_eq!(sums(&ledger, &[]).requests, many + 1);
     }
 
     #[test]
@@ -196,7 +202,7 @@ mod tests {
         ledger.leaves(two, Why::Stopping);
         ledger.left(two);
         ledger.crashed(three);
-        let totals = ledger.totals(std::iter::empty());
+        let totals = sums(&ledger, &[]);
         let expected = [("crashed", 1), ("scaled", 1), ("stopping", 1)].map(|(reason, of)| (reason.to_owned(), of));
         assert_eq!((totals.exits, totals.crashes), (expected.into(), 1));
     }
@@ -208,7 +214,7 @@ mod tests {
         for result in [ReloadResult::RolledBack, ReloadResult::CommittedUnsaved, ReloadResult::Unchanged] {
             ledger.reloaded(ended(result));
         }
-        let totals = ledger.totals(std::iter::empty());
+        let totals = sums(&ledger, &[]);
         assert_eq!((totals.reloads, totals.reload_results[&ReloadResult::Unchanged]), (1, 1));
         ledger.saved();
         let last = ledger.last_reload().unwrap();

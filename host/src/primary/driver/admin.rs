@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::Driver;
 use crate::control::protocol::Happening;
-use crate::control::sample::Sample;
 use crate::primary::desk::admin::ToldState;
 use crate::primary::fleet::helper::HelperNews;
 use crate::primary::fleet::helping::HelperTurn;
@@ -80,12 +79,6 @@ impl Driver<'_> {
         if is_taken {
             self.administration.told = Some(ToldState { at: now, state, is_ready });
         }
-    }
-
-    fn sample(&self) -> Sample {
-        let live = self.workers.values().map(|running| (running.generation, running.process.stats.snapshot()));
-        let (generations, older) = self.ledger.by_generation(live);
-        Sample { status: self.status(), generations: generations.into_iter().collect(), older }
     }
 
     /// Publishes an event: to commands, and to the admin server.

@@ -1,10 +1,12 @@
-//! The driver's answer to `status`: what the supervisor knows of each worker, what the workers' pages say, and the ledger.
+//! How the cluster is at one moment, as commands, page and metrics show it: what the supervisor knows of each worker, what the
+//! workers' pages say, and the ledger.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Driver;
 use crate::control::protocol::{ConfigStatus, GenerationStatus, Starting, Status, Totals, WorkerStatus};
+use crate::control::sample::Sample;
 use crate::primary::deploy::certificates::Certified;
 use crate::primary::desk::status::of_start;
 use crate::primary::supervisor::{Description, Role, Waiting, WorkerState};
@@ -12,11 +14,17 @@ use crate::wire::ids::WorkerId;
 use crate::wire::stats::Snapshot;
 
 impl Driver<'_> {
-    pub(super) fn status(&self) -> Status {
-        // One look at each page, so that all that is shown agrees.
-        let sample: BTreeMap<WorkerId, Snapshot> =
+    /// How the cluster is now: one look at each page, so that all that is shown agrees, by commands, page and metrics.
+    pub(super) fn sample(&self) -> Sample {
+        let pages: BTreeMap<WorkerId, Snapshot> =
             self.workers.iter().map(|(&id, running)| (id, running.process.stats.snapshot())).collect();
-        let by_generation = sample.iter().map(|(id, counted)| (self.workers[id].generation, *counted));
+        let live = pages.iter().map(|(id, counted)| (self.workers[id].generation, *counted));
+        let (generations, older) = self.ledger.by_generation(live);
+        let status = self.status(&pages, self.ledger.totals(&generations, older));
+        Sample { status, generations: generations.into_iter().collect(), older }
+    }
+
+    fn status(&self, pages: &BTreeMap<WorkerId, Snapshot>, totals: Totals) -> Status {
         let series = self.workers.values().rev().flat_map(|running| running.process.stats.metrics.read());
         let starting = self
             .supervisor
@@ -29,8 +37,8 @@ impl Driver<'_> {
             generation: self.generation_status(),
             reload: self.is_reloading().then(|| self.reload_status()),
             last_reload: self.ledger.last_reload().cloned(),
-            workers: self.worker_statuses(&sample),
-            totals: Totals { log_file_dropped: self.output.dropped(), ..self.ledger.totals(by_generation) },
+            workers: self.worker_statuses(pages),
+            totals: Totals { log_file_dropped: self.output.dropped(), ..totals },
             certificates: self.certified_now().map(Certified::status).unwrap_or_default(),
             config: ConfigStatus {
                 revision: self.live.number,
@@ -95,8 +103,8 @@ impl Driver<'_> {
     }
 
     /// The workers, and the slots that wait for one.
-    fn worker_statuses(&self, sample: &BTreeMap<WorkerId, Snapshot>) -> Vec<WorkerStatus> {
-        let workers = sample.iter().filter_map(|(&id, counted)| self.worker_status(id, counted));
+    fn worker_statuses(&self, pages: &BTreeMap<WorkerId, Snapshot>) -> Vec<WorkerStatus> {
+        let workers = pages.iter().filter_map(|(&id, counted)| self.worker_status(id, counted));
         let waiting = self.supervisor.waiting().map(|Waiting { slot, generation, due, restarts }| WorkerStatus {
             id: None,
             slot: slot.0,
