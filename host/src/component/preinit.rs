@@ -35,16 +35,23 @@ const SEED: (&str, [&str; 2]) = ("wasi:random/insecure-seed@", ["insecure-seed",
 /// The component as it is once it has been initialized, or why it has to be served as it is. `None` if it does nothing before
 /// its first request.
 pub(super) fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Option<Result<Vec<u8>, String>> {
-    surface.has_initializer().then(|| {
-        // Wizer panics at some of what it does not expect, and nothing of it is used after that.
-        let made = catch_unwind(AssertUnwindSafe(|| {
-            tokio::runtime::Builder::new_current_thread().build()?.block_on(initialize(bytes, surface, http, WITHIN))
-        }));
-        made.unwrap_or_else(|_| Err(anyhow::anyhow!("Wizer panicked"))).map_err(|error| reason(&error))
-    })
+    if !surface.has_initializer() {
+        return None;
+    }
+    // Wizer panics at some of what it does not expect, and nothing of it is used after that.
+    let made = catch_unwind(AssertUnwindSafe(|| {
+        tokio::runtime::Builder::new_current_thread().build()?.block_on(initialize(bytes, surface, http, WITHIN))
+    }));
+    made.unwrap_or_else(|_| Err(anyhow::anyhow!("Wizer panicked"))).map_err(|error| reason(&error)).transpose()
 }
 
-async fn initialize(bytes: &[u8], surface: &Surface, http: WasiHttp, within: Duration) -> anyhow::Result<Vec<u8>> {
+/// `None` if no worker could instantiate it either, which is told by those.
+async fn initialize(
+    bytes: &[u8],
+    surface: &Surface,
+    http: WasiHttp,
+    within: Duration,
+) -> anyhow::Result<Option<Vec<u8>>> {
     let mut wizer = Wizer::new();
     // The lines of the component's types that speak of it stay.
     wizer.keep_init_func(true);
@@ -57,12 +64,19 @@ async fn initialize(bytes: &[u8], surface: &Surface, http: WasiHttp, within: Dur
     let mut store = Store::new(&engine, StoreLimitsBuilder::new().memory_size(MAX_MEMORY).build());
     store.limiter(|limits| limits);
     store.set_epoch_deadline(1);
-    let _watch = Watchdog::start(&engine, within)?;
-    let instance = linker.instantiate_async(&mut store, &component).await?;
+    let watch = Watchdog::start(&engine, within)?;
+    let instance = match linker.instantiate_async(&mut store, &component).await {
+        Ok(instance) => instance,
+        Err(error) if error.is::<Trap>() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     if surface.exports.iter().any(|name| name == INITIALIZER) {
         instance.get_typed_func::<(), ()>(&mut store, INITIALIZER)?.call_async(&mut store, ()).await?;
     }
-    Ok(wizer.snapshot_component(&context, &mut Initialized { store, instance }).await?)
+    // Reading takes as long as it takes.
+    drop(watch);
+    store.set_epoch_deadline(u64::from(u32::MAX));
+    Ok(Some(wizer.snapshot_component(&context, &mut Initialized { store, instance }).await?))
 }
 
 /// Seeds of hash tables, which nobody outside is to know.
@@ -244,6 +258,8 @@ mod tests {
         assert_eq!(attempt(&component("", "", "", "")), None);
         let unused = r#"(func (export "init"))"#;
         assert_eq!(attempt(&component("", unused, "", "")), None);
+        // Workers tell that it cannot be instantiated.
+        assert_eq!(attempt(&component("", "(func $start unreachable) (start $start)", "", "")), None);
     }
 
     #[test]
