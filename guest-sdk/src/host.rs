@@ -22,7 +22,7 @@ mod code;
 #[cfg(target_arch = "wasm32")]
 #[rustfmt::skip]
 #[allow(missing_docs, unreachable_pub, reason = "no person writes it")]
-#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, reason = "no person writes it")]
+#[allow(clippy::allow_attributes_without_reason, clippy::undocumented_unsafe_blocks, clippy::unnecessary_operation, reason = "no person writes it")]
 pub mod init_bindings;
 /// Of `wasi:keyvalue`, likewise.
 #[cfg(target_arch = "wasm32")]
