@@ -106,6 +106,9 @@ pub(crate) fn read(source: &Path) -> anyhow::Result<Vec<u8>> {
 pub(crate) fn inspect(bytes: &[u8], snapshot: bool, links: Links) -> anyhow::Result<Inspected> {
     let surface = Surface::read(bytes)?;
     let handler = servable::check(bytes, &surface, links);
+    if snapshot && surface.has_initializer() {
+        resources::restrain_compiler();
+    }
     let initialized = handler.as_ref().ok().filter(|_| snapshot).and_then(|&http| initialized(bytes, &surface, http));
     Ok(Inspected { digest: sha256(bytes), surface, handler, snapshot: initialized.map(|(_, snapshot)| snapshot) })
 }

@@ -21,12 +21,15 @@ use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::engine;
 use super::surface::{INITIALIZER, Surface};
+use crate::settings::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use crate::wire::version::WasiHttp;
 
 /// How long it may take.
 const WITHIN: Duration = Duration::from_secs(10);
 /// The memory that it may use, in bytes: as much as an instance, by default.
 const MAX_MEMORY: usize = 128 << 20;
+/// And how many there may be of those.
+const MAX_MEMORIES: usize = 4;
 /// What wasmtime says of an import that nobody defined.
 const UNKNOWN: (&str, &str) = ("unknown import: `", "` has not been defined");
 /// The interface that is given, whichever its version is, and its function in WASI 0.2 and 0.3.
@@ -40,7 +43,8 @@ pub(super) fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Op
     }
     // Wizer panics at some of what it does not expect, and nothing of it is used after that.
     let made = catch_unwind(AssertUnwindSafe(|| {
-        tokio::runtime::Builder::new_current_thread().build()?.block_on(initialize(bytes, surface, http, WITHIN))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(initialize(bytes, surface, http, WITHIN))
     }));
     made.unwrap_or_else(|_| Err(anyhow::anyhow!("Wizer panicked"))).map_err(|error| reason(&error)).transpose()
 }
@@ -61,7 +65,7 @@ async fn initialize(
     let mut linker = Linker::new(&engine);
     give_seed(&mut linker, surface)?;
     linker.define_unknown_imports_as_traps(&component)?;
-    let mut store = Store::new(&engine, StoreLimitsBuilder::new().memory_size(MAX_MEMORY).build());
+    let mut store = Store::new(&engine, limits());
     store.limiter(|limits| limits);
     store.set_epoch_deadline(1);
     let watch = Watchdog::start(&engine, within)?;
@@ -71,12 +75,20 @@ async fn initialize(
         Err(error) => return Err(error.into()),
     };
     if surface.exports.iter().any(|name| name == INITIALIZER) {
-        instance.get_typed_func::<(), ()>(&mut store, INITIALIZER)?.call_async(&mut store, ()).await?;
+        let called = instance.get_typed_func::<(), ()>(&mut store, INITIALIZER)?;
+        // Nothing interrupts one that waits.
+        let ended = tokio::time::timeout(within, called.call_async(&mut store, ())).await;
+        ended.unwrap_or_else(|_| Err(Trap::Interrupt.into()))?;
     }
     // Reading takes as long as it takes.
     drop(watch);
     store.set_epoch_deadline(u64::from(u32::MAX));
     Ok(Some(wizer.snapshot_component(&context, &mut Initialized { store, instance }).await?))
+}
+
+fn limits() -> StoreLimits {
+    let limits = StoreLimitsBuilder::new().memory_size(MAX_MEMORY).memories(MAX_MEMORIES);
+    limits.table_elements(MAX_TABLE_ELEMENTS).tables(MAX_TABLES).instances(MAX_CORE_INSTANCES).build()
 }
 
 /// Seeds of hash tables, which nobody outside is to know.
@@ -308,7 +320,7 @@ mod tests {
     fn what_never_ends_is_interrupted() {
         let bytes = initializing("(loop (br 0))");
         let surface = Surface::read(&bytes).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let within = Duration::from_millis(50);
         let error = runtime.block_on(initialize(&bytes, &surface, WasiHttp::V0_2, within)).unwrap_err();
         assert_eq!(reason(&error), "it was not initialized within 10s");
