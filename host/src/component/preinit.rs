@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use ring::rand::{SecureRandom, SystemRandom};
 use wasmtime::component::{Component, ComponentNamedList, Instance, Lift, Linker, TypedFunc, WasmList};
 use wasmtime::error::Context;
@@ -46,7 +47,7 @@ pub(super) fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Op
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         runtime.block_on(initialize(bytes, surface, http, WITHIN))
     }));
-    made.unwrap_or_else(|_| Err(anyhow::anyhow!("Wizer panicked"))).map_err(|error| reason(&error)).transpose()
+    made.unwrap_or_else(|_| Err(anyhow!("Wizer cannot take it"))).map_err(|error| reason(&error)).transpose()
 }
 
 /// `None` if no worker could instantiate it either, which is told by those.
@@ -75,7 +76,9 @@ async fn initialize(
         Err(error) => return Err(error.into()),
     };
     if surface.exports.iter().any(|name| name == INITIALIZER) {
-        let called = instance.get_typed_func::<(), ()>(&mut store, INITIALIZER)?;
+        let called = instance.get_typed_func::<(), ()>(&mut store, INITIALIZER);
+        let called =
+            called.map_err(|_| anyhow!("its export {INITIALIZER} is no function without arguments and results"))?;
         // Nothing interrupts one that waits.
         let ended = tokio::time::timeout(within, called.call_async(&mut store, ())).await;
         ended.unwrap_or_else(|_| Err(Trap::Interrupt.into()))?;
@@ -124,7 +127,8 @@ fn reason(error: &anyhow::Error) -> String {
             format!("it was not initialized within {}", humantime::format_duration(WITHIN))
         }
         (None, Some(trap)) => format!("while it initializes, it traps: {trap}"),
-        (None, None) => format!("{error:#}"),
+        // A backtrace has lines.
+        (None, None) => format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" "),
     }
 }
 
@@ -311,7 +315,9 @@ mod tests {
         let table = r#"(table $t 1 funcref) (func (export "init") (table.set $t (i32.const 0) (ref.null func)))"#;
         refused(&component("", table, "", LIFTED), "table.set");
         let asks = r#"(func (export "wizer-initialize") (param "n" u32) (canon lift (core func $i "init")))"#;
-        refused(&component("", r#"(func (export "init") (param i32))"#, "", asks), "type mismatch");
+        refused(&component("", r#"(func (export "init") (param i32))"#, "", asks), "is no function without arguments");
+        let throws = r#"(tag $t) (func (export "init") (throw $t))"#;
+        refused(&component("", throws, "", LIFTED), "thrown Wasm exception");
         let nested = "(component (core module (func $f) (start $f)))";
         refused(&component("", "", "", nested), "nested components with modules");
     }
