@@ -12,7 +12,7 @@ use wasmcluster_guest::kv::{self, KvError, Store};
 /// What the keys of notes begin with.
 const NOTE: &str = "note:";
 
-/// Called once, when the component is compiled: all instances start from what it returns.
+/// Called once, when the component is compiled: all instances start from what it returns, as it asks the host for nothing.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new().route("/notes", get(list).post(add)).route("/notes/{id}", get(read).delete(remove))

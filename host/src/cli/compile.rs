@@ -21,7 +21,8 @@ pub(super) fn compile(args: CompileArgs) -> Result<(), Failure> {
     let app = app_or_project(app).map_err(Failure::Usage)?;
     let options = Options::from_default_file(&app).map_err(Failure::Usage)?;
     let said = Cluster::new(&options).map_err(Failure::Usage)?;
-    let snapshot = !(no_snapshot || options.no_snapshot);
+    // What is there for all can be as large as anywhere: `serve` takes it only if it fits.
+    let snapshot = (!(no_snapshot || options.no_snapshot)).then_some(u64::MAX);
     let (store, readers) = match store {
         Some(store) => (store, Readers::Everybody),
         None => (said.store, Readers::Owner),
@@ -50,7 +51,7 @@ fn summary(prepared: &Prepared, begun: Instant) -> String {
     let (place, size) = (place.display(), ByteSize(*size).display().iec());
     let snapshot = match snapshot {
         None => String::new(),
-        Some(SnapshotStart::Taken) => "Instances start from a snapshot\n".into(),
+        Some(SnapshotStart::Taken { .. }) => "Instances start from a snapshot\n".into(),
         Some(SnapshotStart::Refused(reason)) => format!("Instances do not start from a snapshot: {reason}\n"),
     };
     format!("{digest}, WASI {wasi}\n{place}\n{size} of native code, {how}\n{snapshot}")

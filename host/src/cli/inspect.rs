@@ -30,7 +30,11 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
 fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Result<()> {
     let Component { bytes, source: app, manifest, .. } = component;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {app}: {error:#}");
-    let inspected = compiler::inspect(bytes, settings.application.snapshot, worker::check_links);
+    let inspected = compiler::inspect(
+        bytes,
+        settings.application.snapshot.then_some(settings.application.limits.max_memory as u64),
+        worker::check_links,
+    );
     let Inspected { digest, surface, handler, snapshot } = inspected.map_err(|error| failed(&error))?;
     // A component without a handler is checked against what either version may import; 0.3 provides both.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);
@@ -50,7 +54,7 @@ fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Res
         wasi,
         world,
         refusal: refusal.as_ref().map(|refusal| format!("{refusal:#}")),
-        snapshot: snapshot.as_ref().map(|snapshot| matches!(snapshot, SnapshotStart::Taken)),
+        snapshot: snapshot.as_ref().map(|snapshot| matches!(snapshot, SnapshotStart::Taken { .. })),
         snapshot_refusal: snapshot
             .and_then(|snapshot| if let SnapshotStart::Refused(why) = snapshot { Some(why) } else { None }),
         imports,

@@ -13,7 +13,7 @@ use wasmtime::component::Component;
 
 use super::engine;
 use super::file::{self, MAX_COMPONENT};
-use super::preinit;
+use super::preinit::{self, InitializedComponent, Refusal};
 use super::servable::{self, Links};
 use super::store::{Manifest, Readers, SCHEMA, Store, StoredArtifact, key, sha256};
 use super::surface::{Surface, Unservable, to_binary};
@@ -64,14 +64,19 @@ pub(crate) fn compiler_main(links: Links) -> anyhow::Result<()> {
 /// else the file at `source`, if it was made for another wasmtime or another CPU.
 fn find(
     version: &Version,
-    snapshot: bool,
+    snapshot: Option<u64>,
     store: &Path,
     state: Option<&Path>,
     links: Links,
 ) -> anyhow::Result<StoredArtifact> {
     let Version { digest, http, source, .. } = version;
     let store = Store::open(store, Readers::Owner)?;
-    if let Some(found) = store.find(&key(digest, snapshot, &engine::for_compiler(*http)?)) {
+    let found = store.find(&key(digest, snapshot.is_some(), &engine::for_compiler(*http)?));
+    let fits = |found: &StoredArtifact| match (&found.manifest.snapshot, snapshot) {
+        (Some(SnapshotStart::Taken { memory }), Some(max_memory)) => *memory <= max_memory,
+        _ => true,
+    };
+    if let Some(found) = found.filter(fits) {
         return Ok(found);
     }
     let bytes = store.component(digest).or_else(|| {
@@ -103,22 +108,20 @@ pub(crate) fn read(source: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Looks at a component, and initializes it if a `snapshot` is wanted.
-pub(crate) fn inspect(bytes: &[u8], snapshot: bool, links: Links) -> anyhow::Result<Inspected> {
+pub(crate) fn inspect(bytes: &[u8], snapshot: Option<u64>, links: Links) -> anyhow::Result<Inspected> {
     let surface = Surface::read(bytes)?;
     let handler = servable::check(bytes, &surface, links);
-    if snapshot && surface.has_initializer() {
+    if snapshot.is_some() && surface.has_initializer() {
         resources::restrain_compiler();
     }
-    let initialized = handler.as_ref().ok().filter(|_| snapshot).and_then(|&http| initialized(bytes, &surface, http));
-    Ok(Inspected { digest: sha256(bytes), surface, handler, snapshot: initialized.map(|(_, snapshot)| snapshot) })
-}
-
-/// The component as its instances start, if it does something before its first request.
-fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Option<(Option<Vec<u8>>, SnapshotStart)> {
-    Some(match preinit::initialized(bytes, surface, http)? {
-        Ok(bytes) => (Some(bytes), SnapshotStart::Taken),
-        Err(reason) => (None, SnapshotStart::Refused(bounded(reason))),
-    })
+    let max_memory = snapshot.unwrap_or_default();
+    let attempt = |&http: &WasiHttp| preinit::initialized(bytes, &surface, http, max_memory);
+    let snapshot = handler.as_ref().ok().filter(|_| snapshot.is_some()).and_then(attempt);
+    let snapshot = snapshot.map(|made| match made {
+        Ok(InitializedComponent { memory, .. }) => SnapshotStart::Taken { memory },
+        Err(Refusal { reason, .. }) => SnapshotStart::Refused(bounded(reason)),
+    });
+    Ok(Inspected { digest: sha256(bytes), surface, handler, snapshot })
 }
 
 /// What [`prepare`] made ready.
@@ -150,7 +153,7 @@ pub(crate) enum Unprepared {
 pub(crate) fn prepare(
     bytes: &[u8],
     source: &App,
-    snapshot: bool,
+    snapshot: Option<u64>,
     folder: &Path,
     readers: Readers,
     links: Links,
@@ -171,7 +174,7 @@ pub(crate) fn prepare(
 fn compile(
     source: &App,
     pulled: Option<&OwnedFd>,
-    snapshot: bool,
+    snapshot: Option<u64>,
     store: &Path,
     state: Option<&Path>,
     links: Links,
@@ -189,7 +192,7 @@ fn compile(
 fn compile_bytes(
     bytes: &[u8],
     source: &App,
-    snapshot: bool,
+    snapshot: Option<u64>,
     store: &Store,
     state: Option<&Path>,
     links: Links,
@@ -198,24 +201,51 @@ fn compile_bytes(
     let http = surface.handler()?;
     let digest = sha256(bytes);
     let engine = engine::for_compiler(http)?;
-    let key = key(&digest, snapshot, &engine);
-    if let Some(found) = store.find(&key) {
-        return Ok(found);
+    let key = |snapshot: bool| key(&digest, snapshot, &engine);
+    let max_memory = snapshot.unwrap_or_default();
+    let mut is_wanted = snapshot.is_some();
+    if let Some(found) = store.find(&key(is_wanted)) {
+        // One that was made for instances with more memory is of no use here.
+        match found.manifest.snapshot {
+            Some(SnapshotStart::Taken { memory }) if memory > max_memory => is_wanted = false,
+            _ => return Ok(found),
+        }
+        if let Some(found) = store.find(&key(is_wanted)) {
+            return Ok(found);
+        }
     }
     servable::check(bytes, &surface, links)?;
-    let (initialized, snapshot) = snapshot.then(|| initialized(bytes, &surface, http)).flatten().unzip();
-    let component = Component::new(&engine, initialized.flatten().as_deref().unwrap_or(bytes));
-    let native = component.map_err(|error| Unservable::Invalid(format!("{error:#}")))?.serialize()?;
+    let made = is_wanted.then(|| preinit::initialized(bytes, &surface, http, max_memory)).flatten();
+    let (made, refusal) = match made {
+        Some(Ok(made)) => (Some(made), None),
+        Some(Err(refusal)) => (None, Some(refusal)),
+        None => (None, None),
+    };
+    // Wizer does not check what it has written.
+    let started = made.and_then(|made| Some((Component::new(&engine, &made.bytes).ok()?, made.memory)));
+    let is_taken = started.is_some();
+    let (component, snapshot) = match started {
+        Some((component, memory)) => (component, Some(SnapshotStart::Taken { memory })),
+        None => {
+            let component = Component::new(&engine, bytes);
+            let component = component.map_err(|error| Unservable::Invalid(format!("{error:#}")))?;
+            (component, refusal.as_ref().map(|refusal| SnapshotStart::Refused(bounded(refusal.reason.clone()))))
+        }
+    };
+    let native = component.serialize()?;
+    // What may pass is tried again the next time.
+    let lasts = is_taken || refusal.as_ref().is_none_or(|refusal| !refusal.may_pass);
     let manifest = Manifest {
         schema: SCHEMA,
-        digest,
+        digest: digest.clone(),
         http,
         can_hold_back: surface.can_hold_back,
-        snapshot,
+        snapshot: snapshot.clone().filter(|_| lasts),
         artifact_digest: sha256(&native),
         source: source.absolute()?,
     };
-    let found = store.insert(&key, manifest, bytes, &native)?;
+    let mut found = store.insert(&key(is_wanted && lasts), manifest, bytes, &native)?;
+    found.manifest.snapshot = snapshot;
     // Rather than remove one that some cluster needs, all are kept.
     if let Some(pinned) = pinned_in_time(state) {
         store.remove_old_entries(&pinned);

@@ -17,20 +17,22 @@ use anyhow::anyhow;
 use ring::rand::{SecureRandom, SystemRandom};
 use wasmtime::component::{Component, ComponentNamedList, Instance, Lift, Linker, TypedFunc, WasmList};
 use wasmtime::error::Context;
-use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder, Trap};
+use wasmtime::{Engine, ResourceLimiter, Store, StoreLimits, StoreLimitsBuilder, Trap};
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::engine;
 use super::surface::{INITIALIZER, Surface};
-use crate::settings::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use crate::settings::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use crate::wire::version::WasiHttp;
 
 /// How long it may take.
 const WITHIN: Duration = Duration::from_secs(10);
-/// The memory that it may use, in bytes: as much as an instance, by default.
-const MAX_MEMORY: usize = 128 << 20;
-/// And how many there may be of those.
-const MAX_MEMORIES: usize = 4;
+/// The memory that it may use, in bytes, where an instance may have as much: what one has by default.
+const MAX_MEMORY: u64 = 128 << 20;
+/// What Wizer's functions add to it.
+const READING: u64 = 1 << 20;
+/// How it is said that Wizer does not even try.
+const REFUSED: &str = "Wizer refuses it";
 /// What wasmtime says of an import that nobody defined.
 const UNKNOWN: (&str, &str) = ("unknown import: `", "` has not been defined");
 /// The interface that is given, whichever its version is, and its function in WASI 0.2 and 0.3.
@@ -38,36 +40,64 @@ const SEED: (&str, [&str; 2]) = ("wasi:random/insecure-seed@", ["insecure-seed",
 
 /// The component as it is once it has been initialized, or why it has to be served as it is. `None` if it does nothing before
 /// its first request.
-pub(super) fn initialized(bytes: &[u8], surface: &Surface, http: WasiHttp) -> Option<Result<Vec<u8>, String>> {
+///
+/// `max_memory` is what an instance may have, in bytes.
+pub(super) fn initialized(
+    bytes: &[u8],
+    surface: &Surface,
+    http: WasiHttp,
+    max_memory: u64,
+) -> Option<Result<InitializedComponent, Refusal>> {
     if !surface.has_initializer() {
         return None;
     }
     // Wizer panics at some of what it does not expect, and nothing of it is used after that.
     let made = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        runtime.block_on(initialize(bytes, surface, http, WITHIN))
+        runtime.block_on(initialize(bytes, surface, http, max_memory, WITHIN))
     }));
-    made.unwrap_or_else(|_| Err(anyhow!("Wizer cannot take it"))).map_err(|error| reason(&error)).transpose()
+    made.unwrap_or_else(|_| Err(anyhow!("Wizer cannot take it"))).map_err(|error| refusal(&error)).transpose()
 }
 
-/// `None` if no worker could instantiate it either, which is told by those.
+/// A component as its instances start.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InitializedComponent {
+    pub(super) bytes: Vec<u8>,
+    /// What its memories have from the start, in bytes.
+    pub(super) memory: u64,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    /// Another time, or on another machine, there may be one.
+    pub(super) may_pass: bool,
+}
+
+/// `None` if it traps while it is instantiated: if it does so in workers too, they tell it.
 async fn initialize(
     bytes: &[u8],
     surface: &Surface,
     http: WasiHttp,
+    max_memory: u64,
     within: Duration,
-) -> anyhow::Result<Option<Vec<u8>>> {
+) -> anyhow::Result<Option<InitializedComponent>> {
+    // What they leave is not in memories: a snapshot would have the numbers of handles that no instance has.
+    if surface.can_hold_back || surface.makes_resources {
+        return Err(Uninitializable("it makes resources of its own, or can hold back calls").into());
+    }
     let mut wizer = Wizer::new();
     // The lines of the component's types that speak of it stay.
     wizer.keep_init_func(true);
-    let (context, instrumented) = wizer.instrument_component(bytes).context("Wizer refuses it")?;
+    let (context, instrumented) = wizer.instrument_component(bytes).context(REFUSED)?;
     let engine = engine::for_initializing(http)?;
     let component = Component::new(&engine, instrumented)?;
     let mut linker = Linker::new(&engine);
     give_seed(&mut linker, surface)?;
     linker.define_unknown_imports_as_traps(&component)?;
-    let mut store = Store::new(&engine, limits());
-    store.limiter(|limits| limits);
+    let mut store = Store::new(&engine, Bounds { limits: limits(), left: max_memory.min(MAX_MEMORY), used: 0 });
+    store.limiter(|bounds| bounds);
     store.set_epoch_deadline(1);
     let watch = Watchdog::start(&engine, within)?;
     let instance = match linker.instantiate_async(&mut store, &component).await {
@@ -77,25 +107,74 @@ async fn initialize(
     };
     if surface.exports.iter().any(|name| name == INITIALIZER) {
         let called = instance.get_typed_func::<(), ()>(&mut store, INITIALIZER);
-        let called =
-            called.map_err(|_| anyhow!("its export {INITIALIZER} is no function without arguments and results"))?;
+        let called = called
+            .ok()
+            .filter(|called| !called.func().ty(&store).async_())
+            .ok_or(Uninitializable("its export wizer-initialize is no function without arguments and results"))?;
         // Nothing interrupts one that waits.
         let ended = tokio::time::timeout(within, called.call_async(&mut store, ())).await;
         ended.unwrap_or_else(|_| Err(Trap::Interrupt.into()))?;
     }
-    // Reading takes as long as it takes.
+    // To read it has the same time again, and Wizer's functions grow memories for a moment.
     drop(watch);
-    store.set_epoch_deadline(u64::from(u32::MAX));
-    Ok(Some(wizer.snapshot_component(&context, &mut Initialized { store, instance }).await?))
+    let _watch = Watchdog::start(&engine, within)?;
+    store.set_epoch_deadline(1);
+    let memory = store.data().used;
+    store.data_mut().left += READING;
+    let mut made = Initialized { store, instance };
+    let read = tokio::time::timeout(within, wizer.snapshot_component(&context, &mut made)).await;
+    let bytes = read.map_err(|_| wasmtime::Error::from(Trap::Interrupt))??;
+    Ok(Some(InitializedComponent { bytes, memory }))
+}
+
+/// What will be so the next time.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Uninitializable(&'static str);
+
+/// What an instance may have while it is initialized.
+struct Bounds {
+    limits: StoreLimits,
+    /// Bytes of memory, of all its memories together.
+    left: u64,
+    used: u64,
+}
+
+impl ResourceLimiter for Bounds {
+    fn memory_growing(&mut self, current: usize, wanted: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let more = wanted.saturating_sub(current) as u64;
+        if more > self.left || maximum.is_some_and(|maximum| wanted > maximum) {
+            return Ok(false);
+        }
+        (self.left, self.used) = (self.left - more, self.used + more);
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, current: usize, wanted: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, wanted, maximum)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances()
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables()
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
+    }
 }
 
 fn limits() -> StoreLimits {
-    let limits = StoreLimitsBuilder::new().memory_size(MAX_MEMORY).memories(MAX_MEMORIES);
-    limits.table_elements(MAX_TABLE_ELEMENTS).tables(MAX_TABLES).instances(MAX_CORE_INSTANCES).build()
+    let limits = StoreLimitsBuilder::new().memories(MAX_MEMORIES).table_elements(MAX_TABLE_ELEMENTS).tables(MAX_TABLES);
+    // One more, of Wizer's functions.
+    limits.instances(MAX_CORE_INSTANCES + 1).build()
 }
 
 /// Seeds of hash tables, which nobody outside is to know.
-fn give_seed(linker: &mut Linker<StoreLimits>, surface: &Surface) -> anyhow::Result<()> {
+fn give_seed(linker: &mut Linker<Bounds>, surface: &Surface) -> anyhow::Result<()> {
     let (prefix, functions) = SEED;
     for import in surface.imports.iter().filter(|import| import.starts_with(prefix)) {
         for function in functions {
@@ -108,6 +187,16 @@ fn give_seed(linker: &mut Linker<StoreLimits>, surface: &Surface) -> anyhow::Res
         }
     }
     Ok(())
+}
+
+/// What depends on the time that there was, or on the machine, may pass.
+fn refusal(error: &anyhow::Error) -> Refusal {
+    let asked = error.chain().any(|cause| cause.to_string().starts_with(UNKNOWN.0));
+    let lasts = match error.downcast_ref::<Trap>() {
+        Some(trap) => *trap != Trap::Interrupt,
+        None => asked || error.is::<Uninitializable>() || error.to_string() == REFUSED,
+    };
+    Refusal { reason: reason(error), may_pass: !lasts }
 }
 
 /// For a person: why there is no snapshot.
@@ -127,8 +216,10 @@ fn reason(error: &anyhow::Error) -> String {
             format!("it was not initialized within {}", humantime::format_duration(WITHIN))
         }
         (None, Some(trap)) => format!("while it initializes, it traps: {trap}"),
-        // A backtrace has lines.
-        (None, None) => format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" "),
+        // A backtrace has lines, and names that the component chose.
+        (None, None) => {
+            format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ").escape_debug().to_string()
+        }
     }
 }
 
@@ -152,7 +243,7 @@ impl Watchdog {
 
 /// An instance that Wizer asks for its state, by functions that it has added.
 struct Initialized {
-    store: Store<StoreLimits>,
+    store: Store<Bounds>,
     instance: Instance,
 }
 
@@ -231,14 +322,15 @@ mod tests {
         component(&imports, module, r#"(with "host" (instance (export "ask" (func $ask))))"#, LIFTED)
     }
 
-    fn attempt(bytes: &[u8]) -> Option<Result<Vec<u8>, String>> {
-        initialized(bytes, &Surface::read(bytes).unwrap(), WasiHttp::V0_2)
+    fn attempt(bytes: &[u8]) -> Option<Result<Vec<u8>, Refusal>> {
+        let made = initialized(bytes, &Surface::read(bytes).unwrap(), WasiHttp::V0_2, u64::MAX);
+        made.map(|made| made.map(|made| made.bytes))
     }
 
     #[track_caller]
     fn refused(bytes: &[u8], expected: &str) {
         let reason = attempt(bytes).expect("it has something to do").expect_err("must be refused");
-        assert!(reason.contains(expected), "{reason}");
+        assert!(reason.reason.contains(expected), "{reason:?}");
     }
 
     /// What a new instance answers at once.
@@ -322,20 +414,35 @@ mod tests {
         refused(&component("", "", "", nested), "nested components with modules");
     }
 
+    /// All memories together, and no more than an instance may have.
+    #[test]
+    fn a_snapshot_fits_into_the_memory_of_an_instance() {
+        let grows = "(if (i32.eq (memory.grow (i32.const 99)) (i32.const -1)) (then unreachable))";
+        let more = format!(r#"(memory 100) (func (export "init") {grows})"#);
+        let bytes = component("", &more, "", LIFTED);
+        let within = |pages: u64| initialized(&bytes, &Surface::read(&bytes).unwrap(), WasiHttp::V0_2, pages << 16);
+        let made = within(200).unwrap().unwrap();
+        assert_eq!(made.memory, 200 << 16);
+        assert!(within(199).unwrap().is_err());
+        let resource = r#"(type $r (resource (rep i32))) (core func $new (canon resource.new $r))"#;
+        let bytes = component(resource, r#"(func (export "init"))"#, "", LIFTED);
+        refused(&bytes, "resources of its own");
+    }
+
     #[test]
     fn what_never_ends_is_interrupted() {
         let bytes = initializing("(loop (br 0))");
         let surface = Surface::read(&bytes).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let within = Duration::from_millis(50);
-        let error = runtime.block_on(initialize(&bytes, &surface, WasiHttp::V0_2, within)).unwrap_err();
-        assert_eq!(reason(&error), "it was not initialized within 10s");
+        let error = runtime.block_on(initialize(&bytes, &surface, WasiHttp::V0_2, u64::MAX, within)).unwrap_err();
+        assert_eq!(refusal(&error), Refusal { reason: "it was not initialized within 10s".into(), may_pass: true });
     }
 
     #[test]
     fn components_for_either_version_of_wasi_are_initialized() {
         let bytes = initializing("(global.set $kept (i32.const 7))");
-        let initialized = initialized(&bytes, &Surface::read(&bytes).unwrap(), WasiHttp::V0_3);
-        assert_eq!(answer(&initialized.unwrap().unwrap()), 7);
+        let initialized = initialized(&bytes, &Surface::read(&bytes).unwrap(), WasiHttp::V0_3, u64::MAX);
+        assert_eq!(answer(&initialized.unwrap().unwrap().bytes), 7);
     }
 }

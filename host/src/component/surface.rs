@@ -147,6 +147,8 @@ pub(crate) struct Surface {
     pub(crate) exports: Vec<String>,
     /// Some part of it can hold back calls (`backpressure.inc`), and nobody could tell that an instance does.
     pub(crate) can_hold_back: bool,
+    /// It makes resources of its own, of which it keeps numbers.
+    pub(crate) makes_resources: bool,
     /// A module of it has a start function.
     pub(crate) has_start: bool,
 }
@@ -172,7 +174,9 @@ impl Surface {
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentCanonicalSection(section) => {
                     for function in section {
-                        surface.can_hold_back |= matches!(function?, CanonicalFunction::BackpressureInc);
+                        let function = function?;
+                        surface.can_hold_back |= matches!(function, CanonicalFunction::BackpressureInc);
+                        surface.makes_resources |= matches!(function, CanonicalFunction::ResourceNew { .. });
                     }
                 }
                 Payload::StartSection { .. } => surface.has_start = true,

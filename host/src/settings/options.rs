@@ -357,10 +357,11 @@ options! {
         #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
         pub(crate) max_worker_memory: Option<Size>,
 
-        /// Initialize each instance anew, rather than start it from a snapshot
+        /// Start instances as the component is, and not from a snapshot
         ///
         /// A component that has work to do before its first request, as an axum router, does it once, when it is compiled,
-        /// and its instances start from there. `wasmcluster inspect` tells whether a component does.
+        /// and its instances start from there. With this, what it exports as `wizer-initialize` is not called. `wasmcluster
+        /// inspect` tries it, without a host, and tells what comes of it.
         #[arg(long, help_heading = INSTANCES)]
         pub(crate) no_snapshot: bool,
 

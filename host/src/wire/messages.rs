@@ -134,10 +134,10 @@ pub(crate) enum ToPrimary {
 pub(crate) enum ToCompiler {
     /// Compile the component at `source`, or find what was compiled before, in the artifact store at `store`. Old
     /// entries may be removed from there, but none of what clusters with the state folder `state` may want to start
-    /// again. One from a registry comes beside it. Its instances are to start from a snapshot if `snapshot` says so.
-    Compile { source: App, snapshot: bool, store: PathBuf, state: Option<PathBuf> },
+    /// again. One from a registry comes beside it. Its instances are to start from a snapshot that fits into so many bytes.
+    Compile { source: App, snapshot: Option<u64>, store: PathBuf, state: Option<PathBuf> },
     /// Find what was compiled before.
-    Find { version: Version, snapshot: bool, store: PathBuf, state: Option<PathBuf> },
+    Find { version: Version, snapshot: Option<u64>, store: PathBuf, state: Option<PathBuf> },
 }
 
 /// What a primary asks of a puller.

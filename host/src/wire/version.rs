@@ -63,7 +63,8 @@ pub(crate) struct Version {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SnapshotStart {
-    Taken,
+    /// Its memories have as many bytes from the start.
+    Taken { memory: u64 },
     /// They start as the component is; why.
     Refused(String),
 }

@@ -7,9 +7,9 @@ use wasmcluster_guest::axum::response::{IntoResponse, Response};
 use wasmcluster_guest::axum::routing::{get, post};
 use wasmcluster_guest::axum::{Json, Router};
 
-// Called before the first request, without a host: it cannot read the time or the environment.
-// Each request starts from what it returns, so a counter in axum's `State` never passes 1.
-// README.md says what to do instead.
+// Called once, when the component is compiled, or by each instance if it asks for the time or the
+// environment. By default an instance serves one request, so a counter in axum's `State` never
+// passes 1. README.md says what to do instead.
 #[wasmcluster_guest::main]
 fn app() -> Router {
     Router::new()

@@ -79,8 +79,8 @@ pub(crate) struct CompiledComponent {
 pub(crate) struct Supply {
     store: PathBuf,
     state: Option<PathBuf>,
-    /// Whether instances are to start from one.
-    snapshot: bool,
+    /// The memory of an instance, in bytes, if they are to start from one.
+    snapshot: Option<u64>,
     registries: Registries,
     /// Variables that are nobody else's business.
     hidden: Vec<String>,
@@ -89,12 +89,18 @@ pub(crate) struct Supply {
 impl Supply {
     pub(crate) fn new(cluster: &Cluster, application: &Application) -> Self {
         let (store, state, registries) = (cluster.store.clone(), cluster.state_dir.clone(), cluster.registries.clone());
-        Self { store, state, snapshot: application.snapshot, registries, hidden: application.secret_variables() }
+        Self {
+            store,
+            state,
+            snapshot: wanted_snapshot(application),
+            registries,
+            hidden: application.secret_variables(),
+        }
     }
 
     /// The same for an application with these settings.
     pub(crate) fn with(&self, application: &Application) -> Self {
-        Self { snapshot: application.snapshot, hidden: application.secret_variables(), ..self.clone() }
+        Self { snapshot: wanted_snapshot(application), hidden: application.secret_variables(), ..self.clone() }
     }
 
     /// Pulls and compiles. `pulled` is told the manifest when the one is done and the other begins.
@@ -176,6 +182,10 @@ impl Supply {
         let beside: Vec<BorrowedFd<'_>> = bytes.iter().map(AsFd::as_fd).collect();
         ask_compiler(&request, app, manifest, &beside).await
     }
+}
+
+fn wanted_snapshot(application: &Application) -> Option<u64> {
+    application.snapshot.then_some(application.limits.max_memory as u64)
 }
 
 async fn ask_compiler(
