@@ -13,7 +13,7 @@ use wasmtime::component::Component;
 
 use super::engine;
 use super::file::{self, MAX_COMPONENT};
-use super::preinit::{self, InitializedComponent, Refusal};
+use super::preinit::{self, InitializedComponent, NoSnapshot};
 use super::servable::{self, Links};
 use super::store::{Manifest, Readers, SCHEMA, Store, StoredArtifact, key, sha256};
 use super::surface::{Surface, Unservable, to_binary};
@@ -119,7 +119,7 @@ pub(crate) fn inspect(bytes: &[u8], snapshot: Option<u64>, links: Links) -> anyh
     let snapshot = handler.as_ref().ok().filter(|_| snapshot.is_some()).and_then(attempt);
     let snapshot = snapshot.map(|made| match made {
         Ok(InitializedComponent { memory, .. }) => SnapshotStart::Taken { memory },
-        Err(Refusal { reason, .. }) => SnapshotStart::Refused(bounded(reason)),
+        Err(NoSnapshot { reason, .. }) => SnapshotStart::Refused(bounded(reason)),
     });
     Ok(Inspected { digest: sha256(bytes), surface, handler, snapshot })
 }

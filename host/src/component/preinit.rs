@@ -47,7 +47,7 @@ pub(super) fn initialized(
     surface: &Surface,
     http: WasiHttp,
     max_memory: u64,
-) -> Option<Result<InitializedComponent, Refusal>> {
+) -> Option<Result<InitializedComponent, NoSnapshot>> {
     if !surface.has_initializer() {
         return None;
     }
@@ -69,7 +69,7 @@ pub(super) struct InitializedComponent {
 
 /// Why there is no snapshot.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct NoSnapshot {
     pub(super) reason: String,
     /// Another time, or on another machine, there may be one.
     pub(super) may_pass: bool,
@@ -96,7 +96,7 @@ async fn initialize(
     let mut linker = Linker::new(&engine);
     give_seed(&mut linker, surface)?;
     linker.define_unknown_imports_as_traps(&component)?;
-    let mut store = Store::new(&engine, Bounds { limits: limits(), left: max_memory.min(MAX_MEMORY), used: 0 });
+    let mut store = Store::new(&engine, InitialLimits { limits: limits(), left: max_memory.min(MAX_MEMORY), used: 0 });
     store.limiter(|bounds| bounds);
     store.set_epoch_deadline(1);
     let watch = Watchdog::start(&engine, within)?;
@@ -133,14 +133,14 @@ async fn initialize(
 struct Uninitializable(&'static str);
 
 /// What an instance may have while it is initialized.
-struct Bounds {
+struct InitialLimits {
     limits: StoreLimits,
     /// Bytes of memory, of all its memories together.
     left: u64,
     used: u64,
 }
 
-impl ResourceLimiter for Bounds {
+impl ResourceLimiter for InitialLimits {
     fn memory_growing(&mut self, current: usize, wanted: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let more = wanted.saturating_sub(current) as u64;
         if more > self.left || maximum.is_some_and(|maximum| wanted > maximum) {
@@ -174,7 +174,7 @@ fn limits() -> StoreLimits {
 }
 
 /// Seeds of hash tables, which nobody outside is to know.
-fn give_seed(linker: &mut Linker<Bounds>, surface: &Surface) -> anyhow::Result<()> {
+fn give_seed(linker: &mut Linker<InitialLimits>, surface: &Surface) -> anyhow::Result<()> {
     let (prefix, functions) = SEED;
     for import in surface.imports.iter().filter(|import| import.starts_with(prefix)) {
         for function in functions {
@@ -190,13 +190,13 @@ fn give_seed(linker: &mut Linker<Bounds>, surface: &Surface) -> anyhow::Result<(
 }
 
 /// What depends on the time that there was, or on the machine, may pass.
-fn refusal(error: &anyhow::Error) -> Refusal {
+fn refusal(error: &anyhow::Error) -> NoSnapshot {
     let asked = error.chain().any(|cause| cause.to_string().starts_with(UNKNOWN.0));
     let lasts = match error.downcast_ref::<Trap>() {
         Some(trap) => *trap != Trap::Interrupt,
         None => asked || error.is::<Uninitializable>() || error.to_string() == REFUSED,
     };
-    Refusal { reason: reason(error), may_pass: !lasts }
+    NoSnapshot { reason: reason(error), may_pass: !lasts }
 }
 
 /// For a person: why there is no snapshot.
@@ -243,7 +243,7 @@ impl Watchdog {
 
 /// An instance that Wizer asks for its state, by functions that it has added.
 struct Initialized {
-    store: Store<Bounds>,
+    store: Store<InitialLimits>,
     instance: Instance,
 }
 
@@ -322,7 +322,7 @@ mod tests {
         component(&imports, module, r#"(with "host" (instance (export "ask" (func $ask))))"#, LIFTED)
     }
 
-    fn attempt(bytes: &[u8]) -> Option<Result<Vec<u8>, Refusal>> {
+    fn attempt(bytes: &[u8]) -> Option<Result<Vec<u8>, NoSnapshot>> {
         let made = initialized(bytes, &Surface::read(bytes).unwrap(), WasiHttp::V0_2, u64::MAX);
         made.map(|made| made.map(|made| made.bytes))
     }
@@ -436,7 +436,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let within = Duration::from_millis(50);
         let error = runtime.block_on(initialize(&bytes, &surface, WasiHttp::V0_2, u64::MAX, within)).unwrap_err();
-        assert_eq!(refusal(&error), Refusal { reason: "it was not initialized within 10s".into(), may_pass: true });
+        assert_eq!(refusal(&error), NoSnapshot { reason: "it was not initialized within 10s".into(), may_pass: true });
     }
 
     #[test]
