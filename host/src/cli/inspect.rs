@@ -30,11 +30,7 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
 fn report(component: &Component, settings: &Settings, json: bool) -> anyhow::Result<()> {
     let Component { bytes, source: app, manifest, .. } = component;
     let failed = |error: &dyn std::fmt::Display| anyhow::anyhow!("cannot serve {app}: {error:#}");
-    let inspected = compiler::inspect(
-        bytes,
-        settings.application.snapshot.then_some(settings.application.limits.max_memory as u64),
-        worker::check_links,
-    );
+    let inspected = compiler::inspect(bytes, settings.application.snapshot_memory(), worker::check_links);
     let Inspected { digest, surface, handler, snapshot } = inspected.map_err(|error| failed(&error))?;
     // A component without a handler is checked against what either version may import; 0.3 provides both.
     let http = surface.exported_handler().unwrap_or(WasiHttp::V0_3);

@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use super::engine;
@@ -71,12 +72,7 @@ fn find(
 ) -> anyhow::Result<StoredArtifact> {
     let Version { digest, http, source, .. } = version;
     let store = Store::open(store, Readers::Owner)?;
-    let found = store.find(&key(digest, snapshot.is_some(), &engine::for_compiler(*http)?));
-    let fits = |found: &StoredArtifact| match (&found.manifest.snapshot, snapshot) {
-        (Some(SnapshotStart::Taken { memory }), Some(max_memory)) => *memory <= max_memory,
-        _ => true,
-    };
-    if let Some(found) = found.filter(fits) {
+    if let Ok(found) = look_up(&store, digest, &engine::for_compiler(*http)?, snapshot) {
         return Ok(found);
     }
     let bytes = store.component(digest).or_else(|| {
@@ -90,6 +86,22 @@ fn find(
         "this version is no longer in the store"
     })?;
     compile_bytes(&bytes, source, snapshot, &store, state, links)
+}
+
+/// Finds the artifact of a component whose snapshot, if one is wanted, fits into so much memory. If there is none, whether one
+/// with a snapshot should be made: not if that of the store, which was made for instances with more memory, does not fit.
+fn look_up(store: &Store, digest: &str, engine: &Engine, snapshot: Option<u64>) -> Result<StoredArtifact, bool> {
+    let find = |with_snapshot: bool| store.find(&key(digest, with_snapshot, engine));
+    let Some(max_memory) = snapshot else { return find(false).ok_or(false) };
+    match find(true) {
+        None => Err(true),
+        Some(StoredArtifact { manifest: Manifest { snapshot: Some(SnapshotStart::Taken { memory }), .. }, .. })
+            if memory > max_memory =>
+        {
+            find(false).ok_or(false)
+        }
+        Some(found) => Ok(found),
+    }
 }
 
 /// What can be told of a component without compiling it.
@@ -114,10 +126,8 @@ pub(crate) fn inspect(bytes: &[u8], snapshot: Option<u64>, links: Links) -> anyh
     if snapshot.is_some() && surface.has_initializer() {
         resources::restrain_compiler();
     }
-    let max_memory = snapshot.unwrap_or_default();
-    let attempt = |&http: &WasiHttp| preinit::initialized(bytes, &surface, http, max_memory);
-    let snapshot = handler.as_ref().ok().filter(|_| snapshot.is_some()).and_then(attempt);
-    let snapshot = snapshot.map(|made| match made {
+    let attempt = |(max_memory, &http)| preinit::initialized(bytes, &surface, http, max_memory);
+    let snapshot = snapshot.zip(handler.as_ref().ok()).and_then(attempt).map(|made| match made {
         Ok(InitializedComponent { memory, .. }) => SnapshotStart::Taken { memory },
         Err(NoSnapshot { reason, .. }) => SnapshotStart::Refused(bounded(reason)),
     });
@@ -201,21 +211,13 @@ fn compile_bytes(
     let http = surface.handler()?;
     let digest = sha256(bytes);
     let engine = engine::for_compiler(http)?;
-    let key = |snapshot: bool| key(&digest, snapshot, &engine);
-    let max_memory = snapshot.unwrap_or_default();
-    let mut is_wanted = snapshot.is_some();
-    if let Some(found) = store.find(&key(is_wanted)) {
-        // One that was made for instances with more memory is of no use here.
-        match found.manifest.snapshot {
-            Some(SnapshotStart::Taken { memory }) if memory > max_memory => is_wanted = false,
-            _ => return Ok(found),
-        }
-        if let Some(found) = store.find(&key(is_wanted)) {
-            return Ok(found);
-        }
-    }
+    let is_wanted = match look_up(store, &digest, &engine, snapshot) {
+        Ok(found) => return Ok(found),
+        Err(is_wanted) => is_wanted,
+    };
     servable::check(bytes, &surface, links)?;
-    let made = is_wanted.then(|| preinit::initialized(bytes, &surface, http, max_memory)).flatten();
+    let max_memory = snapshot.filter(|_| is_wanted);
+    let made = max_memory.and_then(|max_memory| preinit::initialized(bytes, &surface, http, max_memory));
     let (made, refusal) = match made {
         Some(Ok(made)) => (Some(made), None),
         Some(Err(refusal)) => (None, Some(refusal)),
@@ -244,7 +246,7 @@ fn compile_bytes(
         artifact_digest: sha256(&native),
         source: source.absolute()?,
     };
-    let mut found = store.insert(&key(is_wanted && lasts), manifest, bytes, &native)?;
+    let mut found = store.insert(&key(&digest, is_wanted && lasts, &engine), manifest, bytes, &native)?;
     found.manifest.snapshot = snapshot;
     // Rather than remove one that some cluster needs, all are kept.
     if let Some(pinned) = pinned_in_time(state) {

@@ -97,7 +97,7 @@ async fn initialize(
     give_seed(&mut linker, surface)?;
     linker.define_unknown_imports_as_traps(&component)?;
     let mut store = Store::new(&engine, InitialLimits { limits: limits(), left: max_memory.min(MAX_MEMORY), used: 0 });
-    store.limiter(|bounds| bounds);
+    store.limiter(|limits| limits);
     store.set_epoch_deadline(1);
     let watch = Watchdog::start(&engine, within)?;
     let instance = match linker.instantiate_async(&mut store, &component).await {
@@ -105,7 +105,7 @@ async fn initialize(
         Err(error) if error.is::<Trap>() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if surface.exports.iter().any(|name| name == INITIALIZER) {
+    if surface.exports_initializer() {
         let called = instance.get_typed_func::<(), ()>(&mut store, INITIALIZER);
         let called = called
             .ok()

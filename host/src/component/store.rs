@@ -1,10 +1,10 @@
 //! The store of compiled components.
 //!
 //! An entry is a folder named by what the native code in it depends on: the component's bytes, whether it was initialized
-//! before, the wasmtime version, the engine's settings and the CPU's features. It is written beside its place and renamed into it whole, so two
-//! compilers that work on the same component cannot trip over each other, and a reader never sees half an entry. The
-//! component itself is kept in it too: from there it is compiled again when wasmtime or the CPU has changed, though the
-//! file that it came from is another now.
+//! before, the wasmtime version, the engine's settings and the CPU's features. It is written beside its place and renamed
+//! into it whole, so two compilers that work on the same component cannot trip over each other, and a reader never sees
+//! half an entry. The component itself is kept in it too: from there it is compiled again when wasmtime or the CPU has
+//! changed, though the file that it came from is another now.
 //!
 //! An artifact is native code: the store belongs to one user, us or root, and nobody else may write to it. What leaves it
 //! is a sealed copy in memory, which nobody can change any more: a worker that is taken over can write to the files of its

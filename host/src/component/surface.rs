@@ -198,7 +198,11 @@ impl Surface {
 
     /// Whether the component does something before its first request that can be done when it is compiled.
     pub(crate) fn has_initializer(&self) -> bool {
-        self.has_start || self.exports.iter().any(|name| name == INITIALIZER)
+        self.has_start || self.exports_initializer()
+    }
+
+    pub(super) fn exports_initializer(&self) -> bool {
+        self.exports.iter().any(|name| name == INITIALIZER)
     }
 
     /// The handler that the component exports.

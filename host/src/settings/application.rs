@@ -36,7 +36,7 @@ pub(crate) struct Application {
     /// Share of requests that are traced.
     pub(crate) trace_sample: Percent,
     /// Whether instances start from a snapshot, if the component can have one.
-    pub(crate) snapshot: bool,
+    snapshot: bool,
     /// None is what is usual for the component's version of WASI.
     pub(crate) max_instance_reuse_count: Option<NonZeroU32>,
     pub(crate) max_instance_concurrent_reuse_count: u32,
@@ -84,6 +84,11 @@ impl Application {
         let values = self.values.with_secrets(secrets::read(&self.secrets)?);
         values.check(&super::Changes::new()).map_err(anyhow::Error::msg)?;
         Ok(Self { values, granted: self.granted.with_fresh_passwords()?, ..self.clone() })
+    }
+
+    /// What a snapshot that instances start from may have, in bytes: what they may. None if they start without one.
+    pub(crate) fn snapshot_memory(&self) -> Option<u64> {
+        self.snapshot.then_some(self.limits.max_memory as u64)
     }
 
     /// Whether some of it is read from where it may be another by now.

@@ -89,18 +89,13 @@ pub(crate) struct Supply {
 impl Supply {
     pub(crate) fn new(cluster: &Cluster, application: &Application) -> Self {
         let (store, state, registries) = (cluster.store.clone(), cluster.state_dir.clone(), cluster.registries.clone());
-        Self {
-            store,
-            state,
-            snapshot: wanted_snapshot(application),
-            registries,
-            hidden: application.secret_variables(),
-        }
+        let (snapshot, hidden) = (application.snapshot_memory(), application.secret_variables());
+        Self { store, state, snapshot, registries, hidden }
     }
 
     /// The same for an application with these settings.
     pub(crate) fn with(&self, application: &Application) -> Self {
-        Self { snapshot: wanted_snapshot(application), hidden: application.secret_variables(), ..self.clone() }
+        Self { snapshot: application.snapshot_memory(), hidden: application.secret_variables(), ..self.clone() }
     }
 
     /// Pulls and compiles. `pulled` is told the manifest when the one is done and the other begins.
@@ -182,10 +177,6 @@ impl Supply {
         let beside: Vec<BorrowedFd<'_>> = bytes.iter().map(AsFd::as_fd).collect();
         ask_compiler(&request, app, manifest, &beside).await
     }
-}
-
-fn wanted_snapshot(application: &Application) -> Option<u64> {
-    application.snapshot.then_some(application.limits.max_memory as u64)
 }
 
 async fn ask_compiler(
