@@ -520,7 +520,8 @@ impl OutboundExchange {
             if let Some(kept) = addresses.iter().find_map(|&address| pool.take(key(address))) {
                 return Ok(kept);
             }
-            let (upstream, address) = self.connect(addresses).await?;
+            // Most requests go over a connection that was kept: a handshake of TLS is no part of their futures.
+            let (upstream, address) = Box::pin(self.connect(addresses)).await?;
             Ok(pool.keep(key(address), upstream))
         });
         connected.await.map_err(|_| Error::ConnectionTimeout)?
@@ -583,7 +584,7 @@ impl OutboundExchange {
         let port = self.destination.port();
         let found = match self.destination.host() {
             Host::Address(address) => Arc::from([*address]),
-            Host::Name(name) => self.look_up(name).await?,
+            Host::Name(name) => Box::pin(self.look_up(name)).await?,
         };
         // Each time, also those that were kept from the last look-up.
         let (permitted, denied): (Vec<_>, Vec<_>) = found

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::transport::{Side, Transport};
+use super::transport::{Side, Transport, poll_write_together};
 use crate::tls::credentials::Credentials;
 
 /// The first byte of every TLS connection: a record of the kind "handshake" (RFC 8446, section 5.1).
@@ -129,7 +129,7 @@ pub(super) async fn negotiate(
         return Err(NoHandshake::ClearText(stream));
     }
     let address = stream.local_addr()?.ip().to_canonical();
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Records(stream)).await?;
     let underway = handshakes.begin().await;
     let turn = handshakes.turn.acquire().await;
     let config = handshakes.credentials.config(address);
@@ -148,9 +148,52 @@ pub(super) async fn negotiate(
     }
 }
 
+/// What encrypted bytes go through. rustls hands its records over as parts, of which a short answer has one.
+#[derive(Debug)]
+struct Records(TcpStream);
+
+impl AsyncRead for Records {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Records {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match slices {
+            [only] => Pin::new(&mut self.0).poll_write(context, only),
+            several => poll_write_together(Pin::new(&mut self.0), context, several),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
 /// An encrypted stream. What is written is in the kernel only when it was flushed.
 #[derive(Debug)]
-pub(super) struct SecureStream(TlsStream<TcpStream>);
+pub(super) struct SecureStream(TlsStream<Records>);
 
 impl SecureStream {
     /// What was agreed on.
@@ -161,11 +204,11 @@ impl SecureStream {
 
 impl Transport for SecureStream {
     fn side(&self) -> Side {
-        self.0.get_ref().0.side()
+        self.0.get_ref().0.0.side()
     }
 
     fn reset_at_close(&self) {
-        self.0.get_ref().0.reset_at_close();
+        self.0.get_ref().0.0.reset_at_close();
     }
 }
 

@@ -79,7 +79,11 @@ impl AsyncWrite for Wire {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_try(context, |stream| stream.try_write_vectored(slices))
+        match slices {
+            // What most requests are. To the kernel, that is less work than a list.
+            [only] => self.poll_write(context, only),
+            several => self.poll_try(context, |stream| stream.try_write_vectored(several)),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
