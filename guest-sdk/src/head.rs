@@ -41,7 +41,8 @@ pub(crate) fn as_served(request: Request) -> Request {
 
 /// Fields as the host tells them; `None` if they are not HTTP's.
 pub(crate) fn header_map(entries: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(entries.len());
+    // One more comes from the host, and often one from the handler.
+    let mut headers = HeaderMap::with_capacity(entries.len() + 2);
     for (name, value) in entries {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
         let value = HeaderValue::from_maybe_shared(Bytes::from(value)).ok()?;
