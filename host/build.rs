@@ -18,6 +18,7 @@ fn main() {
     println!("cargo::rustc-env=WASMCLUSTER_COMMIT={commit}");
     println!("cargo::rustc-env=WASMCLUSTER_TARGET={}", env::var("TARGET").unwrap_or_default());
     println!("cargo::rustc-env=WASMCLUSTER_FEATURES={}", features());
+    println!("cargo::rustc-env=WASMCLUSTER_BUILD={}", build());
     println!("cargo::rustc-check-cfg=cfg(sdk_sources)");
     if Path::new(SDK).exists() && env::var("WASMCLUSTER_SDK").as_deref() != Ok("registry") {
         println!("cargo::rustc-cfg=sdk_sources");
@@ -48,6 +49,16 @@ fn checked_out() -> Option<String> {
         println!("cargo::rerun-if-changed={file}");
     }
     git(&["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"])
+}
+
+/// How it is optimised.
+fn build() -> String {
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    match env::var("PROFILE") {
+        // `scripts/pgo`
+        Ok(profile) if profile == "release" && flags.contains("profile-use=") => "release by profile".into(),
+        profile => profile.unwrap_or_default(),
+    }
 }
 
 /// Those of `[features]`, in the order of their names.

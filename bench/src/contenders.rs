@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{ANYWHERE, Process, Scratch, output};
-use crate::{Bench, http, nginx, root, target, tls, variable};
+use crate::{Bench, http, nginx, peers, root, target, tls, variable};
 
 /// What all contenders answer, but the guest of WASI 0.3.
 pub(crate) const HELLO: &str = "Hello from wasmcluster!\n";
 pub(crate) const CONTENT_TYPE_OF_HELLO: &str = "text/plain; charset=utf-8";
 
-/// The peer that is built from its crate.
-const WASMTIME_VERSION: &str = "48.0.8";
 /// Compiling a large guest takes a while.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -37,6 +35,8 @@ pub(crate) enum Program {
     /// This project over TLS.
     OursTls(&'static str),
     Node,
+    /// A worker in JavaScript that answers the same.
+    Workerd,
     BareHyper,
     BareHyperTls,
     /// One worker process, over TLS.
@@ -54,6 +54,16 @@ impl Program {
         matches!(self, Self::OursTls(_) | Self::BareHyperTls | Self::Nginx)
     }
 
+    /// Whether it is this project.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Ours(_) | Self::OursTls(_) | Self::OursProxy(_) | Self::OursTraced(_))
+    }
+
+    /// Whether it is of this workspace.
+    pub(crate) fn is_built_here(self) -> bool {
+        self.is_ours() || matches!(self, Self::BareHyper | Self::BareHyperTls)
+    }
+
     /// Whether there is another server behind it.
     fn has_upstream(self) -> bool {
         matches!(self, Self::OursProxy(_) | Self::OursTraced(_) | Self::NginxProxy)
@@ -65,6 +75,7 @@ pub(crate) struct Programs {
     pub(crate) ours: PathBuf,
     pub(crate) wasmtime: Result<PathBuf, String>,
     pub(crate) node: Result<String, String>,
+    pub(crate) workerd: Result<PathBuf, String>,
 }
 
 impl Programs {
@@ -75,31 +86,9 @@ impl Programs {
         Command::new("wrk").arg("--version").output().context("there is no wrk: on Debian, apt-get install wrk")?;
         let node =
             output(Command::new("node").arg("--version"), ANYWHERE).map_err(|_| "there is no node on the PATH".into());
-        Ok(Self { ours, wasmtime: find_wasmtime().map_err(|error| format!("{error:#}")), node })
+        let why = |error: anyhow::Error| format!("{error:#}");
+        Ok(Self { ours, wasmtime: peers::wasmtime().map_err(why), node, workerd: peers::workerd().map_err(why) })
     }
-}
-
-/// `$WASMTIME`, the one on the PATH, or the one that was built here; builds it if that was asked for.
-fn find_wasmtime() -> Result<PathBuf> {
-    let peers = target().join("peers");
-    let built = peers.join("bin/wasmtime");
-    let candidates = [variable("WASMTIME").map(PathBuf::from), Some("wasmtime".into()), Some(built.clone())];
-    let series = WASMTIME_VERSION.split('.').next().unwrap_or_default();
-    let fits = |path: &PathBuf| {
-        let version = Command::new(path).arg("--version").output();
-        version.is_ok_and(|version| version.stdout.starts_with(format!("wasmtime {series}.").as_bytes()))
-    };
-    if let Some(path) = candidates.into_iter().flatten().find(fits) {
-        return Ok(path);
-    }
-    if variable("BENCH_PEERS").as_deref() != Some("all") {
-        bail!("there is no wasmtime {series}: set WASMTIME, or BENCH_PEERS=all to build it in some minutes");
-    }
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut install = Command::new(cargo);
-    install.args(["install", "wasmtime-cli", "--version", WASMTIME_VERSION, "--locked", "--root"]).arg(&peers);
-    output(&mut install, ANYWHERE).context("building wasmtime")?;
-    Ok(built)
 }
 
 /// The compiled form of a guest's name.
@@ -166,6 +155,7 @@ impl Contender {
                 command.arg(root().join("bench/node-cluster.js")).arg(workers.to_string());
                 command
             }
+            Program::Workerd => peers::serve_by_workerd(&found(&programs.workerd)?, scratch, free_port()?)?,
             Program::BareHyper | Program::BareHyperTls => bare_hyper(self.program.is_tls())?,
         };
         command.args(self.flags);
@@ -181,6 +171,7 @@ impl Contender {
                 (format!("wasmcluster serve --workers {workers} {tls}"), guest)
             }
             Program::Wasmtime(guest) => ("wasmtime serve -S cli".into(), guest),
+            Program::Workerd => ("workerd serve config.capnp".into(), ""),
             Program::Node => (format!("node bench/node-cluster.js {workers}"), ""),
             Program::BareHyper => (format!("wasmcluster-bench {}", crate::bare::COMMAND), ""),
             Program::BareHyperTls => (format!("wasmcluster-bench {} {}", crate::bare::COMMAND, crate::bare::TLS), ""),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::contenders::Program::{BareHyper, Ours, OursTls, OursTraced, Wasmtime};
+use crate::contenders::Program::{BareHyper, Ours, OursProxy, OursTls, OursTraced, Wasmtime};
 use crate::contenders::{Contender, Program};
 use crate::plan::{FRESH, ON_ONE, REUSED, SEEN, SEEN_FRESH};
 use crate::process::{ANYWHERE, Scratch};
@@ -62,6 +62,7 @@ const CASES: &[Case] = &[
     case("traced-reused", "0.2, reused, all of that and traces, 1 % recorded", OursTraced("hello_p2"), SEEN, Protocol::Http1),
     case("h2-reused", "0.2, reused, HTTP/2", Ours("hello_p2"), ON_ONE, Protocol::Http2),
     case("h2-tls-reused", "0.2, reused, HTTP/2 over TLS", OursTls("hello_p2"), ON_ONE, Protocol::Http2),
+    case("proxy-reused", "examples/proxy, reused", OursProxy("proxy"), REUSED, Protocol::Http1),
     case("wasmtime-fresh", "`wasmtime serve`, 0.2, fresh instance", Wasmtime("hello_p2"), &[], Protocol::Http1),
     case("wasmtime-reused", "`wasmtime serve`, 0.2, instance reused", Wasmtime("hello_p2"), REUSED, Protocol::Http1),
     case("wasmtime-p3-fresh", "`wasmtime serve`, 0.3, fresh instance", Wasmtime("hello_p3"), FRESH, Protocol::Http1),

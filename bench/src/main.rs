@@ -2,12 +2,13 @@
 //! files how.
 //!
 //! Environment: `BENCH_ROUNDS` (5), `BENCH_SECONDS` of each measurement (3), `BENCH_QUICK=1` (one round of a second),
-//! `BENCH_ONLY` (parts of the plan, separated by commas), `BENCH_PEERS=all` (builds what is missing), `WASMCLUSTER` and
+//! `BENCH_ONLY` (parts of the plan, separated by commas), `BENCH_PEERS=all` (fetches what is missing), `WASMCLUSTER`, `WORKERD` and
 //! `WASMTIME` (programs to use instead of those that are found).
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its results and its progress")]
 
 mod bare;
 mod cluster;
+mod compare;
 mod contenders;
 mod count;
 mod growth;
@@ -16,6 +17,7 @@ mod large;
 mod native;
 mod nginx;
 mod open_loop;
+mod peers;
 mod picture;
 mod plan;
 mod process;
@@ -24,6 +26,7 @@ mod rounds;
 mod stats;
 mod stores;
 mod tls;
+mod train;
 mod valgrind;
 
 use std::path::{Path, PathBuf};
@@ -125,7 +128,9 @@ fn main() -> ExitCode {
         None => bench().map(code),
         Some(bare::COMMAND) => bare::serve(arguments.next().as_deref() == Some(bare::TLS)).map(|()| code(true)),
         Some(native::COMMAND) => native::serve(&arguments.next().unwrap_or_default()).map(|()| code(true)),
+        Some(compare::COMMAND) => compare::compare(&arguments.next().unwrap_or_default()).map(code),
         Some(count::COMMAND) => count::count().map(code),
+        Some(train::COMMAND) => train::train().map(code),
         Some(valgrind::COMMAND) => {
             let folder = PathBuf::from(arguments.next().unwrap_or_default());
             let program: Vec<String> = arguments.collect();

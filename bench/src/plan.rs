@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::Bench;
 use crate::contenders::Program::{
-    BareHyper, BareHyperTls, Nginx, NginxProxy, Node, Ours, OursProxy, OursTls, OursTraced, Wasmtime,
+    BareHyper, BareHyperTls, Nginx, NginxProxy, Node, Ours, OursProxy, OursTls, OursTraced, Wasmtime, Workerd,
 };
 use crate::contenders::{Contender, Program};
 use crate::report::{Row, Series, Unit};
@@ -55,6 +55,7 @@ const fn contender(
 
 const DEFAULTS: &[&str] = &[];
 pub(crate) const FRESH: &[&str] = &["--max-instance-reuse-count", "1"];
+const NO_SNAPSHOT: &[&str] = &["--max-instance-reuse-count", "1", "--no-snapshot"];
 pub(crate) const REUSED: &[&str] = &["--max-instance-reuse-count", "100000"];
 /// h2load does not connect again when a connection retires.
 pub(crate) const ON_ONE: &[&str] = &["--max-instance-reuse-count", "100000", "--max-connection-requests", "1000000000"];
@@ -99,10 +100,13 @@ pub(crate) const GROUPS: &[Group] = &[
             contender("wasmtime-tuned", "wasmtime serve, fresh instance, tuned pool", Wasmtime("hello_p2"), TUNED),
             contender("sdk-fresh", "wasmcluster, fresh instance, SDK's hello", Ours("hello"), FRESH),
             contender("bare-fresh", "wasmcluster, fresh instance, that on bare bindings", Ours("bare_p2"), FRESH),
+            contender("axum-fresh", "wasmcluster, fresh instance, axum with 20 routes", Ours("axum_routes"), FRESH),
+            contender("axum-no-snapshot", "wasmcluster, the same without a snapshot", Ours("axum_routes"), NO_SNAPSHOT),
             contender("ours-reused", "wasmcluster, instance reused", Ours("hello_p2"), REUSED),
             contender("wasmtime-reused", "wasmtime serve, instance reused", Wasmtime("hello_p2"), REUSED),
             contender("sdk-reused", "wasmcluster, instance reused, SDK's hello", Ours("hello"), REUSED),
             contender("node", "Node cluster, one worker", Node, DEFAULTS),
+            contender("workerd", "workerd, a worker in JavaScript", Workerd, DEFAULTS),
             contender("hyper", "bare hyper, current-thread", BareHyper, DEFAULTS),
         ],
     },
@@ -262,14 +266,14 @@ const fn ratio(
 
 #[rustfmt::skip]
 pub(crate) const RATIOS: &[Ratio] = &[
-    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its defaults", "ours-fresh", "wasmtime-fresh", 3.0, 4.5),
-    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its pool tuned by flags", "ours-fresh", "wasmtime-tuned", 2.0, 3.0),
-    ratio("hello", "reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.3, 1.8),
-    ratio("hello", "reused instance (0.2) / Node `cluster`, one worker", "ours-reused", "node", 1.0, 1.4),
-    ratio("hello", "reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
-    ratio("p3", "0.3 guest, default reuse / `wasmtime serve` likewise", "ours-default", "wasmtime-default", 1.5, 2.2),
-    ratio("p3", "0.3 guest, fresh instance / `wasmtime serve` likewise", "ours-fresh", "wasmtime-fresh", 3.0, 4.0),
-    ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 3.0, 4.0),
+    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its defaults", "ours-fresh", "wasmtime-fresh", 4.2, 5.0),
+    ratio("hello", "fresh instance (0.2) / `wasmtime serve`, its pool tuned by flags", "ours-fresh", "wasmtime-tuned", 3.2, 3.8),
+    ratio("hello", "reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.5, 1.8),
+    ratio("hello", "reused instance (0.2) / Node `cluster`, one worker", "ours-reused", "node", 1.25, 1.5),
+    ratio("hello", "reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.62, 0.7),
+    ratio("p3", "0.3 guest, default reuse / `wasmtime serve` likewise", "ours-default", "wasmtime-default", 1.8, 2.2),
+    ratio("p3", "0.3 guest, fresh instance / `wasmtime serve` likewise", "ours-fresh", "wasmtime-fresh", 3.6, 4.5),
+    ratio("connect", "a connection per request, fresh instance / Node `cluster`", "ours-fresh", "node", 4.2, 5.0),
     ratio("h2", "HTTP/2, 32 connections, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
     ratio("h2-one", "HTTP/2, one connection, reused instance (0.2) / bare hyper", "ours-reused", "hyper", 0.45, 0.6),
     ratio("tls", "TLS keep-alive / clear text, reused instance (0.2)", "ours-tls", "ours-clear", 0.9, 0.95),
@@ -282,12 +286,14 @@ pub(crate) const RATIOS: &[Ratio] = &[
     ratio("seen", "the same, reused instance", "reused-seen", "reused", 0.95, 1.0),
     ratio("seen", "traces besides, 1 % recorded / none, fresh instance", "fresh-traced", "fresh-seen", 0.98, 1.0),
     ratio("seen", "the same, reused instance", "reused-traced", "reused-seen", 0.98, 1.0),
-    ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.1, 3.0),
+    ratio("python", "Python guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.8, 3.0),
     ratio("javascript", "JavaScript guest, fresh instance / `wasmtime serve`", "ours", "wasmtime", 1.4, 2.5),
-    ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.85, 0.95),
-    ratio("two", "two workers, fresh instance (0.2) / `wasmtime serve`", "ours-fresh", "wasmtime-fresh", 4.0, 5.5),
-    ratio("two", "two workers, reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.3, 1.8),
-    ratio("two", "two workers, reused instance (0.2) / Node `cluster`, two workers", "ours-reused", "node", 1.0, 1.4),
+    ratio("hello", "the SDK's hello / the same on bare `wasip2` bindings, fresh instance", "sdk-fresh", "bare-fresh", 0.92, 0.97),
+    ratio("hello", "an axum router with 20 routes / the SDK's hello, fresh instance", "axum-fresh", "sdk-fresh", 0.85, 0.95),
+    ratio("hello", "an axum router with 20 routes, with its snapshot / without", "axum-fresh", "axum-no-snapshot", 1.5, 2.0),
+    ratio("two", "two workers, fresh instance (0.2) / `wasmtime serve`", "ours-fresh", "wasmtime-fresh", 5.2, 6.0),
+    ratio("two", "two workers, reused instance (0.2) / `wasmtime serve`, the same reuse", "ours-reused", "wasmtime-reused", 1.7, 2.0),
+    ratio("two", "two workers, reused instance (0.2) / Node `cluster`, two workers", "ours-reused", "node", 1.3, 1.5),
 ];
 
 impl Ratio {
@@ -325,16 +331,16 @@ pub(crate) const FIGURES: &[Figure] = &[
         key: "ready",
         label: "worker exec → ready, cached artifact",
         unit: Unit::Milliseconds,
-        required: 30.0,
-        aim: 10.0,
+        required: 8.0,
+        aim: 5.0,
         measure: cluster::until_ready,
     },
     Figure {
         key: "memory",
         label: "proportional memory of each further idle worker",
         unit: Unit::Mebibytes,
-        required: 16.0,
-        aim: 6.0,
+        required: 3.0,
+        aim: 2.0,
         measure: cluster::memory_of_a_worker,
     },
     Figure {

@@ -245,7 +245,7 @@ pub(crate) fn thousands(value: u64) -> String {
 }
 
 /// A table of Markdown that can also be read as it is.
-fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut rows = rows;
     rows.insert(0, head.iter().map(ToString::to_string).collect());
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -277,6 +277,7 @@ fn facts(bench: &Bench) -> Vec<(&'static str, String)> {
 
     let mut servers = vec![run(Command::new(&bench.programs.ours).arg("--version"))];
     servers.extend(bench.programs.wasmtime.iter().map(|program| run(Command::new(program).arg("--version"))));
+    servers.extend(bench.programs.workerd.iter().map(|program| run(Command::new(program).arg("--version"))));
     servers.extend(bench.programs.node.iter().map(|version| format!("Node {}", version.trim())));
     vec![
         ("date", run(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))),

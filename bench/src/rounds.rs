@@ -60,7 +60,7 @@ pub(crate) fn run(bench: &Bench, group: &'static Group) -> Vec<Figures> {
 }
 
 /// Whoever follows whom, it evens out.
-fn order(round: usize, count: usize) -> Vec<usize> {
+pub(crate) fn order(round: usize, count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     if round % 2 == 1 {
         order.reverse();
@@ -127,6 +127,11 @@ impl Figures {
     }
 }
 
+/// Whether it starts, answers as it should, and takes the load for as long as it warms up.
+pub(crate) fn warm_up(bench: &Bench, group: &Group, contender: &'static Contender) -> Figures {
+    start(bench, group, contender).0
+}
+
 fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figures, Option<Server>) {
     let mut figures = Figures { contender, rates: Ok(Vec::new()), odd_headers: None };
     if let Some(why) = missing(bench, contender) {
@@ -160,6 +165,7 @@ fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
             program.or_else(|| component(guest).err().map(|error| error.to_string()))
         }
         Program::Node => bench.programs.node.as_ref().err().cloned(),
+        Program::Workerd => bench.programs.workerd.as_ref().err().cloned(),
         Program::BareHyper | Program::BareHyperTls => None,
         Program::Nginx | Program::NginxProxy => {
             let found = output(Command::new("nginx").arg("-v"), ANYWHERE);
@@ -169,7 +175,7 @@ fn missing(bench: &Bench, contender: &Contender) -> Option<String> {
 }
 
 /// Requests per second, as `wrk` counts them.
-fn measure(bench: &Bench, load: Load, server: &Server, time: Duration) -> Result<f64> {
+pub(crate) fn measure(bench: &Bench, load: Load, server: &Server, time: Duration) -> Result<f64> {
     let cpus = if load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.load() };
     let seconds = time.as_secs().to_string();
     match load {

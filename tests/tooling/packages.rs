@@ -44,7 +44,7 @@ fn the_version_is_one_line_that_says_what_the_binary_consists_of() {
     let long = said("--version");
     let (_, rest) = long.split_once(&format!("{short} (wasmtime 48.")).unwrap_or_else(|| panic!("{long}"));
     assert!(rest.ends_with(", features: none)") && !rest.contains('\n'), "{long}");
-    for part in [", commit ", ", target ", "-linux-gnu"] {
+    for part in [", commit ", ", target ", "-linux-gnu", ", build: "] {
         assert!(rest.contains(part), "{long}");
     }
 }

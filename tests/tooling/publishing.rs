@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -173,6 +174,29 @@ fn the_release_workflow_is_sound() {
     for line in stdout.lines().filter(|line| line.starts_with("skipped: ")) {
         println!("{line}");
     }
+}
+
+#[test]
+fn a_build_by_profile_says_first_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let rustc = folder.path().join("rustc");
+    // A compiler of tomorrow, for whose LLVM nothing is installed.
+    fs::write(&rustc, "#!/bin/sh\necho 'host: x86_64-unknown-linux-gnu'\necho 'LLVM version: 9999.1.2'\n").unwrap();
+    fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let said = |arguments: &[&str]| {
+        let mut command = Command::new(root().join("scripts/pgo"));
+        let ended = command.args(arguments).env("PATH", &path).env("CARGO_TARGET_DIR", folder.path()).output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let (code, stderr) = said(&[]);
+    assert_eq!(code, Some(1), "{stderr}");
+    for part in
+        ["there is no llvm-profdata of LLVM 9999\n", "rustup component add llvm-tools", "apt-get install llvm-9999"]
+    {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    assert_eq!(said(&["--prefile"]), (Some(2), "usage: scripts/pgo [--profile]\n".into()));
 }
 
 #[test]

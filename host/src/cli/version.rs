@@ -13,5 +13,8 @@ pub(super) static LONG: LazyLock<String> = LazyLock::new(|| {
         "" => "none",
         features => features,
     };
-    format!("{version} (wasmtime {WASMTIME_VERSION}, commit {commit}, target {target}, features: {features})")
+    let build = env!("WASMCLUSTER_BUILD");
+    format!(
+        "{version} (wasmtime {WASMTIME_VERSION}, commit {commit}, target {target}, build: {build}, features: {features})"
+    )
 });
