@@ -170,6 +170,50 @@ async fn a_name_that_nobody_answers_for_holds_up_no_other() {
     }
 }
 
+/// Prints how long requests to other names take while six wait for names that nobody answers for, and while none does, in turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "figures, for a quiet machine"]
+async fn figures_beside_a_name_that_nobody_answers_for() {
+    const ROUNDS: usize = 8;
+    const REQUESTS: usize = 500;
+    let Some(stage) = Stage::set(&by(SERVER), "") else { return };
+    let silent = (0..6).map(|n| format!("silent{n}.test.example A silent\nsilent{n}.test.example AAAA silent\n"));
+    let answered = "kept.test.example A 600 127.0.0.1\nanew.test.example A 0 127.0.0.1\n".to_owned();
+    stage.server.says(&silent.chain([answered]).collect::<String>());
+    for name in ["kept.test.example", "anew.test.example"] {
+        let mut took: [Vec<Duration>; 2] = Default::default();
+        for _ in 0..ROUNDS {
+            for is_beside in [false, true] {
+                let over = Arc::new(AtomicBool::new(!is_beside));
+                let waiting = (0..6).map(|n| {
+                    let (socket, over) = (stage.socket.clone(), over.clone());
+                    let url = stage.url(&format!("silent{n}.test.example"));
+                    tokio::spawn(async move {
+                        while !over.load(Ordering::SeqCst) {
+                            get_by(&socket, &url).await;
+                        }
+                    })
+                });
+                let waiting: Vec<_> = waiting.collect();
+                until("they wait", || (stage.cluster.in_flight()? >= if is_beside { 6 } else { 0 }).then_some(()));
+                for _ in 0..REQUESTS {
+                    let start = Instant::now();
+                    assert_eq!(stage.fetch(name).await, FINE);
+                    took[usize::from(is_beside)].push(start.elapsed());
+                }
+                over.store(true, Ordering::SeqCst);
+                for waiting in waiting {
+                    waiting.await.unwrap();
+                }
+            }
+        }
+        for (mut took, what) in took.into_iter().zip(["alone", "beside silent ones"]) {
+            took.sort();
+            println!("{name}, {what}: p50 {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_dead_or_refuses_does_not_stop_the_next() {
     // Nobody listens at the first, and nobody hears the second.

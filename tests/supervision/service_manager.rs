@@ -100,6 +100,28 @@ fn a_manager_is_told_how_the_cluster_is() {
     assert!(cluster.wait().success());
 }
 
+/// Else the manager would take it for stuck.
+#[test]
+fn a_reload_asks_for_time_as_long_as_it_takes() {
+    let args = ["--soak", "2s", "--min-ready", "0s"];
+    let (mut manager, setup) = Manager::watch(Setup::new(&guest("whoami")).workers(1).args(&args));
+    let cluster = setup.env("WATCHDOG_USEC", "600000").start();
+    manager.hears("STATUS=serving");
+    let (more, ready) = ("EXTEND_TIMEOUT_USEC=30000000", manager.count("READY=1"));
+    let at_start = manager.count(more);
+    cluster.signal(Signal::SIGUSR2);
+    manager.hears("RELOADING=1");
+    manager.hears(more);
+    assert_eq!(manager.count("READY=1"), ready);
+    manager.hears("READY=1");
+    let asked = manager.count(more);
+    assert!(asked > at_start);
+    for _ in 0..4 {
+        manager.hears("WATCHDOG=1");
+    }
+    assert_eq!(manager.count(more), asked);
+}
+
 /// Its queue is full, its socket is gone, or was never there.
 #[test]
 fn a_manager_that_does_not_listen_holds_nothing_up() {
