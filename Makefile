@@ -4,10 +4,21 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ARGS ?=
-PGO ?=
 COMPARE ?=
-PGO_BUILT = $(TARGET)/pgo/$(shell rustc -vV | sed -n 's/^host: //p')/release
-RUN_BENCH = $(if $(PGO),WASMCLUSTER=$(PGO_BUILT)/wasmcluster $(PGO_BUILT)/wasmcluster-bench,$(CARGO) run --release -p wasmcluster-bench --)
+RUN_BENCH = $(CARGO) run --release -p wasmcluster-bench --
+BENCHED = build
+# PGO=1: what `make pgo` makes, which is made anew when the code has changed.
+ifneq ($(filter-out 0,$(PGO)),)
+ifneq ($(COMPARE),)
+$(error PGO and COMPARE exclude each other: the other revision is built without a profile)
+endif
+PGO_BUILT := $(TARGET)/pgo/$(shell rustc -vV | sed -n 's/^host: //p')/release
+RUN_BENCH = WASMCLUSTER=$(PGO_BUILT)/wasmcluster $(PGO_BUILT)/wasmcluster-bench
+BENCHED = $(PGO_BUILT)/wasmcluster-bench
+$(BENCHED): $(shell git ls-files Cargo.lock Cargo.toml host bench)
+	scripts/pgo
+	touch $@
+endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -39,18 +50,19 @@ soak: guests ## Send hostile and good traffic together for minutes (SOAK_SECONDS
 fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	scripts/fuzz
 
-# Half an hour on two cores; scripts/pgo says what it needs, and where the program is.
+# Forty minutes on two cores; scripts/pgo says what it needs, and where the program is.
 pgo: ## Build the server by a profile of itself under load, as releases are: a quarter to two fifths faster
 	scripts/pgo
 
-# It takes forty minutes. PGO=1 measures what `make pgo` makes; COMPARE=REV instead this build beside that revision, in pairs. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
+# It takes forty minutes. PGO=1 measures the program that `make pgo` makes; COMPARE=REV instead this build beside one of that
+# revision, in pairs. BENCH_QUICK=1, BENCH_ROUNDS=5, BENCH_SECONDS=3, BENCH_ONLY=hello,growth: less or more of it.
 # WASMTIME=PATH, WASMCLUSTER=PATH: other programs than those that are found. All of them are variables for the program.
 # Guests in Python and JavaScript that could not be built are left out, which the table says.
-bench: guests $(if $(PGO),pgo,build) ## Compare with other servers, into docs/benchmark.md (BENCH_PEERS=all fetches them, BENCH_QUICK=1, PGO=1)
-	$(RUN_BENCH)$(if $(COMPARE), compare $(COMPARE))
+bench: guests $(BENCHED) ## Compare with other servers, into docs/benchmark.md (BENCH_PEERS=all fetches them, BENCH_QUICK=1, PGO=1)
+	$(RUN_BENCH)$(if $(COMPARE), compare '$(COMPARE)')
 
 # COUNT_ONLY=ROW,… alone, COUNT_REQUESTS=1000 of each, COUNT_KEEP=FOLDER for what callgrind writes, WASMTIME=PATH.
-count: guests $(if $(PGO),pgo,build) ## Count instructions and cache misses of a request under valgrind (COUNT_ONLY=…, PGO=1)
+count: guests $(BENCHED) ## Count instructions and cache misses of a request under valgrind (COUNT_ONLY=…, PGO=1)
 	$(RUN_BENCH) count
 
 # GUEST=hello_p3 or a path, BIN=PATH for another server program, PROFILE_SECONDS=5: variables for the script.

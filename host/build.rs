@@ -3,7 +3,7 @@
 //!
 //! Nothing here depends on the time, the user or the path, so the same commit gives the same answers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
@@ -54,11 +54,12 @@ fn checked_out() -> Option<String> {
 /// How it is optimised.
 fn build() -> String {
     let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
-    match env::var("PROFILE") {
-        // `scripts/pgo`
-        Ok(profile) if profile == "release" && flags.contains("profile-use=") => "release by profile".into(),
-        profile => profile.unwrap_or_default(),
-    }
+    // PROFILE is `release` for each that inherits from it. This is PROFILE/build/PACKAGE/out.
+    let folder = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    let profile = folder.ancestors().nth(3).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    // `scripts/pgo`
+    let by_profile = if flags.contains("profile-use=") { " by profile" } else { "" };
+    format!("{profile}{by_profile}")
 }
 
 /// Those of `[features]`, in the order of their names.

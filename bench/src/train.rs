@@ -1,7 +1,8 @@
 //! What `scripts/pgo` has run while code is counted: every load of the plan, for a moment, on what is built here; and some compiling.
 
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,6 +13,16 @@ use crate::report::Why;
 use crate::{Bench, rounds, stores};
 
 pub(crate) const COMMAND: &str = "train";
+
+/// What ends writes down what it counted.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Whether any process is of this program.
+fn running(program: &Path) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut programs = processes.filter_map(|process| std::fs::read_link(process.path().join("exe")).ok());
+    programs.any(|of| of == program)
+}
 
 /// False when something failed that was there to be tried.
 pub(crate) fn train() -> Result<bool> {
@@ -37,6 +48,12 @@ pub(crate) fn train() -> Result<bool> {
     }
     for series in stores::measure(&bench) {
         is_whole &= !series.rows.iter().any(|row| matches!(row.rounds, Err(Why::Failed(_))));
+    }
+    let is_left = || running(&bench.programs.ours);
+    let deadline = Instant::now() + ENDS_WITHIN;
+    while is_left() {
+        ensure!(Instant::now() < deadline, "some of what was tried has not ended: what it counted would be missing");
+        std::thread::sleep(Duration::from_millis(50));
     }
     ensure!(tried > 0, "nothing is there to be tried: build the guests with scripts/build-guests");
     Ok(is_whole)

@@ -196,7 +196,7 @@ fn a_build_by_profile_says_first_what_it_lacks() {
     {
         assert!(stderr.contains(part), "{stderr}");
     }
-    assert_eq!(said(&["--prefile"]), (Some(2), "usage: scripts/pgo [--profile]\n".into()));
+    assert_eq!(said(&["--prefile"]), (Some(2), "usage: scripts/pgo [--profile | --check PROGRAM]\n".into()));
 }
 
 #[test]

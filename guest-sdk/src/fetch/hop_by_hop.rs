@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 
 /// What is always of one connection.
-const ALWAYS: [HeaderName; 10] = [
+static ALWAYS: [HeaderName; 10] = [
     header::CONNECTION,
     header::HOST,
     header::PROXY_AUTHENTICATE,
