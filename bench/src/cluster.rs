@@ -96,7 +96,10 @@ pub(crate) fn memory_of_a_worker(bench: &Bench) -> Result<Vec<f64>> {
 
 fn start(bench: &Bench, guest: &str) -> Result<Server> {
     let scratch = Scratch::new()?;
-    Server::start(ours(&bench.programs, guest, 1, &scratch)?, scratch, bench.cpus.server())
+    let mut command = ours(&bench.programs, guest, 1, &scratch)?;
+    // The client of the open loop does not connect again when a connection retires.
+    command.args(["--max-connection-requests", "1000000000"]);
+    Server::start(command, scratch, bench.cpus.server())
 }
 
 /// A command for a running cluster.
