@@ -51,7 +51,7 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	scripts/fuzz
 
 # Forty minutes on two cores; scripts/pgo says what it needs, and where the program is.
-pgo: ## Build the server by a profile of itself under load, as releases are: a quarter to two fifths faster
+pgo: ## Build the server by a profile of itself under load, as releases are: a quarter to a half faster
 	scripts/pgo
 
 # It takes forty minutes. PGO=1 measures the program that `make pgo` makes; COMPARE=REV instead this build beside one of that
