@@ -146,8 +146,9 @@ fn build(revision: &str) -> Result<(String, PathBuf)> {
         let mut git = Command::new("git");
         output(git.arg("-C").arg(root()).args(arguments), ANYWHERE)
     };
-    let commit = in_repository(&["rev-parse", "--verify", "--short=12", &format!("{revision}^{{commit}}")]);
-    let commit = commit.with_context(|| format!("there is no revision {revision}"))?.trim().to_owned();
+    ensure!(!revision.is_empty(), "beside which revision? As in: make bench COMPARE=HEAD~1");
+    let commit = in_repository(&["rev-parse", "--quiet", "--verify", "--short=12", &format!("{revision}^{{commit}}")]);
+    let commit = commit.ok().with_context(|| format!("there is no revision {revision}"))?.trim().to_owned();
     let folder = target().join("bench/compare");
     let source = folder.join(&commit);
     if !source.join("Cargo.lock").is_file() {
