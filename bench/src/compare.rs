@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::contenders::{Server, version};
+use crate::contenders::{Contender, version};
 use crate::plan::{GROUPS, Group};
 use crate::process::{ANYWHERE, Scratch, output};
 use crate::report::table;
@@ -51,11 +51,14 @@ impl Verdict {
         let noise = noise_high - noise_low;
         // Two processes of the same program may differ for as long as they live.
         let differs = (middle - 1.0).abs() > (noise / 2.0).max((offset - 1.0).abs());
-        match () {
-            () if noise > MAX_NOISE => Self::TooNoisy,
-            () if low > 1.0 && differs => Self::Faster,
-            () if high < 1.0 && differs => Self::Slower,
-            () => Self::NoDifference,
+        if noise > MAX_NOISE {
+            Self::TooNoisy
+        } else if low > 1.0 && differs {
+            Self::Faster
+        } else if high < 1.0 && differs {
+            Self::Slower
+        } else {
+            Self::NoDifference
         }
     }
 
@@ -96,7 +99,7 @@ pub(crate) fn compare(revision: &str) -> Result<bool> {
         let contender = group.contenders.iter().find(|known| known.key == *key).expect("the plan has it");
         eprintln!("{}: {}", group.key, contender.name);
         let name = format!("{}, {}", group.key, contender.name);
-        rows.push(match pairs(&bench, &other, group, key) {
+        rows.push(match pairs(&bench, &other, group, contender) {
             Ok((to_other, to_itself)) => {
                 let show = |[low, middle, high]: [f64; 3]| [format!("{middle:.3}"), format!("{low:.3} … {high:.3}")];
                 let [middle, half] = show(quartiles(&to_other));
@@ -118,14 +121,8 @@ pub(crate) fn compare(revision: &str) -> Result<bool> {
 }
 
 /// Ratios of this build to the other, and of this build to itself.
-fn pairs(bench: &Bench, other: &Bench, group: &Group, key: &str) -> Result<(Vec<f64>, Vec<f64>)> {
-    let contender = group.contenders.iter().find(|known| known.key == key).context("the plan has it")?;
-    let start = |bench: &Bench| -> Result<Server> {
-        let server = contender.start(bench, group.load.workers(), bench.cpus.server())?;
-        server.check()?;
-        rounds::measure(bench, group.load, &server, bench.warm_up)?;
-        Ok(server)
-    };
+fn pairs(bench: &Bench, other: &Bench, group: &Group, contender: &Contender) -> Result<(Vec<f64>, Vec<f64>)> {
+    let start = |bench| rounds::warm(bench, group, contender).map(|(server, _)| server);
     let servers = [start(bench)?, start(other)?, start(bench)?];
     let mut rates = [const { Vec::new() }; 3];
     for round in 0..bench.rounds {

@@ -125,21 +125,17 @@ impl Case {
         if matches!(self.contender.program, Wasmtime(_)) { bench.programs.wasmtime.clone().err() } else { None }
     }
 
-    fn is_ours(&self) -> bool {
-        !matches!(self.contender.program, Wasmtime(_) | BareHyper)
-    }
-
     fn count(&self, bench: &Bench, requests: usize) -> Result<Counts> {
         let scratch = Scratch::new()?;
         let kept = variable("COUNT_KEEP").map(|folder| PathBuf::from(folder).join(self.contender.key));
         let valgrind = Valgrind::new(kept.unwrap_or_else(|| scratch.path("valgrind")))?;
         let server = self.contender.start_as(bench, 1, ANYWHERE, |mut command| {
-            if self.is_ours() {
+            if self.contender.program.is_ours() {
                 command.args(IN_FLIGHT);
             }
-            valgrind.wrap(&command, self.is_ours())
+            valgrind.wrap(&command, self.contender.program.is_ours())
         })?;
-        let pid = if self.is_ours() { valgrind.worker()? } else { server.pid() };
+        let pid = if self.contender.program.is_ours() { valgrind.worker()? } else { server.pid() };
         let send = |count| match self.protocol {
             Protocol::Http1 => one_by_one(server.address, count),
             Protocol::Http2 => h2load(&server, ANYWHERE, 1, 1, &["-n", &count.to_string()]).map(drop),

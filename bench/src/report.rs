@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use crate::contenders::Program;
+use crate::contenders::{Program, version};
 use crate::plan::{Group, Part};
 use crate::process::{ANYWHERE, output};
 use crate::rounds::{Figures, Measured};
@@ -275,9 +275,9 @@ fn facts(bench: &Bench) -> Vec<(&'static str, String)> {
     let wrk = String::from_utf8(wrk.unwrap_or_default()).unwrap_or_default();
     let wrk = wrk.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
 
-    let mut servers = vec![run(Command::new(&bench.programs.ours).arg("--version"))];
-    servers.extend(bench.programs.wasmtime.iter().map(|program| run(Command::new(program).arg("--version"))));
-    servers.extend(bench.programs.workerd.iter().map(|program| run(Command::new(program).arg("--version"))));
+    let mut servers = vec![version(&bench.programs.ours)];
+    servers.extend(bench.programs.wasmtime.iter().map(|program| version(program)));
+    servers.extend(bench.programs.workerd.iter().map(|program| version(program)));
     servers.extend(bench.programs.node.iter().map(|version| format!("Node {}", version.trim())));
     vec![
         ("date", run(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))),

@@ -139,20 +139,22 @@ fn start(bench: &Bench, group: &Group, contender: &'static Contender) -> (Figure
         figures.rates = Err(Why::Skipped(why));
         return (figures, None);
     }
-    let cpus = if group.load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.server() };
-    let mut ready = || -> Result<Server> {
-        let server = contender.start(bench, group.load.workers(), cpus)?;
-        figures.odd_headers = server.check()?;
-        measure(bench, group.load, &server, bench.warm_up).context("while it warms up")?;
-        Ok(server)
-    };
-    match ready() {
-        Ok(server) => (figures, Some(server)),
+    match warm(bench, group, contender) {
+        Ok((server, odd_headers)) => (Figures { odd_headers, ..figures }, Some(server)),
         Err(error) => {
             figures.fail(&error);
             (figures, None)
         }
     }
+}
+
+/// One that has answered as it should and is warm, and its odd header fields.
+pub(crate) fn warm(bench: &Bench, group: &Group, contender: &Contender) -> Result<(Server, Option<String>)> {
+    let cpus = if group.load == Load::TwoWorkers { bench.cpus.both() } else { bench.cpus.server() };
+    let server = contender.start(bench, group.load.workers(), cpus)?;
+    let odd_headers = server.check()?;
+    measure(bench, group.load, &server, bench.warm_up).context("while it warms up")?;
+    Ok((server, odd_headers))
 }
 
 fn missing(bench: &Bench, contender: &Contender) -> Option<String> {

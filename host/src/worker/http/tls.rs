@@ -172,10 +172,7 @@ impl AsyncWrite for Records {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match slices {
-            [only] => Pin::new(&mut self.0).poll_write(context, only),
-            several => poll_write_together(Pin::new(&mut self.0), context, several),
-        }
+        poll_write_together(Pin::new(&mut self.0), context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

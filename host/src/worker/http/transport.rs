@@ -54,6 +54,9 @@ pub(super) fn poll_write_together<S: Transport>(
     context: &mut Context<'_>,
     slices: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
+    if let [only] = slices {
+        return stream.poll_write(context, only);
+    }
     let length: usize = slices.iter().map(|slice| slice.len()).sum();
     if length > PUT_TOGETHER {
         return stream.poll_write_vectored(context, slices);
